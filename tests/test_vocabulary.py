@@ -1,0 +1,27 @@
+"""The frozen lite vocabulary reads every prompt and names the words that it does not know."""
+
+import pytest
+
+from cotgen_lite.prompts import OBJECTS, lite_prompts, plural
+from cotgen_lite.vocabulary import encode_text, lite_tokenizer, lite_words
+
+
+def test_every_prompt_is_one_token_a_word() -> None:
+    tokenizer = lite_tokenizer()
+    for prompt in lite_prompts("test") + lite_prompts("dev"):
+        ids = encode_text(tokenizer, prompt.text)
+        assert len(ids) == len(prompt.text.split())
+        assert tokenizer.decode(ids) == prompt.text
+
+
+def test_words_are_unique_and_case_does_not_matter() -> None:
+    tokenizer = lite_tokenizer()
+    assert len(lite_words()) == len(set(lite_words()))
+    assert len(tokenizer) == len(lite_words()) + 6
+    assert encode_text(tokenizer, "Yes, A Cat") == encode_text(tokenizer, "yes , a cat")
+    assert all(plural(name) in lite_words() for name in OBJECTS)
+
+
+def test_unknown_word_is_named() -> None:
+    with pytest.raises(ValueError, match=r"'unicorn'.*airplane"):
+        encode_text(lite_tokenizer(), "a photo of a unicorn")
