@@ -1,0 +1,87 @@
+"""Candidate pools: N images of every prompt, drawn once, scored by any verifier, read for every best-of-n at once."""
+
+from dataclasses import dataclass
+from math import comb
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from cotgen_lite.prompts import Prompt, lite_prompts, parse_prompt
+
+# As GenEval draws four images a prompt: tags with few prompts get more pools, so that none hangs on a few coin flips.
+POOLS_PER_PROMPT = {"single_object": 4, "counting": 4}
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The candidates of P prompts, N each; a prompt that occurs several times has independent pools.
+
+    tokens: final image codes, int16 (P, N, L). scores: per verifier, log-odds of yes, float32 (P, N).
+    correct: per judge ("learned", "template"), bool (P, N).
+    """
+
+    prompts: tuple[Prompt, ...]
+    tokens: torch.Tensor
+    scores: dict[str, npt.NDArray[np.float32]]
+    correct: dict[str, npt.NDArray[np.bool_]]
+
+
+def pool_prompts(split: str) -> tuple[Prompt, ...]:
+    """The prompts of a set, each as often as it has pools ("test": 328 of 232 prompts)."""
+    return tuple(prompt for prompt in lite_prompts(split) for _ in range(POOLS_PER_PROMPT.get(prompt.tag, 1)))
+
+
+def expected_best_of(scores: npt.ArrayLike, correct: npt.ArrayLike, n: int) -> npt.NDArray[np.float64]:
+    """How often best-of-n is right if its n candidates are any n of the pool's N: exact, for each prompt.
+
+    The candidate ranked r-th by score is the best of C(N-r, n-1) of the C(N, n) subsets; equal scores share the mean of
+    their places. scores: (P, N), higher is better; correct: (P, N), 0 or 1; n: 1 to N. Returns (P,) in 0..1.
+    ValueError for an n that the pool does not hold.
+    """
+    score, right = np.asarray(scores, dtype=np.float64), np.asarray(correct, dtype=np.float64)
+    if score.shape != right.shape or score.ndim != 2:
+        raise ValueError(f"Scores {score.shape} and verdicts {right.shape} must both be (prompts, candidates).")
+    size = score.shape[1]
+    if not 1 <= n <= size:
+        raise ValueError(f"The pool holds {size} candidates a prompt: n must lie in 1..{size}, got {n}.")
+    weights = np.array([comb(size - rank, n - 1) for rank in range(1, size + 1)], dtype=np.float64) / comb(size, n)
+    order = np.argsort(-score, axis=1, kind="stable")
+    score, right = np.take_along_axis(score, order, 1), np.take_along_axis(right, order, 1)
+    return np.array([weights @ _mean_of_ties(s, r) for s, r in zip(score, right, strict=True)])
+
+
+def _mean_of_ties(score: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    _, group = np.unique(-score, return_inverse=True)
+    return (np.bincount(group, right) / np.bincount(group))[group]
+
+
+def save_pool(pool: Pool, path: Path) -> None:
+    """Write a pool as one safetensors file, atomically; scores in float16, prompts as text in its metadata."""
+    arrays = {"tokens": pool.tokens.to(torch.int16)}
+    arrays |= {f"scores.{name}": torch.from_numpy(np.float16(values)) for name, values in pool.scores.items()}
+    arrays |= {f"correct.{name}": torch.from_numpy(values) for name, values in pool.correct.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    save_file(arrays, part, metadata={"prompts": "\n".join(prompt.text for prompt in pool.prompts)})
+    part.replace(path)
+
+
+def load_pool(path: Path) -> Pool:
+    """Read a pool back, its prompts included; ValueError if the file is damaged, FileNotFoundError if it is missing."""
+    arrays = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            texts = file.metadata()["prompts"].split("\n")
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"The pool {path} is damaged ({error}): restore it with `git checkout -- data`.") from error
+    parts: dict[str, dict[str, npt.NDArray]] = {"scores": {}, "correct": {}}
+    for key, values in arrays.items():
+        kind, _, name = key.partition(".")
+        if kind in parts:
+            parts[kind][name] = values.numpy() if kind == "correct" else values.float().numpy()
+    return Pool(tuple(parse_prompt(text) for text in texts), arrays["tokens"], parts["scores"], parts["correct"])

@@ -1,0 +1,91 @@
+"""One training loop for every lite model: AdamW, warm-up and cosine, a progress bar, resuming after an interrupt."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass
+class TrainingLog:
+    """What a training run was: its length in steps and seconds, and the mean loss of every 50 steps."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+
+
+def train(
+    model: nn.Module,
+    loss_at: Callable[[int], Tensor],
+    steps: int,
+    learning_rate: float,
+    work_dir: Path,
+    label: str,
+    weight_decay: float = 0.01,
+    warmup: float = 0.05,
+    save_seconds: float = 120.0,
+) -> TrainingLog:
+    """Train in place up to `steps`, going on from the checkpoint in `work_dir` if there is one.
+
+    loss_at: the loss of a step (its number is all that it may depend on, beside the weights, so that a resumed run sees
+    the data that an uninterrupted one sees). warmup: share of steps in which the rate rises; then it falls as a cosine
+    to 1% of `learning_rate`. The checkpoint stays, so a finished run returns at once. Gradients are clipped to norm 1.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.98))
+    log, recent = _resume(model, optimizer, work_dir), []
+    started = saved = time.monotonic()
+    earlier_seconds = log.seconds
+    model.train()
+    with tqdm(total=steps, initial=min(log.steps, steps), desc=label, smoothing=0.05) as bar:
+        while log.steps < steps:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * _schedule(log.steps / steps, warmup)
+            loss = loss_at(log.steps)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            recent.append(loss.item())
+            log.steps += 1
+            log.seconds = earlier_seconds + time.monotonic() - started
+            bar.update()
+            if log.steps % 50 == 0 or log.steps == steps:
+                log.losses.append(sum(recent) / len(recent))
+                recent.clear()
+                bar.set_postfix(loss=f"{log.losses[-1]:.3f}")
+            if log.steps == steps or (time.monotonic() - saved > save_seconds and not recent):
+                _save(model, optimizer, log, work_dir)
+                saved = time.monotonic()
+    model.eval()
+    return log
+
+
+def _schedule(done: float, warmup: float) -> float:
+    if done < warmup:
+        return (done + 1e-3) / (warmup + 1e-3)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+
+
+def _save(model: nn.Module, optimizer: torch.optim.Optimizer, log: TrainingLog, work_dir: Path) -> None:
+    work_dir.mkdir(parents=True, exist_ok=True)
+    part = work_dir / f"{CHECKPOINT}.part"
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": vars(log)}, part)
+    part.replace(work_dir / CHECKPOINT)
+
+
+def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, work_dir: Path) -> TrainingLog:
+    path = work_dir / CHECKPOINT
+    if not path.exists():
+        return TrainingLog()
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return TrainingLog(**state["log"])

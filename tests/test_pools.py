@@ -1,0 +1,80 @@
+"""Best-of-n from one pool: exact against all subsets, ties included; pools on disk."""
+
+from itertools import combinations, permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cotgen_lite.pools import Pool, expected_best_of, load_pool, pool_prompts, save_pool
+
+
+def brute_force(score: np.ndarray, right: np.ndarray, n: int) -> float:
+    """Mean over all subsets; among equal best scores every one is as likely."""
+    outcomes = []
+    for subset in combinations(range(len(score)), n):
+        best = max(score[i] for i in subset)
+        outcomes.append(np.mean([right[i] for i in subset if score[i] == best]))
+    return float(np.mean(outcomes))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 7])
+def test_equals_all_subsets(n: int) -> None:
+    rng = np.random.default_rng(n)
+    scores, correct = rng.normal(size=(6, 7)), rng.random((6, 7)) < 0.5
+    expected = [brute_force(s, r, n) for s, r in zip(scores, correct, strict=True)]
+    np.testing.assert_allclose(expected_best_of(scores, correct, n), expected)
+
+
+def test_ties_are_the_mean_over_orders() -> None:
+    score, right = np.array([2.0, 1.0, 1.0, 1.0, 0.0]), np.array([0, 1, 0, 1, 1])
+    for n in (1, 2, 3, 4, 5):
+        orders = []
+        for order in set(permutations(range(5))):
+            ranked = sorted(range(5), key=lambda i: (-score[i], order[i]))
+            broken = np.empty(5)
+            broken[ranked] = np.arange(5, 0, -1)
+            orders.append(brute_force(broken, right, n))
+        assert expected_best_of(score[None], right[None], n)[0] == pytest.approx(np.mean(orders))
+
+
+def test_limits() -> None:
+    rng = np.random.default_rng(0)
+    scores, correct = rng.normal(size=(9, 20)), rng.random((9, 20)) < 0.3
+    np.testing.assert_allclose(expected_best_of(scores, correct, 1), correct.mean(1))
+    np.testing.assert_allclose(expected_best_of(scores, correct, 20), correct[np.arange(9), scores.argmax(1)])
+    np.testing.assert_allclose(expected_best_of(correct, correct, 20), correct.any(1))
+    np.testing.assert_allclose(expected_best_of(np.zeros((9, 20)), correct, 7), correct.mean(1))
+
+
+@pytest.mark.parametrize("n", [0, 21])
+def test_n_outside_the_pool(n: int) -> None:
+    with pytest.raises(ValueError, match=r"1\.\.20"):
+        expected_best_of(np.zeros((1, 20)), np.zeros((1, 20)), n)
+
+
+def test_test_set_has_four_pools_of_rare_tags() -> None:
+    prompts = pool_prompts("test")
+    assert len(prompts) == 8 * 4 + 40 + 24 * 4 + 40 + 60 + 60
+    assert sum(prompt == prompts[0] for prompt in prompts) == 4
+
+
+def test_pool_round_trip_and_damage(tmp_path: Path) -> None:
+    prompts = pool_prompts("dev")[:3]
+    rng = np.random.default_rng(0)
+    pool = Pool(
+        prompts,
+        torch.randint(0, 1024, (3, 4, 64), generator=torch.Generator().manual_seed(0)).to(torch.int16),
+        {"zs-orm": np.float32(np.float16(rng.normal(size=(3, 4))))},
+        {"learned": rng.random((3, 4)) < 0.5},
+    )
+    path = tmp_path / "pool.safetensors"
+    save_pool(pool, path)
+    again = load_pool(path)
+    assert again.prompts == prompts and torch.equal(again.tokens, pool.tokens)
+    np.testing.assert_array_equal(again.scores["zs-orm"], pool.scores["zs-orm"])
+    np.testing.assert_array_equal(again.correct["learned"], pool.correct["learned"])
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="damaged"):
+        load_pool(path)
