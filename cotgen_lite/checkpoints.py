@@ -1,0 +1,26 @@
+"""The course's own models, loaded from the shipped files with their checksums verified."""
+
+from cotgen_lite.files import model_path
+from cotgen_lite.generator import Generator
+from cotgen_lite.judges import LearnedJudge
+from cotgen_lite.sampling import SamplingSettings
+from cotgen_lite.verifier import Verifier
+
+# Guidance was chosen on the dev prompts (data/results/dev.json).
+LITE_SETTINGS = SamplingSettings(guidance_scale=1.5)
+
+
+def load_generator(name: str = "generator", device: str = "auto") -> Generator:
+    """A shipped lite generator with its tokenizers; ValueError if a file is damaged, FileNotFoundError if missing."""
+    folder = model_path(name)
+    return Generator.from_pretrained(folder, folder, model_path("tokenizer"), LITE_SETTINGS, device)
+
+
+def load_verifier(name: str = "verifier", device: str = "auto") -> Verifier:
+    """A shipped lite verifier; errors as in `load_generator`."""
+    return Verifier.from_pretrained(model_path(name), device=device)
+
+
+def load_judge() -> LearnedJudge:
+    """The learned judge, which reports; the template judge needs no files. Errors as in `load_generator`."""
+    return LearnedJudge.from_pretrained(model_path("judge"))

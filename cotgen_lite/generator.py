@@ -1,0 +1,71 @@
+"""What draws a picture: a masked-token model, the tokenizer of its words and the tokenizer of its pixels, together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from cotgen_lite.sampling import Ledger, SamplingSettings, Trajectory, sample
+from cotgen_lite.showo import Showo
+from cotgen_lite.tokenizer import Magvit
+
+
+@dataclass(frozen=True)
+class Generator:
+    """The three parts of a text-to-image generator, and how it samples; lite and full alike."""
+
+    model: Showo
+    words: PreTrainedTokenizerBase
+    pixels: Magvit
+    settings: SamplingSettings
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        words: str | Path,
+        pixels: str | Path,
+        settings: SamplingSettings,
+        device: str = "auto",
+    ) -> "Generator":
+        """Load the parts from folders or hub names.
+
+        At full scale these are "showlab/show-o", "microsoft/phi-1_5" and "showlab/magvitv2".
+        device: "auto" takes a GPU if there is one. ValueError if the parts do not belong together.
+        """
+        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        generator = cls(
+            Showo.from_pretrained(model).to(chosen),
+            AutoTokenizer.from_pretrained(words),
+            Magvit.from_pretrained(pixels).to(chosen),
+            settings,
+        )
+        ours, theirs = generator.model.config, generator.pixels.config
+        if (ours.codebook_size, ours.num_image_tokens) != (theirs.codebook_size, theirs.length):
+            raise ValueError(
+                f"{model} draws {ours.num_image_tokens} tokens of {ours.codebook_size} codes, but {pixels} reads "
+                f"{theirs.length} of {theirs.codebook_size}: give the tokenizer that the generator was trained with."
+            )
+        return generator
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        n: int,
+        seed: int,
+        first_candidate: int = 0,
+        batch_size: int = 64,
+        ledger: Ledger | None = None,
+        progress: bool = False,
+    ) -> list[list[Trajectory]]:
+        """N candidates of every prompt, each a `Trajectory` of all steps; see `sampling.sample`."""
+        return sample(
+            self.model, self.words, prompts, n, self.settings, seed, first_candidate, batch_size, ledger, progress
+        )
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Pictures of tokens: any (..., L) becomes uint8 images (B, 3, H, W), in row order, on the CPU."""
+        return self.pixels.decode(tokens.reshape(-1, tokens.shape[-1]).long()).cpu()

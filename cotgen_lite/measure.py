@@ -1,0 +1,178 @@
+"""Everything that is measured: guidance on the dev prompts, both judges, the test pool, scores and findings."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import save_file
+
+from cotgen_lite.checkpoints import LITE_SETTINGS
+from cotgen_lite.generator import Generator
+from cotgen_lite.geneval import Detector, cohens_kappa, detectable_difference, score
+from cotgen_lite.judge_training import measure_judge
+from cotgen_lite.judges import LearnedJudge, TemplateJudge
+from cotgen_lite.pools import Pool, expected_best_of, pool_prompts, save_pool
+from cotgen_lite.prompts import TAGS, Prompt, lite_prompts
+from cotgen_lite.results import (
+    SIZES,
+    area_under_curve,
+    decide,
+    draw_pool,
+    judge_tokens,
+    score_rows,
+    score_tokens,
+    steps_profile,
+    write_json,
+    write_rows,
+)
+from cotgen_lite.verifier import Verifier
+
+GUIDANCE_SCALES = (0.0, 1.5, 3.0, 5.0)
+KEPT_PER_TAG = 10  # prompts of which every candidate keeps all its steps
+COMMAND = "python -m cotgen_lite.build results"
+
+
+def measure_all(
+    out: Path, work: Path, pool_size: int, dev_candidates: int, prompts_per_tag: int, judged_scenes: int
+) -> None:
+    """Measure the models under `out` and write `pools/` and `results/` there; shards in `work` let it resume.
+
+    pool_size: candidates a test prompt; dev_candidates: images a dev prompt and guidance scale; prompts_per_tag: the
+    most prompts taken of a tag (toy runs take few); judged_scenes: rendered scenes on which the judges are checked.
+    """
+    models = out / "models"
+    pixels = models / "tokenizer"
+    generator = Generator.from_pretrained(models / "generator", models / "generator", pixels, LITE_SETTINGS)
+    verifier = Verifier.from_pretrained(models / "verifier")
+    judges: dict[str, Detector] = {
+        "learned": LearnedJudge.from_pretrained(models / "judge"),
+        "template": TemplateJudge(),
+    }
+    results = out / "results"
+
+    def rebuild(images: torch.Tensor) -> torch.Tensor:
+        return generator.pixels.decode(generator.pixels.encode(images))
+
+    judged = {
+        name: {
+            "clean": measure_judge(detector, judged_scenes, seed=11),
+            "rebuilt": measure_judge(detector, judged_scenes, seed=12, rebuild=rebuild),
+        }
+        for name, detector in judges.items()
+    }
+    write_json(
+        results / "dev.json", _measure_guidance(generator, dev_candidates, prompts_per_tag, work, judges["template"])
+    )
+
+    prompts = _first_of_each_tag(pool_prompts("test"), prompts_per_tag)
+    guesses, committed_at, drawing = draw_pool(generator, prompts, pool_size, seed=0, work_dir=work / "pool")
+    final = guesses[:, :, -1]
+    correct = {name: judge_tokens(generator, final, prompts, detector) for name, detector in judges.items()}
+    log_odds, scoring_seconds = score_tokens(generator, verifier, final, prompts)
+    log_odds = log_odds.astype(np.float16).astype(
+        np.float32
+    )  # as the pool keeps them, so that the file gives these very results
+    save_pool(Pool(prompts, final, {"zs-orm": log_odds}, correct), out / "pools/baseline.safetensors")
+    _save_steps(out / "pools/baseline_steps.safetensors", prompts, guesses, committed_at)
+
+    images = final.shape[0] * final.shape[1]
+    draw_cost = {key: value / images for key, value in drawing.items()} | {"verifier_passes": 0.0}
+    verify_cost = draw_cost | {
+        "verifier_passes": 1.0,
+        "seconds": draw_cost["seconds"] + scoring_seconds / images,
+    }
+    about = {"generator": "baseline", "verifier": None, "seed": 0, "command": COMMAND}
+    asked = about | {"verifier": "zero-shot"}
+    chance, largest = np.zeros_like(log_odds), (pool_size,)
+    sizes = [n for n in SIZES if n <= pool_size]
+    rows = score_rows("baseline", prompts, chance, correct, (1,), about, draw_cost)
+    rows += score_rows("random", prompts, chance, correct, largest, about, draw_cost)
+    for name, verdicts in correct.items():
+        rows += score_rows("oracle", prompts, verdicts, {name: verdicts}, sizes, about, draw_cost)
+    rows += score_rows("zs-orm", prompts, log_odds, correct, sizes, asked, verify_cost)
+    write_rows(results / "scores.jsonl", rows)
+
+    learned = correct["learned"]
+    best, mean = expected_best_of(log_odds, learned, pool_size), learned.mean(1)
+    template_best = expected_best_of(log_odds, correct["template"], pool_size)
+    finding = decide("zs-orm − baseline > 0", prompts, best, mean, paper="0.53 → 0.61")
+    finding["template"] = decide("", prompts, template_best, correct["template"].mean(1), "")["ci"]
+    write_json(results / "findings.json", {"F1": finding})
+    write_json(
+        results / "judges.json",
+        {
+            "right_on_rendered_scenes": judged,
+            "kappa_on_generated_images": round(cohens_kappa(learned.ravel(), correct["template"].ravel()), 4),
+            "images": images,
+        },
+    )
+    write_json(
+        results / "test_set.json",
+        {
+            "detectable_difference": round(detectable_difference(prompts, best, mean), 4),
+            "auc_on_generated_images": _areas(prompts, log_odds, learned),
+            "tokens_equal_to_final_by_step": [round(float(share), 4) for share in steps_profile(guesses)],
+            "judge_agrees_with_final_by_step": _judge_by_step(generator, prompts, guesses, judges["template"]),
+        },
+    )
+
+
+def _measure_guidance(
+    generator: Generator, candidates: int, prompts_per_tag: int, work: Path, judge: Detector
+) -> list[dict]:
+    """The dev score at each guidance scale, by the training judge."""
+    prompts, rows = _first_of_each_tag(lite_prompts("dev"), prompts_per_tag), []
+    for scale in GUIDANCE_SCALES:
+        guided = replace(generator, settings=replace(generator.settings, guidance_scale=scale))
+        guesses, _, _ = draw_pool(guided, prompts, candidates, seed=0, work_dir=work / f"dev-{scale}")
+        right = judge_tokens(generator, guesses[:, :, -1], prompts, judge)
+        result = score(prompts, right.mean(1))
+        tags = {tag: round(value, 4) for tag, value in result.tags.items()}
+        rows.append({"guidance_scale": scale, "tags": tags, "overall": round(result.overall, 4), "ci": result.ci})
+    return rows
+
+
+def _first_of_each_tag(prompts: Sequence[Prompt], most: int) -> tuple[Prompt, ...]:
+    allowed: set[Prompt] = set()
+    for tag in TAGS:
+        allowed |= set(list(dict.fromkeys(prompt for prompt in prompts if prompt.tag == tag))[:most])
+    return tuple(prompt for prompt in prompts if prompt in allowed)
+
+
+def kept_indices(prompts: Sequence[Prompt]) -> list[int]:
+    """Which of a pool's prompts keep all steps: the first pool of the first ten prompts of each tag."""
+    firsts = {prompt: index for index, prompt in reversed(list(enumerate(prompts)))}
+    by_tag = {tag: sorted(index for prompt, index in firsts.items() if prompt.tag == tag) for tag in TAGS}
+    return [index for tag in TAGS for index in by_tag[tag][:KEPT_PER_TAG]]
+
+
+def _save_steps(path: Path, prompts: Sequence[Prompt], guesses: torch.Tensor, committed_at: torch.Tensor) -> None:
+    chosen = kept_indices(prompts)
+    part = path.with_suffix(".part")
+    arrays = {"guesses": guesses[chosen].contiguous(), "committed_at": committed_at[chosen].contiguous()}
+    save_file(arrays | {"pool_row": torch.tensor(chosen)}, part)
+    part.replace(path)
+
+
+def _areas(prompts: Sequence[Prompt], log_odds: npt.NDArray, correct: npt.NDArray) -> dict[str, float]:
+    """AUC of the verifier on generated images, by tag and over all."""
+    tags = np.array([prompt.tag for prompt in prompts])
+    areas = {tag: area_under_curve(log_odds[tags == tag], correct[tags == tag]) for tag in TAGS}
+    areas["all"] = area_under_curve(log_odds, correct)
+    return {tag: round(area, 4) for tag, area in areas.items()}
+
+
+def _judge_by_step(
+    generator: Generator, prompts: Sequence[Prompt], guesses: torch.Tensor, judge: Detector
+) -> list[float]:
+    """How often a judge's verdict on the guess of each step is its verdict on the final image; kept prompts, 4 each."""
+    chosen = kept_indices(prompts)
+    few, texts = guesses[chosen, :4], [prompts[index] for index in chosen]
+    started = time.monotonic()
+    verdicts = np.stack([judge_tokens(generator, few[:, :, step], texts, judge) for step in range(few.shape[2])])
+    print(f"judged every step in {time.monotonic() - started:.0f} s")
+    return [round(float((at_step == verdicts[-1]).mean()), 4) for at_step in verdicts]

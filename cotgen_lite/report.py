@@ -1,0 +1,86 @@
+"""The table of what was found, read from the result files: on the terminal and in the README."""
+
+import json
+from pathlib import Path
+
+from cotgen_lite.files import write_atomically
+from cotgen_lite.prompts import TAGS
+from cotgen_lite.results import read_rows
+
+# GenEval accuracy by tag and overall, N = 20, 18 steps (paper, tables 1 to 3).
+PAPER = {
+    "baseline": (0.95, 0.52, 0.49, 0.82, 0.11, 0.28, 0.53),
+    "zs-orm": (0.99, 0.63, 0.63, 0.84, 0.19, 0.39, 0.61),
+}
+LABELS = {
+    "baseline": "baseline",
+    "random": "random choice of {n}",
+    "zs-orm": "zero-shot ORM, best of {n}",
+    "oracle": "oracle, best of {n}",
+}
+COLUMNS = ("single", "two", "counting", "colors", "position", "attribute", "overall")
+START, END = "<!-- results:start -->", "<!-- results:end -->"
+
+
+def paper_scores(method: str) -> dict[str, float]:
+    """The paper's accuracies of a method by tag, with "overall"; KeyError if the paper has none."""
+    return dict(zip((*TAGS, "overall"), PAPER[method], strict=True))
+
+
+def found(out: Path, judge: str = "learned") -> dict[str, dict]:
+    """The row of every method at its largest n, from `results/scores.jsonl` under `out`."""
+    path = out / "results/scores.jsonl"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: make it with `python -m cotgen_lite.build results`.")
+    rows = sorted((row for row in read_rows(path) if row["judge"] == judge), key=lambda row: row["n"])
+    return {row["method"]: row for row in rows}
+
+
+def table_lines(out: Path) -> list[str]:
+    """The table as lines of markdown: methods by tags, ours with its interval, the template judge's, the paper's."""
+    ours, template = found(out), found(out, "template")
+    lines = [
+        f"| method | {' | '.join(COLUMNS)} | 95% interval | template judge | paper |",
+        f"|{'---|' * (len(COLUMNS) + 4)}",
+    ]
+    for method, label in LABELS.items():
+        if method not in ours:
+            continue
+        row = ours[method]
+        values = [f"{row['tags'][tag]:.2f}" for tag in TAGS] + [f"**{row['overall']:.3f}**"]
+        paper = f"{PAPER[method][-1]:.2f}" if method in PAPER else "–"
+        low, high = row["ci"]
+        lines.append(
+            f"| {label.format(n=row['n'])} | {' | '.join(values)} | {low:.3f} to {high:.3f} "
+            f"| {template[method]['overall']:.3f} | {paper} |"
+        )
+    return lines
+
+
+def finding_lines(out: Path) -> list[str]:
+    """One line for every finding of the paper that was tested: seen, not seen or undecided."""
+    findings = json.loads((out / "results/findings.json").read_text(encoding="utf-8"))
+    return [
+        f"- **{name}** ({found['claim']}): {found['seen']}; difference {found['delta']:+.3f}, "
+        f"95% interval {found['ci'][0]:+.3f} to {found['ci'][1]:+.3f}; paper {found['paper']}."
+        for name, found in findings.items()
+    ]
+
+
+def print_table(out: Path) -> None:
+    """Print table and findings."""
+    print("\n".join(["", *table_lines(out), "", *finding_lines(out)]))
+
+
+def write_readme(out: Path) -> None:
+    """Put table and findings between the README's markers, if `out` is the course's own data folder."""
+    readme = out.parent / "README.md"
+    if not readme.exists() or out.name != "data":
+        return
+    text = readme.read_text(encoding="utf-8")
+    if START not in text:
+        return
+    head, _, rest = text.partition(START)
+    tail = rest.partition(END)[2]
+    block = "\n".join([*table_lines(out), "", *finding_lines(out)])
+    write_atomically(readme, f"{head}{START}\n{block}\n{END}{tail}")

@@ -1,0 +1,354 @@
+"""Image <-> token grid: MAGVIT-v2's convolutional autoencoder with lookup-free quantisation (LFQ).
+
+The encoder turns every patch of an image into a vector of `bits` numbers; their signs *are* the token: no
+codebook is stored or searched (Yu et al. 2024, "Language Model Beats Diffusion: Tokenizer Is Key to Visual
+Generation"). One class serves the course's 64 px model and Show-o's released 13-bit one (showlab/magvitv2):
+modules carry the released names, so that its weights load as they are.
+"""
+
+import pickle
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+CHUNK = 256  # images that pass through the network at once: bounds memory, whatever the batch
+
+
+class MagvitConfig(PreTrainedConfig):
+    """Sizes of a MAGVIT-v2 tokenizer; the defaults are Show-o's released one (256 px, 13 bits, 16 px a patch).
+
+    image_size: side of the square images, px. channels: width at full resolution, times a multiplier per
+    level. encoder_multipliers, encoder_blocks, decoder_multipliers, decoder_blocks: per level, finest level
+    first; each level but the coarsest halves the resolution. bits: log2 of the number of tokens. norm_groups:
+    of every GroupNorm.
+    """
+
+    model_type = "magvit"
+
+    image_size: int = 256
+    channels: int = 128
+    encoder_multipliers: list[int] | tuple[int, ...] = (1, 2, 2, 4, 4)
+    encoder_blocks: list[int] | tuple[int, ...] = (4, 3, 4, 3, 4)
+    decoder_multipliers: list[int] | tuple[int, ...] = (1, 1, 2, 2, 4)
+    decoder_blocks: list[int] | tuple[int, ...] = (4, 4, 3, 4, 3)
+    bits: int = 13
+    norm_groups: int = 32
+
+    @property
+    def patch_size(self) -> int:
+        """Side of the square of pixels behind one token."""
+        return 2 ** (len(self.encoder_multipliers) - 1)
+
+    @property
+    def grid(self) -> int:
+        """Tokens along one side of the image."""
+        return self.image_size // self.patch_size
+
+    @property
+    def length(self) -> int:
+        """Tokens of one image, L."""
+        return self.grid**2
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of different tokens, K."""
+        return 2**self.bits
+
+
+def lite_config() -> MagvitConfig:
+    """Sizes of the course's own tokenizer: 64 px images, 8x8 tokens of 10 bits.
+
+    Few channels and no blocks at 64x64 px, where a convolution costs most: 60,000 scenes are encoded in
+    minutes on a CPU.
+    """
+    return MagvitConfig(
+        image_size=64,
+        channels=8,
+        encoder_multipliers=(1, 2, 4, 6),
+        encoder_blocks=(0, 1, 1, 1),
+        decoder_multipliers=(1, 2, 4, 6),
+        decoder_blocks=(0, 1, 1, 1),
+        bits=10,
+        norm_groups=8,
+    )
+
+
+class ResnetBlock(nn.Module):
+    """Two 3x3 convolutions, each after GroupNorm and swish, around a shortcut."""
+
+    def __init__(self, channels_in: int, channels_out: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, channels_in, eps=1e-6)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, channels_out, eps=1e-6)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        same = channels_in == channels_out
+        self.nin_shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + self.nin_shortcut(x)
+
+
+def resnet_blocks(channels_in: int, channels_out: int, count: int, groups: int) -> nn.Sequential:
+    """The blocks of one resolution; none of them (count 0) hands its input on."""
+    widths = [channels_in] + [channels_out] * count
+    return nn.Sequential(*(ResnetBlock(a, b, groups) for a, b in pairwise(widths)))
+
+
+class Attention(nn.Module):
+    """One head of self-attention among all places of the coarsest grid."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (project(h).flatten(2).transpose(1, 2) for project in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(h.transpose(1, 2).reshape(x.shape))
+
+
+class Middle(nn.Module):
+    """The coarsest grid's own blocks: the only place where distant patches meet."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels, groups)
+        self.attn_1 = Attention(channels, groups)
+        self.block_2 = ResnetBlock(channels, channels, groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Downsample(nn.Module):
+    """Halves the resolution; padding on the right and the bottom alone keeps the grid exact."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Doubles the resolution by repeating pixels, then smooths by a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class DownLevel(nn.Module):
+    """One resolution of the encoder: its blocks, then the way to the next coarser one, if there is one."""
+
+    def __init__(self, channels_in: int, channels_out: int, blocks: int, groups: int, coarsest: bool) -> None:
+        super().__init__()
+        self.block = resnet_blocks(channels_in, channels_out, blocks, groups)
+        self.downsample = nn.Identity() if coarsest else Downsample(channels_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.downsample(self.block(x))
+
+
+class UpLevel(nn.Module):
+    """One resolution of the decoder: its blocks, then the way to the next finer one, if there is one."""
+
+    def __init__(self, channels_in: int, channels_out: int, blocks: int, groups: int, finest: bool) -> None:
+        super().__init__()
+        self.block = resnet_blocks(channels_in, channels_out, blocks, groups)
+        self.upsample = nn.Identity() if finest else Upsample(channels_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.upsample(self.block(x))
+
+
+class Encoder(nn.Module):
+    """Pixels (B, 3, H, W) in [-1, 1] -> one vector of `bits` numbers a patch, (B, bits, H/patch, W/patch)."""
+
+    def __init__(self, config: MagvitConfig) -> None:
+        super().__init__()
+        width, groups = config.channels, config.norm_groups
+        self.conv_in = nn.Conv2d(3, width, 3, padding=1)
+        self.down = nn.Sequential()
+        for multiplier, blocks in zip(config.encoder_multipliers, config.encoder_blocks, strict=True):
+            wider = config.channels * multiplier if blocks else width  # only a block can change the width
+            coarsest = len(self.down) == len(config.encoder_blocks) - 1
+            self.down.append(DownLevel(width, wider, blocks, groups, coarsest))
+            width = wider
+        self.mid = Middle(width, groups)
+        self.norm_out = nn.GroupNorm(groups, width, eps=1e-6)
+        self.conv_out = nn.Conv2d(width, config.bits, 3, padding=1)
+        self.quant_conv = nn.Conv2d(config.bits, config.bits, 1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.mid(self.down(self.conv_in(pixels)))
+        return self.quant_conv(self.conv_out(F.silu(self.norm_out(x))))
+
+
+class Decoder(nn.Module):
+    """Codes (B, bits, h, w), each +1 or -1 -> pixels (B, 3, h·patch, w·patch), about in [-1, 1]."""
+
+    def __init__(self, config: MagvitConfig) -> None:
+        super().__init__()
+        width, groups = config.channels * config.decoder_multipliers[-1], config.norm_groups
+        self.post_quant_conv = nn.Conv2d(config.bits, config.bits, 1)
+        self.conv_in = nn.Conv2d(config.bits, width, 3, padding=1)
+        self.mid = Middle(width, groups)
+        levels = []
+        for i in reversed(range(len(config.decoder_blocks))):
+            narrower = config.channels * config.decoder_multipliers[i] if config.decoder_blocks[i] else width
+            levels.append(UpLevel(width, narrower, config.decoder_blocks[i], groups, finest=i == 0))
+            width = narrower
+        self.up = nn.ModuleList(reversed(levels))  # the released names count from the finest level
+        self.norm_out = nn.GroupNorm(groups, width, eps=1e-6)
+        self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        codes = codes.contiguous(memory_format=torch.channels_last)  # see to_pixels
+        x = self.mid(self.conv_in(self.post_quant_conv(codes)))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+def tokens_to_bits(tokens: Tensor, bits: int) -> Tensor:
+    """Writes every token as its code.
+
+    tokens: int64 of any shape, 0..2**bits - 1. Returns float32 (..., bits), each +1 or -1, most significant
+    bit first. Source: Show-o's layout of MAGVIT-v2's codes.
+    """
+    shifts = torch.arange(bits - 1, -1, -1, device=tokens.device)
+    return ((tokens.unsqueeze(-1) >> shifts) & 1).float() * 2 - 1
+
+
+def bits_to_tokens(values: Tensor) -> Tensor:
+    """Reads tokens off the signs of the last dimension; inverse of `tokens_to_bits`.
+
+    values: float (..., bits), most significant bit first; zero counts as -1. Returns int64 (...).
+    """
+    bits = values.shape[-1]
+    weights = 2 ** torch.arange(bits - 1, -1, -1, device=values.device)
+    return ((values > 0).long() * weights).sum(-1)
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """uint8 images (B, 3, H, W), 0..255 -> float32 pixels in [-1, 1], the same shape."""
+    # Channels last in memory: convolutions this narrow run up to twice as fast on a CPU.
+    return (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+
+def to_images(pixels: Tensor) -> Tensor:
+    """Float pixels, clipped to [-1, 1] -> uint8 images 0..255; inverse of `to_pixels`."""
+    return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+class Magvit(PreTrainedModel):
+    """MAGVIT-v2 with lookup-free quantisation: `encode` images to tokens, `decode` tokens to images."""
+
+    config_class = MagvitConfig
+    base_model_prefix = ""
+    main_input_name = "images"
+    # The released file stores two tables of the quantiser; both follow from the number of bits.
+    _keys_to_ignore_on_load_unexpected = [r"^quantize\.embedding$", r"^quantize\.power_vals$"]
+
+    def __init__(self, config: MagvitConfig) -> None:
+        super().__init__(config)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Keeps PyTorch's own initialisation: transformers' normal(0, 0.02) starves convolutions."""
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """Loads a tokenizer, computing in float32 unless `dtype` says otherwise.
+
+        path: folder or hub name, in our own format or the released one (showlab/magvitv2). Other arguments
+        are transformers'; e.g. image_size=512 for Show-o's larger pictures. Returns the model in evaluation
+        mode. Errors: ValueError where weights are missing, left over or of another shape; OSError where there
+        is no file.
+        """
+        kwargs.setdefault("dtype", torch.float32)
+        wants_info = kwargs.pop("output_loading_info", False)
+        try:
+            model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
+            raise ValueError(f"The tokenizer's weight file in {path} is damaged: fetch or build it again.") from error
+        except RuntimeError as error:
+            raise ValueError(
+                f"The tokenizer's weights in {path} are of other sizes than its config says: "
+                "give the config that they were made with."
+            ) from error
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if info[kind]:
+                names = sorted(str(key) for key in info[kind])
+                raise ValueError(
+                    f"The tokenizer's weights in {path} have {len(names)} {kind.replace('_', ' ')} "
+                    f"(the first is {names[0]}): give the config that they were made with."
+                )
+        return (model, info) if wants_info else model
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Turns images into tokens.
+
+        images: uint8 (B, 3, H, W), H = W = config.image_size. Returns int64 (B, L), 0..K-1, row by row from
+        the top. Errors: ValueError for another dtype or size.
+        """
+        size = self.config.image_size
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1:] != (3, size, size):
+            raise ValueError(
+                f"Images are {images.dtype} {tuple(images.shape)}, but this tokenizer reads torch.uint8 "
+                f"(batch, 3, {size}, {size}): resize them and keep values 0..255."
+            )
+        tokens = [self._encode_chunk(chunk) for chunk in images.split(CHUNK)]
+        return torch.cat(tokens)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Turns tokens back into images.
+
+        tokens: int64 (B, L), 0..K-1, row by row. Returns uint8 (B, 3, H, W).
+        Errors: ValueError for another length, or a token out of range.
+        """
+        length, size = self.config.length, self.config.codebook_size
+        if tokens.dtype != torch.int64 or tokens.dim() != 2 or tokens.shape[1] != length:
+            raise ValueError(
+                f"Tokens are {tokens.dtype} {tuple(tokens.shape)}, but this tokenizer draws an image from "
+                f"torch.int64 (batch, {length}): pass {length} tokens an image."
+            )
+        if len(tokens) and (int(tokens.min()) < 0 or int(tokens.max()) >= size):
+            raise ValueError(
+                f"Tokens run from {int(tokens.min())} to {int(tokens.max())}, but this tokenizer knows 0 to "
+                f"{size - 1}: take off the generator's vocabulary offset and leave no mask token."
+            )
+        return torch.cat([self._decode_chunk(chunk) for chunk in tokens.split(CHUNK)])
+
+    @torch.no_grad()
+    def _encode_chunk(self, images: Tensor) -> Tensor:
+        values = self.encoder(to_pixels(images.to(self.device)).to(self.dtype))
+        return bits_to_tokens(values.permute(0, 2, 3, 1)).flatten(1)
+
+    @torch.no_grad()
+    def _decode_chunk(self, tokens: Tensor) -> Tensor:
+        grid = self.config.grid
+        codes = tokens_to_bits(tokens.to(self.device), self.config.bits).to(self.dtype)
+        codes = codes.transpose(1, 2).reshape(len(tokens), self.config.bits, grid, grid)
+        return to_images(self.decoder(codes))

@@ -1,0 +1,180 @@
+"""Trains a MAGVIT-v2 tokenizer: rebuild the picture through ±1 codes, decidedly, with many different codes.
+
+Lookup-free quantisation needs three terms beside the reconstruction (Yu et al. 2024, section 3.1): every token
+certain (its entropy low), all of them used (the entropy of their mean high), encoder values near ±1
+(commitment). No adversarial loss: icons on a plain ground need none.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from cotgen_lite.tokenizer import Magvit, to_pixels, tokens_to_bits
+
+SAVE_EVERY = 60.0  # seconds between two saved states
+
+
+@dataclass(frozen=True)
+class TokenizerTraining:
+    """Length, pace and loss weights of a training run."""
+
+    steps: int
+    batch: int = 48
+    learning_rate: float = 3e-3  # the peak of a one-cycle schedule
+    weight_decay: float = 1e-4
+    foreground: float = 4.0  # what a pixel on or beside an object counts more than plain ground
+    squared: float = 1.0  # L2 beside L1
+    diversity: float = 0.02  # entropy of the mean token on objects, to be high; fades out over the run
+    certainty: float = 0.02  # entropy of each token, to be low; fades in over the run
+    plain: float = 0.01  # entropy of the mean token on plain ground, to be low: one code for nothing
+    commitment: float = 0.03
+    seed: int = 0
+
+
+def train_tokenizer(
+    model: Magvit,
+    draw: Callable[[np.random.Generator, int], Tensor],
+    config: TokenizerTraining,
+    work: Path,
+    progress: bool = True,
+) -> list[dict[str, float]]:
+    """Trains a tokenizer in place, resuming where an interrupted run in the same folder stopped.
+
+    model: changed in place, left in evaluation mode. draw(rng, n): n images, uint8 (n, 3, H, W); step s draws
+    with a generator seeded by (seed, s), so that a resumed run sees what an uninterrupted one would. work:
+    folder of the state file, written whole about once a minute and at the end. Returns one record of mean
+    losses per 50 steps. Errors: ValueError if the state in `work` belongs to another run.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    state_file = work / "tokenizer_state.pt"
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=config.steps, pct_start=0.1, cycle_momentum=False
+    )
+    step, history = 0, []
+    if state_file.exists():
+        state = torch.load(state_file, map_location=model.device, weights_only=True)
+        if state["config"] != asdict(config):
+            raise ValueError(
+                f"{state_file} was written by a run with other settings ({state['config']}): "
+                "finish that run, or delete the file to start afresh."
+            )
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        step, history = state["step"], state["history"]
+
+    def save() -> None:
+        state = {
+            "config": asdict(config),
+            "step": step,
+            "history": history,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+        }
+        part = state_file.with_suffix(".part")
+        torch.save(state, part)
+        part.replace(state_file)  # whole or not at all
+
+    model.train()
+    recent: list[dict[str, float]] = []
+    saved = time.monotonic()
+    bar = tqdm(total=config.steps, initial=step, desc="tokenizer", disable=not progress)
+    while step < config.steps:
+        images = draw(np.random.default_rng((config.seed, step)), config.batch).to(model.device)
+        losses = tokenizer_losses(model, images, config, step / config.steps)
+        optimizer.zero_grad()
+        losses["total"].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        step += 1
+        bar.update()
+        recent.append({name: value.item() for name, value in losses.items()})
+        if step % 50 == 0 or step == config.steps:
+            means = {name: float(np.mean([losses[name] for losses in recent])) for name in recent[0]}
+            history.append({"step": step, **means})
+            bar.set_postfix(loss=f"{means['total']:.4f}", l1=f"{means['l1']:.4f}")
+            recent = []
+        if time.monotonic() - saved > SAVE_EVERY or step == config.steps:
+            save()
+            saved = time.monotonic()
+    bar.close()
+    model.eval()
+    return history
+
+
+def tokenizer_losses(model: Magvit, images: Tensor, config: TokenizerTraining, progress: float) -> dict[str, Tensor]:
+    """The terms of the training loss on one batch, and their weighted sum "total".
+
+    images: uint8 (B, 3, H, W). progress: how much of the run is over, 0..1. Returns scalars with a gradient: l1
+    and l2 per pixel (pixels in [-1, 1]), certainty, diversity and plain in nats, commitment per bit.
+    Source: Yu et al. 2024, section 3.1; the term for plain ground is ours.
+    """
+    pixels = to_pixels(images)
+    marked = foreground(pixels)
+    weight = 1 + config.foreground * marked
+    values = model.encoder(pixels)
+    signs = torch.where(values > 0, 1.0, -1.0)
+    error = model.decoder(values + (signs - values).detach()) - pixels  # straight through the sign
+    l1 = (weight * error.abs()).sum() / (3 * weight.sum())
+    l2 = (weight * error**2).sum() / (3 * weight.sum())
+    commitment = ((values - signs) ** 2).mean()
+
+    share = F.avg_pool2d(marked, model.config.patch_size).flatten()
+    vectors = values.permute(0, 2, 3, 1).flatten(0, 2)
+    certainty = token_entropies(vectors).mean()
+    diversity = mean_token_entropy(vectors[share > 0], share[share > 0])
+    plain = mean_token_entropy(vectors[share == 0], torch.ones_like(share[share == 0]))
+
+    total = l1 + config.squared * l2 + config.commitment * commitment + config.plain * plain
+    # First find many codes, then decide among them: a bit near zero would flip with whatever stands nearby, and
+    # the generator would have to guess it.
+    total = total + progress * config.certainty * certainty - (1 - progress) * config.diversity * diversity
+    terms = {"l1": l1, "l2": l2, "certainty": certainty, "diversity": diversity, "plain": plain}
+    return {"total": total, **terms, "commitment": commitment}
+
+
+def foreground(pixels: Tensor) -> Tensor:
+    """Marks what is on or within 2 px of an object: wherever a picture leaves its own median colour.
+
+    pixels: float (B, 3, H, W) in [-1, 1]. Returns float (B, 1, H, W) of 0 and 1.
+    """
+    ground = pixels.flatten(2).median(dim=2).values[:, :, None, None]
+    off = ((pixels - ground).abs().amax(1, keepdim=True) > 0.1).float()
+    return F.max_pool2d(off, 5, stride=1, padding=2)
+
+
+def token_entropies(values: Tensor) -> Tensor:
+    """How uncertain each token is when its signs are softened to probabilities.
+
+    values: float (N, bits), the encoder's output; a bit is +1 with probability sigmoid(4·value), the softmax over
+    the squared distances to ±1. Returns float (N,), nats. Source: Yu et al. 2024, equation 5.
+    """
+    p = torch.sigmoid(4 * values)
+    return F.binary_cross_entropy_with_logits(4 * values, p, reduction="none").sum(1)
+
+
+def mean_token_entropy(values: Tensor, share: Tensor) -> Tensor:
+    """How many different tokens are in use: the entropy of the mean token, over all 2**bits of them.
+
+    values: float (N, bits), as in `token_entropies`. share: float (N,), what each token counts in the mean.
+    Returns a scalar, nats; 0 for N = 0. Source: Yu et al. 2024, equation 5.
+    """
+    bits = values.shape[1]
+    codes = tokens_to_bits(torch.arange(2**bits, device=values.device), bits)
+    # log p(code) = sum over bits of log σ(±4v) = ½ Σ (log σ(4v) + log σ(-4v)) + 2 code · v
+    both = F.logsigmoid(4 * values) + F.logsigmoid(-4 * values)
+    log_p = both.sum(1, keepdim=True) / 2 + 2 * values @ codes.T
+    mean = (share / share.sum()) @ log_p.exp()
+    return -(mean * mean.clamp(min=1e-12).log()).sum()

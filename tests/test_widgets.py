@@ -1,0 +1,45 @@
+"""Widgets redraw when a control moves, and keep count."""
+
+import numpy as np
+import torch
+
+from cotgen_lite.widgets import pick_the_best, step_explorer
+
+IMAGES = torch.randint(0, 255, (18, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+def test_step_explorer_draws_again_only_when_needed() -> None:
+    calls = []
+
+    def draw_path(prompt: str, seed: int, guidance: float) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append((prompt, seed, guidance))
+        return IMAGES, torch.rand(18, 64, generator=torch.Generator().manual_seed(seed)) < 0.5
+
+    box = step_explorer(["a photo of a cat", "a photo of a dog"], draw_path)
+    prompt, seed = box.children[0].children
+    guidance, step = box.children[1].children
+    picture = box.children[2]
+    first = picture.value
+    step.value = 3
+    assert picture.value != first and len(calls) == 1  # moving along a path samples nothing anew
+    prompt.value, seed.value, guidance.value = "a photo of a dog", 4, 3.0
+    assert calls[-1] == ("a photo of a dog", 4, 3.0) and len(calls) == 4
+    assert bytes(picture.value).startswith(b"\x89PNG")
+
+
+def test_picker_keeps_count_of_first_picks() -> None:
+    beliefs = np.array([[0.1, 0.9, 0.2], [0.7, 0.2, 0.1]])
+    right = np.array([[True, True, False], [False, True, True]])
+    box = pick_the_best(["a photo of a cat", "a photo of a dog"], [IMAGES[:3], IMAGES[3:6]], beliefs, right)
+    picture, picks, (onward, score) = box.children[0], box.children[1], box.children[2].children
+    asked = picture.value
+    picks.value = 2  # wrong, the verifier's choice is right
+    assert score.value == "you 0, verifier 1 of 1 prompts right" and picture.value != asked
+    picks.value = 0  # a second thought does not count
+    assert score.value.startswith("you 0")
+    onward.click()
+    assert picks.value is None
+    picks.value = 1
+    assert score.value == "you 1, verifier 1 of 2 prompts right"
+    onward.click()
+    assert picture.value == asked
