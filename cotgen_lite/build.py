@@ -67,7 +67,7 @@ LITE = Recipe(
     judged_scenes=2000,
 )
 QUICK = Recipe(
-    tokenizer=(TokenizerTraining(20, batch=16), TokenizerTraining(10, batch=16, seed=1)),
+    tokenizer=(TokenizerTraining(20, batch=16), TokenizerTraining(20, batch=16, seed=1)),
     judge_steps=10,
     pictures=256,
     generator_steps=20,
@@ -181,10 +181,14 @@ def build(steps: list[str], out: Path, work: Path, recipe: Recipe) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m cotgen_lite.build", description=(__doc__ or "").strip())
-    parser.add_argument("steps", nargs="*", choices=[*STEPS, "table"], help="only these steps, made again")
+    names = [*STEPS, "table"]
+    parser.add_argument("steps", nargs="*", metavar="step", help=f"only these, made again: {', '.join(names)}")
     parser.add_argument("--quick", action="store_true", help="toy size, into build/quick unless --out says otherwise")
     parser.add_argument("--out", type=Path, help="folder to build into; by default the course's own data")
     options = parser.parse_args(arguments)
+    unknown = [step for step in options.steps if step not in names]
+    if unknown:
+        parser.error(f"unknown step {unknown[0]!r}: use {', '.join(names)}")
     out = options.out or (Path("build/quick/data") if options.quick else data_root())
     if options.steps == ["table"]:
         print_table(out)

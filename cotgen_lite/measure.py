@@ -15,6 +15,7 @@ from cotgen_lite.generator import Generator
 from cotgen_lite.geneval import Detector, cohens_kappa, detectable_difference, score
 from cotgen_lite.judge_training import measure_judge
 from cotgen_lite.judges import LearnedJudge, TemplateJudge
+from cotgen_lite.plots import draw_overview, to_png
 from cotgen_lite.pools import Pool, expected_best_of, pool_prompts, save_pool
 from cotgen_lite.prompts import TAGS, Prompt, lite_prompts
 from cotgen_lite.results import (
@@ -85,6 +86,8 @@ def measure_all(
         "verifier_passes": 1.0,
         "seconds": draw_cost["seconds"] + scoring_seconds / images,
     }
+    _save_overview(out / "figures/overview.png", generator, prompts, guesses, log_odds, correct["learned"])
+
     about = {"generator": "baseline", "verifier": None, "seed": 0, "command": COMMAND}
     asked = about | {"verifier": "zero-shot"}
     chance, largest = np.zeros_like(log_odds), (pool_size,)
@@ -119,6 +122,25 @@ def measure_all(
             "judge_agrees_with_final_by_step": _judge_by_step(generator, prompts, guesses, judges["template"]),
         },
     )
+
+
+def _save_overview(
+    path: Path,
+    generator: Generator,
+    prompts: Sequence[Prompt],
+    guesses: torch.Tensor,
+    log_odds: npt.NDArray,
+    right: npt.NDArray,
+) -> None:
+    """The README's figure: a prompt drawn by seed among those with attribute binding."""
+    options = [index for index, prompt in enumerate(prompts) if prompt.tag == "color_attr"]
+    row = options[np.random.default_rng(0).integers(len(options))]
+    shown = slice(0, min(8, log_odds.shape[1]))
+    candidates = generator.decode(guesses[row, shown, -1])
+    beliefs = 1 / (1 + np.exp(-log_odds[row, shown]))
+    steps = generator.decode(guesses[row, int(beliefs.argmax())])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(to_png(draw_overview(prompts[row].text, steps, candidates, beliefs, right[row, shown])))
 
 
 def _measure_guidance(

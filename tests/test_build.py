@@ -1,0 +1,46 @@
+"""The whole build at toy size: every step runs, a second call skips all, and what it makes can be loaded."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cotgen_lite import build
+from cotgen_lite.report import finding_lines, found, table_lines, write_readme
+
+
+@pytest.mark.slow
+def test_quick_build_makes_everything_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    build.main(["--quick"])
+    out = tmp_path / "build/quick/data"
+    for name in ("tokenizer", "judge", "generator", "verifier"):
+        manifest = json.loads((out / f"models/{name}/manifest.json").read_text())
+        assert manifest["sha256"]["model.safetensors"]
+    rows = found(out)
+    assert {"baseline", "random", "oracle", "zs-orm"} == set(rows)
+    assert rows["baseline"]["overall"] == rows["random"]["overall"] <= rows["oracle"]["overall"]
+    assert len(table_lines(out)) == 2 + len(rows) and len(finding_lines(out)) == 1
+    capsys.readouterr()
+    build.main(["--quick"])
+    assert capsys.readouterr().out.count("there already") == len(build.STEPS)
+
+
+def test_unknown_step_lists_the_steps(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        build.main(["nothing"])
+    assert "tokenizer, judge, generator" in capsys.readouterr().err
+
+
+def test_readme_gets_the_shipped_table_between_its_markers(tmp_path: Path) -> None:
+    shipped = Path(build.data_root())
+    text = (shipped.parent / "README.md").read_text()
+    assert "\n".join(table_lines(shipped)) in text
+    assert "\n".join(finding_lines(shipped)) in text
+    (tmp_path / "README.md").write_text("before\n<!-- results:start -->\nold\n<!-- results:end -->\nafter\n")
+    (tmp_path / "data").symlink_to(shipped)
+    write_readme(tmp_path / "data")
+    new = (tmp_path / "README.md").read_text()
+    assert "old" not in new and new.startswith("before") and new.endswith("after\n") and "| baseline |" in new

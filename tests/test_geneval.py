@@ -1,0 +1,375 @@
+"""GenEval's rules, each on both sides of its edge, and the statistics against closed forms."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from cotgen_lite import prompts as P
+from cotgen_lite.geneval import (
+    Detection,
+    Finding,
+    accuracy_by_tag,
+    bootstrap_interval,
+    bootstrap_tags,
+    cohens_kappa,
+    detectable_difference,
+    evaluate,
+    judge,
+    paired_interval,
+    relations,
+    score,
+)
+from cotgen_lite.prompts import COLORS, OBJECTS, RELATIONS, TAGS, Prompt, Requirement
+
+
+def found(name, x=0.0, y=0.0, score=0.95, color="red", size=20.0):
+    return Detection(name, score, (x, y, x + size, y + size), color)
+
+
+def kinds(prompt, detections, **options):
+    return [reason.kind for reason in evaluate(prompt, detections, **options).reasons]
+
+
+# --- thresholds and the choice of detections ---
+
+
+@pytest.mark.parametrize(("value", "correct"), [(0.3, False), (0.3001, True)])
+def test_threshold_has_to_be_exceeded(value, correct):
+    assert evaluate(P.single_object("cat"), [found("cat", score=value)]).correct is correct
+
+
+@pytest.mark.parametrize(("value", "correct"), [(0.5, False), (0.9, False), (0.9001, True)])
+def test_counting_has_its_own_threshold(value, correct):
+    two = [found("cat"), found("cat", 40, score=value)]
+    assert evaluate(P.counting("cat", 2), two).correct is correct
+
+
+def test_counting_ignores_unsure_extras_and_rejects_sure_ones():
+    two = [found("cat"), found("cat", 40)]
+    assert evaluate(P.counting("cat", 2), [*two, found("cat", 20, score=0.89)]).correct
+    verdict = evaluate(P.counting("cat", 2), [*two, found("cat", 20)])
+    assert verdict.reasons == (Finding("extra", "cat", 2, 3),)
+
+
+def test_other_tags_allow_more_objects_than_asked_for():
+    assert evaluate(P.single_object("cat"), [found("cat"), found("cat", 40), found("dog")]).correct
+
+
+def test_overlapping_boxes_of_a_class_all_count():
+    assert evaluate(P.counting("cat", 3), [found("cat")] * 3).correct
+
+
+def test_at_most_sixteen_of_a_class_are_kept():
+    crowd = Prompt("a crowd", "single_object", (Requirement("cat", 17),))
+    assert evaluate(crowd, [found("cat")] * 17).reasons == (Finding("count", "cat", 17, 16),)
+    assert evaluate(crowd, [found("cat")] * 17, max_per_class=17).correct
+
+
+def test_only_the_likeliest_detections_are_looked_at():
+    prompt = P.colored("cat", "red")
+    red, blue = found("cat", score=0.6, color="red"), found("cat", score=0.7, color="blue")
+    assert kinds(prompt, [red, blue]) == ["color"]
+    assert evaluate(prompt, [replace(red, score=0.8), blue]).correct
+    assert evaluate(prompt, [red, replace(blue, score=0.5)]).correct
+
+
+# --- each requirement ---
+
+
+def test_missing_and_too_few():
+    assert evaluate(P.single_object("cat"), [found("dog")]).reasons == (Finding("missing", "cat", 1, 0),)
+    assert evaluate(P.counting("cat", 3), [found("cat")] * 2).reasons == (Finding("count", "cat", 3, 2),)
+
+
+def test_every_chosen_detection_needs_the_color():
+    prompt = Prompt("two red cats", "colors", (Requirement("cat", 2, "red"),))
+    cats = [found("cat", score=0.9), found("cat", score=0.8, color="blue"), found("cat", score=0.7)]
+    assert evaluate(prompt, cats).reasons == (Finding("color", "cat", "red", ("red", "blue")),)
+    assert evaluate(prompt, [cats[0], cats[2]]).correct
+
+
+def test_an_unread_color_is_no_match():
+    assert kinds(P.colored("cat", "red"), [found("cat", color=None)]) == ["color"]
+
+
+def test_all_include_requirements_are_reported():
+    assert kinds(P.color_attr("cat", "red", "dog", "blue"), [found("cat", color="blue")]) == [
+        "color",
+        "missing",
+    ]
+
+
+def test_exclude_is_broken_from_its_count_on():
+    prompt = Prompt("no dog", "single_object", (Requirement("cat"),), (Requirement("dog"),))
+    assert evaluate(prompt, [found("cat")]).correct
+    assert evaluate(prompt, [found("cat"), found("dog")]).reasons == (Finding("extra", "dog", 0, 1),)
+    assert evaluate(prompt, [found("cat"), found("dog", score=0.3)]).correct
+
+
+# --- position ---
+
+
+def test_four_relations():
+    at = {"left of": (-30, 0), "right of": (30, 0), "above": (0, -30), "below": (0, 30)}
+    reference = found("cat", 30, 30)
+    for told, true in itertools.product(RELATIONS, RELATIONS):
+        x, y = at[true]
+        verdict = evaluate(P.position("dog", told, "cat"), [reference, found("dog", 30 + x, 30 + y)])
+        expected = () if told == true else (Finding("position", "dog", told, (true,), "cat"),)
+        assert verdict.reasons == expected
+
+
+def test_margin_shrinks_the_offset_but_not_its_norm():
+    # On one axis, (d − 0.1 · (20 + 40)) / d > 0.5 holds from d = 12 on: divided by the shrunk norm it would
+    # from 6 on.
+    box = (0.0, 0.0, 20.0, 20.0)
+
+    def reference(dx, dy=0.0):  # 40 px wide and high, its centre (dx, dy) from the box's
+        return (10 + dx - 20, 10 + dy - 20, 10 + dx + 20, 10 + dy + 20)
+
+    assert relations(box, reference(12.0)) == ()
+    assert relations(box, reference(12.01)) == ("left of",)
+    assert relations(box, reference(-12.01)) == ("right of",)
+    assert relations(box, reference(0, 12.01)) == ("above",)
+    assert relations(box, reference(0, -12.01)) == ("below",)
+    assert relations(box, reference(0, -12)) == ()
+    # On the diagonal, (d − 6) / (d·√2) > 0.5 holds on both axes from d = 6 / (1 − √½) = 20.49 on.
+    edge = 6 / (1 - math.sqrt(0.5))
+    assert relations(box, reference(edge - 0.01, edge - 0.01)) == ()
+    assert relations(box, reference(edge + 0.01, edge + 0.01)) == ("left of", "above")
+
+
+def test_margin_uses_each_axis_own_sizes():
+    flat, dot = (0.0, 0.0, 100.0, 2.0), (49.0, 10.0, 51.0, 12.0)  # margin down: 0.4 px; sideways: 10.2 px
+    assert relations(flat, dot) == ("above",)
+    tall, dot = (0.0, 0.0, 2.0, 100.0), (0.0, 60.0, 2.0, 62.0)  # offset down 11 px, margin 10.2
+    assert relations(tall, dot) == ()
+
+
+def test_same_place_has_no_relation():
+    assert relations((0, 0, 10, 10), (0, 0, 10, 10)) == ()
+    assert relations((0, 0, 10, 10), (1, 1, 11, 11)) == ()
+
+
+def test_relation_must_hold_between_all_chosen_pairs():
+    prompt = Prompt(
+        "two dogs left of two cats",
+        "position",
+        (Requirement("cat", 2), Requirement("dog", 2, None, ("left of", 0))),
+    )
+    dogs = [found("dog", 0), found("dog", 0, 30)]
+    assert evaluate(prompt, [*dogs, found("cat", 100), found("cat", 100, 30)]).correct
+    assert kinds(prompt, [*dogs, found("cat", 100), found("cat", -100, 30)]) == ["position"]
+    assert kinds(prompt, [dogs[0], found("dog", 200), found("cat", 100), found("cat", 100, 30)]) == ["position"]
+
+
+def test_position_without_a_valid_reference_fails():
+    verdict = evaluate(P.position("dog", "left of", "cat"), [found("dog")])
+    assert verdict.reasons == (
+        Finding("missing", "cat", 1, 0),
+        Finding("position", "dog", "left of", (), "cat"),
+    )
+
+
+def test_position_is_not_looked_at_when_the_color_is_wrong():
+    prompt = Prompt(
+        "a red dog left of a cat",
+        "position",
+        (Requirement("cat"), Requirement("dog", 1, "red", ("left of", 0))),
+    )
+    assert kinds(prompt, [found("cat"), found("dog", 50, color="blue")]) == ["color"]
+
+
+def test_position_must_refer_backwards():
+    prompt = Prompt("a dog", "position", (Requirement("dog", position=("left of", 0)),))
+    with pytest.raises(ValueError, match="put the reference object first"):
+        evaluate(prompt, [found("dog")])
+
+
+# --- whole prompts: perfect detections pass, one broken requirement fails ---
+
+PLACES = {"left of": (-40, 0), "right of": (40, 0), "above": (0, -40), "below": (0, 40)}
+
+
+def perfect(prompt):
+    """Detections that show exactly what the prompt asks for."""
+    detections = []
+    for i, required in enumerate(prompt.include):
+        x, y = PLACES[required.position[0]] if required.position else (i * 30, i * 30)
+        detections += [found(required.name, x, y, color=required.color or "black") for _ in range(required.count)]
+    return detections
+
+
+def broken(prompt):
+    """Every way to break one requirement, each with the kind of finding expected first."""
+    right = perfect(prompt)
+    for i, detection in enumerate(right):
+        others = right[:i] + right[i + 1 :]
+        required = next(r for r in prompt.include if r.name == detection.name)
+        yield ("count" if required.count > 1 else "missing"), others
+        yield ("count" if required.count > 1 else "missing"), [*others, replace(detection, score=0.3)]
+        if required.color:
+            wrong = next(c for c in COLORS if c != required.color)
+            yield "color", [*others, replace(detection, color=wrong)]
+        if required.position:
+            for relation, (x, y) in PLACES.items():
+                if relation != required.position[0]:
+                    yield "position", [*others, found(detection.name, x, y)]
+            yield "position", [*others, found(detection.name, 1, 1)]
+    for excluded in prompt.exclude:
+        yield "extra", [*right, *[found(excluded.name)] * (excluded.count - len(right))]
+
+
+def prompts_of_all_kinds():
+    a, b, c = OBJECTS[0], OBJECTS[1], OBJECTS[-1]
+    yield from (P.single_object(name) for name in OBJECTS)
+    yield from (P.counting(name, n) for name in (a, c) for n in (2, 3, 4))
+    yield from (P.colored(a, color) for color in COLORS)
+    for x, y in itertools.permutations((a, b, c), 2):
+        yield P.two_object(x, y)
+        yield from (P.position(x, relation, y) for relation in RELATIONS)
+        yield from (P.color_attr(x, p, y, q) for p, q in itertools.permutations(COLORS[:4], 2))
+
+
+def test_every_tag_is_among_the_prompts():
+    assert {prompt.tag for prompt in prompts_of_all_kinds()} == set(TAGS)
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_perfect_detections_pass_and_each_single_break_fails(tag):
+    for prompt in prompts_of_all_kinds():
+        if prompt.tag == tag:
+            assert evaluate(prompt, perfect(prompt)).correct, prompt.text
+            breaks = list(broken(prompt))
+            assert len(breaks) >= 2
+            for kind, detections in breaks:
+                verdict = evaluate(prompt, detections)
+                assert not verdict.correct and verdict.reasons[0].kind == kind, (prompt.text, kind)
+
+
+def test_judge_asks_the_detector_once_and_pairs_prompts_with_images():
+    class Fixed:
+        def detect(self, images):
+            return [[found("cat")], [found("dog")]][: len(images)]
+
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    cat, dog = P.single_object("cat"), P.single_object("dog")
+    assert judge(Fixed(), images, [cat, dog]).tolist() == [True, True]
+    assert judge(Fixed(), images, [dog, dog]).tolist() == [False, True]
+    with pytest.raises(ValueError, match="one prompt for each image"):
+        judge(Fixed(), images, [cat])
+
+
+# --- scores ---
+
+
+def make_pools(per_tag, pools=1):
+    """`per_tag` prompts of each tag with `pools` pools each."""
+    made = []
+    for tag, n in per_tag.items():
+        made += [Prompt(f"{tag} {i}", tag, (Requirement("cat"),)) for i in range(n) for _ in range(pools)]
+    return made
+
+
+def test_tag_accuracy_is_the_mean_over_pools_and_overall_the_mean_over_tags():
+    pools = make_pools({"colors": 2, "single_object": 1}) + make_pools({"counting": 1}, pools=4)
+    result = score(pools, [0.5, 1.0, 1.0, 0, 0, 0, 1], samples=50)
+    assert result.tags == {"single_object": 1.0, "counting": 0.25, "colors": 0.75}
+    assert list(result.tags) == ["single_object", "counting", "colors"]  # GenEval's order
+    assert result.overall == pytest.approx((1 + 0.25 + 0.75) / 3)
+    assert result.ci[0] <= result.overall <= result.ci[1]
+
+
+def test_bootstrap_matches_the_closed_form():
+    rng = np.random.default_rng(0)
+    pools = make_pools(dict.fromkeys(TAGS, 40))
+    values = rng.random(len(pools))
+    tags = bootstrap_tags(pools, values, samples=20000)
+    means = np.array(list(accuracy_by_tag(pools, values).values()))
+    deviations = values.reshape(6, 40).std(axis=1) / math.sqrt(40)  # s.e. of a resampled mean
+    np.testing.assert_allclose(tags.mean(axis=0), means, atol=0.002)
+    np.testing.assert_allclose(tags.std(axis=0), deviations, rtol=0.03)
+    assert abs(np.corrcoef(tags.T) - np.eye(6)).max() < 0.03  # tags are drawn independently
+    low, high = bootstrap_interval(pools, values, samples=20000)
+    half = 1.96 * np.sqrt((deviations**2).sum()) / 6
+    assert low == pytest.approx(means.mean() - half, abs=0.003)
+    assert high == pytest.approx(means.mean() + half, abs=0.003)
+
+
+def test_bootstrap_draws_prompts_not_pools():
+    pools = make_pools({"counting": 30}, pools=4)
+    values = np.repeat(np.arange(30) % 2, 4).astype(float)  # the four pools of a prompt agree entirely
+    assert bootstrap_tags(pools, values, samples=5000).std() == pytest.approx(0.5 / math.sqrt(30), rel=0.05)
+    shuffled = np.random.default_rng(0).permutation(len(pools))  # pools of a prompt need not stand together
+    moved = bootstrap_tags([pools[i] for i in shuffled], values[shuffled], samples=5000)
+    assert moved.std() == pytest.approx(0.5 / math.sqrt(30), rel=0.05)
+
+
+def test_bootstrap_keeps_every_tag_and_repeats_with_its_seed():
+    pools = make_pools({"single_object": 1, "colors": 200})
+    values = np.array([1.0, *[0.0] * 200])
+    assert bootstrap_interval(pools, values) == (0.5, 0.5)
+    noise = np.random.default_rng(1).random(201)
+    assert bootstrap_interval(pools, noise, seed=3) == bootstrap_interval(pools, noise, seed=3)
+    assert bootstrap_interval(pools, noise, seed=3) != bootstrap_interval(pools, noise, seed=4)
+
+
+def test_paired_interval_uses_the_pairing():
+    rng = np.random.default_rng(0)
+    pools = make_pools(dict.fromkeys(TAGS, 30))
+    base = rng.random(len(pools)) * 0.9
+    low, high = paired_interval(pools, base + 0.1, base)
+    assert low == pytest.approx(0.1) and high == pytest.approx(0.1)  # prompts differ, the difference does not
+    one, other = paired_interval(pools, base, rng.permutation(base))
+    assert other - one > 0.05
+    draws = bootstrap_tags(pools, base + 0.1) - bootstrap_tags(pools, base)  # same seed, same prompts
+    np.testing.assert_allclose(draws, 0.1)
+
+
+def test_detectable_difference_is_what_eight_of_ten_repetitions_detect():
+    rng = np.random.default_rng(0)
+    pools = make_pools(dict.fromkeys(TAGS, 50))
+    noise = rng.normal(0, 0.3, len(pools))
+    step = detectable_difference(pools, noise, np.zeros(len(pools)))
+    errors = noise.reshape(6, 50).std(axis=1, ddof=1) / math.sqrt(50)
+    assert step == pytest.approx(2.8 * math.sqrt((errors**2).sum()) / 6)
+    standard_error = step / 2.8
+    estimates = rng.normal(step, standard_error, 20000)
+    assert np.mean(np.abs(estimates) > 1.96 * standard_error) == pytest.approx(0.8, abs=0.01)
+
+
+def test_detectable_difference_gains_from_prompts_not_from_repeated_pools():
+    noise = np.random.default_rng(0).normal(0, 0.3, 40)
+    once = detectable_difference(make_pools({"counting": 40}), noise, np.zeros(40))
+    repeated = detectable_difference(make_pools({"counting": 40}, pools=4), np.repeat(noise, 4), np.zeros(160))
+    assert repeated == pytest.approx(once)
+    with pytest.raises(ValueError, match="two or more"):
+        detectable_difference(make_pools({"counting": 1}), [0.5], [0.0])
+
+
+def test_kappa():
+    # 20 yes/yes, 5 yes/no, 10 no/yes, 15 no/no: observed .7, expected .5 · .6 + .5 · .4 = .5, so κ = .4
+    a = [True] * 25 + [False] * 25
+    b = [True] * 20 + [False] * 5 + [True] * 10 + [False] * 15
+    assert cohens_kappa(a, b) == pytest.approx(0.4)
+    assert cohens_kappa(a, a) == 1 and cohens_kappa(a, np.logical_not(a)) == -1
+    assert cohens_kappa([True, True], [True, True]) == 1
+    with pytest.raises(ValueError, match="equally long"):
+        cohens_kappa([True], [True, False])
+
+
+def test_errors_say_what_to_do():
+    pools = make_pools({"colors": 2})
+    with pytest.raises(ValueError, match="one number for each prompt"):
+        accuracy_by_tag(pools, [1.0])
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        accuracy_by_tag(pools, [1.0, 20.0])
+    with pytest.raises(ValueError, match="pool by pool"):
+        paired_interval(pools, [1.0, 1.0], [1.0])
+    strange = replace(pools[0], tag="style")
+    with pytest.raises(ValueError, match=r"Unknown tag 'style'.*single_object"):
+        accuracy_by_tag([strange], [1.0])

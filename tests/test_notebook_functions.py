@@ -1,0 +1,72 @@
+"""The short from-scratch functions of the notebooks equal the package's."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import torch
+
+from cotgen_lite.checkpoints import load_verifier
+from cotgen_lite.pools import expected_best_of
+from cotgen_lite.sampling import Ledger, SamplingSettings, encode_prompts, masked_after, predict, start
+from cotgen_lite.scenes import random_scene, render
+from cotgen_lite.showo import text_prefix
+from cotgen_lite.verifier import ORM_QUESTION
+from cotgen_lite.vocabulary import encode_text
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+
+
+def from_scratch(name: str) -> dict[str, Any]:
+    """What the cells tagged "from-scratch" of a notebook define."""
+    space: dict[str, Any] = {"math": math, "torch": torch, "np": np, "probability_yes": torch.sigmoid}
+    for cell in nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells:
+        if "from-scratch" in cell.metadata.get("tags", []):
+            exec(cell.source, space)  # the notebook's own text
+    return space
+
+
+def test_schedule() -> None:
+    ours = from_scratch("00_generate_step_by_step")["masked_after"]
+    open_places = 64
+    for step in range(18):
+        left = masked_after(step, 18, open_places, 64)
+        assert ours(step) == left
+        open_places = left
+
+
+def test_guidance(toy_generator: Any) -> None:
+    guide = from_scratch("00_generate_step_by_step")["guide"]
+    words = encode_text(toy_generator.words, "a photo of a red cat")
+    model, logits = toy_generator.model, {}
+    for name, text, scale in (("conditional", words, 0.0), ("empty", [], 0.0), ("guided", words, 1.5)):
+        cache = encode_prompts(model, [text_prefix(model.config, text)], Ledger())
+        logits[name] = predict(model, start(model, cache, [(0, 0)], SamplingSettings(scale), 0, Ledger()))
+    torch.testing.assert_close(guide(logits["conditional"], logits["empty"], 1.5), logits["guided"])
+
+
+def test_log_odds() -> None:
+    verifier = load_verifier()
+    log_odds = from_scratch("01_zero_shot_orm")["log_odds_of_yes"]
+    images = render([random_scene(np.random.default_rng(seed)) for seed in range(3)])
+    prompt = "a photo of a cat"
+    words = verifier.processor.tokenizer
+    text = verifier._conversation(prompt, ORM_QUESTION, ())
+    inputs = verifier.processor(images=list(images), text=[text] * 3, return_tensors="pt")
+    with torch.inference_mode():
+        logits = verifier.model(**inputs).logits[:, -1]
+    ids = {word: words(word, add_special_tokens=False)["input_ids"] for word in ("yes", "no")}
+    torch.testing.assert_close(
+        log_odds(logits, ids["yes"], ids["no"]), verifier.score(images, [prompt] * 3), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_expected_best_of() -> None:
+    ours = from_scratch("01_zero_shot_orm")["expected_best_of"]
+    rng = np.random.default_rng(0)
+    scores, correct = rng.normal(size=(5, 20)), rng.random((5, 20)) < 0.5
+    for n in (1, 2, 7, 20):
+        expected = [ours(s, c, n) for s, c in zip(scores, correct, strict=True)]
+        np.testing.assert_allclose(expected_best_of(scores, correct, n), expected)

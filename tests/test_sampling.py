@@ -1,0 +1,260 @@
+"""Decoding: the cache equals the plain loop, noise belongs to the path, schedule and guidance are Show-o's."""
+
+import math
+
+import pytest
+import torch
+
+from cotgen_lite.sampling import (
+    MASKED,
+    DecodingState,
+    Ledger,
+    SamplingSettings,
+    advance,
+    branch,
+    encode_prompts,
+    keep,
+    masked_after,
+    path_noise,
+    predict,
+    predict_plainly,
+    sample,
+    start,
+    stream,
+)
+from cotgen_lite.showo import Showo, ShowoConfig, image_logits, text_prefix, training_loss
+from cotgen_lite.vocabulary import lite_tokenizer
+
+WORDS = lite_tokenizer()
+PROMPTS = ["a photo of a dog", "a photo of a red apple and a blue car", "a photo of three cats"]
+SETTINGS = SamplingSettings(guidance_scale=1.5, steps=6)
+
+
+@pytest.fixture(scope="module")
+def model() -> Showo:
+    torch.manual_seed(0)
+    config = ShowoConfig(
+        text_vocab_size=len(WORDS),
+        codebook_size=32,
+        num_image_tokens=16,
+        max_text_length=16,
+        bos_token_id=WORDS.bos_token_id,
+        eos_token_id=WORDS.eos_token_id,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    model = Showo(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # an untrained model is nearly blind to its input
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def prefixes(model: Showo) -> list[list[int]]:
+    words = [WORDS(prompt, add_special_tokens=False)["input_ids"] for prompt in PROMPTS]
+    return [text_prefix(model.config, ids) for ids in words]
+
+
+def begin(model: Showo, paths: list[tuple[int, int]], settings: SamplingSettings = SETTINGS) -> DecodingState:
+    ledger = Ledger()
+    return start(model, encode_prompts(model, prefixes(model), ledger), paths, settings, 3, ledger)
+
+
+def run(model: Showo, state: DecodingState) -> torch.Tensor:
+    return list(stream(model, state))[-1].guess
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.75])
+def test_cache_equals_the_plain_loop(model, guidance):
+    settings = SamplingSettings(guidance, steps=6)
+    state = begin(model, [(0, 0), (1, 0), (1, 1), (2, 5), (0, 2)], settings)
+    for _ in range(settings.steps):
+        logits = predict(model, state)
+        torch.testing.assert_close(logits, predict_plainly(model, state), atol=1e-5, rtol=1e-5)
+        state, _ = advance(state, logits)
+
+
+def test_guidance_has_show_os_form_over_the_empty_prompt(model):
+    state = begin(model, [(1, 0)], SamplingSettings(2.0, steps=6))
+    state, _ = advance(state, predict(model, state))
+    masked = state.tokens == MASKED
+    tokens = state.tokens.clamp(min=0)
+    conditional = image_logits(model, [prefixes(model)[1]], tokens, masked)
+    unconditional = image_logits(model, [text_prefix(model.config, [])], tokens, masked)
+    expected = 3.0 * conditional - 2.0 * unconditional
+    torch.testing.assert_close(predict(model, state)[0], expected, atol=2e-5, rtol=1e-5)
+
+
+def test_prefixes_may_hold_an_earlier_image(model):
+    config = model.config
+    earlier = [config.soi_id, *range(config.image_offset, config.image_offset + 16), config.eoi_id]
+    ledger = Ledger()
+    cache = encode_prompts(model, [[*prefixes(model)[0], *earlier], prefixes(model)[1]], ledger)
+    state = start(model, cache, [(0, 0), (1, 0)], SETTINGS, 3, ledger)
+    for _ in range(3):
+        logits = predict(model, state)
+        torch.testing.assert_close(logits, predict_plainly(model, state), atol=1e-5, rtol=1e-5)
+        state, _ = advance(state, logits)
+
+
+def test_schedule_is_the_closed_form():
+    length, steps, open_places = 256, 18, 256
+    for step in range(steps):
+        left = masked_after(step, steps, open_places, length)
+        wanted = math.floor(length * math.cos(math.pi * (step + 1) / 36) + 1e-9)
+        assert left == (0 if step == 17 else max(1, min(open_places - 1, wanted)))
+        open_places = left
+    assert masked_after(11, 18, 200, 256) == 128  # cos(pi / 3) is one half
+    assert masked_after(0, 18, 1, 1) == 1  # never below one before the end
+    assert masked_after(0, 18, 64, 64) == 63  # always commits one
+
+
+def test_steps_commit_by_schedule_and_keep_what_they_committed(model):
+    steps = list(stream(model, begin(model, [(0, 0), (1, 4)])))
+    assert [step.index for step in steps] == list(range(6))
+    open_places = 16
+    for before, after in zip(steps, steps[1:], strict=False):
+        assert bool((after.committed | ~before.committed).all())
+        assert torch.equal(after.guess[before.committed], before.guess[before.committed])
+    for step in steps:
+        open_places = masked_after(step.index, 6, open_places, 16)
+        assert (~step.committed).sum(dim=1).tolist() == [open_places] * 2
+        assert bool((step.guess >= 0).all())
+        assert bool((step.guess < 32).all())
+    assert bool(steps[-1].committed.all())
+
+
+def test_samples_follow_the_distribution(model):
+    state = begin(model, [(0, k) for k in range(3000)], SamplingSettings(0.0, steps=1, temperature=0.7))
+    logits = torch.randn(1, 16, 32, generator=torch.Generator().manual_seed(0)).expand(3000, -1, -1)
+    _, step = advance(state, logits)
+    counts = torch.nn.functional.one_hot(step.guess, 32).float().mean(dim=0)
+    expected = (logits[0] / 0.7).softmax(dim=-1)
+    assert (counts - expected).abs().max() < 4.5 * math.sqrt(0.25 / 3000)
+
+
+def test_remasking_adds_annealed_gumbel_to_log_p(model):
+    """Brute force over a step in the middle: who stays masked, with the temperature of that step."""
+    state = begin(model, [(0, 0), (0, 1)], SamplingSettings(1.0, steps=6, temperature=2.0))
+    for _ in range(2):
+        state, _ = advance(state, predict(model, state))
+    logits = predict(model, state)
+    after, step = advance(state, logits)
+    for path in range(2):
+        places = [i for i in range(16) if state.tokens[path, i] == MASKED]
+        confidence = {}
+        for order, place in enumerate(places):
+            code = int(step.guess[path, place])
+            u = float(state.noise[path, 2, 1, place])
+            log_p = float((logits[path, order] / 2.0).log_softmax(-1)[code])
+            confidence[place] = log_p + 2.0 * (1 - 3 / 6) * -math.log(-math.log(u))
+        left = masked_after(2, 6, len(places), 16)
+        expected = set(sorted(places, key=confidence.__getitem__)[:left])
+        assert {i for i in range(16) if after.tokens[path, i] == MASKED} == expected
+
+
+def test_noise_belongs_to_the_candidate_alone(model):
+    whole = sample(model, WORDS, PROMPTS, 5, SETTINGS, seed=1)
+    for n, batch_size in ((5, 1), (5, 3), (2, 20)):
+        again = sample(model, WORDS, PROMPTS[::-1], n, SETTINGS, seed=1, batch_size=batch_size)[::-1]
+        for ours, theirs in zip(whole, again, strict=True):
+            for a, b in zip(ours[:n], theirs, strict=True):
+                assert (a.prompt, a.candidate) == (b.prompt, b.candidate)
+                assert torch.equal(a.tokens, b.tokens)
+                assert torch.equal(a.committed, b.committed)
+    later = sample(model, WORDS, [PROMPTS[1]], 2, SETTINGS, seed=1, first_candidate=3)[0]
+    assert [t.candidate for t in later] == [3, 4]
+    assert torch.equal(later[1].final, whole[1][4].final)
+    other_seed = sample(model, WORDS, PROMPTS, 5, SETTINGS, seed=2)
+    assert not torch.equal(other_seed[0][0].final, whole[0][0].final)
+    assert len({tuple(t.final.tolist()) for ts in whole for t in ts}) == 15
+
+
+def test_a_prompt_listed_again_gets_fresh_candidates(model):
+    twice = sample(model, WORDS, [PROMPTS[0], PROMPTS[0]], 2, SETTINGS, seed=1)
+    assert [t.candidate for ts in twice for t in ts] == [0, 1, 2, 3]
+    assert torch.equal(twice[1][0].final, sample(model, WORDS, PROMPTS[:1], 3, SETTINGS, seed=1)[0][2].final)
+
+
+def test_noise_is_uniform_and_its_own():
+    noise = path_noise((1, (5, 6), 0), 18, 64)
+    assert noise.shape == (18, 2, 64)
+    assert noise.mean().item() == pytest.approx(0.5, abs=0.03)
+    assert torch.equal(noise, path_noise((1, (5, 6), 0), 18, 64))
+    assert not torch.equal(noise, path_noise((1, (5, 6), 1), 18, 64))
+
+
+def test_kept_paths_go_on_as_if_alone_and_the_rest_costs_nothing(model):
+    paths = [(0, 0), (1, 0), (2, 1), (1, 7)]
+    state = begin(model, paths)
+    for _ in range(3):
+        state, _ = advance(state, predict(model, state))
+    stopped = keep(state, [0])
+    passes = state.ledger.passes
+    final = run(model, keep(state, [3, 1]))
+    assert state.ledger.passes - passes == 2 * 2 * 3  # two paths, with and without prompt, three steps
+    assert torch.equal(final[0], run(model, begin(model, [paths[3]]))[0])
+    assert torch.equal(final[1], run(model, begin(model, [paths[1]]))[0])
+    assert torch.equal(run(model, stopped)[0], run(model, begin(model, [paths[0]]))[0])  # resumed later
+
+
+def test_branches_share_the_past_and_draw_their_own_future(model):
+    state = begin(model, [(0, 0), (1, 0)])
+    for _ in range(3):
+        state, _ = advance(state, predict(model, state))
+    rollouts = branch(state, [1, 1, 1, 0], [10, 11, 12, 10])
+    final = run(model, rollouts)
+    assert len({tuple(row) for row in final.tolist()}) == 4
+    committed = state.tokens[1] != MASKED
+    assert bool((final[:3, committed] == state.tokens[1, committed]).all())
+    assert torch.equal(final[1], run(model, branch(state, [1], [11]))[0])
+    # several draws of one step from one pass
+    passes = state.ledger.passes
+    logits = predict(model, keep(state, [1]))
+    drawn, step = advance(branch(state, [1, 1, 1], [10, 11, 12]), logits[[0, 0, 0]])
+    assert state.ledger.passes - passes == 2
+    assert len({tuple(row) for row in step.guess.tolist()}) == 3
+    assert torch.equal(run(model, drawn), final[:3])
+
+
+def test_ledger_counts_what_is_computed(model):
+    ledger = Ledger()
+    sample(model, WORDS, PROMPTS[:2], 4, SETTINGS, seed=1, batch_size=8, ledger=ledger)
+    assert ledger.passes == (2 + 1) + 5 * 2 * 8  # first step: once per prompt and once for the empty one
+    assert ledger.prefix_passes == 3
+    lengths = sum(len(prefix) for prefix in prefixes(model)[:2]) + 3
+    assert ledger.places == 18 * ledger.passes + lengths
+    unguided = Ledger()
+    sample(model, WORDS, PROMPTS[:2], 4, SamplingSettings(0.0, steps=6), seed=1, batch_size=8, ledger=unguided)
+    assert unguided.passes == 2 + 5 * 8
+
+
+def test_trajectories_can_be_trained_on(model):
+    trajectory = sample(model, WORDS, PROMPTS[:1], 1, SETTINGS, seed=1)[0][0]
+    assert trajectory.tokens.dtype == torch.int16
+    assert trajectory.tokens.shape == trajectory.committed.shape == (6, 16)
+    loss = training_loss(model, [[7]], trajectory.final[None], torch.Generator().manual_seed(0))
+    loss.backward()
+    model.zero_grad()
+    state = begin(model, [(0, 0)])
+    for step in stream(model, state):
+        assert not step.guess.is_inference()
+
+
+def test_bad_arguments_are_one_clear_sentence(model):
+    with pytest.raises(ValueError, match="n >= 1"):
+        sample(model, WORDS, PROMPTS, 0, SETTINGS, seed=1)
+    with pytest.raises(ValueError, match="a prompt"):
+        sample(model, WORDS, [], 1, SETTINGS, seed=1)
+    for changes in ({"steps": 0}, {"guidance_scale": -1.0}, {"temperature": 0.0}):
+        with pytest.raises(ValueError, match="steps >= 1, guidance >= 0 and temperature > 0"):
+            SamplingSettings(**{"guidance_scale": 1.0, **changes})
+    with pytest.raises(ValueError, match="'zebra'"):
+        sample(model, WORDS, ["a photo of a zebra"], 1, SETTINGS, seed=1)
+    with pytest.raises(ValueError, match="one seed per branch"):
+        branch(begin(model, [(0, 0)]), [0], [1, 2])
+    with pytest.raises(ValueError, match="nothing to decode"):
+        begin(model, [])

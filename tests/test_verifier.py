@@ -1,0 +1,439 @@
+"""The verifier against a naive reading of P(yes), on three kinds of checkpoint; and how the lite one learns."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+
+from cotgen_lite.geneval import Detection, evaluate, relations
+from cotgen_lite.lite_verifier import CHAT_TEMPLATE, lite_processor, lite_verifier, read_together, save_verifier
+from cotgen_lite.prompts import TAGS, lite_prompts, meaning, parse_prompt
+from cotgen_lite.scenes import SceneObject, icon_box, random_scene, render
+from cotgen_lite.verifier import (
+    CLARITY_QUESTION,
+    ORM_QUESTION,
+    POTENTIAL_QUESTION,
+    PRM_QUESTION,
+    Verifier,
+    _ImageOnlyProcessor,
+    probability_yes,
+)
+from cotgen_lite.verifier_evaluation import WORDINGS, area_under_curve, evaluation_set, measure
+from cotgen_lite.verifier_questions import (
+    Mix,
+    as_dialogue,
+    caption,
+    draw_dialogues,
+    draw_match,
+    encode_dialogue,
+    relations_seen,
+    training_scene,
+)
+from cotgen_lite.verifier_training import train_verifier
+from cotgen_lite.vocabulary import IMAGE, lite_tokenizer
+
+PROMPTS = ["a photo of a cat", "a photo of a red apple and a blue car", "a photo of three dogs", "a photo of a cup"]
+SPECIAL = ["<|endoftext|>", "<|pad|>", "<image>", "<|user|>", "<|assistant|>", "<video>"]
+
+
+def byte_level_tokenizer() -> PreTrainedTokenizerFast:
+    """A small byte-level BPE, in which "yes", "Yes", " yes" and " Yes" are four tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    words = [word for word in ("yes", "Yes", "no", "No") for _ in range(50)]
+    tokenizer.train_from_iterator([*words, *(f" {word}" for word in words), ORM_QUESTION, *PROMPTS], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|endoftext|>",
+        pad_token="<|pad|>",
+        additional_special_tokens=SPECIAL[2:],
+    )
+
+
+def token_settings(tokenizer: PreTrainedTokenizerFast) -> dict:
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.3,  # large, so that logits differ from image to image and prompt to prompt
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.eos_token_id,
+    }
+
+
+def save_lite(folder) -> None:
+    tokenizer = lite_tokenizer()
+    model = lite_verifier(tokenizer)
+    model.save_pretrained(folder)
+    lite_processor(tokenizer).save_pretrained(folder)
+
+
+def save_llava(folder) -> None:
+    """LLaVA 1.5's layout: CLIP tower with a class token, Llama decoder, images resized by the processor."""
+    tokenizer = byte_level_tokenizer()
+    vision = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        projection_dim=32,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=LlamaConfig(**token_settings(tokenizer)),
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=16,
+    )
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    LlavaProcessor(
+        CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size),
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    ).save_pretrained(folder)
+
+
+def save_onevision(folder) -> None:
+    """LLaVA-OneVision's layout: SigLIP tower, Qwen2 decoder, an image as a whole and in tiles."""
+    tokenizer = byte_level_tokenizer()
+    vision = SiglipVisionConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        vision_use_head=False,
+    )
+    pinpoints = [[32, 32], [32, 64], [64, 32], [64, 64]]
+    config = LlavaOnevisionConfig(
+        vision_config=vision,
+        text_config=Qwen2Config(**token_settings(tokenizer)),
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
+        image_grid_pinpoints=pinpoints,
+    )
+    LlavaOnevisionForConditionalGeneration(config).save_pretrained(folder)
+    _ImageOnlyProcessor(
+        LlavaOnevisionImageProcessorPil(size={"height": 32, "width": 32}, image_grid_pinpoints=pinpoints),
+        tokenizer,
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        chat_template=CHAT_TEMPLATE,
+    ).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module", params=[save_lite, save_llava, save_onevision], ids=["lite", "llava", "onevision"])
+def verifier(request, tmp_path_factory) -> Verifier:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("verifier")
+    request.param(folder)
+    return Verifier.from_pretrained(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    rng = np.random.default_rng(0)
+    return render([random_scene(rng) for _ in PROMPTS])
+
+
+def naive_log_odds(verifier: Verifier, image: torch.Tensor, messages: list[dict]) -> float:
+    """One image alone, every logit computed, a softmax in double precision over the whole vocabulary."""
+    text = verifier.processor.apply_chat_template(messages, add_generation_prompt=True)
+    inputs = verifier.processor(images=[image], text=[text], return_tensors="pt")
+    with torch.no_grad():
+        words = verifier.model(**inputs).logits[0, -1].double().softmax(0)
+    vocabulary = verifier.processor.tokenizer.get_vocab()
+    written = {
+        answer: {answer, answer.capitalize(), f"Ġ{answer}", f"Ġ{answer.capitalize()}"} for answer in ("yes", "no")
+    }
+    yes, no = (sum(words[i] for word, i in vocabulary.items() if word in written[answer]) for answer in ("yes", "no"))
+    return float(torch.log(yes) - torch.log(no))
+
+
+def question_message(text: str, image: bool = True) -> dict:
+    return {"role": "user", "content": [*([{"type": "image"}] if image else []), {"type": "text", "text": text}]}
+
+
+def test_score_equals_one_full_softmax_for_each_image(verifier, images):
+    scores = verifier.score(images, PROMPTS)
+    expected = [
+        naive_log_odds(verifier, image, [question_message(ORM_QUESTION.format(prompt=prompt))])
+        for image, prompt in zip(images, PROMPTS, strict=True)
+    ]
+    assert scores.dtype == torch.float32
+    assert scores.shape == (len(PROMPTS),)
+    assert scores.std() > 1e-3  # images and prompts matter, so equality says something
+    torch.testing.assert_close(scores, torch.tensor(expected), atol=2e-5, rtol=1e-4)
+
+
+def test_score_does_not_depend_on_the_batch(verifier, images):
+    together = verifier.score(images, PROMPTS)
+    torch.testing.assert_close(verifier.score(images, PROMPTS, batch_size=3), together, atol=2e-5, rtol=1e-4)
+    order = [2, 0, 3, 1]
+    shuffled = verifier.score(images[order], [PROMPTS[i] for i in order])
+    torch.testing.assert_close(shuffled, together[order], atol=2e-5, rtol=1e-4)
+
+
+def test_earlier_turns_stand_before_the_question(verifier, images):
+    scores = verifier.score(images, PROMPTS, POTENTIAL_QUESTION, turns=[(CLARITY_QUESTION, "yes")])
+    expected = [
+        naive_log_odds(
+            verifier,
+            image,
+            [
+                question_message(CLARITY_QUESTION.format(prompt=prompt)),
+                {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
+                question_message(POTENTIAL_QUESTION, image=False),
+            ],
+        )
+        for image, prompt in zip(images, PROMPTS, strict=True)
+    ]
+    torch.testing.assert_close(scores, torch.tensor(expected), atol=2e-5, rtol=1e-4)
+
+
+def test_every_spelling_of_yes_counts(verifier):
+    spellings = 1 if verifier.processor.tokenizer.unk_token else 4  # the word-level tokenizer lower-cases
+    assert len(verifier._yes) == len(verifier._no) == spellings
+    assert not set(verifier._yes) & set(verifier._no)
+
+
+def test_passes_count_images(verifier, images):
+    before = verifier.passes
+    verifier.score(images, PROMPTS, batch_size=3)
+    assert verifier.passes - before == len(PROMPTS)
+
+
+def test_probability_is_the_share_of_yes():
+    odds = torch.log(torch.tensor([1.0, 3.0, 0.25]))
+    torch.testing.assert_close(probability_yes(odds), torch.tensor([0.5, 0.75, 0.2]))
+
+
+@pytest.fixture(scope="module")
+def lite(tmp_path_factory) -> Verifier:
+    folder = tmp_path_factory.mktemp("lite")
+    save_lite(folder)
+    return Verifier.from_pretrained(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda images: (images[:3], PROMPTS), "3 images came with 4 prompts"),
+        (lambda images: (images[:1], PROMPTS[0]), "one string"),
+        (lambda images: (images[:, :, :32, :32], PROMPTS), "64 x 64 pixels; got 32 x 32"),
+        (lambda images: (images.float(), PROMPTS), "uint8"),
+        (lambda images: (images, ["a photo of a zeppelin", *PROMPTS[1:]]), "zeppelin"),
+    ],
+)
+def test_wrong_input_is_explained(lite, images, change, says):
+    with pytest.raises(ValueError, match=says):
+        lite.score(*change(images))
+
+
+def test_a_question_without_the_prompt_is_refused(lite, images):
+    with pytest.raises(ValueError, match=r"\{prompt\}"):
+        lite.score(images, PROMPTS, POTENTIAL_QUESTION)
+
+
+def test_no_images_no_scores(lite, images):
+    assert lite.score(images[:0], []).shape == (0,)
+
+
+def test_the_lite_verifier_is_small_and_its_fp16_file_reads_as_float32(tmp_path):
+    tokenizer = lite_tokenizer()
+    model = lite_verifier(tokenizer)
+    assert sum(p.numel() for p in model.parameters()) <= 1_400_000
+    save_verifier(model, tokenizer, tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_size < 2 * 1_400_000 + 20_000
+    loaded = Verifier.from_pretrained(tmp_path, device="cpu").model
+    assert loaded.dtype == torch.float32
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value.half().float())
+
+
+def test_the_template_marks_answers_with_their_end():
+    tokenizer = lite_tokenizer()
+    encoded = tokenizer.apply_chat_template(
+        [
+            {"role": "user", "content": "is it clear?"},
+            {"role": "assistant", "content": "yes"},
+            {"role": "user", "content": "is it a cat?"},
+            {"role": "assistant", "content": "no"},
+        ],
+        chat_template=CHAT_TEMPLATE,
+        return_assistant_tokens_mask=True,
+        return_dict=True,
+    )
+    learned = [i for i, use in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if use]
+    assert tokenizer.convert_ids_to_tokens(learned) == ["yes", "<|endoftext|>", "no", "<|endoftext|>"]
+
+
+def detections(scene) -> list[Detection]:
+    found = []
+    for item in scene:
+        x0, y0, x1, y1 = icon_box(item.name)
+        found.append(Detection(item.name, 1.0, (item.x + x0, item.y + y0, item.x + x1, item.y + y1), item.color))
+    return found
+
+
+def test_answers_to_matches_agree_with_genevals_rules():
+    rng = np.random.default_rng(0)
+    seen = {tag: [0, 0] for tag in TAGS}
+    for _ in range(3000):
+        scene = training_scene(rng)
+        asked = draw_match(scene, rng)
+        if asked is None:
+            continue
+        text, holds = asked
+        try:
+            prompt = parse_prompt(text)
+        except ValueError:  # "a red cat and two dogs" is no template of GenEval's
+            continue
+        assert evaluate(prompt, detections(scene)).correct == holds, (text, scene)
+        seen[prompt.tag][holds] += 1
+    for no, yes in seen.values():
+        assert min(no, yes) > 0.25 * (no + yes) > 0
+
+
+def test_hard_negatives_fail_their_prompts_and_positives_hold():
+    for example in evaluation_set(scenes_per_tag=40, seed=3):
+        assert evaluate(parse_prompt(example.prompt), detections(example.scene)).correct == example.holds
+
+
+def test_dev_and_test_prompts_are_never_asked():
+    held_out = {meaning(prompt) for split in ("dev", "test") for prompt in lite_prompts(split)}
+    rng = np.random.default_rng(1)
+    asked = 0
+    for _ in range(300):
+        for dialogue in draw_dialogues(training_scene(rng), 6, Mix(facts=0.0, official=0.0), rng):
+            text = dialogue[0][0]
+            start = text.find("a photo of")
+            try:
+                assert meaning(parse_prompt(text[start:].rstrip("?"))) not in held_out
+            except ValueError:
+                continue
+            asked += 1
+    assert asked > 1000
+
+
+def test_relations_are_genevals():
+    rng = np.random.default_rng(2)
+    for _ in range(300):
+        scene = random_scene(rng)
+        if len(scene) < 2:
+            continue
+        boxes = [d.box for d in detections(scene)]
+        assert tuple(relations_seen(scene[0], scene[1])[0]) == relations(boxes[0], boxes[1])
+
+
+def test_dialogues_read_as_the_chat_template_writes_them():
+    tokenizer = lite_tokenizer()
+    processor = lite_processor(tokenizer)
+    dialogue = as_dialogue(POTENTIAL_QUESTION, PROMPTS[1], False)
+    ids, learned = encode_dialogue(tokenizer, dialogue, clarity=True)
+    messages = []
+    for turn, (question, answer) in enumerate(dialogue):
+        messages += [
+            question_message(question, image=turn == 0),
+            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+        ]
+    whole = tokenizer(processor.apply_chat_template(messages))["input_ids"]
+    assert whole[2:] == ids  # after the user's mark and the image
+    assert tokenizer.convert_ids_to_tokens([ids[place] for place in learned]) == [
+        "yes",
+        "<|endoftext|>",
+        "no",
+        "<|endoftext|>",
+    ]
+    assert encode_dialogue(tokenizer, dialogue, clarity=False)[1] == learned[2:]
+
+
+def test_questions_read_together_equal_questions_asked_alone(lite, images):
+    tokenizer = lite.processor.tokenizer
+    asked = [(row, wording) for row in range(len(images)) for wording in (ORM_QUESTION, PRM_QUESTION)]
+    encoded = [
+        (row, *encode_dialogue(tokenizer, as_dialogue(wording, PROMPTS[row], True), clarity=True))
+        for row, wording in asked
+    ]
+    together = torch.zeros(len(asked))
+    with torch.no_grad():
+        for group in read_together(lite.model, tokenizer, images, encoded):
+            for row, index in enumerate(group.source):
+                logits = lite.model.lm_head(group.last[row, encoded[index][2][0] - 1])
+                together[index] = logits[lite._yes[0]] - logits[lite._no[0]]
+    alone = torch.stack([lite.score(images, PROMPTS, wording) for wording in (ORM_QUESTION, PRM_QUESTION)], dim=1)
+    torch.testing.assert_close(together, alone.flatten(), atol=2e-5, rtol=1e-4)
+
+
+def test_area_under_curve_by_hand():
+    scores, holds = np.array([3.0, 1.0, 2.0, 1.0]), np.array([True, True, False, False])
+    assert area_under_curve(scores, holds) == pytest.approx((1 + 1 + 0 + 0.5) / 4)
+
+
+def test_training_goes_on_where_it_stopped(tmp_path):
+    sizes = {
+        "tower_steps": 2,
+        "fact_steps": 2,
+        "match_steps": 1,
+        "wording_steps": 1,
+        "images": 3,
+        "questions": 3,
+        "scenes_per_tag": 4,
+    }
+    auc = train_verifier(tmp_path / "work", tmp_path / "best", **sizes, evaluate_every=4)
+    assert auc.keys() == WORDINGS.keys()
+    assert all(tags.keys() == set(TAGS) for tags in auc.values())
+    log = (tmp_path / "work" / "log.jsonl").read_text().splitlines()
+    assert json.loads(log[-1])["step"] == 4
+    saved = Verifier.from_pretrained(tmp_path / "best", device="cpu")
+    again = train_verifier(tmp_path / "work", tmp_path / "best", **sizes, evaluate_every=4)
+    assert again == auc  # nothing left to do
+    assert len((tmp_path / "work" / "log.jsonl").read_text().splitlines()) == len(log)
+    held_out = evaluation_set(scenes_per_tag=4, seed=1)
+    measured = measure(saved.model, saved.processor.tokenizer, held_out)
+    for wording, tags in auc.items():  # the saved weights are fp16
+        assert measured[wording] == pytest.approx(tags, abs=0.26)
+
+
+def test_a_caption_lists_things_in_reading_order():
+    scene = parse_scene((("cat", "red", 40, 0), ("apple", "blue", 0, 0), ("dog", "green", 8, 32)))
+    assert caption(scene) == (
+        "a blue apple at row one column one, a red cat at row one column six, a green dog at row five column two"
+    )
+
+
+def parse_scene(items):
+    return tuple(SceneObject(*item) for item in items)
