@@ -1,8 +1,8 @@
 """The two lite detectors of GenEval's objects: one matches templates, one has learned.
 
-`TemplateJudge` labels training data; `LearnedJudge` reports results. They share the record of a detection and
-GenEval's rules (`geneval.py`), but no weights, no icons at work and no code, so that a picture made to please
-one has to please the other by its own merit. Both read the colour of an object as that of at least two thirds
+`TemplateJudge` labels training data; `LearnedJudge` reports results. One compares pixels with the icons, the other
+has nothing but its weights; they share the record of a detection and GenEval's rules (`geneval.py`), so a picture made
+to please one has to please the other by its own merit. Both read the colour of an object as that of at least two thirds
 of it, or as none.
 """
 
@@ -112,8 +112,7 @@ class TemplateJudge:
         area = OBJECT_SIZE**2
         mean = F.avg_pool2d(distance, OBJECT_SIZE, 1)
         spread = (F.avg_pool2d(distance**2, OBJECT_SIZE, 1) - mean**2).clamp(min=0).mul(area).sqrt()
-        # A window of spread s matches an icon of contrast s / |zero-mean mask| ≈ s / 11: fainter than
-        # FAINTEST is noise.
+        # An icon's spread is its contrast times that of its mask, about 10: with less than the faintest, it is noise.
         return F.conv2d(distance, self.templates) / spread.clamp(min=self.FAINTEST * 10)
 
     def _color(self, patch: Tensor, name: int) -> str | None:

@@ -116,7 +116,7 @@ class Group:
 def read_together(
     model: LlavaForConditionalGeneration,
     tokenizer: PreTrainedTokenizerBase,
-    images: torch.Tensor,
+    features: torch.Tensor,
     encoded: Sequence[tuple[int, list[int], list[int]]],
 ) -> Iterator[Group]:
     """Read many questions about few images; each sees its image and itself only.
@@ -125,12 +125,12 @@ def read_together(
     each. They are padded on the right, where causal attention cannot see.
 
     Args:
-        images: uint8 (B, 3, 64, 64).
+        features: the images as the decoder sees them, (B, 64, 128) from `image_features`.
         encoded: for each question its image's row, its token ids, and the places of those to be predicted.
     """
     decoder = model.model.language_model
-    user = torch.full((len(images), 1), tokenizer.convert_tokens_to_ids(USER))
-    prefix = torch.cat([decoder.embed_tokens(user), image_features(model, images)], dim=1)
+    user = torch.full((len(features), 1), tokenizer.convert_tokens_to_ids(USER))
+    prefix = torch.cat([decoder.embed_tokens(user), features], dim=1)
     cache = DynamicCache(config=model.config.text_config)
     decoder(inputs_embeds=prefix, past_key_values=cache, use_cache=True)
     lengths = np.array([len(ids) for _, ids, _ in encoded])

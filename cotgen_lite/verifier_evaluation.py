@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
-from cotgen_lite.lite_verifier import read_together
+from cotgen_lite.lite_verifier import image_features, read_together
 from cotgen_lite.prompts import (
     COLORS,
     OBJECTS,
@@ -78,7 +78,8 @@ def measure(
             for wording in WORDINGS.values()
         ]
         encoded = [(row, *encode_dialogue(tokenizer, dialogue, clarity=False)) for row, dialogue in asked]
-        for group in read_together(model, tokenizer, render([example.scene for example in part]), encoded):
+        features = image_features(model, render([example.scene for example in part]))
+        for group in read_together(model, tokenizer, features, encoded):
             first = torch.tensor([encoded[index][2][0] for index in group.source])
             logits = model.lm_head(group.last[torch.arange(len(first)), first - 1])
             rows, columns = np.divmod(group.source, len(WORDINGS))

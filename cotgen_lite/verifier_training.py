@@ -20,7 +20,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 from cotgen_lite.lite_verifier import Group, image_features, lite_verifier, read_together, save_verifier
 from cotgen_lite.prompts import COLORS, OBJECTS, plural
-from cotgen_lite.scenes import IMAGE_SIZE, LATTICE, OBJECT_SIZE, Scene, render
+from cotgen_lite.scenes import IMAGE_SIZE, LATTICE, OBJECT_SIZE, Scene, SceneObject, render
 from cotgen_lite.verifier_evaluation import evaluation_set, measure
 from cotgen_lite.verifier_questions import Mix, draw_dialogues, encode_dialogue, training_scene
 from cotgen_lite.vocabulary import lite_tokenizer
@@ -82,7 +82,7 @@ def train_verifier(
     if checkpoint.exists():
         trainer.load(checkpoint)
     else:
-        train_tower(model, tower_steps, seed, 2 * images)
+        train_tower(model, trainer.patches, tower_steps, seed, 2 * images)
         trainer.save(checkpoint)
 
     saved_at = started = time.time()
@@ -111,38 +111,26 @@ def train_verifier(
     return trainer.best["auc"]
 
 
-def train_tower(model: LlavaForConditionalGeneration, steps: int, seed: int, batch: int) -> None:
-    """First stage: every patch says which class and colour it shows, and which part of an icon it is."""
-    sizes = (len(OBJECTS) + 1, len(COLORS) + 1, SPAN**2 + 1)
-    head = nn.Linear(model.config.text_config.hidden_size, sum(sizes))
-    tower = [*model.model.vision_tower.parameters(), *model.model.multi_modal_projector.parameters()]
-    optimizer = torch.optim.AdamW([*tower, *head.parameters()], lr=1e-3, weight_decay=0.01)
+def train_tower(model: LlavaForConditionalGeneration, probe: "PatchProbe", steps: int, seed: int, batch: int) -> None:
+    """First stage: every patch says which class, colour and part of an icon it shows, and where that icon is."""
+    weights = [
+        *model.model.vision_tower.parameters(),
+        *model.model.multi_modal_projector.parameters(),
+        *probe.parameters(),
+    ]
+    optimizer = torch.optim.AdamW(weights, lr=1e-3, weight_decay=0.01)
     bar = tqdm(range(steps), desc="verifier: tower")
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * min(1, (step + 1) / 50, (steps - step) / (0.3 * steps))
         rng = np.random.default_rng((seed, 0, step))
         scenes = [training_scene(rng) for _ in range(batch)]
-        answers = torch.from_numpy(np.stack([_patch_labels(scene) for scene in scenes])).flatten(0, 1)
-        logits = head(image_features(model, render(scenes))).flatten(0, 1).split(sizes, dim=1)
-        loss = torch.stack([F.cross_entropy(part, answers[:, i]) for i, part in enumerate(logits)]).sum()
+        loss = probe(image_features(model, render(scenes)), scenes)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(tower, 1.0)
+        nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         bar.set_postfix(loss=round(loss.item(), 4))
-
-
-def _patch_labels(scene: Scene) -> np.ndarray:
-    """(64, 3) of class, colour and part of each patch; 0 is the ground."""
-    grid = np.zeros((PATCHES, PATCHES, 3), dtype=np.int64)
-    for item in scene:
-        row, column = item.y // LATTICE, item.x // LATTICE
-        cell = grid[row : row + SPAN, column : column + SPAN]
-        cell[..., 0] = OBJECTS.index(item.name) + 1
-        cell[..., 1] = COLORS.index(item.color) + 1
-        cell[..., 2] = np.arange(1, SPAN**2 + 1).reshape(SPAN, SPAN)
-    return grid.reshape(-1, 3)
 
 
 class _Trainer:
@@ -152,8 +140,9 @@ class _Trainer:
         self, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, steps: int, seed: int
     ) -> None:
         self.model, self.tokenizer, self.seed = model, tokenizer, seed
-        self.probe = NounProbe(tokenizer, model.config.text_config.hidden_size)
-        weights = [*model.parameters(), *self.probe.parameters()]
+        width = model.config.text_config.hidden_size
+        self.patches, self.nouns = PatchProbe(width), NounProbe(tokenizer, width)
+        weights = [*model.parameters(), *self.nouns.parameters(), *self.patches.parameters()]
         self.optimizer = torch.optim.AdamW(weights, lr=PEAK_RATE, weight_decay=0.01, betas=(0.9, 0.98))
         warm_up = min(100, max(1, steps // 10))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -172,35 +161,75 @@ class _Trainer:
         dialogues = [(row, d) for row, scene in enumerate(scenes) for d in draw_dialogues(scene, questions, mix, rng)]
         # "Yes, it is clear" is true of every clean scene: learned from one dialogue in ten, lest it crowd out "no".
         encoded = [(row, *encode_dialogue(self.tokenizer, d, clarity=bool(rng.random() < 0.1))) for row, d in dialogues]
-        answer_loss, probe_loss = torch.zeros(()), torch.zeros(())
+        answer_loss, noun_loss = torch.zeros(()), torch.zeros(())
         facts = scene_facts(scenes)
-        for group in read_together(self.model, self.tokenizer, render(scenes), encoded):
+        features = image_features(self.model, render(scenes))
+        patch_loss = self.patches(features, scenes)
+        for group in read_together(self.model, self.tokenizer, features, encoded):
             row, place = group.learned
             logits = self.model.lm_head(group.last[row, place - 1])
             losses = F.cross_entropy(logits, group.ids[row, place], reduction="none")
             answer_loss = answer_loss + (losses / torch.bincount(row)[row]).sum()
-            probe_loss = probe_loss + self.probe(group, facts)
-        answer_loss, probe_loss = answer_loss / len(encoded), probe_loss / len(encoded)
+            noun_loss = noun_loss + self.nouns(group, facts)
+        answer_loss, noun_loss = answer_loss / len(encoded), noun_loss / len(encoded)
         self.optimizer.zero_grad()
-        (answer_loss + PROBE_WEIGHT * probe_loss).backward()
+        (answer_loss + PROBE_WEIGHT * (noun_loss + patch_loss)).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.schedule.step()
         self.step += 1
-        return {"loss": round(answer_loss.item(), 4), "probe": round(probe_loss.item(), 4)}
+        losses = {"answers": answer_loss, "nouns": noun_loss, "patches": patch_loss}
+        return {name: round(loss.item(), 4) for name, loss in losses.items()}
 
     def save(self, path: Path) -> None:
         """Write everything, whole or not at all."""
-        state = {name: getattr(self, name).state_dict() for name in ("model", "probe", "optimizer", "schedule")}
+        state = {name: getattr(self, name).state_dict() for name in _SAVED}
         torch.save(state | {"step": self.step, "best": self.best}, path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)
 
     def load(self, path: Path) -> None:
         """Go on from what `save` wrote."""
         state = torch.load(path, weights_only=False)
-        for name in ("model", "probe", "optimizer", "schedule"):
+        for name in _SAVED:
             getattr(self, name).load_state_dict(state[name])
         self.step, self.best = state["step"], state["best"]
+
+
+_SAVED = ("model", "nouns", "patches", "optimizer", "schedule")
+
+
+class PatchProbe(nn.Module):
+    """Used in training only: each image token must know its patch, and where the icon that it is part of stands.
+
+    Without the place, tokens say what they are but hardly where, and no question about positions is ever learned.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.sizes = (len(OBJECTS) + 1, len(COLORS) + 1, SPAN**2 + 1)
+        self.head = nn.Linear(width, sum(self.sizes) + 2)
+
+    def forward(self, features: torch.Tensor, scenes: Sequence[Scene]) -> torch.Tensor:
+        """Mean loss over the patches of image features (B, 64, width)."""
+        truth = torch.from_numpy(np.stack([_patch_truth(scene) for scene in scenes])).flatten(0, 1)
+        labels, spots = truth[:, :3].long(), truth[:, 3:]
+        *logits, spot = self.head(features).flatten(0, 1).split((*self.sizes, 2), dim=1)
+        losses = [F.cross_entropy(part, labels[:, i]) for i, part in enumerate(logits)]
+        covered = labels[:, 0] > 0
+        return torch.stack([*losses, F.mse_loss(spot[covered], spots[covered])]).sum()
+
+
+def _patch_truth(scene: Scene) -> np.ndarray:
+    """(64, 5) float32: class, colour and part of each patch, 0 for the ground; x and y of its icon in -1..1."""
+    grid = np.zeros((PATCHES, PATCHES, 5), dtype=np.float32)
+    for item in scene:
+        row, column = item.y // LATTICE, item.x // LATTICE
+        cell = grid[row : row + SPAN, column : column + SPAN]
+        cell[..., 0] = OBJECTS.index(item.name) + 1
+        cell[..., 1] = COLORS.index(item.color) + 1
+        cell[..., 2] = np.arange(1, SPAN**2 + 1).reshape(SPAN, SPAN)
+        cell[..., 3:] = _spot(item)
+    return grid.reshape(-1, 5)
 
 
 class NounProbe(nn.Module):
@@ -244,5 +273,11 @@ def scene_facts(scenes: Sequence[Scene]) -> dict[str, torch.Tensor]:
             kind = OBJECTS.index(item.name)
             count[row, kind] += 1
             color[row, kind] = COLORS.index(item.color)
-            spot[row, kind] = torch.tensor((item.x, item.y)) * (2 / (IMAGE_SIZE - OBJECT_SIZE)) - 1
+            spot[row, kind] = torch.tensor(_spot(item))
     return {"count": count, "color": color, "spot": spot}
+
+
+def _spot(item: SceneObject) -> tuple[float, float]:
+    """Where an icon is, from -1 (left, top) to 1 (right, bottom)."""
+    room = IMAGE_SIZE - OBJECT_SIZE
+    return 2 * item.x / room - 1, 2 * item.y / room - 1

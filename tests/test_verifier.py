@@ -22,7 +22,14 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from cotgen_lite.geneval import Detection, evaluate, relations
-from cotgen_lite.lite_verifier import CHAT_TEMPLATE, lite_processor, lite_verifier, read_together, save_verifier
+from cotgen_lite.lite_verifier import (
+    CHAT_TEMPLATE,
+    image_features,
+    lite_processor,
+    lite_verifier,
+    read_together,
+    save_verifier,
+)
 from cotgen_lite.prompts import TAGS, lite_prompts, meaning, parse_prompt
 from cotgen_lite.scenes import SceneObject, icon_box, random_scene, render
 from cotgen_lite.verifier import (
@@ -390,7 +397,7 @@ def test_questions_read_together_equal_questions_asked_alone(lite, images):
     ]
     together = torch.zeros(len(asked))
     with torch.no_grad():
-        for group in read_together(lite.model, tokenizer, images, encoded):
+        for group in read_together(lite.model, tokenizer, image_features(lite.model, images), encoded):
             for row, index in enumerate(group.source):
                 logits = lite.model.lm_head(group.last[row, encoded[index][2][0] - 1])
                 together[index] = logits[lite._yes[0]] - logits[lite._no[0]]
