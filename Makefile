@@ -15,11 +15,11 @@ ENV := $(VENV)/.complete
 COPIES := build/notebooks
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: course lab test lint copies notebooks env clean
+.PHONY: course lab test lint check copies notebooks env clean
 .DELETE_ON_ERROR:
 
 # The course needs no network: loading a model by a hub name by mistake fails at once instead of downloading.
-course test notebooks: export HF_HUB_OFFLINE = 1
+course check notebooks: export HF_HUB_OFFLINE = 1
 
 course: $(ENV) copies
 	$(PYTEST) --nbmake --overwrite $(COPIES)
@@ -28,14 +28,16 @@ course: $(ENV) copies
 lab: $(ENV)
 	$(BIN)/jupyter lab notebooks/00_generate_step_by_step.ipynb
 
-# One pytest run for both, so that its closing line counts everything.
-test: $(ENV) lint copies
-	$(PYTEST) --nbmake --overwrite tests $(COPIES)
+test: lint check
 
 lint: $(ENV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Unit tests and notebooks in one pytest run, so that its closing line counts everything.
+check: $(ENV) copies
+	$(PYTEST) --nbmake --overwrite tests $(COPIES)
 
 # Notebooks run as copies, so that a failure leaves the tracked files as they were.
 copies:
