@@ -26,14 +26,14 @@ class TokenizerTraining:
     """Length, pace and loss weights of a training run."""
 
     steps: int
-    batch: int = 48
+    batch: int = 32
     learning_rate: float = 3e-3  # the peak of a one-cycle schedule
     weight_decay: float = 1e-4
     foreground: float = 4.0  # what a pixel on or beside an object counts more than plain ground
     squared: float = 1.0  # L2 beside L1
-    diversity: float = 0.02  # entropy of the mean token on objects, to be high; fades out over the run
-    certainty: float = 0.02  # entropy of each token, to be low; fades in over the run
-    plain: float = 0.01  # entropy of the mean token on plain ground, to be low: one code for nothing
+    diversity: float = 0.02  # entropy of the mean token on objects, to be high
+    # Both small while codes are being found; then large, or a bit near zero flips with whatever stands nearby.
+    certainty: float = 0.002  # entropy of each token on objects, to be low
     commitment: float = 0.03
     seed: int = 0
 
@@ -92,7 +92,7 @@ def train_tokenizer(
     bar = tqdm(total=config.steps, initial=step, desc="tokenizer", disable=not progress)
     while step < config.steps:
         images = draw(np.random.default_rng((config.seed, step)), config.batch).to(model.device)
-        losses = tokenizer_losses(model, images, config, step / config.steps)
+        losses = tokenizer_losses(model, images, config)
         optimizer.zero_grad()
         losses["total"].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -114,12 +114,11 @@ def train_tokenizer(
     return history
 
 
-def tokenizer_losses(model: Magvit, images: Tensor, config: TokenizerTraining, progress: float) -> dict[str, Tensor]:
+def tokenizer_losses(model: Magvit, images: Tensor, config: TokenizerTraining) -> dict[str, Tensor]:
     """The terms of the training loss on one batch, and their weighted sum "total".
 
-    images: uint8 (B, 3, H, W). progress: how much of the run is over, 0..1. Returns scalars with a gradient: l1
-    and l2 per pixel (pixels in [-1, 1]), certainty, diversity and plain in nats, commitment per bit.
-    Source: Yu et al. 2024, section 3.1; the term for plain ground is ours.
+    images: uint8 (B, 3, H, W). Returns scalars with a gradient: l1 and l2 per pixel (pixels in [-1, 1]),
+    certainty and diversity in nats, commitment per bit. Source: Yu et al. 2024, section 3.1.
     """
     pixels = to_pixels(images)
     marked = foreground(pixels)
@@ -131,18 +130,17 @@ def tokenizer_losses(model: Magvit, images: Tensor, config: TokenizerTraining, p
     l2 = (weight * error**2).sum() / (3 * weight.sum())
     commitment = ((values - signs) ** 2).mean()
 
+    # Plain ground needs few codes: only patches with something on them are asked to differ.
     share = F.avg_pool2d(marked, model.config.patch_size).flatten()
-    vectors = values.permute(0, 2, 3, 1).flatten(0, 2)
-    certainty = token_entropies(vectors).mean()
-    diversity = mean_token_entropy(vectors[share > 0], share[share > 0])
-    plain = mean_token_entropy(vectors[share == 0], torch.ones_like(share[share == 0]))
+    vectors = values.permute(0, 2, 3, 1).flatten(0, 2)[share > 0]
+    share = share[share > 0] / share.sum().clamp(min=1e-8)
+    certainty = (share * token_entropies(vectors)).sum()
+    diversity = mean_token_entropy(vectors, share)
 
-    total = l1 + config.squared * l2 + config.commitment * commitment + config.plain * plain
-    # First find many codes, then decide among them: a bit near zero would flip with whatever stands nearby, and
-    # the generator would have to guess it.
-    total = total + progress * config.certainty * certainty - (1 - progress) * config.diversity * diversity
-    terms = {"l1": l1, "l2": l2, "certainty": certainty, "diversity": diversity, "plain": plain}
-    return {"total": total, **terms, "commitment": commitment}
+    total = l1 + config.squared * l2 + config.commitment * commitment
+    total = total + config.certainty * certainty - config.diversity * diversity
+    terms = {"l1": l1, "l2": l2, "certainty": certainty, "diversity": diversity, "commitment": commitment}
+    return {"total": total, **terms}
 
 
 def foreground(pixels: Tensor) -> Tensor:

@@ -305,8 +305,8 @@ def test_foreground_is_what_leaves_the_ground() -> None:
 
 def test_the_loss_reaches_the_encoder_through_the_signs() -> None:
     model = small_model()
-    only_rebuild = TokenizerTraining(steps=1, certainty=0, diversity=0, plain=0, commitment=0)
-    losses = tokenizer_losses(model, noise_images(2), only_rebuild, progress=0.5)
+    only_rebuild = TokenizerTraining(steps=1, certainty=0, diversity=0, commitment=0)
+    losses = tokenizer_losses(model, noise_images(2), only_rebuild)
     losses["total"].backward()
     assert losses["total"].item() == pytest.approx((losses["l1"] + losses["l2"]).item())
     assert model.encoder.conv_in.weight.grad is not None
