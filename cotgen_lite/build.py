@@ -57,9 +57,9 @@ LITE = Recipe(
         TokenizerTraining(350, batch=32, learning_rate=1.2e-3, certainty=0.2, commitment=1.0, seed=2),
         TokenizerTraining(250, batch=32, learning_rate=1.2e-3, certainty=0.1, commitment=1.0, foreground=8.0, seed=3),
     ),
-    judge_steps=1500,
+    judge_steps=1200,
     pictures=40_000,
-    generator_steps=5000,
+    generator_steps=4000,
     verifier={"tower_steps": 400, "fact_steps": 400, "match_steps": 1800, "wording_steps": 900, "evaluate_every": 200},
     pool_size=20,
     dev_candidates=4,
@@ -89,11 +89,11 @@ def build_prompts(out: Path, work: Path, recipe: Recipe) -> None:
 def build_tokenizer(out: Path, work: Path, recipe: Recipe) -> None:
     """The image tokenizer, on random scenes."""
     torch.manual_seed(0)
-    model, started = Magvit(lite_pixels_config()), time.monotonic()
-    for number, training in enumerate(recipe.tokenizer):
-        train_tokenizer(model, _draw_scenes, training, work / f"phase-{number}")
+    model = Magvit(lite_pixels_config())
+    phases = enumerate(recipe.tokenizer)
+    logs = [train_tokenizer(model, _draw_scenes, training, work / f"phase-{n}") for n, training in phases]
     settings = {"phases": [asdict(training) for training in recipe.tokenizer]}
-    publish(model, out / "models/tokenizer", settings, time.monotonic() - started)
+    publish(model, out / "models/tokenizer", settings, sum(log.seconds for log in logs))
 
 
 def build_judge(out: Path, work: Path, recipe: Recipe) -> None:

@@ -5,20 +5,17 @@ certain (its entropy low), all of them used (the entropy of their mean high), en
 (commitment). No adversarial loss: icons on a plain ground need none.
 """
 
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from cotgen_lite.tokenizer import Magvit, to_pixels, tokens_to_bits
-
-SAVE_EVERY = 60.0  # seconds between two saved states
+from cotgen_lite.training import TrainingLog, train
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,7 @@ class TokenizerTraining:
 
     steps: int
     batch: int = 32
-    learning_rate: float = 3e-3  # the peak of a one-cycle schedule
+    learning_rate: float = 3e-3  # the peak
     weight_decay: float = 1e-4
     foreground: float = 4.0  # what a pixel on or beside an object counts more than plain ground
     squared: float = 1.0  # L2 beside L1
@@ -39,79 +36,19 @@ class TokenizerTraining:
 
 
 def train_tokenizer(
-    model: Magvit,
-    draw: Callable[[np.random.Generator, int], Tensor],
-    config: TokenizerTraining,
-    work: Path,
-    progress: bool = True,
-) -> list[dict[str, float]]:
-    """Trains a tokenizer in place, resuming where an interrupted run in the same folder stopped.
+    model: Magvit, draw: Callable[[np.random.Generator, int], Tensor], config: TokenizerTraining, work: Path
+) -> TrainingLog:
+    """Trains a tokenizer in place, going on where an interrupted run in the same folder stopped.
 
-    model: changed in place, left in evaluation mode. draw(rng, n): n images, uint8 (n, 3, H, W); step s draws
-    with a generator seeded by (seed, s), so that a resumed run sees what an uninterrupted one would. work:
-    folder of the state file, written whole about once a minute and at the end. Returns one record of mean
-    losses per 50 steps. Errors: ValueError if the state in `work` belongs to another run.
+    model: left in evaluation mode. draw(rng, n): n images, uint8 (n, 3, H, W); step s draws with a generator seeded by
+    (seed, s). work: folder of the checkpoint. Errors: ValueError if the checkpoint in `work` is another run's.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    state_file = work / "tokenizer_state.pt"
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=config.steps, pct_start=0.1, cycle_momentum=False
-    )
-    step, history = 0, []
-    if state_file.exists():
-        state = torch.load(state_file, map_location=model.device, weights_only=True)
-        if state["config"] != asdict(config):
-            raise ValueError(
-                f"{state_file} was written by a run with other settings ({state['config']}): "
-                "finish that run, or delete the file to start afresh."
-            )
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        step, history = state["step"], state["history"]
 
-    def save() -> None:
-        state = {
-            "config": asdict(config),
-            "step": step,
-            "history": history,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
-        }
-        part = state_file.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(state_file)  # whole or not at all
-
-    model.train()
-    recent: list[dict[str, float]] = []
-    saved = time.monotonic()
-    bar = tqdm(total=config.steps, initial=step, desc="tokenizer", disable=not progress)
-    while step < config.steps:
+    def loss_at(step: int) -> Tensor:
         images = draw(np.random.default_rng((config.seed, step)), config.batch).to(model.device)
-        losses = tokenizer_losses(model, images, config)
-        optimizer.zero_grad()
-        losses["total"].backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        step += 1
-        bar.update()
-        recent.append({name: value.item() for name, value in losses.items()})
-        if step % 50 == 0 or step == config.steps:
-            means = {name: float(np.mean([losses[name] for losses in recent])) for name in recent[0]}
-            history.append({"step": step, **means})
-            bar.set_postfix(loss=f"{means['total']:.4f}", l1=f"{means['l1']:.4f}")
-            recent = []
-        if time.monotonic() - saved > SAVE_EVERY or step == config.steps:
-            save()
-            saved = time.monotonic()
-    bar.close()
-    model.eval()
-    return history
+        return tokenizer_losses(model, images, config)["total"]
+
+    return train(model, loss_at, config.steps, config.learning_rate, work, "tokenizer", config.weight_decay, warmup=0.1)
 
 
 def tokenizer_losses(model: Magvit, images: Tensor, config: TokenizerTraining) -> dict[str, Tensor]:

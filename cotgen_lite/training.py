@@ -38,9 +38,11 @@ def train(
     loss_at: the loss of a step (its number is all that it may depend on, beside the weights, so that a resumed run sees
     the data that an uninterrupted one sees). warmup: share of steps in which the rate rises; then it falls as a cosine
     to 1% of `learning_rate`. The checkpoint stays, so a finished run returns at once. Gradients are clipped to norm 1.
+    ValueError if the checkpoint is that of a run of another length or rate.
     """
+    settings = {"steps": steps, "learning_rate": learning_rate, "weight_decay": weight_decay}
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.98))
-    log, recent = _resume(model, optimizer, work_dir), []
+    log, recent = _resume(model, optimizer, work_dir, settings), []
     started = saved = time.monotonic()
     earlier_seconds = log.seconds
     model.train()
@@ -62,7 +64,7 @@ def train(
                 recent.clear()
                 bar.set_postfix(loss=f"{log.losses[-1]:.3f}")
             if log.steps == steps or (time.monotonic() - saved > save_seconds and not recent):
-                _save(model, optimizer, log, work_dir)
+                _save(model, optimizer, log, work_dir, settings)
                 saved = time.monotonic()
     model.eval()
     return log
@@ -74,18 +76,28 @@ def _schedule(done: float, warmup: float) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
 
 
-def _save(model: nn.Module, optimizer: torch.optim.Optimizer, log: TrainingLog, work_dir: Path) -> None:
+def _save(
+    model: nn.Module, optimizer: torch.optim.Optimizer, log: TrainingLog, work_dir: Path, settings: dict[str, float]
+) -> None:
     work_dir.mkdir(parents=True, exist_ok=True)
     part = work_dir / f"{CHECKPOINT}.part"
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": vars(log)}, part)
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": vars(log)}
+    torch.save(state | {"settings": settings}, part)
     part.replace(work_dir / CHECKPOINT)
 
 
-def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, work_dir: Path) -> TrainingLog:
+def _resume(
+    model: nn.Module, optimizer: torch.optim.Optimizer, work_dir: Path, settings: dict[str, float]
+) -> TrainingLog:
     path = work_dir / CHECKPOINT
     if not path.exists():
         return TrainingLog()
     state = torch.load(path, weights_only=True)
+    if state["settings"] != settings:
+        raise ValueError(
+            f"{path} is the checkpoint of a run with {state['settings']}, not {settings}: "
+            "go on with those settings, or delete it to start afresh."
+        )
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return TrainingLog(**state["log"])

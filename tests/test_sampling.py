@@ -1,6 +1,7 @@
 """Decoding: the cache equals the plain loop, noise belongs to the path, schedule and guidance are Show-o's."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -116,7 +117,7 @@ def test_steps_commit_by_schedule_and_keep_what_they_committed(model):
     steps = list(stream(model, begin(model, [(0, 0), (1, 4)])))
     assert [step.index for step in steps] == list(range(6))
     open_places = 16
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in pairwise(steps):
         assert bool((after.committed | ~before.committed).all())
         assert torch.equal(after.guess[before.committed], before.guess[before.committed])
     for step in steps:

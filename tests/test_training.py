@@ -56,3 +56,10 @@ def test_finished_run_returns_at_once(tmp_path: Path) -> None:
 
     second = train(make_model(), must_not_run, 10, 0.05, tmp_path, "run")
     assert second == first and (tmp_path / CHECKPOINT).exists()
+
+
+def test_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    model = make_model()
+    train(model, lambda step: loss_of(model, step), 10, 0.05, tmp_path, "run")
+    with pytest.raises(ValueError, match="delete it to start afresh"):
+        train(model, lambda step: loss_of(model, step), 12, 0.05, tmp_path, "run")
