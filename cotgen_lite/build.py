@@ -62,8 +62,8 @@ LITE = Recipe(
     generator_steps=4000,
     verifier={"tower_steps": 400, "fact_steps": 400, "match_steps": 1800, "wording_steps": 900, "evaluate_every": 200},
     pool_size=20,
-    dev_candidates=4,
-    prompts_per_tag=60,
+    dev_candidates=2,
+    prompts_per_tag=100,
     judged_scenes=2000,
 )
 QUICK = Recipe(

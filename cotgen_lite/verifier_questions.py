@@ -57,9 +57,8 @@ def training_scene(rng: np.random.Generator) -> Scene:
     """A scene to ask about: a quarter hold anything, the others what a prompt of one of the six tags asks for."""
     if rng.random() < 0.25:
         return random_scene(rng)
-    tag = pick(
-        ("two_object", "counting", "counting", "colors", "position", "position", "color_attr", "color_attr"), rng
-    )
+    tags = ("two_object", "colors", *("counting",) * 3, *("position",) * 3, *("color_attr",) * 2)
+    tag = pick(tags, rng)
     return scene_for(random_prompt(tag, rng), rng)
 
 
@@ -306,8 +305,8 @@ def _match_mixed(scene: Scene, wanted: bool, rng: np.random.Generator) -> str | 
 
 _MATCH_KINDS = (
     *(_match_single, _match_two, _match_color, _match_color, _match_mixed),
-    *(_match_count,) * 5,
-    *(_match_position,) * 5,
+    *(_match_count,) * 8,
+    *(_match_position,) * 10,
     *(_match_binding,) * 3,
 )
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}

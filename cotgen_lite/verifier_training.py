@@ -27,7 +27,7 @@ from cotgen_lite.vocabulary import lite_tokenizer
 
 PATCHES = IMAGE_SIZE // LATTICE  # a side
 SPAN = OBJECT_SIZE // LATTICE  # patches an icon covers, a side
-PEAK_RATE = 1.5e-3  # learning rate of the last three stages, after the warm-up
+PEAK_RATE = 1.2e-3  # learning rate of the last three stages, after the warm-up
 PROBE_WEIGHT = 0.3
 
 
@@ -147,9 +147,7 @@ class _Trainer:
         warm_up = min(100, max(1, steps // 10))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer,
-            lambda t: min(
-                (t + 1) / warm_up, 0.5 + 0.5 * np.cos(np.pi * max(0, t - warm_up) / max(1, steps - warm_up)) + 0.01
-            ),
+            lambda t: min(1.0, (t + 1) / warm_up, (steps - t) / (0.3 * steps)),
         )
         self.step = 0
         self.best: dict = {"mean": 0.0, "auc": {}, "step": 0}
