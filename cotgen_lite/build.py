@@ -60,7 +60,7 @@ LITE = Recipe(
     judge_steps=1200,
     pictures=40_000,
     generator_steps=4000,
-    verifier={"tower_steps": 400, "fact_steps": 400, "match_steps": 1800, "wording_steps": 900, "evaluate_every": 200},
+    verifier={"tower_steps": 400, "fact_steps": 400, "match_steps": 2750, "wording_steps": 680, "evaluate_every": 200},
     pool_size=20,
     dev_candidates=2,
     prompts_per_tag=100,
@@ -80,10 +80,13 @@ QUICK = Recipe(
 
 
 def build_prompts(out: Path, work: Path, recipe: Recipe) -> None:
-    """The dev and test prompts, as GenEval writes its own."""
+    """The dev and test prompts, as GenEval writes its own, and the words that lite models read."""
     for split in ("dev", "test"):
         lines = [json.dumps(to_record(prompt)) + "\n" for prompt in lite_prompts(split)]
         write_atomically(out / f"prompts/{split}.jsonl", "".join(lines))
+    words = out / "models/words"
+    lite_tokenizer().save_pretrained(words)
+    write_manifest(words, {}, 0)
 
 
 def build_tokenizer(out: Path, work: Path, recipe: Recipe) -> None:
@@ -104,7 +107,7 @@ def build_judge(out: Path, work: Path, recipe: Recipe) -> None:
 
 
 def build_generator(out: Path, work: Path, recipe: Recipe) -> None:
-    """The generator, on noisy captions; its words are saved beside it."""
+    """The generator, on noisy captions."""
     words, pixels = lite_tokenizer(), Magvit.from_pretrained(out / "models/tokenizer")
     noise = CaptionNoise()
     data = make_captioned_tokens(recipe.pictures, pixels, words, noise, seed=0)
@@ -112,7 +115,7 @@ def build_generator(out: Path, work: Path, recipe: Recipe) -> None:
     model = Showo(lite_config(len(words), words.bos_token_id, words.eos_token_id))
     log = train_generator(model, data, recipe.generator_steps, work, seed=0)
     settings = {"steps": log.steps, "pictures": recipe.pictures, "seed": 0, "noise": asdict(noise)}
-    publish(model, out / "models/generator", settings | {"losses": _thinned(log.losses)}, log.seconds, words)
+    publish(model, out / "models/generator", settings | {"losses": _thinned(log.losses)}, log.seconds)
 
 
 def build_verifier(out: Path, work: Path, recipe: Recipe) -> None:
@@ -141,14 +144,10 @@ STEPS: dict[str, Callable[[Path, Path, Recipe], None]] = {
 }
 
 
-def publish(
-    model: PreTrainedModel, folder: Path, settings: Mapping[str, object], seconds: float, words: object = None
-) -> None:
-    """Save a model's weights as fp16 safetensors, its words beside it, and the manifest that says how it was made."""
+def publish(model: PreTrainedModel, folder: Path, settings: Mapping[str, object], seconds: float) -> None:
+    """Save a model's weights as fp16 safetensors, and the manifest that says how it was made."""
     shutil.rmtree(folder, ignore_errors=True)
     model.half().save_pretrained(folder)
-    if words is not None:
-        words.save_pretrained(folder)  # type: ignore[attr-defined]
     write_manifest(folder, settings, seconds)
 
 

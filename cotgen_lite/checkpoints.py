@@ -12,8 +12,8 @@ LITE_SETTINGS = SamplingSettings(guidance_scale=1.5)
 
 def load_generator(name: str = "generator", device: str = "auto") -> Generator:
     """A shipped lite generator with its tokenizers; ValueError if a file is damaged, FileNotFoundError if missing."""
-    folder = model_path(name)
-    return Generator.from_pretrained(folder, folder, model_path("tokenizer"), LITE_SETTINGS, device)
+    parts = (model_path(name), model_path("words"), model_path("tokenizer"))
+    return Generator.from_pretrained(*parts, LITE_SETTINGS, device)
 
 
 def load_verifier(name: str = "verifier", device: str = "auto") -> Verifier:

@@ -47,7 +47,7 @@ def measure_all(
     """
     models = out / "models"
     pixels = models / "tokenizer"
-    generator = Generator.from_pretrained(models / "generator", models / "generator", pixels, LITE_SETTINGS)
+    generator = Generator.from_pretrained(models / "generator", models / "words", pixels, LITE_SETTINGS)
     verifier = Verifier.from_pretrained(models / "verifier")
     judges: dict[str, Detector] = {
         "learned": LearnedJudge.from_pretrained(models / "judge"),

@@ -61,7 +61,7 @@ def _mean_of_ties(score: npt.NDArray[np.float64], right: npt.NDArray[np.float64]
 
 def save_pool(pool: Pool, path: Path) -> None:
     """Write a pool as one safetensors file, atomically; scores in float16, prompts as text in its metadata."""
-    arrays = {"tokens": pool.tokens.to(torch.int16)}
+    arrays = {"tokens": pool.tokens.to(torch.int16).contiguous()}
     arrays |= {f"scores.{name}": torch.from_numpy(np.float16(values)) for name, values in pool.scores.items()}
     arrays |= {f"correct.{name}": torch.from_numpy(values) for name, values in pool.correct.items()}
     path.parent.mkdir(parents=True, exist_ok=True)

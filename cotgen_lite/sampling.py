@@ -335,18 +335,18 @@ def stream(model: Showo, state: DecodingState) -> Iterator[Step]:
         yield step
 
 
+@torch.inference_mode()
 def predict_plainly(model: Showo, state: DecodingState) -> Tensor:
-    """What `predict` computes, by the plain loop: whole sequences of every path anew, no cache, all image places."""
-    masked = state.tokens == MASKED
+    """What `predict` computes, by the plain loop of Show-o's code: every sequence anew, over the whole vocabulary."""
+    config, masked = model.config, state.tokens == MASKED
     prefixes = [state.prompts.prefixes[row] for row in state.prompt.tolist()]
     empty = [state.prompts.prefixes[-1]] * len(prefixes)
-    ids = build_sequences(model.config, prefixes + empty, state.tokens.repeat(2, 1), masked.repeat(2, 1))
-    with torch.inference_mode():
-        logits = code_logits(model, model.hidden_states(ids)[:, -masked.shape[1] - 1 : -1]).float()
+    ids = build_sequences(config, prefixes + empty, state.tokens.repeat(2, 1), masked.repeat(2, 1))
+    logits = model(ids)[:, -masked.shape[1] - 1 : -1, config.image_offset : config.mask_id].float()
     conditional, unconditional = logits.chunk(2)
     g = state.settings.guidance_scale
     guided = (1 + g) * conditional - g * unconditional
-    return guided[masked].view(len(prefixes), -1, guided.shape[-1])
+    return guided[masked].view(len(prefixes), -1, config.codebook_size)
 
 
 def sample(

@@ -74,7 +74,7 @@ def train_verifier(
     stages = [
         Stage("facts", fact_steps, Mix(facts=1.0, official=0.0, caption=True)),
         Stage("matches", match_steps, Mix(facts=0.25, official=0.1)),
-        Stage("wordings", wording_steps, Mix(facts=0.1, official=0.5)),
+        Stage("wordings", wording_steps, Mix(facts=0.1, official=0.7)),
     ]
     trainer = _Trainer(model, tokenizer, sum(stage.steps for stage in stages), seed)
     held_out = evaluation_set(scenes_per_tag, seed + 1)
@@ -176,8 +176,8 @@ class _Trainer:
         self.optimizer.step()
         self.schedule.step()
         self.step += 1
-        losses = {"answers": answer_loss, "nouns": noun_loss, "patches": patch_loss}
-        return {name: round(loss.item(), 4) for name, loss in losses.items()}
+        parts = {"answers": answer_loss, "nouns": noun_loss, "patches": patch_loss}
+        return {name: round(part.item(), 4) for name, part in parts.items()}
 
     def save(self, path: Path) -> None:
         """Write everything, whole or not at all."""
