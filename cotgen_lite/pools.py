@@ -51,7 +51,8 @@ def expected_best_of(scores: npt.ArrayLike, correct: npt.ArrayLike, n: int) -> n
     weights = np.array([comb(size - rank, n - 1) for rank in range(1, size + 1)], dtype=np.float64) / comb(size, n)
     order = np.argsort(-score, axis=1, kind="stable")
     score, right = np.take_along_axis(score, order, 1), np.take_along_axis(right, order, 1)
-    return np.array([weights @ _mean_of_ties(s, r) for s, r in zip(score, right, strict=True)])
+    expected = np.array([weights @ _mean_of_ties(s, r) for s, r in zip(score, right, strict=True)])
+    return expected.clip(0, 1)  # the weights add up to 1 but for rounding
 
 
 def _mean_of_ties(score: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
