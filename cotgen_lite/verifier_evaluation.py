@@ -35,6 +35,9 @@ from cotgen_lite.verifier_questions import (
 )
 
 WORDINGS = {"orm": ORM_QUESTION, "prm": PRM_QUESTION, "potential": POTENTIAL_QUESTION}
+# A verifier sees well enough when the ORM question reaches these, and the other wordings are within SLACK of it.
+ENOUGH = dict.fromkeys(TAGS, 0.95) | {"position": 0.80, "color_attr": 0.80}
+SLACK = 0.03
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,15 @@ def measure(
         name: {tag: area_under_curve(odds[tags == tag, column], holds[tags == tag]) for tag in TAGS}
         for column, name in enumerate(WORDINGS)
     }
+
+
+def sees_enough(auc: dict[str, dict[str, float]]) -> bool:
+    """Whether every tag's AUC in the ORM's wording is high enough, and no other wording's is much lower."""
+    others = [auc[name] for name in WORDINGS if name != "orm"]
+    return all(
+        auc["orm"][tag] >= enough and all(auc["orm"][tag] - other[tag] <= SLACK for other in others)
+        for tag, enough in ENOUGH.items()
+    )
 
 
 def area_under_curve(scores: np.ndarray, holds: np.ndarray) -> float:

@@ -21,7 +21,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 from cotgen_lite.lite_verifier import Group, image_features, lite_verifier, read_together, save_verifier
 from cotgen_lite.prompts import COLORS, OBJECTS, plural
 from cotgen_lite.scenes import IMAGE_SIZE, LATTICE, OBJECT_SIZE, Scene, SceneObject, render
-from cotgen_lite.verifier_evaluation import evaluation_set, measure
+from cotgen_lite.verifier_evaluation import evaluation_set, measure, sees_enough
 from cotgen_lite.verifier_questions import Mix, draw_dialogues, encode_dialogue, training_scene
 from cotgen_lite.vocabulary import lite_tokenizer
 
@@ -55,6 +55,9 @@ def train_verifier(
 ) -> dict[str, dict[str, float]]:
     """Pre-train the lite verifier, going on from the last checkpoint in `work_dir` if there is one.
 
+    Stops early once it sees enough (`verifier_evaluation.sees_enough`): like the paper's, the zero-shot verifier is meant
+    to be able, not perfect, so that later chapters have something to teach it.
+
     Args:
         work_dir: where checkpoints and `log.jsonl` are kept.
         save_dir: where the best weights so far (fp16) and the processor are kept, as `from_pretrained` reads them.
@@ -73,7 +76,7 @@ def train_verifier(
     model = lite_verifier(tokenizer)
     stages = [
         Stage("facts", fact_steps, Mix(facts=1.0, official=0.0, caption=True)),
-        Stage("matches", match_steps, Mix(facts=0.25, official=0.1)),
+        Stage("matches", match_steps, Mix(facts=0.25, official=0.25)),
         Stage("wordings", wording_steps, Mix(facts=0.1, official=0.7)),
     ]
     trainer = _Trainer(model, tokenizer, sum(stage.steps for stage in stages), seed)
@@ -87,15 +90,17 @@ def train_verifier(
 
     saved_at = started = time.time()
     plan = [stage for stage in stages for _ in range(stage.steps)]
-    bar = tqdm(range(trainer.step, len(plan)), initial=trainer.step, total=len(plan), desc="verifier")
+    remaining = range(0) if trainer.best["enough"] else range(trainer.step, len(plan))
+    bar = tqdm(remaining, initial=trainer.step, total=len(plan), desc="verifier")
     for step in bar:
         losses = trainer.learn(plan[step].mix, images, questions)
         bar.set_postfix(stage=plan[step].name, **losses)
         if trainer.step % evaluate_every == 0 or trainer.step == len(plan):
             auc = measure(model, tokenizer, held_out)
             mean = float(np.mean([value for tags in auc.values() for value in tags.values()]))
-            if mean > trainer.best["mean"]:
-                trainer.best = {"mean": mean, "auc": auc, "step": trainer.step}
+            enough = sees_enough(auc)
+            if enough or mean > trainer.best["mean"]:
+                trainer.best = {"mean": mean, "auc": auc, "step": trainer.step, "enough": enough}
                 save_verifier(model, tokenizer, save)
             row = {
                 "step": trainer.step,
@@ -105,9 +110,11 @@ def train_verifier(
             }
             with (work / "log.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps(row | losses | {"auc": auc}) + "\n")
-        if time.time() - saved_at > 180 or trainer.step == len(plan):
+        if time.time() - saved_at > 180 or trainer.step == len(plan) or trainer.best["enough"]:
             trainer.save(checkpoint)
             saved_at = time.time()
+        if trainer.best["enough"]:
+            break
     return trainer.best["auc"]
 
 
@@ -150,7 +157,7 @@ class _Trainer:
             lambda t: min(1.0, (t + 1) / warm_up, (steps - t) / (0.3 * steps)),
         )
         self.step = 0
-        self.best: dict = {"mean": 0.0, "auc": {}, "step": 0}
+        self.best: dict = {"mean": 0.0, "auc": {}, "step": 0, "enough": False}
 
     def learn(self, mix: Mix, images: int, questions: int) -> dict[str, float]:
         """One step on fresh scenes, drawn by seed and step; returns the losses."""

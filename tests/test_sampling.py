@@ -5,7 +5,9 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from cotgen_lite.benchmark import decoding_flops, measure
 from cotgen_lite.sampling import (
     MASKED,
     DecodingState,
@@ -259,3 +261,16 @@ def test_bad_arguments_are_one_clear_sentence(model):
         branch(begin(model, [(0, 0)]), [0], [1, 2])
     with pytest.raises(ValueError, match="nothing to decode"):
         begin(model, [])
+
+
+def test_benchmark_counts_the_flops_that_torch_counts(model):
+    state = begin(model, [(1, 0), (1, 1)])
+    state, _ = advance(state, predict(model, state))
+    with FlopCounterMode(display=False) as counter:
+        logits = predict(model, state)
+    counted = sum(counter.get_flop_counts()["Global"].values())
+    config, layers = model.config, model.config.num_hidden_layers
+    longest = len(prefixes(model)[1])
+    attention = 4 * layers * 2 * config.hidden_size * 18 * (18 + longest) * 2  # which torch does not count on a CPU
+    assert decoding_flops(config, 4, longest, logits.shape[0] * logits.shape[1]) == counted + attention
+    assert measure(config, [3, 5], 2).images == 4
