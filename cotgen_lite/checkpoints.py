@@ -1,11 +1,14 @@
 """The course's own models, loaded from the shipped files with their checksums verified."""
 
+from transformers.utils import logging
+
 from cotgen_lite.files import model_path
 from cotgen_lite.generator import Generator
 from cotgen_lite.judges import LearnedJudge
 from cotgen_lite.sampling import SamplingSettings
 from cotgen_lite.verifier import Verifier
 
+logging.disable_progress_bar()  # lite models load at once; a bar for each would clutter the notebooks
 # Guidance was chosen on the dev prompts (data/results/dev.json).
 LITE_SETTINGS = SamplingSettings(guidance_scale=1.5)
 

@@ -57,7 +57,7 @@ class Generator:
         n: int,
         seed: int,
         first_candidate: int = 0,
-        batch_size: int = 64,
+        batch_size: int = 20,
         ledger: Ledger | None = None,
         progress: bool = False,
     ) -> list[list[Trajectory]]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 # Okabe and Ito's palette, one meaning each throughout the course.
@@ -270,6 +271,7 @@ def draw_curves(
             low, high = np.asarray(bounds)
             axis.fill_between(ns, low, high, color=color, alpha=0.15, lw=0)
     axis.set_xlabel(xlabel)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylabel(ylabel)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
