@@ -67,9 +67,20 @@ def finding_lines(out: Path) -> list[str]:
     ]
 
 
+def reading_lines(out: Path) -> list[str]:
+    """How to read the table: judges, what difference can be detected, how often the judges agree."""
+    results = {name: json.loads((out / f"results/{name}.json").read_text("utf-8")) for name in ("judges", "test_set")}
+    return [
+        f"By the learned judge, which never labels training data, on {results['judges']['images']:,} images; intervals "
+        "are bootstraps over prompts. The judges agree on these images with "
+        f"κ = {results['judges']['kappa_on_generated_images']:.2f}. A difference of "
+        f"{results['test_set']['detectable_difference']:.3f} between two methods is detected with 80% power."
+    ]
+
+
 def print_table(out: Path) -> None:
     """Print table and findings."""
-    print("\n".join(["", *table_lines(out), "", *finding_lines(out)]))
+    print("\n".join(["", *table_lines(out), "", *reading_lines(out), "", *finding_lines(out)]))
 
 
 def write_readme(out: Path) -> None:
@@ -82,5 +93,5 @@ def write_readme(out: Path) -> None:
         return
     head, _, rest = text.partition(START)
     tail = rest.partition(END)[2]
-    block = "\n".join([*table_lines(out), "", *finding_lines(out)])
+    block = "\n".join([*table_lines(out), "", *reading_lines(out), "", *finding_lines(out)])
     write_atomically(readme, f"{head}{START}\n{block}\n{END}{tail}")

@@ -55,8 +55,8 @@ def train_verifier(
 ) -> dict[str, dict[str, float]]:
     """Pre-train the lite verifier, going on from the last checkpoint in `work_dir` if there is one.
 
-    Stops early once it sees enough (`verifier_evaluation.sees_enough`): like the paper's, the zero-shot verifier is meant
-    to be able, not perfect, so that later chapters have something to teach it.
+    Stops early once it sees enough (`verifier_evaluation.sees_enough`): the zero-shot verifier is to be able, like
+    the paper's, and not perfect, so that later chapters have something to teach it.
 
     Args:
         work_dir: where checkpoints and `log.jsonl` are kept.
