@@ -26,7 +26,7 @@ def test_whole_model_is_found(own_data: Path) -> None:
 
 def test_damaged_weights_are_named(own_data: Path) -> None:
     (own_data / "model.safetensors").write_bytes(b"weighty")
-    with pytest.raises(ValueError, match=r"model\.safetensors is damaged .* git checkout"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged .*git checkout"):
         model_path("toy")
 
 
