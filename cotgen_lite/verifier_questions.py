@@ -283,7 +283,7 @@ def _match_binding(scene: Scene, wanted: bool, rng: np.random.Generator) -> Prom
 def _match_mixed(scene: Scene, wanted: bool, rng: np.random.Generator) -> str | None:
     """Two things of which one is counted or coloured and the other is not: outside the six templates."""
     names = list({item.name for item in scene})
-    pair = _pick_two(names, rng) if len(names) > 1 else [names[0], _absent(scene, rng)]
+    pair = _pick_two(names, rng) if len(names) > 1 else (names[0], _absent(scene, rng))
     if wanted and len(names) < 2:
         return None
     broken = -1 if wanted else int(rng.integers(2))
@@ -354,10 +354,10 @@ def pick(options: Sequence[T], rng: np.random.Generator) -> T:
     return options[int(rng.random() * len(options))]
 
 
-def _pick_two(options: Sequence[T], rng: np.random.Generator) -> list[T]:
+def _pick_two(options: Sequence[T], rng: np.random.Generator) -> tuple[T, T]:
     first = int(rng.random() * len(options))
     second = (first + 1 + int(rng.random() * (len(options) - 1))) % len(options)
-    return [options[first], options[second]]
+    return options[first], options[second]
 
 
 def _a(phrase: str) -> str:
