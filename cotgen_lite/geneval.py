@@ -325,6 +325,22 @@ def cohens_kappa(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     return 1.0 if expected == 1 else float((observed - expected) / (1 - expected))
 
 
+def area_under_curve(log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> float:
+    """How often a right image scores above a wrong one, ties counting half; nan if there are not both kinds.
+
+    Args:
+        log_odds: a verifier's scores, of any shape.
+        correct: the verdicts, of the same shape.
+    """
+    scores, truth = np.asarray(log_odds, dtype=float).ravel(), np.asarray(correct, dtype=bool).ravel()
+    if truth.all() or not truth.any():
+        return float("nan")
+    _, rank, count = np.unique(scores, return_inverse=True, return_counts=True)
+    middle = np.cumsum(count) - (count - 1) / 2  # mean rank of each group of equal scores, from 1
+    positives = truth.sum()
+    return float((middle[rank][truth].sum() - positives * (positives + 1) / 2) / (positives * (~truth).sum()))
+
+
 def _difference(a: npt.ArrayLike, b: npt.ArrayLike) -> Floats:
     x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if x.shape != y.shape:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from cotgen_lite.checkpoints import LITE_SETTINGS
 from cotgen_lite.generator import Generator
-from cotgen_lite.geneval import Detector, cohens_kappa, detectable_difference, score
+from cotgen_lite.geneval import Detector, area_under_curve, cohens_kappa, detectable_difference, score
 from cotgen_lite.judge_training import measure_judge
 from cotgen_lite.judges import LearnedJudge, TemplateJudge
 from cotgen_lite.plots import draw_overview, to_png
@@ -20,7 +20,6 @@ from cotgen_lite.pools import Pool, expected_best_of, pool_prompts, save_pool
 from cotgen_lite.prompts import TAGS, Prompt, lite_prompts
 from cotgen_lite.results import (
     SIZES,
-    area_under_curve,
     decide,
     draw_pool,
     judge_tokens,

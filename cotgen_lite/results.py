@@ -141,17 +141,6 @@ def decide(
     }
 
 
-def area_under_curve(log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> float:
-    """AUC: how often a right image scores above a wrong one, ties counting half; nan if there are not both kinds."""
-    scores, truth = np.asarray(log_odds, dtype=float).ravel(), np.asarray(correct, dtype=bool).ravel()
-    if truth.all() or not truth.any():
-        return float("nan")
-    _, rank, count = np.unique(scores, return_inverse=True, return_counts=True)
-    middle = np.cumsum(count) - (count - 1) / 2  # mean rank of each group of equal scores, from 1
-    positives = truth.sum()
-    return float((middle[rank][truth].sum() - positives * (positives + 1) / 2) / (positives * (~truth).sum()))
-
-
 def steps_profile(guesses: Tensor) -> npt.NDArray[np.float64]:
     """Share of tokens that already equal the final ones at each step; guesses (..., T, L), returns (T,). Figure 5."""
     flat = guesses.reshape(-1, *guesses.shape[-2:])

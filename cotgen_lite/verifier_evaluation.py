@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
+from cotgen_lite.geneval import area_under_curve
 from cotgen_lite.lite_verifier import image_features, read_together
 from cotgen_lite.prompts import (
     COLORS,
@@ -101,12 +102,6 @@ def sees_enough(auc: dict[str, dict[str, float]]) -> bool:
         auc["orm"][tag] >= enough and all(auc["orm"][tag] - other[tag] <= SLACK for other in others)
         for tag, enough in ENOUGH.items()
     )
-
-
-def area_under_curve(scores: np.ndarray, holds: np.ndarray) -> float:
-    """Chance that a yes outscores a no, ties counting half."""
-    yes, no = scores[holds][:, None], scores[~holds][None]
-    return float(np.mean((yes > no) + 0.5 * (yes == no)))
 
 
 def hard_negative(prompt: Prompt, rng: np.random.Generator) -> Scene:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from cotgen_lite.geneval import area_under_curve
 from cotgen_lite.pools import pool_prompts
 from cotgen_lite.prompts import lite_prompts
-from cotgen_lite.results import area_under_curve, decide, draw_pool, read_rows, score_rows, steps_profile, write_rows
+from cotgen_lite.results import decide, draw_pool, read_rows, score_rows, steps_profile, write_rows
 
 
 def test_area_under_curve_equals_all_pairs() -> None:

@@ -41,7 +41,7 @@ from cotgen_lite.verifier import (
     _ImageOnlyProcessor,
     probability_yes,
 )
-from cotgen_lite.verifier_evaluation import WORDINGS, area_under_curve, evaluation_set, measure
+from cotgen_lite.verifier_evaluation import WORDINGS, evaluation_set, measure, sees_enough
 from cotgen_lite.verifier_questions import (
     Mix,
     as_dialogue,
@@ -405,11 +405,6 @@ def test_questions_read_together_equal_questions_asked_alone(lite, images):
     torch.testing.assert_close(together, alone.flatten(), atol=2e-5, rtol=1e-4)
 
 
-def test_area_under_curve_by_hand():
-    scores, holds = np.array([3.0, 1.0, 2.0, 1.0]), np.array([True, True, False, False])
-    assert area_under_curve(scores, holds) == pytest.approx((1 + 1 + 0 + 0.5) / 4)
-
-
 def test_training_goes_on_where_it_stopped(tmp_path):
     sizes = {
         "tower_steps": 2,
@@ -444,3 +439,11 @@ def test_a_caption_lists_things_in_reading_order():
 
 def parse_scene(items):
     return tuple(SceneObject(*item) for item in items)
+
+
+def test_enough_needs_every_tag_in_every_wording():
+    good = {wording: dict.fromkeys(TAGS, 0.96) | {"position": 0.81, "color_attr": 0.82} for wording in WORDINGS}
+    assert sees_enough(good)
+    assert not sees_enough(good | {"orm": good["orm"] | {"counting": 0.94}})
+    assert not sees_enough(good | {"prm": good["prm"] | {"position": 0.77}})
+    assert sees_enough(good | {"prm": good["prm"] | {"position": 0.79}})
