@@ -161,7 +161,7 @@ def write_manifest(folder: Path, settings: Mapping[str, object], seconds: float)
 
 def is_built(step: str, out: Path) -> bool:
     """Whether a step's last file is there."""
-    last = {"prompts": "prompts/test.jsonl", "results": "results/findings.json"}
+    last = {"prompts": f"models/words/{MANIFEST}", "results": "results/test_set.json"}
     return (out / last.get(step, f"models/{step}/{MANIFEST}")).exists()
 
 
@@ -173,6 +173,8 @@ def build(steps: list[str], out: Path, work: Path, recipe: Recipe) -> None:
         if not steps and is_built(step, out):
             print(f"{step}: there already")
             continue
+        if step in steps:  # named on its own: made again from nothing, pools' shards too
+            shutil.rmtree(work / step, ignore_errors=True)
         print(f"{step}: {(make.__doc__ or '').splitlines()[0]}", flush=True)
         make(out, work / step, recipe)
 

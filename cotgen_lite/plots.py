@@ -183,7 +183,10 @@ def draw_overview(
         axis.set_title(f"{keeps}{'✓' if verdict else '✗'} P(yes) {belief[column]:.2f}", fontsize=9)
         if column == chosen:
             _frame(axis, OURS, 4, "-")
-    figure.suptitle(f"“{prompt}”: 18 steps of one picture; {columns} candidates as the verifier sees them", fontsize=11)
+    figure.suptitle(
+        f"“{prompt}”: {columns} of {len(steps)} steps of one picture; {columns} candidates as the verifier sees them",
+        fontsize=11,
+    )
     return figure
 
 

@@ -242,7 +242,8 @@ SPLIT_SIZES = {
 def lite_prompts(split: str) -> tuple[Prompt, ...]:
     """The lite prompts of one set; no meaning is in two sets.
 
-    split: "train" (7,080 prompts), "dev" (200; noise, guidance and learning rates are chosen on it) or "test" (232).
+    split: "train" (7,080 prompts), "dev" (200; noise, guidance and learning rates are chosen on it) or
+        "test" (232, for reporting).
     """
     if split not in ("train", "dev", "test"):
         raise ValueError(f'There is no set {split!r}: use "train", "dev" or "test".')

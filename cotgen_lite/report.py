@@ -14,7 +14,7 @@ PAPER = {
 }
 LABELS = {
     "baseline": "baseline",
-    "random": "random choice of {n}",
+    "random": "random choice of {n} (the baseline, by construction)",
     "zs-orm": "zero-shot ORM, best of {n}",
     "oracle": "oracle, best of {n}",
 }
@@ -73,8 +73,8 @@ def reading_lines(out: Path) -> list[str]:
     return [
         f"By the learned judge, which never labels training data, on {results['judges']['images']:,} images; intervals "
         "are bootstraps over prompts. The judges agree on these images with "
-        f"κ = {results['judges']['kappa_on_generated_images']:.2f}. A difference of "
-        f"{results['test_set']['detectable_difference']:.3f} between two methods is detected with 80% power."
+        f"κ = {results['judges']['kappa_on_generated_images']:.2f}. A true difference of "
+        f"{results['test_set']['detectable_difference']:.3f} between best-of-n and baseline is detected with 80% power."
     ]
 
 

@@ -51,7 +51,7 @@ Scene = tuple[SceneObject, ...]
 class CaptionNoise:
     """How often a pre-training caption is wrong about its picture, as web captions are.
 
-    These rates alone give the baseline its profile: weak at position and binding, good at single objects.
+    These rates shape the baseline's profile: weak at position and binding, good at single objects.
 
     object_missing: of two things named, only one is there (the other is another class, or absent).
     relation_ignored: the two things stand anywhere. colors_swapped: each has the other's colour.

@@ -2,7 +2,7 @@
 
 Three kinds: a caption that lists what is where, open facts (which colour, how many, where), and whether the picture
 matches a prompt. Negatives are hard: one count off, a colour swapped, the opposite relation, one thing replaced.
-But for counts, no question puts a prompt that asks for the same as one of the dev or test set.
+But for counts, and for plain questions whether one thing is there, no question asks what a dev or test prompt asks.
 """
 
 from collections.abc import Collection, Sequence
