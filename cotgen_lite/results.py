@@ -1,5 +1,6 @@
 """Measurements of the course: pools, scores with intervals, and findings decided by rules fixed beforehand."""
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -30,9 +31,11 @@ def draw_pool(
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
     """N candidates for every entry of `prompts`; equal neighbours are pools of one prompt, with their own candidates.
 
-    Resumes from the shards in `work_dir`. Returns the guess of every step int16 (P, N, T, L), the step at which each
-    place got its final code uint8 (P, N, L), and the cost: generator passes, sequence places and seconds.
+    Resumes from the shards in `work_dir`, kept apart by weights, settings, prompts, n and seed. Returns the guess of
+    every step int16 (P, N, T, L), the step at which each place got its final code uint8 (P, N, L), and the cost:
+    generator passes, sequence places and seconds.
     """
+    work_dir = work_dir / _fingerprint(generator, prompts, n, seed)
     work_dir.mkdir(parents=True, exist_ok=True)
     shards: list[list[Prompt]] = [[]]
     for _, same in groupby(prompts):
@@ -49,6 +52,14 @@ def draw_pool(
     passes, places, seconds = torch.stack([part["cost"] for part in parts]).sum(0).tolist()
     cost = {"generator_passes": passes, "tokens": places, "seconds": seconds}
     return torch.cat([part["guesses"] for part in parts]), torch.cat([part["committed_at"] for part in parts]), cost
+
+
+def _fingerprint(generator: Generator, prompts: Sequence[Prompt], n: int, seed: int) -> str:
+    """A name for all that a pool depends on, so that shards of another model are never taken for this one's."""
+    digest = hashlib.sha256(repr((generator.settings, [prompt.text for prompt in prompts], n, seed)).encode())
+    for weights in generator.model.parameters():
+        digest.update(weights.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def _draw_shard(generator: Generator, texts: list[str], n: int, seed: int) -> dict[str, Tensor]:
