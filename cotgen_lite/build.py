@@ -6,7 +6,6 @@ builds into another folder, and step names (`python -m cotgen_lite.build results
 """
 
 import argparse
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -18,12 +17,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cotgen_lite.files import MANIFEST, data_root, file_sha256, write_atomically
+from cotgen_lite.files import MANIFEST, data_root, file_sha256
 from cotgen_lite.generator_training import make_captioned_tokens, train_generator
 from cotgen_lite.judge_training import train_judge
 from cotgen_lite.measure import measure_all
 from cotgen_lite.prompts import lite_prompts, to_record
 from cotgen_lite.report import print_table, write_readme
+from cotgen_lite.results import write_json, write_rows
 from cotgen_lite.scenes import CaptionNoise, random_scene, render
 from cotgen_lite.showo import Showo, lite_config
 from cotgen_lite.tokenizer import Magvit
@@ -82,8 +82,7 @@ QUICK = Recipe(
 def build_prompts(out: Path, work: Path, recipe: Recipe) -> None:
     """The dev and test prompts, as GenEval writes its own, and the words that lite models read."""
     for split in ("dev", "test"):
-        lines = [json.dumps(to_record(prompt)) + "\n" for prompt in lite_prompts(split)]
-        write_atomically(out / f"prompts/{split}.jsonl", "".join(lines))
+        write_rows(out / f"prompts/{split}.jsonl", [to_record(prompt) for prompt in lite_prompts(split)])
     words = out / "models/words"
     lite_tokenizer().save_pretrained(words)
     write_manifest(words, {}, 0)
@@ -156,7 +155,7 @@ def write_manifest(folder: Path, settings: Mapping[str, object], seconds: float)
     files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
     sums = {path.name: file_sha256(path) for path in files}
     manifest = {"settings": settings, "seconds": round(seconds), "sha256": sums}
-    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    write_json(folder / MANIFEST, manifest)
 
 
 def is_built(step: str, out: Path) -> bool:

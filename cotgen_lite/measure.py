@@ -1,6 +1,5 @@
 """Everything that is measured: guidance on the dev prompts, both judges, the test pool, scores and findings."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from safetensors.torch import save_file
 
 from cotgen_lite.checkpoints import LITE_SETTINGS
 from cotgen_lite.generator import Generator
-from cotgen_lite.geneval import Detector, area_under_curve, cohens_kappa, detectable_difference, score
+from cotgen_lite.geneval import Detector, area_under_curve, cohens_kappa, detectable_difference, paired_interval, score
 from cotgen_lite.judge_training import measure_judge
 from cotgen_lite.judges import LearnedJudge, TemplateJudge
 from cotgen_lite.plots import draw_overview, to_png
@@ -73,9 +72,8 @@ def measure_all(
     final = guesses[:, :, -1]
     correct = {name: judge_tokens(generator, final, prompts, detector) for name, detector in judges.items()}
     log_odds, scoring_seconds = score_tokens(generator, verifier, final, prompts)
-    log_odds = log_odds.astype(np.float16).astype(
-        np.float32
-    )  # as the pool keeps them, so that the file gives these very results
+    # In half precision, as the pool keeps them, so that the file gives these very results.
+    log_odds = log_odds.astype(np.float16).astype(np.float32)
     save_pool(Pool(prompts, final, {"zs-orm": log_odds}, correct), out / "pools/baseline.safetensors")
     _save_steps(out / "pools/baseline_steps.safetensors", prompts, guesses, committed_at)
 
@@ -102,7 +100,8 @@ def measure_all(
     best, mean = expected_best_of(log_odds, learned, pool_size), learned.mean(1)
     template_best = expected_best_of(log_odds, correct["template"], pool_size)
     finding = decide("zs-orm − baseline > 0", prompts, best, mean, paper="0.53 → 0.61")
-    finding["template"] = decide("", prompts, template_best, correct["template"].mean(1), "")["ci"]
+    template_interval = paired_interval(prompts, template_best, correct["template"].mean(1))
+    finding["template"] = [round(bound, 4) for bound in template_interval]
     write_json(results / "findings.json", {"F1": finding})
     write_json(
         results / "judges.json",
@@ -193,7 +192,5 @@ def _judge_by_step(
     """How often a judge's verdict on the guess of each step is its verdict on the final image; kept prompts, 4 each."""
     chosen = kept_indices(prompts)
     few, texts = guesses[chosen, :4], [prompts[index] for index in chosen]
-    started = time.monotonic()
     verdicts = np.stack([judge_tokens(generator, few[:, :, step], texts, judge) for step in range(few.shape[2])])
-    print(f"judged every step in {time.monotonic() - started:.0f} s")
     return [round(float((at_step == verdicts[-1]).mean()), 4) for at_step in verdicts]

@@ -17,7 +17,7 @@ TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_
 RELATIONS = ("left of", "right of", "above", "below")
 COUNTS = {"two": 2, "three": 3, "four": 4}
 _COUNT_WORDS = {number: word for word, number in COUNTS.items()}
-_OPPOSITE = {"right of": "left of", "below": "above"}
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,13 @@ class Prompt:
 def single_object(name: str, names: Names = LITE) -> Prompt:
     """ "a photo of a cat"."""
     _check("object", name, names.objects)
-    return Prompt(f"a photo of {_with_article(name)}", "single_object", (Requirement(name),))
+    return Prompt(f"a photo of {with_article(name)}", "single_object", (Requirement(name),))
 
 
 def two_object(first: str, second: str, names: Names = LITE) -> Prompt:
     """ "a photo of a cat and a dog"; ValueError if both are the same."""
     _check_different(first, second, names)
-    text = f"a photo of {_with_article(first)} and {_with_article(second)}"
+    text = f"a photo of {with_article(first)} and {with_article(second)}"
     return Prompt(text, "two_object", (Requirement(first), Requirement(second)))
 
 
@@ -157,7 +157,7 @@ def colored(name: str, color: str, names: Names = LITE) -> Prompt:
     """ "a photo of a red cat"."""
     _check("object", name, names.objects)
     _check("colour", color, names.colors)
-    text = f"a photo of {_with_article(f'{color} {name}')}"
+    text = f"a photo of {with_article(f'{color} {name}')}"
     return Prompt(text, "colors", (Requirement(name, color=color),))
 
 
@@ -165,7 +165,7 @@ def position(name: str, relation: str, reference: str, names: Names = LITE) -> P
     """ "a photo of a cat left of a dog": the reference ("dog") stands first in `include`, as in GenEval."""
     _check_different(name, reference, names)
     _check("relation", relation, RELATIONS)
-    text = f"a photo of {_with_article(name)} {relation} {_with_article(reference)}"
+    text = f"a photo of {with_article(name)} {relation} {with_article(reference)}"
     return Prompt(text, "position", (Requirement(reference), Requirement(name, position=(relation, 0))))
 
 
@@ -174,7 +174,7 @@ def color_attr(first: str, first_color: str, second: str, second_color: str, nam
     _check_different(first, second, names)
     _check("colour", first_color, names.colors)
     _check("colour", second_color, names.colors)
-    parts = (_with_article(f"{first_color} {first}"), _with_article(f"{second_color} {second}"))
+    parts = (with_article(f"{first_color} {first}"), with_article(f"{second_color} {second}"))
     include = (Requirement(first, color=first_color), Requirement(second, color=second_color))
     return Prompt(f"a photo of {parts[0]} and {parts[1]}", "color_attr", include)
 
@@ -225,8 +225,8 @@ def meaning(prompt: Prompt) -> Hashable:
     if related:
         relation, index = related[0].position  # type: ignore[misc]
         first, second = related[0].name, prompt.include[index].name
-        if relation in _OPPOSITE:
-            relation, first, second = _OPPOSITE[relation], second, first
+        if relation in ("right of", "below"):
+            relation, first, second = OPPOSITE[relation], second, first
         return relation, first, second
     return tuple(sorted((item.name, item.count, item.color or "") for item in prompt.include))
 
@@ -344,7 +344,8 @@ def _split_color(phrase: str, names: Names) -> tuple[str | None, str]:
     return (color, name) if color in names.colors else (None, phrase)
 
 
-def _with_article(phrase: str) -> str:
+def with_article(phrase: str) -> str:
+    """ "a cat", "an orange cat"."""
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 

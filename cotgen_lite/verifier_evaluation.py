@@ -12,6 +12,7 @@ from cotgen_lite.lite_verifier import image_features, read_together
 from cotgen_lite.prompts import (
     COLORS,
     OBJECTS,
+    OPPOSITE,
     TAGS,
     Prompt,
     color_attr,
@@ -26,7 +27,6 @@ from cotgen_lite.scenes import Scene, render, scene_for
 from cotgen_lite.verifier import ORM_QUESTION, POTENTIAL_QUESTION, PRM_QUESTION
 from cotgen_lite.verifier_questions import (
     CROSSWISE,
-    OPPOSITE,
     Dialogue,
     another,
     as_dialogue,

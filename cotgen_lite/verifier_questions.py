@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from cotgen_lite.prompts import (
     COLORS,
     OBJECTS,
+    OPPOSITE,
     RELATIONS,
     Prompt,
     color_attr,
@@ -27,6 +28,7 @@ from cotgen_lite.prompts import (
     position,
     single_object,
     two_object,
+    with_article,
 )
 from cotgen_lite.scenes import LATTICE, Scene, SceneObject, icon_box, random_scene, scene_for
 from cotgen_lite.verifier import CLARITY_QUESTION, ORM_QUESTION, POTENTIAL_QUESTION, PRM_QUESTION
@@ -113,7 +115,7 @@ def as_dialogue(wording: str, prompt: str, holds: bool) -> Dialogue:
 def caption(scene: Scene) -> str:
     """Everything there is, in reading order, with its place: "a red cat at row one column three, ..."."""
     ordered = sorted(scene, key=lambda item: (item.y, item.x))
-    return ", ".join(f"{_a(f'{item.color} {item.name}')} at {_place_of(item)}" for item in ordered)
+    return ", ".join(f"{with_article(f'{item.color} {item.name}')} at {_place_of(item)}" for item in ordered)
 
 
 def draw_match(scene: Scene, rng: np.random.Generator) -> tuple[str, bool] | None:
@@ -192,13 +194,13 @@ def _fact(scene: Scene, rng: np.random.Generator) -> Turn:
             return f"Where is the {a.name} from the {b.name}?", " and ".join(seen) or "near"
     if kind < 0.7:
         item = pick(scene, rng)
-        return f"What is at {_place_of(item)}?", _a(f"{item.color} {item.name}")
+        return f"What is at {_place_of(item)}?", with_article(f"{item.color} {item.name}")
     if kind < 0.85:
         name = pick(scene, rng).name if rng.random() < 0.7 else pick(OBJECTS, rng)
         return f"How many {plural(name)} are there?", NUMBERS[_count(scene, name)]
     wanted = rng.random() < 0.5
     name = pick(scene, rng).name if wanted else another(OBJECTS, [item.name for item in scene], rng)
-    return f"Is there {_a(name)}?", "yes" if wanted else "no"
+    return f"Is there {with_article(name)}?", "yes" if wanted else "no"
 
 
 def _match_single(scene: Scene, wanted: bool, rng: np.random.Generator) -> Prompt:
@@ -293,13 +295,13 @@ def _match_mixed(scene: Scene, wanted: bool, rng: np.random.Generator) -> str | 
     parts = []
     for index, name in enumerate(pair):
         if index != special:
-            parts.append(_a(_absent(scene, rng) if index == broken and name in names else name))
+            parts.append(with_article(_absent(scene, rng) if index == broken and name in names else name))
             continue
         count = _count(scene, name)
         if count == 1 and rng.random() < 0.7:
             item = next(item for item in scene if item.name == name)
             color = _wrong_color(scene, item, rng) if index == broken else item.color
-            parts.append(_a(f"{color} {name}"))
+            parts.append(with_article(f"{color} {name}"))
         else:
             count = count or 2
             said = pick([n for n in (1, 2, 3, 4) if n != count], rng) if index == broken else count
@@ -314,7 +316,6 @@ _MATCH_KINDS = (
     *(_match_position,) * 10,
     *(_match_binding,) * 3,
 )
-OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 CROSSWISE = {
     **dict.fromkeys(("left of", "right of"), ("above", "below")),
     **dict.fromkeys(("above", "below"), ("left of", "right of")),
@@ -358,10 +359,6 @@ def _pick_two(options: Sequence[T], rng: np.random.Generator) -> tuple[T, T]:
     first = int(rng.random() * len(options))
     second = (first + 1 + int(rng.random() * (len(options) - 1))) % len(options)
     return options[first], options[second]
-
-
-def _a(phrase: str) -> str:
-    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
 def _place_of(item: SceneObject) -> str:
