@@ -1,36 +1,29 @@
-"""Measurements: AUC by brute force, findings decided by their interval, pools drawn shard by shard."""
+"""Measurements: AUC by brute force, findings decided by their interval."""
 
-from dataclasses import replace
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from cotgen_lite.generator import Generator
-from cotgen_lite.geneval import area_under_curve
 from cotgen_lite.pools import pool_prompts
-from cotgen_lite.prompts import lite_prompts
-from cotgen_lite.results import decide, draw_pool, read_rows, score_rows, steps_profile, write_rows
-
-
-def test_area_under_curve_equals_all_pairs() -> None:
-    rng = np.random.default_rng(0)
-    scores, truth = rng.integers(0, 6, 60).astype(float), rng.random(60) < 0.4
-    pairs = [(s > t) + 0.5 * (s == t) for s in scores[truth] for t in scores[~truth]]
-    assert area_under_curve(scores, truth) == pytest.approx(np.mean(pairs))
-    assert area_under_curve([0.1, 0.9], [False, True]) == 1
-    assert np.isnan(area_under_curve([0.1, 0.9], [True, True]))
+from cotgen_lite.prompts import TAGS, lite_prompts
+from cotgen_lite.results import decide, merge_json, merge_rows, read_rows, score_rows, steps_profile, write_rows
 
 
 def test_decide_needs_the_interval_on_one_side() -> None:
     prompts = lite_prompts("dev")
     rng = np.random.default_rng(1)
-    base = rng.random(len(prompts)) * 0.5
-    assert decide("", prompts, base + 0.3, base, "")["seen"] == "yes"
-    assert decide("", prompts, base, base + 0.3, "")["seen"] == "no"
-    assert decide("", prompts, base, rng.permutation(base), "")["seen"] == "undecided"
-    assert decide("", prompts, base + 0.3, base, "")["delta"] == pytest.approx(0.3, abs=1e-3)
+    noise = rng.random(len(prompts)) - 0.5
+    better, worse = noise + 0.3, noise - 0.3
+    assert decide("", prompts, better, "")["seen"] == "yes"
+    assert decide("", prompts, worse, "")["seen"] == "no"
+    assert decide("", prompts, noise - noise.mean(), "")["seen"] == "undecided"
+    assert decide("", prompts, better, "", below=True)["seen"] == "no"
+    assert decide("", prompts, worse, "", below=True)["seen"] == "yes"
+    by_tag = [noise[[p.tag == tag for p in prompts]].mean() for tag in TAGS]
+    assert decide("", prompts, better, "")["delta"] == pytest.approx(0.3 + np.mean(by_tag), abs=1e-3)
 
 
 def test_score_rows_of_the_largest_n_follow_the_scores() -> None:
@@ -57,27 +50,17 @@ def test_rows_round_trip(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "scores.jsonl") == rows
 
 
-def test_pool_is_the_same_after_an_interrupt(tmp_path: Path, toy_generator) -> None:
-    prompts = pool_prompts("test")[:12]
-    tokens, committed_at, cost = draw_pool(toy_generator, prompts, 2, 0, tmp_path / "whole")
-    assert tokens.shape == (12, 2, toy_generator.settings.steps, 64) and committed_at.max() < 18
-    assert cost["generator_passes"] > 0
-    draw_pool(toy_generator, prompts, 2, 0, tmp_path / "parted")
-    for shard in sorted((tmp_path / "parted").glob("*/shard-*"))[1:]:
-        shard.unlink()
-    again, _, _ = draw_pool(toy_generator, prompts, 2, 0, tmp_path / "parted")
-    assert torch.equal(again, tokens)
-    # four pools of one prompt hold four different sets of candidates
-    pools = {tuple(tokens[i, 0, -1].tolist()) for i in range(4)}
-    assert prompts[0] == prompts[3] and len(pools) == 4
-
-
-def test_shards_of_other_weights_are_not_reused(tmp_path: Path, toy_generator: Generator) -> None:
-    prompts = pool_prompts("test")[:1]
-    draw_pool(toy_generator, prompts, 2, 0, tmp_path)
-    other = replace(toy_generator, settings=replace(toy_generator.settings, guidance_scale=0.0))
-    draw_pool(other, prompts, 2, 0, tmp_path)
-    with torch.no_grad():
-        next(toy_generator.model.parameters()).mul_(1 + 1e-4)
-    draw_pool(toy_generator, prompts, 2, 0, tmp_path)
-    assert len(list(tmp_path.glob("*/shard-000.safetensors"))) == 3
+def test_merging_replaces_what_was_measured_again(tmp_path: Path) -> None:
+    path = tmp_path / "scores.jsonl"
+    old = [{"method": method, "generator": "baseline", "n": n} for method in ("a", "b") for n in (1, 20)]
+    merge_rows(path, old)
+    merge_rows(path, [{"method": "b", "generator": "baseline", "n": 5}, {"method": "b", "generator": "dpo", "n": 1}])
+    assert [(row["method"], row["generator"], row["n"]) for row in read_rows(path)] == [
+        ("a", "baseline", 1),
+        ("a", "baseline", 20),
+        ("b", "baseline", 5),
+        ("b", "dpo", 1),
+    ]
+    merge_json(tmp_path / "findings.json", {"F1": 1, "F2": 2})
+    merge_json(tmp_path / "findings.json", {"F2": 3})
+    assert json.loads((tmp_path / "findings.json").read_text()) == {"F1": 1, "F2": 3}

@@ -1,0 +1,257 @@
+"""From verdicts to numbers: scores with intervals, agreement of judges, AUC and calibration of verifiers."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cotgen_lite.prompts import TAGS, Prompt
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A GenEval score: accuracy of each tag, their plain mean, and its 95% interval over prompts."""
+
+    tags: dict[str, float]
+    overall: float
+    ci: tuple[float, float]
+
+
+def score(prompts: Sequence[Prompt], correct: npt.ArrayLike, samples: int = 2000, seed: int = 0) -> Score:
+    """The GenEval score of a set of pools, with its interval.
+
+    Args:
+        prompts: the prompt of each pool, P of them; a prompt may have several pools.
+        correct: (P,) share of each pool's images that are correct, in 0..1.
+        samples: bootstrap draws.
+        seed: of the bootstrap.
+    """
+    by_tag = accuracy_by_tag(prompts, correct)
+    return Score(by_tag, float(np.mean(list(by_tag.values()))), bootstrap_interval(prompts, correct, samples, seed))
+
+
+def accuracy_by_tag(prompts: Sequence[Prompt], correct: npt.ArrayLike) -> dict[str, float]:
+    """Mean correctness of each tag that occurs, in GenEval's order; the overall score is their plain mean.
+
+    Args:
+        prompts: the prompt of each pool, P of them.
+        correct: (P,) share of each pool's images that are correct, in 0..1.
+
+    Raises:
+        ValueError: if lengths differ, there is no prompt, a tag is unknown or a value is outside 0..1.
+    """
+    values = np.asarray(correct, dtype=float)
+    if values.size and not (values.min() >= 0 and values.max() <= 1):
+        raise ValueError(
+            f"Correctness runs from {values.min():g} to {values.max():g}: pass shares of correct images, from 0 to 1."
+        )
+    return tag_means(prompts, values)
+
+
+def tag_means(prompts: Sequence[Prompt], values: npt.ArrayLike) -> dict[str, float]:
+    """Mean over each tag's pools of any numbers, such as differences; arguments and errors as `accuracy_by_tag`."""
+    clusters = _clusters(prompts, np.asarray(values, dtype=float))
+    return {tag: float(sums.sum() / sizes.sum()) for tag, (sums, sizes) in clusters.items()}
+
+
+def bootstrap_interval(
+    prompts: Sequence[Prompt], correct: npt.ArrayLike, samples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95% interval of the overall score, prompts resampled within each tag.
+
+    Args:
+        prompts: the prompt of each pool, P of them.
+        correct: (P,) share of each pool's images that are correct.
+        samples: bootstrap draws.
+        seed: of the bootstrap.
+    """
+    overall = bootstrap_tags(prompts, correct, samples, seed).mean(axis=1)
+    low, high = np.percentile(overall, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def paired_interval(
+    prompts: Sequence[Prompt], a: npt.ArrayLike, b: npt.ArrayLike, samples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95% interval of overall(a) − overall(b), both measured on the same prompts in the same order.
+
+    Args:
+        prompts: the prompt of each pool, P of them.
+        a: (P,) share of correct images of one method.
+        b: (P,) share of correct images of the other.
+        samples: bootstrap draws.
+        seed: of the bootstrap.
+    """
+    return bootstrap_interval(prompts, _difference(a, b), samples, seed)
+
+
+def bootstrap_tags(prompts: Sequence[Prompt], correct: npt.ArrayLike, samples: int = 2000, seed: int = 0) -> Floats:
+    """Accuracy of each tag in resampled sets of prompts, for intervals of any contrast between tags.
+
+    Whole prompts are drawn, with all their pools, since pools of one prompt are not independent; each tag
+    keeps its number of prompts. The same seed draws the same prompts, so two methods' draws are paired.
+
+    Args:
+        prompts: the prompt of each pool, P of them.
+        correct: (P,) share of each pool's images that are correct, or differences of such shares.
+        samples: draws.
+        seed: of the draws.
+
+    Returns:
+        (samples, tags), tags in GenEval's order as in `accuracy_by_tag`.
+    """
+    rng = np.random.default_rng(seed)
+    columns = []
+    for sums, sizes in _clusters(prompts, np.asarray(correct, dtype=float)).values():
+        times_drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=samples)
+        columns.append(times_drawn @ sums / (times_drawn @ sizes))
+    return np.stack(columns, axis=1)
+
+
+def detectable_difference(prompts: Sequence[Prompt], a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+    """Smallest true difference in overall score that this set of prompts would detect.
+
+    (1.96 + 0.84) standard errors of the paired difference: found in 80% of repetitions by a two-sided test at
+    5%. The standard error is that of a mean of tags, each with independent prompts.
+
+    Args:
+        prompts: the prompt of each pool, P of them; two different ones or more in each tag.
+        a: (P,) share of correct images of one method.
+        b: (P,) share of correct images of the other.
+
+    Raises:
+        ValueError: if lengths differ, a tag is unknown or a tag has one prompt only.
+    """
+    variances = []
+    for tag, (sums, sizes) in _clusters(prompts, _difference(a, b)).items():
+        n = len(sums)
+        if n < 2:
+            raise ValueError(f"The tag {tag!r} has one prompt: two or more are needed to see how prompts vary.")
+        residuals = sums - sizes * (sums.sum() / sizes.sum())
+        variances.append(n / (n - 1) * (residuals**2).sum() / sizes.sum() ** 2)
+    return float((1.96 + 0.84) * np.sqrt(np.sum(variances)) / len(variances))
+
+
+def cohens_kappa(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+    """Agreement of two judges beyond chance: (observed − expected) / (1 − expected).
+
+    Args:
+        a: (B,) verdicts of one judge, bool.
+        b: (B,) verdicts of the other.
+
+    Returns:
+        1 for full agreement (two constant and equal judges included), 0 for chance.
+
+    Raises:
+        ValueError: if lengths differ or there are no verdicts.
+    """
+    x, y = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
+    if x.shape != y.shape or x.size == 0:
+        raise ValueError(f"Verdicts have shapes {x.shape} and {y.shape}: pass two equally long, non-empty lists.")
+    observed = np.mean(x == y)
+    expected = x.mean() * y.mean() + (1 - x.mean()) * (1 - y.mean())
+    return 1.0 if expected == 1 else float((observed - expected) / (1 - expected))
+
+
+def area_under_curve(log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> float:
+    """How often a right image scores above a wrong one, ties counting half; nan if there are not both kinds.
+
+    Args:
+        log_odds: a verifier's scores, of any shape.
+        correct: the verdicts, of the same shape.
+    """
+    scores, truth = np.asarray(log_odds, dtype=float).ravel(), np.asarray(correct, dtype=bool).ravel()
+    if truth.all() or not truth.any():
+        return float("nan")
+    _, rank, count = np.unique(scores, return_inverse=True, return_counts=True)
+    middle = np.cumsum(count) - (count - 1) / 2  # mean rank of each group of equal scores, from 1
+    positives = truth.sum()
+    return float((middle[rank][truth].sum() - positives * (positives + 1) / 2) / (positives * (~truth).sum()))
+
+
+def mean_area(prompts: Sequence[Prompt], log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> float:
+    """Mean over the tags of the AUC of each, tags without both verdicts left out; nan if none has both.
+
+    Args:
+        prompts: P prompts.
+        log_odds: a verifier's scores, (P, N).
+        correct: the verdicts, (P, N).
+    """
+    tags, scores, right = np.array([p.tag for p in prompts]), np.asarray(log_odds), np.asarray(correct)
+    areas = [area_under_curve(scores[tags == tag], right[tags == tag]) for tag in dict.fromkeys(tags.tolist())]
+    known = [area for area in areas if not np.isnan(area)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def area_within_rows(log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> float:
+    """Mean AUC of the rows that have both verdicts, all that a choice among a prompt's candidates depends on.
+
+    Args:
+        log_odds: a verifier's scores, (P, N).
+        correct: the verdicts, (P, N). nan if no row has both.
+    """
+    rows = zip(np.asarray(log_odds, dtype=float), np.asarray(correct, dtype=bool), strict=True)
+    areas = [area_under_curve(odds, right) for odds, right in rows if right.any() and not right.all()]
+    return float(np.mean(areas)) if areas else float("nan")
+
+
+def calibration(
+    log_odds: npt.ArrayLike, correct: npt.ArrayLike, bins: int = 10
+) -> tuple[Floats, Floats, npt.NDArray[np.int64]]:
+    """What a verifier believes, and how often it is right, in bins of P(yes) of equal width; empty bins are left out.
+
+    Args:
+        log_odds: a verifier's log-odds of yes, of any shape.
+        correct: the verdicts, of the same shape.
+        bins: how many.
+
+    Returns:
+        Mean P(yes), share of right images, and number of images of each bin.
+    """
+    belief = 1 / (1 + np.exp(-np.asarray(log_odds, dtype=float).ravel()))
+    truth = np.asarray(correct, dtype=bool).ravel()
+    member = np.minimum((belief * bins).astype(int), bins - 1)
+    count = np.bincount(member, minlength=bins)
+    filled = count > 0
+    sums = (np.bincount(member, weights, minlength=bins)[filled] for weights in (belief, truth))
+    mean, share = (total / count[filled] for total in sums)
+    return mean, share, count[filled]
+
+
+def calibration_error(log_odds: npt.ArrayLike, correct: npt.ArrayLike, bins: int = 10) -> float:
+    """Expected calibration error: mean distance of belief and share of right images, arguments as in `calibration`."""
+    mean, share, count = calibration(log_odds, correct, bins)
+    return float(np.abs(mean - share) @ count / count.sum())
+
+
+def _difference(a: npt.ArrayLike, b: npt.ArrayLike) -> Floats:
+    x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if x.shape != y.shape:
+        raise ValueError(f"Methods have results of shapes {x.shape} and {y.shape}: pair them pool by pool.")
+    return x - y
+
+
+def _clusters(prompts: Sequence[Prompt], values: Floats) -> dict[str, tuple[Floats, Floats]]:
+    """Per tag, the sum of values and the number of pools of each different prompt."""
+    if values.shape != (len(prompts),) or not len(prompts):
+        raise ValueError(
+            f"{len(prompts)} prompts came with results of shape {values.shape}: "
+            "pass one number for each prompt, and at least one."
+        )
+    unknown = sorted({p.tag for p in prompts} - set(TAGS))
+    if unknown:
+        raise ValueError(f"Unknown tag {unknown[0]!r}: GenEval's tags are {', '.join(TAGS)}.")
+    groups: dict[str, dict[Hashable, list[float]]] = {}
+    for prompt, value in zip(prompts, values, strict=True):
+        groups.setdefault(prompt.tag, {}).setdefault(prompt.text, []).append(float(value))
+    return {
+        tag: (
+            np.array([sum(v) for v in groups[tag].values()]),
+            np.array([float(len(v)) for v in groups[tag].values()]),
+        )
+        for tag in TAGS
+        if tag in groups
+    }
