@@ -1,5 +1,6 @@
 """Candidate pools: N images of every prompt, drawn once, scored by any verifier, read for every best-of-n at once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from cotgen_lite.prompts import Prompt, lite_prompts, parse_prompt
+from cotgen_lite.prompts import TAGS, Prompt, lite_prompts, parse_prompt
 
 # As GenEval draws four images a prompt: tags with few prompts get more pools, so that none hangs on a few coin flips.
 POOLS_PER_PROMPT = {"single_object": 4, "counting": 4}
@@ -20,8 +21,8 @@ POOLS_PER_PROMPT = {"single_object": 4, "counting": 4}
 class Pool:
     """The candidates of P prompts, N each; a prompt that occurs several times has independent pools.
 
-    tokens: final image codes, int16 (P, N, L). scores: per verifier, log-odds of yes, float32 (P, N).
-    correct: per judge ("learned", "template"), bool (P, N).
+    tokens: final image codes, int16 (P, N, L). scores: per verifier, log-odds of yes, float32 (P, N); none in a set for
+    training. correct: per judge ("learned", "template"), bool (P, N).
     """
 
     prompts: tuple[Prompt, ...]
@@ -33,6 +34,14 @@ class Pool:
 def pool_prompts(split: str) -> tuple[Prompt, ...]:
     """The prompts of a set, each as often as it has pools ("test": 328 of 232 prompts)."""
     return tuple(prompt for prompt in lite_prompts(split) for _ in range(POOLS_PER_PROMPT.get(prompt.tag, 1)))
+
+
+def first_of_each_tag(prompts: Sequence[Prompt], most: int) -> tuple[Prompt, ...]:
+    """Those of `prompts` that are among the first `most` different ones of their tag: a smaller set for toy runs."""
+    allowed: set[Prompt] = set()
+    for tag in TAGS:
+        allowed |= set(list(dict.fromkeys(prompt for prompt in prompts if prompt.tag == tag))[:most])
+    return tuple(prompt for prompt in prompts if prompt in allowed)
 
 
 def expected_best_of(scores: npt.ArrayLike, correct: npt.ArrayLike, n: int) -> npt.NDArray[np.float64]:
@@ -61,28 +70,48 @@ def _mean_of_ties(score: npt.NDArray[np.float64], right: npt.NDArray[np.float64]
 
 
 def save_pool(pool: Pool, path: Path) -> None:
-    """Write a pool as one safetensors file, atomically; scores in float16, prompts as text in its metadata."""
-    arrays = {"tokens": pool.tokens.to(torch.int16).contiguous()}
+    """Write a pool as one safetensors file, atomically; scores in float16, codes bit by bit, prompts as metadata."""
+    bits = max(1, int(pool.tokens.max()).bit_length())
+    arrays = {"codes": pack_codes(pool.tokens, bits)}
     arrays |= {f"scores.{name}": torch.from_numpy(np.float16(values)) for name, values in pool.scores.items()}
     arrays |= {f"correct.{name}": torch.from_numpy(values) for name, values in pool.correct.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    save_file(arrays, part, metadata={"prompts": "\n".join(prompt.text for prompt in pool.prompts)})
+    texts = "\n".join(prompt.text for prompt in pool.prompts)
+    save_file(arrays, part, metadata={"prompts": texts, "bits": str(bits), "length": str(pool.tokens.shape[-1])})
     part.replace(path)
 
 
 def load_pool(path: Path) -> Pool:
-    """Read a pool back, its prompts included; ValueError if the file is damaged, FileNotFoundError if it is missing."""
-    arrays = {}
+    """Read a pool back, its prompts included.
+
+    FileNotFoundError if it is missing; ValueError if it is damaged, or a safetensors file that is no pool.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            texts = file.metadata()["prompts"].split("\n")
+            about = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise ValueError(f"The pool {path} is damaged ({error}): restore it with `git checkout -- data`.") from error
+    if not {"prompts", "bits", "length"} <= about.keys():
+        raise ValueError(f"{path} is not a pool: give a file that `save_pool` wrote.")
+    tokens = unpack_codes(arrays["codes"], int(about["bits"]), int(about["length"]))
     parts: dict[str, dict[str, npt.NDArray]] = {"scores": {}, "correct": {}}
     for key, values in arrays.items():
         kind, _, name = key.partition(".")
         if kind in parts:
             parts[kind][name] = values.numpy() if kind == "correct" else values.float().numpy()
-    return Pool(tuple(parse_prompt(text) for text in texts), arrays["tokens"], parts["scores"], parts["correct"])
+    return Pool(tuple(map(parse_prompt, about["prompts"].split("\n"))), tokens, parts["scores"], parts["correct"])
+
+
+def pack_codes(tokens: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes (..., L) below 2**bits as bytes, uint8 (..., ⌈L·bits/8⌉): 10-bit codes take five eighths of int16."""
+    places = np.arange(bits - 1, -1, -1)
+    spread = (tokens.numpy()[..., None] >> places) & 1
+    return torch.from_numpy(np.packbits(spread.reshape(*tokens.shape[:-1], -1).astype(np.uint8), axis=-1))
+
+
+def unpack_codes(packed: torch.Tensor, bits: int, length: int) -> torch.Tensor:
+    """What `pack_codes` packed: codes int16 (..., length)."""
+    spread = np.unpackbits(packed.numpy(), axis=-1, count=length * bits).reshape(*packed.shape[:-1], length, bits)
+    return torch.from_numpy(spread @ (1 << np.arange(bits - 1, -1, -1)).astype(np.int16))

@@ -341,6 +341,10 @@ class Magvit(PreTrainedModel):
             )
         return torch.cat([self._decode_chunk(chunk) for chunk in tokens.split(CHUNK)])
 
+    def rebuild(self, images: Tensor) -> Tensor:
+        """What is left of images after encoding and decoding; uint8 (B, 3, H, W) in and out, errors as in `encode`."""
+        return self.decode(self.encode(images))
+
     @torch.no_grad()
     def _encode_chunk(self, images: Tensor) -> Tensor:
         values = self.encoder(to_pixels(images.to(self.device)).to(self.dtype))

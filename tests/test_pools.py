@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from cotgen_lite.pools import Pool, expected_best_of, load_pool, pool_prompts, save_pool
+from cotgen_lite.pools import Pool, expected_best_of, load_pool, pack_codes, pool_prompts, save_pool, unpack_codes
 
 
 def brute_force(score: np.ndarray, right: np.ndarray, n: int) -> float:
@@ -78,3 +79,16 @@ def test_pool_round_trip_and_damage(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match="damaged"):
         load_pool(path)
+    save_file({"codes": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="not a pool"):
+        load_pool(path)
+
+
+@pytest.mark.parametrize(("bits", "length"), [(1, 9), (10, 64), (13, 5)])
+def test_codes_are_packed_bit_by_bit(bits: int, length: int) -> None:
+    tokens = torch.randint(0, 2**bits, (3, 2, length), generator=torch.Generator().manual_seed(bits)).to(torch.int16)
+    packed = pack_codes(tokens, bits)
+    assert packed.shape == (3, 2, -(-length * bits // 8))
+    text = "".join(format(code, f"0{bits}b") for code in tokens[0, 0].tolist())
+    assert packed[0, 0, 0] == int(text[:8].ljust(8, "0"), 2)
+    assert torch.equal(unpack_codes(packed, bits, length), tokens)

@@ -1,0 +1,92 @@
+"""Drawing and judging many images: shard by shard on disk, so that an interrupted run goes on where it was."""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from cotgen_lite.generator import Generator
+from cotgen_lite.geneval import Detector, judge
+from cotgen_lite.prompts import Prompt
+from cotgen_lite.sampling import Ledger
+
+SHARD = 8  # prompts drawn between two savings
+T = TypeVar("T")
+
+
+def draw_pool(
+    generator: Generator, prompts: Sequence[Prompt], n: int, seed: int, work_dir: Path
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """N candidates for every entry of `prompts`; equal neighbours are pools of one prompt, with their own candidates.
+
+    (Equal entries that are no neighbours may get the same ones.) Resumes from the shards in `work_dir`, kept apart by
+    weights, settings, prompts, n and seed. Returns the guess of every step int16 (P, N, T, L), the step at which each
+    place got its final code uint8 (P, N, L), and the cost: generator passes, sequence places and seconds. ValueError
+    for n < 1 or a prompt that the generator cannot read.
+    """
+    shards: list[list[Prompt]] = [[]]
+    for _, same in groupby(prompts):
+        if len(shards[-1]) >= SHARD:
+            shards.append([])
+        shards[-1] += same
+    texts = [prompt.text for prompt in prompts]
+    folder = work_dir / fingerprint((generator.model,), generator.settings, texts, n, seed, SHARD)
+    parts = in_shards(shards, lambda shard: _draw_shard(generator, [p.text for p in shard], n, seed), folder, "pool")
+    passes, places, seconds = torch.stack([part["cost"] for part in parts]).sum(0).tolist()
+    cost = {"generator_passes": passes, "tokens": places, "seconds": seconds}
+    return torch.cat([part["guesses"] for part in parts]), torch.cat([part["committed_at"] for part in parts]), cost
+
+
+def judge_tokens(generator: Generator, tokens: Tensor, prompts: Sequence[Prompt], detector: Detector) -> npt.NDArray:
+    """A judge's verdicts on a pool's finished images; tokens (P, N, L), returns bool (P, N)."""
+    verdicts = [
+        judge(detector, generator.decode(candidates), [prompt] * len(candidates))
+        for prompt, candidates in zip(prompts, tqdm(tokens, desc=f"judge {type(detector).__name__}"), strict=True)
+    ]
+    return np.stack(verdicts)
+
+
+def in_shards(
+    shards: Sequence[T], make: Callable[[T], dict[str, Tensor]], work_dir: Path, label: str
+) -> list[dict[str, Tensor]]:
+    """What `make` gives for every shard, each kept in `work_dir` once it is made; a later call only reads it.
+
+    `work_dir` must belong to this very job (see `fingerprint`): shards are told apart by their number alone.
+    """
+    work_dir.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for number, shard in enumerate(tqdm(shards, desc=label)):
+        path = work_dir / f"shard-{number:03d}.safetensors"
+        if not path.exists():
+            save_file(make(shard), path.with_suffix(".part"))
+            path.with_suffix(".part").replace(path)
+        parts.append(load_file(path))
+    return parts
+
+
+def fingerprint(models: Sequence[nn.Module], *settings: object) -> str:
+    """A name for all that drawn images depend on, so that shards of another model are never taken for this one's."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for model in models:
+        for weights in model.parameters():
+            digest.update(weights.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _draw_shard(generator: Generator, texts: list[str], n: int, seed: int) -> dict[str, Tensor]:
+    ledger, started = Ledger(), time.perf_counter()
+    drawn = generator.draw(texts, n, seed, ledger=ledger)
+    cost = [ledger.passes + ledger.prefix_passes, ledger.places, time.perf_counter() - started]
+    guesses = torch.stack([torch.stack([t.tokens for t in candidates]) for candidates in drawn])
+    committed = torch.stack([torch.stack([t.committed for t in candidates]) for candidates in drawn])
+    committed_at = committed.to(torch.uint8).argmax(dim=2).to(torch.uint8)
+    return {"guesses": guesses, "committed_at": committed_at, "cost": torch.tensor(cost, dtype=torch.float64)}
