@@ -1,0 +1,227 @@
+"""The paper's data curation: images of training prompts, labelled by a judge, as conversations to learn from.
+
+Paper: section 3.2. Outcome data labels finished images; process data labels each step of a path by whether any of a
+few rollouts from it ends well (Math-Shepherd, arXiv 2312.08935). Labels come from the training judge, never from the
+judge that reports, and no dev or test prompt is asked for, whatever its wording.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from datasets import Dataset
+from PIL import Image
+from torch import Tensor
+
+from cotgen_lite.drawing import draw_pool, fingerprint, in_shards, judge_tokens
+from cotgen_lite.generator import Generator
+from cotgen_lite.geneval import Detector
+from cotgen_lite.pools import Pool, load_pool, save_pool
+from cotgen_lite.prompts import TAGS, Prompt, lite_prompts, meaning
+from cotgen_lite.sampling import Ledger, advance, branch, encode_prompts, predict, start, stream
+from cotgen_lite.showo import text_prefix
+from cotgen_lite.tokenizer import Magvit
+from cotgen_lite.verifier import ORM_QUESTION, PRM_QUESTION
+from cotgen_lite.vocabulary import encode_text
+
+HOT = 1.3  # temperature of ranking data: more variety among a prompt's images, so that more prompts have both labels
+PATHS = 10  # labelled side by side, and between two savings
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image and a conversation about it: codes (L,), and (question, answer) turns with the prompt filled in."""
+
+    codes: Tensor
+    turns: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class StepLabels:
+    """P paths, the guess at each of their T steps, and how R rollouts from each step ended.
+
+    codes: int16 (P, T, L). ends_well: bool (P, T, R); after the last step every rollout is the finished image itself.
+    """
+
+    prompts: tuple[Prompt, ...]
+    codes: Tensor
+    ends_well: npt.NDArray[np.bool_]
+
+    @property
+    def labels(self) -> npt.NDArray[np.bool_]:
+        """Math-Shepherd's label of each step, (P, T): yes if any rollout from it ends well."""
+        return np.logical_or.reduce(self.ends_well, axis=2)
+
+
+def train_prompts(distinct: dict[str, int], seed: int) -> tuple[Prompt, ...]:
+    """Training prompts drawn by seed: `distinct` of each of the six tags, or all there are if those are fewer."""
+    rng = np.random.default_rng(seed)
+    chosen: list[Prompt] = []
+    for tag in TAGS:
+        prompts = [prompt for prompt in lite_prompts("train") if prompt.tag == tag]
+        chosen += [prompts[i] for i in rng.permutation(len(prompts))[: distinct[tag]]]
+    return tuple(chosen)
+
+
+def draw_labelled(
+    generator: Generator,
+    detector: Detector,
+    prompts: Sequence[Prompt],
+    n: int,
+    seed: int,
+    work_dir: Path,
+    temperature: float = HOT,
+) -> Pool:
+    """N images of every prompt, each labelled right or wrong by the training judge.
+
+    temperature: of sampling, high by default (paper: section 3.2, ORM ranking data). Other arguments, equal neighbours,
+    resuming and errors as in `draw_pool`. Returns a pool without scores, its labels in `correct["template"]`.
+    """
+    hot = replace(generator, settings=replace(generator.settings, temperature=temperature))
+    guesses, _, _ = draw_pool(hot, prompts, n, seed, work_dir)
+    codes = guesses[:, :, -1].contiguous()
+    return Pool(tuple(prompts), codes, {}, {"template": judge_tokens(generator, codes, prompts, detector)})
+
+
+def balanced(labels: npt.NDArray[np.bool_], most: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Places (row, column) of as many yes as no in every row, at most `most` of each; rows with one label give none.
+
+    Balanced row by row, a verifier cannot learn from the prompt alone how likely a yes is. labels: (P, N).
+    """
+    chosen: list[tuple[int, int]] = []
+    for row, right in enumerate(labels):
+        yes, no = (rng.permutation(np.flatnonzero(side)) for side in (right, ~right))
+        kept = min(len(yes), len(no), most)
+        chosen += [(row, int(column)) for column in (*yes[:kept], *no[:kept])]
+    return chosen
+
+
+def orm_examples(pool: Pool, most: int, seed: int) -> list[Example]:
+    """The ORM's training set, shuffled: finished images, yes and no alike for every prompt.
+
+    most: images of either label a pool; neighbouring pools of one prompt are balanced together. ValueError if a dev or
+    test prompt is among them, in whatever wording. Paper: section 3.2.
+    """
+    _refuse_held_out(pool.prompts)
+    rng = np.random.default_rng(seed)
+    labels = pool.correct["template"]
+    examples = []
+    for _, group in groupby(range(len(pool.prompts)), key=lambda row: pool.prompts[row]):
+        rows = list(group)
+        for _, place in balanced(labels[rows].reshape(1, -1), most * len(rows), rng):
+            row, column = rows[place // labels.shape[1]], place % labels.shape[1]
+            examples.append(_example(pool.prompts[row], pool.tokens[row, column], ORM_QUESTION, labels[row, column]))
+    return [examples[i] for i in rng.permutation(len(examples))]
+
+
+def prm_examples(steps: StepLabels, seed: int) -> list[Example]:
+    """The PRM's training set, shuffled: all steps' guesses with their labels, yes and no alike in each tag and step.
+
+    Otherwise the verifier would learn from the prompt, or from the blur, how likely a yes is. ValueError if a dev or
+    test prompt is among them. Paper: section 3.2.
+    """
+    _refuse_held_out(steps.prompts)
+    rng = np.random.default_rng(seed)
+    labels = steps.labels
+    examples = []
+    for tag in TAGS:
+        paths = [path for path, prompt in enumerate(steps.prompts) if prompt.tag == tag]
+        for t, place in balanced(labels[paths].T, len(paths), rng):
+            path = paths[place]
+            examples.append(_example(steps.prompts[path], steps.codes[path, t], PRM_QUESTION, labels[path, t]))
+    return [examples[i] for i in rng.permutation(len(examples))]
+
+
+def _refuse_held_out(prompts: Sequence[Prompt]) -> None:
+    held_out = {meaning(prompt) for split in ("dev", "test") for prompt in lite_prompts(split)}
+    for prompt in prompts:
+        if meaning(prompt) in held_out:
+            raise ValueError(f"{prompt.text!r} asks what a dev or test prompt asks: train on `train_prompts` only.")
+
+
+def _example(prompt: Prompt, codes: Tensor, question: str, right: bool | np.bool_) -> Example:
+    return Example(codes, ((question.format(prompt=prompt.text), "yes" if right else "no"),))
+
+
+def as_dataset(examples: Sequence[Example], pixels: Magvit) -> Dataset:
+    """Examples as trl trains on them: rows of `messages` and `images` (one of Pillow's), decoded when they are read."""
+    rows = [{"codes": example.codes.tolist(), "turns": [list(turn) for turn in example.turns]} for example in examples]
+
+    def decode(batch: dict[str, list]) -> dict[str, list]:
+        images = pixels.decode(torch.tensor(batch["codes"])).permute(0, 2, 3, 1).cpu().numpy()
+        return {
+            "messages": [_messages(turns) for turns in batch["turns"]],
+            "images": [[Image.fromarray(image)] for image in images],
+        }
+
+    return Dataset.from_list(rows).with_transform(decode)
+
+
+def _messages(turns: Sequence[Sequence[str]]) -> list[dict]:
+    messages: list[dict] = []
+    for question, answer in turns:
+        content = [{"type": "text", "text": question}]
+        if not messages:
+            content.insert(0, {"type": "image"})
+        messages.append({"role": "user", "content": content})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return messages
+
+
+def label_steps(
+    generator: Generator, detector: Detector, prompts: Sequence[Prompt], rollouts: int, seed: int, work_dir: Path
+) -> StepLabels:
+    """Draw one path for each prompt and label all its steps: from each, `rollouts` fresh ways to go on to the end.
+
+    Path i is candidate i of its prompt, so a prompt that is listed again gets another path. Rollouts branch from the
+    path's state; nothing before it is computed anew. Resumes from `work_dir`. ValueError for rollouts < 1.
+    Paper: section 3.2, PRM ranking data.
+    """
+    if rollouts < 1:
+        raise ValueError(f"A step is labelled by its rollouts: rollouts must be 1 or more, got {rollouts}.")
+    paths = [(prompt.text, number) for number, prompt in enumerate(prompts)]
+    shards = [paths[i : i + PATHS] for i in range(0, len(paths), PATHS)]
+    folder = work_dir / fingerprint((generator.model,), generator.settings, shards, rollouts, seed)
+    parts = in_shards(shards, lambda shard: _draw_rollouts(generator, shard, rollouts, seed), folder, "rollouts")
+    codes, ends = (torch.cat([part[name] for part in parts]) for name in ("codes", "ends"))
+    right = judge_tokens(generator, ends.flatten(1, 2), prompts, detector)
+    return StepLabels(tuple(prompts), codes, right.reshape(ends.shape[:3]))
+
+
+def save_steps(steps: StepLabels, path: Path) -> None:
+    """Write step labels as one safetensors file, atomically."""
+    save_pool(Pool(steps.prompts, steps.codes, {}, {"rollouts": steps.ends_well}), path)
+
+
+def load_steps(path: Path) -> StepLabels:
+    """Read step labels back; errors as in `load_pool`, and ValueError if it is another kind of pool."""
+    pool = load_pool(path)
+    if "rollouts" not in pool.correct:
+        raise ValueError(f"{path} holds no step labels: give a file that `save_steps` wrote.")
+    return StepLabels(pool.prompts, pool.tokens, pool.correct["rollouts"])
+
+
+def _draw_rollouts(
+    generator: Generator, paths: Sequence[tuple[str, int]], rollouts: int, seed: int
+) -> dict[str, Tensor]:
+    """Guesses (P, T, L) of paths (text, candidate), and the images (P, T, R, L) that rollouts from each step end in."""
+    model, ledger = generator.model, Ledger()
+    prefixes = [text_prefix(model.config, encode_text(generator.words, text)) for text, _ in paths]
+    cache = encode_prompts(model, prefixes, ledger)
+    numbered = [(row, number) for row, (_, number) in enumerate(paths)]
+    state = start(model, cache, numbered, generator.settings, seed, ledger)
+    copies = [row for row in range(len(paths)) for _ in range(rollouts)]
+    seeds = [seed * 1000 + k for _ in paths for k in range(rollouts)]
+    codes, ends = [], []
+    while state.step < state.settings.steps:
+        state, step = advance(state, predict(model, state))
+        end = step.guess[copies]
+        for later in stream(model, branch(state, copies, seeds)):
+            end = later.guess
+        codes.append(step.guess.to("cpu", torch.int16))
+        ends.append(end.to("cpu", torch.int16).view(len(paths), rollouts, -1))
+    return {"codes": torch.stack(codes, dim=1), "ends": torch.stack(ends, dim=1)}

@@ -1,0 +1,199 @@
+"""Ranking data: balanced, never a held-out prompt, read by trl as it was asked; rollouts that branch truly."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_verifiers import save_lite
+
+from cotgen_lite import ranking
+from cotgen_lite.finetune import FineTuning, finetune_verifier
+from cotgen_lite.pools import Pool
+from cotgen_lite.prompts import TAGS, lite_prompts, meaning, two_object
+from cotgen_lite.ranking import (
+    Example,
+    StepLabels,
+    as_dataset,
+    balanced,
+    draw_labelled,
+    label_steps,
+    orm_examples,
+    prm_examples,
+    train_prompts,
+)
+from cotgen_lite.verifier import CLARITY_QUESTION, ORM_QUESTION, POTENTIAL_QUESTION, PRM_QUESTION, Verifier
+
+
+class DarkIsRight:
+    """A judge for tests: an image is right where it is darker than a bound."""
+
+    def __init__(self, bound: float) -> None:
+        self.bound = bound
+
+    def __call__(self, detector, images, prompts):
+        assert len(images) == len(prompts)
+        return (images.float().mean(dim=(1, 2, 3)) < self.bound).numpy()
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """Replaces the judge's rules by brightness; returns the judge."""
+    dark = DarkIsRight(bound=127.5)
+    monkeypatch.setattr("cotgen_lite.drawing.judge", dark)
+    return dark
+
+
+def test_training_prompts_are_distinct_and_never_held_out():
+    distinct = dict(zip(TAGS, (2, 5, 4, 5, 9, 9), strict=True))
+    prompts = train_prompts(distinct, seed=0)
+    assert {tag: sum(prompt.tag == tag for prompt in prompts) for tag in TAGS} == distinct
+    everything = train_prompts(dict.fromkeys(TAGS, 10**6), seed=1)
+    meanings = {meaning(prompt) for prompt in everything}
+    assert len(meanings) == len(everything) == len(lite_prompts("train"))
+    assert not meanings & {meaning(prompt) for split in ("dev", "test") for prompt in lite_prompts(split)}
+    assert train_prompts(distinct, seed=0) == prompts != train_prompts(distinct, seed=1)
+
+
+def test_balanced_takes_as_many_yes_as_no_of_each_row():
+    rng = np.random.default_rng(0)
+    labels = rng.random((30, 8)) < rng.random((30, 1))
+    chosen = balanced(labels, 3, rng)
+    assert len(set(chosen)) == len(chosen)
+    for row in range(30):
+        mine = [labels[row, column] for r, column in chosen if r == row]
+        expected = min(labels[row].sum(), (~labels[row]).sum(), 3)
+        assert sum(mine) == len(mine) - sum(mine) == expected
+
+
+def test_orm_examples_carry_their_own_image_and_label():
+    prompts = lite_prompts("train")[:2]
+    prompts = (prompts[0], prompts[0], prompts[1])  # two pools of one prompt are balanced together
+    codes = torch.arange(12).view(3, 4, 1).to(torch.int16)
+    labels = np.array([[1, 1, 1, 1], [0, 0, 0, 1], [1, 0, 0, 0]], dtype=bool)
+    examples = orm_examples(Pool(prompts, codes, {}, {"template": labels}), most=2, seed=0)
+    assert len(examples) == 2 * 3 + 2
+    for example in examples:
+        code = int(example.codes)
+        row, column = divmod(code, 4)
+        question, answer = example.turns[0]
+        assert question == ORM_QUESTION.format(prompt=prompts[row].text)
+        assert answer == ("yes" if labels[row, column] else "no")
+    answers = [example.turns[0][1] for example in examples]
+    assert answers.count("yes") == answers.count("no")
+
+
+def test_prm_examples_are_balanced_in_every_tag_and_step():
+    rng = np.random.default_rng(0)
+    prompts = train_prompts(dict.fromkeys(TAGS, 6), seed=0)
+    number = len(prompts)
+    codes = torch.arange(number * 5).view(number, 5, 1).to(torch.int16)
+    steps = StepLabels(prompts, codes, rng.random((number, 5, 4)) < 0.2)
+    examples = prm_examples(steps, seed=0)
+    assert examples
+    by_step = {}
+    for example in examples:
+        path, step = divmod(int(example.codes), 5)
+        assert example.turns[0][0] == PRM_QUESTION.format(prompt=prompts[path].text)
+        assert example.turns[0][1] == ("yes" if steps.ends_well[path, step].any() else "no")
+        by_step.setdefault((prompts[path].tag, step), []).append(example.turns[0][1])
+    assert len(by_step) > 15
+    assert all(answers.count("yes") == answers.count("no") for answers in by_step.values())
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_held_out_prompts_are_refused_whatever_their_wording(split):
+    held_out = next(prompt for prompt in lite_prompts(split) if prompt.tag == "two_object")
+    first, second = (item.name for item in held_out.include)
+    turned = two_object(second, first)
+    assert turned != held_out
+    labels = np.array([[True, False]])
+    with pytest.raises(ValueError, match="dev or test"):
+        orm_examples(Pool((turned,), torch.zeros(1, 2, 64, dtype=torch.int16), {}, {"template": labels}), 1, 0)
+    with pytest.raises(ValueError, match="dev or test"):
+        prm_examples(StepLabels((turned,), torch.zeros(1, 2, 64, dtype=torch.int16), labels[..., None]), 0)
+
+
+def test_the_dataset_decodes_when_it_is_read(toy_generator):
+    codes = torch.randint(0, 1024, (3, 64), generator=torch.Generator().manual_seed(0)).to(torch.int16)
+    turns = ((CLARITY_QUESTION, "yes"), (POTENTIAL_QUESTION, "no"))
+    dataset = as_dataset([Example(row, turns) for row in codes], toy_generator.pixels)
+    assert len(dataset) == 3
+    row = dataset[1]
+    assert set(row) == {"messages", "images"}
+    expected = toy_generator.pixels.decode(codes[1:2].long())[0].permute(1, 2, 0)
+    assert np.array_equal(np.asarray(row["images"][0]), expected)
+    assert [message["role"] for message in row["messages"]] == ["user", "assistant"] * 2
+    assert [part["type"] for message in row["messages"] for part in message["content"]].count("image") == 1
+    assert row["messages"][0]["content"][0] == {"type": "image"}
+    assert row["messages"][3]["content"] == [{"type": "text", "text": "no"}]
+
+
+def test_labelled_images_are_hot_ones(toy_generator, tmp_path: Path, judged):
+    prompts = lite_prompts("train")[:2]
+    pool = draw_labelled(toy_generator, None, prompts, 3, seed=1, work_dir=tmp_path)
+    hot = replace(toy_generator, settings=replace(toy_generator.settings, temperature=1.3))
+    drawn = hot.draw([prompt.text for prompt in prompts], 3, seed=1)
+    assert torch.equal(pool.tokens[1, 2].long(), drawn[1][2].final)
+    right = judged(None, toy_generator.decode(pool.tokens[1]), [None] * 3)
+    np.testing.assert_array_equal(pool.correct["template"][1], right)
+
+
+def test_steps_are_labelled_by_how_their_rollouts_end(toy_generator, tmp_path: Path, judged, monkeypatch):
+    prompts = (*lite_prompts("train")[:2], lite_prompts("train")[0])
+    steps = toy_generator.settings.steps
+    labels = label_steps(toy_generator, None, prompts, rollouts=3, seed=5, work_dir=tmp_path)
+    assert labels.codes.shape == (3, steps, 64) and labels.ends_well.shape == (3, steps, 3)
+    # the paths are those that the generator draws, a prompt's second path being another candidate
+    drawn = toy_generator.draw([prompts[0].text], 3, seed=5)[0]
+    assert torch.equal(labels.codes[0], drawn[0].tokens) and torch.equal(labels.codes[2], drawn[2].tokens)
+    # after the last step, all rollouts are the finished image
+    finished = judged(None, toy_generator.decode(labels.codes[:, -1]), prompts)
+    np.testing.assert_array_equal(labels.ends_well[:, -1], np.repeat(finished[:, None], 3, axis=1))
+    np.testing.assert_array_equal(labels.labels, labels.ends_well.sum(axis=2) > 0)
+    # an interrupted run gives the same
+    monkeypatch.setattr("cotgen_lite.ranking.PATHS", 2)
+    label_steps(toy_generator, None, prompts, 3, 5, tmp_path / "parted")
+    for shard in sorted((tmp_path / "parted").glob("*/shard-*"))[1:]:
+        shard.unlink()
+    drawn = []
+    made = ranking._draw_rollouts
+    monkeypatch.setattr(ranking, "_draw_rollouts", lambda *given: drawn.append(given[1]) or made(*given))
+    again = label_steps(toy_generator, None, prompts, 3, 5, tmp_path / "parted")
+    assert [len(shard) for shard in drawn] == [1]  # the first shard's two paths were there
+    assert torch.equal(again.codes, labels.codes)
+    np.testing.assert_array_equal(again.ends_well, labels.ends_well)
+
+
+def test_rollouts_keep_what_is_committed(toy_generator):
+    """Every rollout's end agrees with its path wherever the path had committed codes by then."""
+    prompt = lite_prompts("train")[0].text
+    drawn = ranking._draw_rollouts(toy_generator, [(prompt, 0)], rollouts=4, seed=2)
+    path = toy_generator.draw([prompt], 1, seed=2)[0][0]
+    steps = toy_generator.settings.steps
+    assert drawn["ends"].shape == (1, steps, 4, 64)
+    for step, ends in enumerate(drawn["ends"][0]):
+        committed = path.committed[step]
+        assert (ends[:, committed] == path.tokens[step][committed]).all()
+        if step + 2 < steps:
+            assert len({tuple(end.tolist()) for end in ends}) > 1  # and the rollouts differ elsewhere
+
+
+def test_examples_are_what_trl_learns_from(toy_generator, tmp_path: Path):
+    """From codes to a trained verifier, with questions of different lengths and a conversation of two turns."""
+    torch.manual_seed(0)
+    save_lite(tmp_path / "model")
+    verifier = Verifier.from_pretrained(tmp_path / "model", device="cpu")
+    codes = torch.randint(0, 1024, (4, 64), generator=torch.Generator().manual_seed(0)).to(torch.int16)
+    single = ((ORM_QUESTION.format(prompt="a photo of a cat"), "yes"),)
+    double = ((CLARITY_QUESTION.format(prompt="a photo of two dogs"), "yes"), (POTENTIAL_QUESTION, "no"))
+    examples = [Example(row, turns) for row, turns in zip(codes, (single, double) * 2, strict=True)]
+    dataset = as_dataset(examples, toy_generator.pixels)
+    _, losses, _ = finetune_verifier(verifier, dataset, FineTuning(1e-4, batch_size=2), tmp_path / "work")
+    assert len(losses) == 2 and np.isfinite(losses).all()
+
+
+def test_a_step_needs_a_rollout(toy_generator, tmp_path: Path):
+    with pytest.raises(ValueError, match="rollouts must be 1 or more, got 0"):
+        label_steps(toy_generator, None, lite_prompts("train")[:1], 0, 0, tmp_path)
