@@ -1,6 +1,6 @@
 """Test-time search with a verifier; each search returns its choice together with what it cost.
 
-Paper: section 3.2 (best-of-n with an outcome reward model).
+Paper: section 3.2 (best-of-n with an outcome reward model; step by step with a process reward model).
 """
 
 import time
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from cotgen_lite.generator import Generator
-from cotgen_lite.sampling import Ledger, Trajectory
-from cotgen_lite.verifier import ORM_QUESTION, Verifier
+from cotgen_lite.sampling import Ledger, Trajectory, advance, branch, encode_prompts, keep, predict, start
+from cotgen_lite.showo import text_prefix
+from cotgen_lite.verifier import ORM_QUESTION, PRM_QUESTION, Verifier
+from cotgen_lite.vocabulary import encode_text
 
 
 @dataclass(frozen=True)
@@ -73,3 +75,73 @@ def best_of_n(
     scored = time.perf_counter()
     cost = Cost(ledger.passes + ledger.prefix_passes, n, ledger.places, drawn - started, scored - drawn)
     return SearchResult(prompt, trajectories, images, log_odds, int(log_odds.argmax()), cost)
+
+
+@dataclass(frozen=True)
+class StepwiseResult:
+    """One path that was chosen step by step, and what it was chosen from.
+
+    guesses: codes int16 (T, N, L), each step's draws. log_odds: float32 (T, N), the verifier's; NaN before it may
+    speak. chosen: (T,), the draw that the path went on from. image: uint8 (3, H, W).
+    """
+
+    prompt: str
+    trajectory: Trajectory
+    guesses: Tensor
+    log_odds: Tensor
+    chosen: Tensor
+    image: Tensor
+    cost: Cost
+
+
+def stepwise_best_of_n(
+    generator: Generator,
+    verifier: Verifier,
+    prompt: str,
+    n: int,
+    seed: int,
+    question: str = PRM_QUESTION,
+    first_step: int = 1,
+) -> StepwiseResult:
+    """At each step draw n guesses with their re-maskings, ask about each, go on from the one with the highest log-odds.
+
+    All draws of a step come from one guided forward pass. first_step: from this step on, counted from 1, the verifier
+    chooses; before it the path takes the first draw. ValueError for n < 1 or a first_step outside 1..T.
+    Paper: section 3.2 (PRM), as the course's design reads it.
+    """
+    steps = generator.settings.steps
+    if n < 1 or not 1 <= first_step <= steps:
+        raise ValueError(
+            f"Step by step, n must be 1 or more and first_step 1 to {steps}; got n = {n}, first_step = {first_step}."
+        )
+    started, asking, ledger, model = time.perf_counter(), 0.0, Ledger(), generator.model
+    cache = encode_prompts(model, [text_prefix(model.config, encode_text(generator.words, prompt))], ledger)
+    state = start(model, cache, [(0, 0)], generator.settings, seed, ledger)
+    guesses, committed, beliefs, favourites = [], [], [], []
+    while state.step < steps:
+        logits = predict(model, state)
+        draws, step = advance(branch(state, [0] * n, range(seed * 1000, seed * 1000 + n)), logits[[0] * n])
+        log_odds = torch.full((n,), torch.nan)
+        if draws.step >= first_step:
+            images = generator.decode(step.guess)
+            asked = time.perf_counter()
+            log_odds = verifier.score(images, [prompt] * n, question)
+            asking += time.perf_counter() - asked
+        best = int(log_odds.argmax()) if draws.step >= first_step else 0
+        state = keep(draws, [best])
+        guesses.append(step.guess.to("cpu", torch.int16))
+        committed.append(step.committed[best].cpu())
+        beliefs.append(log_odds)
+        favourites.append(best)
+    chosen = torch.tensor(favourites)
+    path = torch.stack([guess[best] for guess, best in zip(guesses, favourites, strict=True)])
+    image = generator.decode(path[-1])[0]
+    cost = Cost(
+        ledger.passes + ledger.prefix_passes,
+        n * (steps - first_step + 1),
+        ledger.places,
+        time.perf_counter() - started - asking,
+        asking,
+    )
+    trajectory = Trajectory(prompt, 0, path, torch.stack(committed))
+    return StepwiseResult(prompt, trajectory, torch.stack(guesses), torch.stack(beliefs), chosen, image, cost)
