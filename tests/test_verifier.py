@@ -5,21 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaOnevisionConfig,
-    LlavaOnevisionForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    SiglipVisionConfig,
-)
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+from small_verifiers import PROMPTS, save_lite, save_llava, save_onevision
 
 from cotgen_lite.geneval import Detection, evaluate, relations
 from cotgen_lite.lite_verifier import (
@@ -38,7 +24,6 @@ from cotgen_lite.verifier import (
     POTENTIAL_QUESTION,
     PRM_QUESTION,
     Verifier,
-    _ImageOnlyProcessor,
     probability_yes,
 )
 from cotgen_lite.verifier_evaluation import WORDINGS, evaluation_set, measure, sees_enough
@@ -53,113 +38,7 @@ from cotgen_lite.verifier_questions import (
     training_scene,
 )
 from cotgen_lite.verifier_training import train_verifier
-from cotgen_lite.vocabulary import IMAGE, lite_tokenizer
-
-PROMPTS = ["a photo of a cat", "a photo of a red apple and a blue car", "a photo of three dogs", "a photo of a cup"]
-SPECIAL = ["<|endoftext|>", "<|pad|>", "<image>", "<|user|>", "<|assistant|>", "<video>"]
-
-
-def byte_level_tokenizer() -> PreTrainedTokenizerFast:
-    """A small byte-level BPE, in which "yes", "Yes", " yes" and " Yes" are four tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600,
-        special_tokens=SPECIAL,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    words = [word for word in ("yes", "Yes", "no", "No") for _ in range(50)]
-    tokenizer.train_from_iterator([*words, *(f" {word}" for word in words), ORM_QUESTION, *PROMPTS], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|endoftext|>",
-        pad_token="<|pad|>",
-        additional_special_tokens=SPECIAL[2:],
-    )
-
-
-def token_settings(tokenizer: PreTrainedTokenizerFast) -> dict:
-    return {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "initializer_range": 0.3,  # large, so that logits differ from image to image and prompt to prompt
-        "pad_token_id": tokenizer.pad_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "bos_token_id": tokenizer.eos_token_id,
-    }
-
-
-def save_lite(folder) -> None:
-    tokenizer = lite_tokenizer()
-    model = lite_verifier(tokenizer)
-    model.save_pretrained(folder)
-    lite_processor(tokenizer).save_pretrained(folder)
-
-
-def save_llava(folder) -> None:
-    """LLaVA 1.5's layout: CLIP tower with a class token, Llama decoder, images resized by the processor."""
-    tokenizer = byte_level_tokenizer()
-    vision = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-        projection_dim=32,
-    )
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=LlamaConfig(**token_settings(tokenizer)),
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
-        image_seq_length=16,
-    )
-    LlavaForConditionalGeneration(config).save_pretrained(folder)
-    size = {"height": 32, "width": 32}
-    LlavaProcessor(
-        CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size),
-        tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
-    ).save_pretrained(folder)
-
-
-def save_onevision(folder) -> None:
-    """LLaVA-OneVision's layout: SigLIP tower, Qwen2 decoder, an image as a whole and in tiles."""
-    tokenizer = byte_level_tokenizer()
-    vision = SiglipVisionConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-        vision_use_head=False,
-    )
-    pinpoints = [[32, 32], [32, 64], [64, 32], [64, 64]]
-    config = LlavaOnevisionConfig(
-        vision_config=vision,
-        text_config=Qwen2Config(**token_settings(tokenizer)),
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
-        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
-        image_grid_pinpoints=pinpoints,
-    )
-    LlavaOnevisionForConditionalGeneration(config).save_pretrained(folder)
-    _ImageOnlyProcessor(
-        LlavaOnevisionImageProcessorPil(size={"height": 32, "width": 32}, image_grid_pinpoints=pinpoints),
-        tokenizer,
-        num_image_tokens=16,
-        vision_feature_select_strategy="full",
-        chat_template=CHAT_TEMPLATE,
-    ).save_pretrained(folder)
+from cotgen_lite.vocabulary import lite_tokenizer
 
 
 @pytest.fixture(scope="module", params=[save_lite, save_llava, save_onevision], ids=["lite", "llava", "onevision"])
@@ -409,21 +288,21 @@ def test_training_goes_on_where_it_stopped(tmp_path):
     sizes = {
         "tower_steps": 2,
         "fact_steps": 2,
-        "match_steps": 1,
-        "wording_steps": 1,
+        "match_steps": 2,
         "images": 3,
         "questions": 3,
         "scenes_per_tag": 4,
     }
-    auc = train_verifier(tmp_path / "work", tmp_path / "best", **sizes, evaluate_every=4)
+    log = train_verifier(tmp_path / "work", tmp_path / "best", **sizes, evaluate_every=4)
+    auc = log.auc
     assert auc.keys() == WORDINGS.keys()
     assert all(tags.keys() == set(TAGS) for tags in auc.values())
-    log = (tmp_path / "work" / "log.jsonl").read_text().splitlines()
-    assert json.loads(log[-1])["step"] == 4
+    rows = (tmp_path / "work" / "log.jsonl").read_text().splitlines()
+    assert json.loads(rows[-1])["step"] == 4
     saved = Verifier.from_pretrained(tmp_path / "best", device="cpu")
     again = train_verifier(tmp_path / "work", tmp_path / "best", **sizes, evaluate_every=4)
-    assert again == auc  # nothing left to do
-    assert len((tmp_path / "work" / "log.jsonl").read_text().splitlines()) == len(log)
+    assert again == log  # nothing left to do
+    assert len((tmp_path / "work" / "log.jsonl").read_text().splitlines()) == len(rows)
     held_out = evaluation_set(scenes_per_tag=4, seed=1)
     measured = measure(saved.model, saved.processor.tokenizer, held_out)
     for wording, tags in auc.items():  # the saved weights are fp16

@@ -1,0 +1,162 @@
+"""Fine-tuning: the loss by hand, learning, going on after an interrupt, LoRA, on lite and LLaVA-OneVision layouts."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from PIL import Image
+from small_verifiers import save_lite, save_onevision
+from torch.nn import functional as F
+from transformers import TrainerCallback
+
+from cotgen_lite import finetune
+from cotgen_lite.finetune import FineTuning, finetune_verifier
+from cotgen_lite.scenes import random_scene, render
+from cotgen_lite.verifier import ORM_QUESTION, Verifier
+
+PROMPT = "a photo of a red cat"
+
+
+def fresh(folder: Path, save=save_lite, seed: int = 0) -> Verifier:
+    torch.manual_seed(seed)
+    save(folder)
+    return Verifier.from_pretrained(folder, device="cpu")
+
+
+def conversations(number: int, turns: int = 1) -> tuple[Dataset, torch.Tensor, torch.Tensor]:
+    """Scenes of which every second one is darkened: yes where dark. Two turns ask the same twice, "no" first."""
+    rng = np.random.default_rng(0)
+    images = render([random_scene(rng) for _ in range(number)])
+    dark = torch.arange(number) % 2 == 0
+    images[dark] //= 3
+    question = ORM_QUESTION.format(prompt=PROMPT)
+    rows = []
+    for image, yes in zip(images, dark, strict=True):
+        answers = ["no"] * (turns - 1) + ["yes" if yes else "no"]
+        messages = []
+        for turn, answer in enumerate(answers):
+            content = [*([{"type": "image"}] if turn == 0 else []), {"type": "text", "text": question}]
+            messages += [
+                {"role": "user", "content": content},
+                {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+            ]
+        rows.append({"messages": messages, "images": [Image.fromarray(image.permute(1, 2, 0).numpy())]})
+    return Dataset.from_list(rows), images, dark
+
+
+def loss_by_hand(verifier: Verifier, images: torch.Tensor, answers: list[list[str]]) -> float:
+    """Mean cross-entropy of all answers and the end token after each, one conversation at a time."""
+    tokenizer, losses = verifier.processor.tokenizer, []
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    for image, said in zip(images, answers, strict=True):
+        question = "<|user|>{}" + ORM_QUESTION.format(prompt=PROMPT) + "<|assistant|>"
+        text = "".join(
+            question.format("<image>" if turn == 0 else "") + answer + "<|endoftext|>"
+            for turn, answer in enumerate(said)
+        )
+        inputs = verifier.processor(images=[image], text=[text], return_tensors="pt")
+        ids = inputs["input_ids"][0]
+        ends = (ids == end).nonzero()[:, 0]
+        with torch.no_grad():
+            logits = verifier.model(**inputs).logits[0]
+        places = torch.cat([ends - 1, ends])  # one-word answers
+        losses.append(F.cross_entropy(logits[places - 1], ids[places], reduction="none"))
+    return float(torch.cat(losses).mean())
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+def test_the_loss_is_that_of_every_answer_and_of_nothing_else(tmp_path, turns):
+    verifier = fresh(tmp_path / "model")
+    dataset, images, dark = conversations(6, turns)
+    answers = [["no"] * (turns - 1) + ["yes" if yes else "no"] for yes in dark]
+    expected = loss_by_hand(verifier, images, answers)
+    _, losses, _ = finetune_verifier(verifier, dataset, FineTuning(1e-4, batch_size=6), tmp_path / "work")
+    assert losses == [pytest.approx(expected, rel=1e-3)]
+
+
+def test_it_learns_what_the_answers_say(tmp_path):
+    verifier = fresh(tmp_path / "model")
+    dataset, images, dark = conversations(32)
+    tuned, losses, _ = finetune_verifier(verifier, dataset, FineTuning(1e-3, epochs=6), tmp_path / "work")
+    assert len(losses) == 24 and losses[-1] < 0.5 * losses[0]
+    odds = tuned.score(images, [PROMPT] * len(images))
+    assert odds[dark].min() > odds[~dark].max()
+    assert not tuned.model.training
+
+
+class Stop(TrainerCallback):
+    """Breaks off after three steps, as a closed laptop would."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+
+def test_it_goes_on_after_an_interrupt(tmp_path, monkeypatch):
+    settings = FineTuning(1e-3, epochs=1, batch_size=4, save_steps=2)
+    dataset, images, _ = conversations(20)
+    whole, losses, _ = finetune_verifier(fresh(tmp_path / "a"), dataset, settings, tmp_path / "whole")
+    trainer = finetune.AnswerTrainer
+    monkeypatch.setattr(finetune, "AnswerTrainer", lambda **given: trainer(**given, callbacks=[Stop()]))
+    with pytest.raises(KeyboardInterrupt):
+        finetune_verifier(fresh(tmp_path / "b"), dataset, settings, tmp_path / "parted")
+    monkeypatch.setattr(finetune, "AnswerTrainer", trainer)
+    monkeypatch.setattr(finetune, "_check_same_run", lambda *_: None)
+    other = fresh(tmp_path / "c", seed=1)  # its weights must all be replaced by the checkpoint's
+    parted, again, _ = finetune_verifier(other, dataset, settings, tmp_path / "parted")
+    assert again == pytest.approx(losses)
+    prompts = [PROMPT] * len(images)
+    torch.testing.assert_close(parted.score(images, prompts), whole.score(images, prompts))
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(r=4, target_modules=["q_proj", "v_proj"])], ids=["full", "lora"])
+def test_llava_onevision_in_full_and_through_lora(tmp_path, lora):
+    verifier = fresh(tmp_path / "model", save_onevision)
+    before = {name: weight.clone() for name, weight in verifier.model.state_dict().items()}
+    dataset, images, _ = conversations(8)
+    tuned, losses, _ = finetune_verifier(verifier, dataset, FineTuning(1e-2, batch_size=4), tmp_path / "work", lora)
+    assert len(losses) == 2
+    after = tuned.model.state_dict()
+    assert after.keys() == before.keys()  # the adapter is merged
+    changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+    assert changed
+    if lora:
+        assert all("q_proj.weight" in name or "v_proj.weight" in name for name in changed)
+    tuned.model.save_pretrained(tmp_path / "tuned")
+    tuned.processor.save_pretrained(tmp_path / "tuned")
+    again = Verifier.from_pretrained(tmp_path / "tuned", device="cpu")
+    torch.testing.assert_close(again.score(images, [PROMPT] * 8), tuned.score(images, [PROMPT] * 8))
+
+
+def test_another_run_in_the_same_folder_is_refused(tmp_path):
+    dataset, _, _ = conversations(4)
+    finetune_verifier(fresh(tmp_path / "a"), dataset, FineTuning(1e-4, batch_size=4), tmp_path / "work")
+    for verifier, data, settings in (
+        (fresh(tmp_path / "b"), dataset, FineTuning(2e-4, batch_size=4)),
+        (fresh(tmp_path / "c", seed=1), dataset, FineTuning(1e-4, batch_size=4)),
+        (fresh(tmp_path / "d"), dataset.select([0, 2, 1, 3]), FineTuning(1e-4, batch_size=4)),
+    ):
+        with pytest.raises(ValueError, match="another run"):
+            finetune_verifier(verifier, data, settings, tmp_path / "work")
+
+
+def test_answers_stand_where_they_are_read(tmp_path):
+    verifier = fresh(tmp_path / "model")
+    template = verifier.processor.chat_template
+    verifier.processor.chat_template = template.replace(
+        "<|assistant|>{% generation %}", "<|assistant|> {% generation %}"
+    )
+    with pytest.raises(ValueError, match="right after its generation prompt"):
+        finetune_verifier(verifier, conversations(2)[0], FineTuning(1e-4), tmp_path / "work")
+
+
+def test_what_cannot_be_learned_from_is_explained(tmp_path):
+    verifier = fresh(tmp_path / "model")
+    with pytest.raises(ValueError, match="no rows"):
+        finetune_verifier(verifier, Dataset.from_list([]), FineTuning(1e-4), tmp_path / "work")
+    verifier.processor.chat_template = "{{ messages }}"
+    with pytest.raises(ValueError, match=r"\{% generation %\}"):
+        finetune_verifier(verifier, conversations(2)[0], FineTuning(1e-4), tmp_path / "work")
