@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
-from cotgen_lite.geneval import area_under_curve
 from cotgen_lite.lite_verifier import image_features, read_together
 from cotgen_lite.prompts import (
     COLORS,
@@ -24,6 +23,7 @@ from cotgen_lite.prompts import (
     two_object,
 )
 from cotgen_lite.scenes import Scene, render, scene_for
+from cotgen_lite.scoring import area_under_curve
 from cotgen_lite.verifier import ORM_QUESTION, POTENTIAL_QUESTION, PRM_QUESTION
 from cotgen_lite.verifier_questions import (
     CROSSWISE,

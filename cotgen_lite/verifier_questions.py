@@ -2,7 +2,8 @@
 
 Three kinds: a caption that lists what is where, open facts (which colour, how many, where), and whether the picture
 matches a prompt. Negatives are hard: one count off, a colour swapped, the opposite relation, one thing replaced.
-But for counts, and for plain questions whether one thing is there, no question asks what a dev or test prompt asks.
+But for counts, for plain questions whether one thing is there, and for two things of which one is counted ("one cat
+and a dog"), no question asks what a dev or test prompt asks.
 """
 
 from collections.abc import Collection, Sequence
@@ -13,6 +14,8 @@ from typing import TypeVar
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from cotgen_lite.geneval import POSITION_COMPONENT, relation_components, relations
+from cotgen_lite.judges import scene_detections
 from cotgen_lite.prompts import (
     COLORS,
     OBJECTS,
@@ -30,7 +33,7 @@ from cotgen_lite.prompts import (
     two_object,
     with_article,
 )
-from cotgen_lite.scenes import LATTICE, Scene, SceneObject, icon_box, random_scene, scene_for
+from cotgen_lite.scenes import LATTICE, Scene, SceneObject, random_scene, scene_for
 from cotgen_lite.verifier import CLARITY_QUESTION, ORM_QUESTION, POTENTIAL_QUESTION, PRM_QUESTION
 from cotgen_lite.vocabulary import ASSISTANT, END_OF_TEXT, USER, encode_text
 
@@ -121,7 +124,8 @@ def caption(scene: Scene) -> str:
 def draw_match(scene: Scene, rng: np.random.Generator) -> tuple[str, bool] | None:
     """A prompt and whether the scene shows it, yes and no equally often; None if the draw led nowhere.
 
-    The tags that are hardest to learn, position and attribute binding, are drawn most.
+    Tags are drawn so that colours and counts are learned before places and bindings are quite sure: what a web-trained
+    model is weak at, ours is weak at too.
     """
     wanted = bool(rng.random() < 0.5)
     kind = pick(_MATCH_KINDS, rng)
@@ -133,15 +137,12 @@ def draw_match(scene: Scene, rng: np.random.Generator) -> tuple[str, bool] | Non
     return (drawn.text, wanted) if meaning(drawn) not in _held_out() else None
 
 
-def relations_seen(item: SceneObject, reference: SceneObject) -> tuple[list[str], bool]:
+def relations_seen(item: SceneObject, reference: SceneObject) -> tuple[tuple[str, ...], bool]:
     """GenEval's relations of two icons' tight boxes, and whether they are clear of its bound."""
-    (ax, ay, aw, ah), (bx, by, bw, bh) = (_center_and_size(thing) for thing in (item, reference))
-    dx, dy = ax - bx, ay - by
-    norm = max((dx * dx + dy * dy) ** 0.5, 1e-6)
-    x = max(abs(dx) - 0.1 * (aw + bw), 0) / norm * (1 if dx > 0 else -1)
-    y = max(abs(dy) - 0.1 * (ah + bh), 0) / norm * (1 if dy > 0 else -1)
-    seen = [relation for relation, part in zip(RELATIONS, (-x, x, -y, y), strict=True) if part > 0.5]
-    return seen, all(abs(abs(part) - 0.5) > CLEAR for part in (x, y))
+    box, reference_box = (found.box for found in scene_detections((item, reference)))
+    components = relation_components(box, reference_box)
+    clear = all(abs(abs(part) - POSITION_COMPONENT) > CLEAR for part in components)
+    return relations(box, reference_box), clear
 
 
 def encode_dialogue(
@@ -311,10 +312,11 @@ def _match_mixed(scene: Scene, wanted: bool, rng: np.random.Generator) -> str | 
 
 
 _MATCH_KINDS = (
-    *(_match_single, _match_two, _match_color, _match_color, _match_mixed),
+    *(_match_single, _match_two, _match_mixed),
+    *(_match_color,) * 4,
     *(_match_count,) * 8,
-    *(_match_position,) * 10,
-    *(_match_binding,) * 3,
+    *(_match_position,) * 5,
+    *(_match_binding,) * 2,
 )
 CROSSWISE = {
     **dict.fromkeys(("left of", "right of"), ("above", "below")),
@@ -363,8 +365,3 @@ def _pick_two(options: Sequence[T], rng: np.random.Generator) -> tuple[T, T]:
 
 def _place_of(item: SceneObject) -> str:
     return f"row {NUMBERS[item.y // LATTICE + 1]} column {NUMBERS[item.x // LATTICE + 1]}"
-
-
-def _center_and_size(item: SceneObject) -> tuple[float, float, int, int]:
-    x0, y0, x1, y1 = icon_box(item.name)
-    return item.x + (x0 + x1) / 2, item.y + (y0 + y1) / 2, x1 - x0, y1 - y0

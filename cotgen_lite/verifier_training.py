@@ -1,8 +1,8 @@
 """Pre-training of the lite verifier: a small LLaVA learns to see, from clean scenes only.
 
-Four stages: the vision tower alone on what each patch shows; captions and open facts; matches in short wordings;
-matches in all wordings, the paper's included. The last three ask several questions an image, each of which sees the
-image and itself only: the image is read once, and its keys and values are shared by its questions.
+Three stages: the vision tower alone on what each patch shows; captions and open facts; matches in short wordings and,
+more often, in the paper's. The last two ask several questions an image, each of which sees the image and itself only:
+the image is read once, and its keys and values are shared by its questions.
 """
 
 import json
@@ -27,8 +27,17 @@ from cotgen_lite.vocabulary import lite_tokenizer
 
 PATCHES = IMAGE_SIZE // LATTICE  # a side
 SPAN = OBJECT_SIZE // LATTICE  # patches an icon covers, a side
-PEAK_RATE = 1.2e-3  # learning rate of the last three stages, after the warm-up
+PEAK_RATE = 1.2e-3  # learning rate of the last two stages, after the warm-up
 PROBE_WEIGHT = 0.3
+
+
+@dataclass(frozen=True)
+class VerifierLog:
+    """The saved weights: AUC on clean scenes of the dev prompts, by wording and tag, and what they took to train."""
+
+    auc: dict[str, dict[str, float]]
+    steps: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -46,13 +55,12 @@ def train_verifier(
     tower_steps: int = 500,
     fact_steps: int = 600,
     match_steps: int = 3000,
-    wording_steps: int = 1200,
     images: int = 16,
     questions: int = 12,
     evaluate_every: int = 200,
     scenes_per_tag: int = 80,
     seed: int = 0,
-) -> dict[str, dict[str, float]]:
+) -> VerifierLog:
     """Pre-train the lite verifier, going on from the last checkpoint in `work_dir` if there is one.
 
     Stops early once it sees enough (`verifier_evaluation.sees_enough`): the zero-shot verifier is to be able, like
@@ -61,13 +69,13 @@ def train_verifier(
     Args:
         work_dir: where checkpoints and `log.jsonl` are kept.
         save_dir: where the best weights so far (fp16) and the processor are kept, as `from_pretrained` reads them.
-        tower_steps, fact_steps, match_steps, wording_steps: steps of the four stages.
+        tower_steps, fact_steps, match_steps: steps of the three stages.
         images: a step; `questions` are asked of each.
         evaluate_every: steps between two measurements on the dev prompts, with `scenes_per_tag` scenes each.
         seed: of weights and data.
 
     Returns:
-        AUC on clean scenes of the dev prompts, by wording ("orm", "prm", "potential") and tag, of the saved weights.
+        How the saved weights do, by wording ("orm", "prm", "potential") and tag.
     """
     work, save = Path(work_dir), Path(save_dir)
     work.mkdir(parents=True, exist_ok=True)
@@ -76,46 +84,49 @@ def train_verifier(
     model = lite_verifier(tokenizer)
     stages = [
         Stage("facts", fact_steps, Mix(facts=1.0, official=0.0, caption=True)),
-        Stage("matches", match_steps, Mix(facts=0.25, official=0.25)),
-        Stage("wordings", wording_steps, Mix(facts=0.1, official=0.7)),
+        Stage("matches", match_steps, Mix(facts=0.25, official=0.65)),
     ]
-    trainer = _Trainer(model, tokenizer, sum(stage.steps for stage in stages), seed)
+    started = time.monotonic()
+    trainer = _Trainer(model, tokenizer, stages, seed)
     held_out = evaluation_set(scenes_per_tag, seed + 1)
     checkpoint = work / "checkpoint.pt"
     if checkpoint.exists():
         trainer.load(checkpoint)
     else:
         train_tower(model, trainer.patches, tower_steps, seed, 2 * images)
+        trainer.seconds = time.monotonic() - started
         trainer.save(checkpoint)
-
-    saved_at = started = time.time()
+    earlier_seconds = trainer.seconds
+    saved_at = started = time.monotonic()
     plan = [stage for stage in stages for _ in range(stage.steps)]
     remaining = range(0) if trainer.best["enough"] else range(trainer.step, len(plan))
     bar = tqdm(remaining, initial=trainer.step, total=len(plan), desc="verifier")
     for step in bar:
         losses = trainer.learn(plan[step].mix, images, questions)
         bar.set_postfix(stage=plan[step].name, **losses)
+        trainer.seconds = earlier_seconds + time.monotonic() - started
         if trainer.step % evaluate_every == 0 or trainer.step == len(plan):
             auc = measure(model, tokenizer, held_out)
             mean = float(np.mean([value for tags in auc.values() for value in tags.values()]))
             enough = sees_enough(auc)
             if enough or mean > trainer.best["mean"]:
-                trainer.best = {"mean": mean, "auc": auc, "step": trainer.step, "enough": enough}
+                best = {"mean": mean, "auc": auc, "step": trainer.step, "seconds": trainer.seconds}
+                trainer.best = best | {"enough": enough}
                 save_verifier(model, tokenizer, save)
             row = {
                 "step": trainer.step,
                 "stage": plan[step].name,
-                "seconds": round(time.time() - started),
+                "seconds": round(trainer.seconds),
                 "mean": mean,
             }
             with (work / "log.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps(row | losses | {"auc": auc}) + "\n")
-        if time.time() - saved_at > 180 or trainer.step == len(plan) or trainer.best["enough"]:
+        if time.monotonic() - saved_at > 180 or trainer.step == len(plan) or trainer.best["enough"]:
             trainer.save(checkpoint)
-            saved_at = time.time()
+            saved_at = time.monotonic()
         if trainer.best["enough"]:
             break
-    return trainer.best["auc"]
+    return VerifierLog(trainer.best["auc"], trainer.best["step"], trainer.best["seconds"])
 
 
 def train_tower(model: LlavaForConditionalGeneration, probe: "PatchProbe", steps: int, seed: int, batch: int) -> None:
@@ -144,9 +155,10 @@ class _Trainer:
     """The model with all that training needs beside it, so that it can stop and go on."""
 
     def __init__(
-        self, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, steps: int, seed: int
+        self, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, stages: list[Stage], seed: int
     ) -> None:
-        self.model, self.tokenizer, self.seed = model, tokenizer, seed
+        self.model, self.tokenizer, self.seed, self.about = model, tokenizer, seed, repr((stages, seed))
+        steps = sum(stage.steps for stage in stages)
         width = model.config.text_config.hidden_size
         self.patches, self.nouns = PatchProbe(width), NounProbe(tokenizer, width)
         weights = [*model.parameters(), *self.nouns.parameters(), *self.patches.parameters()]
@@ -156,8 +168,8 @@ class _Trainer:
             self.optimizer,
             lambda t: min(1.0, (t + 1) / warm_up, (steps - t) / (0.3 * steps)),
         )
-        self.step = 0
-        self.best: dict = {"mean": 0.0, "auc": {}, "step": 0, "enough": False}
+        self.step, self.seconds = 0, 0.0
+        self.best: dict = {"mean": 0.0, "auc": {}, "step": 0, "seconds": 0.0, "enough": False}
 
     def learn(self, mix: Mix, images: int, questions: int) -> dict[str, float]:
         """One step on fresh scenes, drawn by seed and step; returns the losses."""
@@ -189,15 +201,18 @@ class _Trainer:
     def save(self, path: Path) -> None:
         """Write everything, whole or not at all."""
         state = {name: getattr(self, name).state_dict() for name in _SAVED}
-        torch.save(state | {"step": self.step, "best": self.best}, path.with_suffix(".part"))
+        state |= {name: getattr(self, name) for name in ("about", "step", "seconds", "best")}
+        torch.save(state, path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)
 
     def load(self, path: Path) -> None:
-        """Go on from what `save` wrote."""
+        """Go on from what `save` wrote; ValueError if that was another run."""
         state = torch.load(path, weights_only=False)
+        if state["about"] != self.about:
+            raise ValueError(f"{path} is the checkpoint of another run: delete it to start afresh.")
         for name in _SAVED:
             getattr(self, name).load_state_dict(state[name])
-        self.step, self.best = state["step"], state["best"]
+        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
 
 
 _SAVED = ("model", "nouns", "patches", "optimizer", "schedule")
