@@ -1,6 +1,6 @@
 """Pre-training of the lite generator: noisy captions beside pictures, as tokens, learned by filling in masks."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,11 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class CaptionedTokens:
-    """A pre-training set: word ids of each caption, and image tokens (N, L)."""
+    """A pre-training set: word ids of each caption, image tokens (N, L), and what it was drawn with."""
 
     text_ids: list[list[int]]
     tokens: Tensor
+    about: dict[str, float]
 
 
 def make_captioned_tokens(
@@ -40,7 +41,7 @@ def make_captioned_tokens(
         pairs = [noisy_pair(rng, noise) for _ in range(min(256, count - start))]
         text_ids += [encode_text(text_tokenizer, caption.text) for caption, _ in pairs]
         tokens.append(image_tokenizer.encode(render([scene for _, scene in pairs])).to(torch.int16))
-    return CaptionedTokens(text_ids, torch.cat(tokens))
+    return CaptionedTokens(text_ids, torch.cat(tokens), {"pictures": count, "data_seed": seed, **asdict(noise)})
 
 
 def train_generator(
@@ -53,4 +54,4 @@ def train_generator(
         chosen = torch.randint(len(data.text_ids), (BATCH_SIZE,), generator=generator)
         return training_loss(model, [data.text_ids[i] for i in chosen.tolist()], data.tokens[chosen].long(), generator)
 
-    return train(model, loss_at, steps, learning_rate, work_dir, "generator")
+    return train(model, loss_at, steps, learning_rate, work_dir, "generator", about=data.about)

@@ -28,7 +28,7 @@ from cotgen_lite.scenes import (
     random_scene,
     render,
 )
-from cotgen_lite.training import train
+from cotgen_lite.training import TrainingLog, train
 
 Rebuild = Callable[[Tensor], Tensor]  # uint8 images (B, 3, 64, 64) to their like, as through a tokenizer and back
 
@@ -163,7 +163,9 @@ def _answers(ink: np.ndarray, hue: np.ndarray, scene: Scene) -> tuple[np.ndarray
     return classes, colors, boxes
 
 
-def train_judge(work_dir: str | Path, steps: int, seed: int = 0, rebuild: Rebuild | None = None) -> LearnedJudge:
+def train_judge(
+    work_dir: str | Path, steps: int, seed: int = 0, rebuild: Rebuild | None = None
+) -> tuple[LearnedJudge, TrainingLog]:
     """Train the learned judge and save it to `work_dir` as fp16; an interrupted call goes on where it was.
 
     Args:
@@ -174,7 +176,7 @@ def train_judge(work_dir: str | Path, steps: int, seed: int = 0, rebuild: Rebuil
             every batch goes through it.
 
     Returns:
-        The trained judge as it is after saving, in evaluation mode.
+        The trained judge as it is after saving, in evaluation mode, and what its training was.
     """
     folder = Path(work_dir)
     torch.manual_seed(seed)
@@ -185,9 +187,9 @@ def train_judge(work_dir: str | Path, steps: int, seed: int = 0, rebuild: Rebuil
         halves = (draw_lessons(BATCH // 2, rng), draw_lessons(BATCH // 2, rng, rebuild))
         return _loss(model, Lessons(*(torch.cat(parts) for parts in zip(*halves, strict=True))))
 
-    train(model, loss_at, steps, PEAK_RATE, folder, "judge")
+    log = train(model, loss_at, steps, PEAK_RATE, folder, "judge")
     model.half().save_pretrained(folder)
-    return LearnedJudge.from_pretrained(folder)
+    return LearnedJudge.from_pretrained(folder), log
 
 
 def _loss(model: LearnedJudge, lessons: Lessons) -> Tensor:

@@ -250,7 +250,7 @@ def lite_prompts(split: str) -> tuple[Prompt, ...]:
     chosen: list[Prompt] = []
     for tag in TAGS:
         prompts = _all_lite(tag)
-        random.Random(f"cotgen_lite {tag}").shuffle(prompts)
+        random.Random(f"cotgen_lite sets {tag}").shuffle(prompts)
         first, second = SPLIT_SIZES["test"][tag], SPLIT_SIZES["test"][tag] + SPLIT_SIZES["dev"][tag]
         chosen += {"test": prompts[:first], "dev": prompts[first:second], "train": prompts[second:]}[split]
     return tuple(chosen)

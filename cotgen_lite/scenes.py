@@ -59,10 +59,10 @@ class CaptionNoise:
     """
 
     object_missing: float = 0.40
-    relation_ignored: float = 0.95
-    colors_swapped: float = 0.45
-    color_wrong: float = 0.08
-    count_off: float = 0.35
+    relation_ignored: float = 1.0
+    colors_swapped: float = 0.25
+    color_wrong: float = 0.05
+    count_off: float = 0.28
 
 
 @cache

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,15 +32,16 @@ def train(
     weight_decay: float = 0.01,
     warmup: float = 0.05,
     save_seconds: float = 120.0,
+    about: Mapping[str, object] | None = None,
 ) -> TrainingLog:
     """Train in place up to `steps`, going on from the checkpoint in `work_dir` if there is one.
 
     loss_at: the loss of a step (its number is all that it may depend on, beside the weights, so that a resumed run sees
     the data that an uninterrupted one sees). warmup: share of steps in which the rate rises; then it falls as a cosine
     to 1% of `learning_rate`. The checkpoint stays, so a finished run returns at once. Gradients are clipped to norm 1.
-    ValueError if the checkpoint is that of a run of another length or rate.
+    about: what else the run depends on (its data's settings). ValueError if the checkpoint is that of another run.
     """
-    settings = {"steps": steps, "learning_rate": learning_rate, "weight_decay": weight_decay}
+    settings = {"steps": steps, "learning_rate": learning_rate, "weight_decay": weight_decay, **(about or {})}
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.98))
     log, recent = _resume(model, optimizer, work_dir, settings), []
     started = saved = time.monotonic()
@@ -77,17 +78,17 @@ def _schedule(done: float, warmup: float) -> float:
 
 
 def _save(
-    model: nn.Module, optimizer: torch.optim.Optimizer, log: TrainingLog, work_dir: Path, settings: dict[str, float]
+    model: nn.Module, optimizer: torch.optim.Optimizer, log: TrainingLog, work_dir: Path, settings: Mapping[str, object]
 ) -> None:
     work_dir.mkdir(parents=True, exist_ok=True)
     part = work_dir / f"{CHECKPOINT}.part"
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": vars(log)}
-    torch.save(state | {"settings": settings}, part)
+    torch.save(state | {"settings": dict(settings)}, part)
     part.replace(work_dir / CHECKPOINT)
 
 
 def _resume(
-    model: nn.Module, optimizer: torch.optim.Optimizer, work_dir: Path, settings: dict[str, float]
+    model: nn.Module, optimizer: torch.optim.Optimizer, work_dir: Path, settings: Mapping[str, object]
 ) -> TrainingLog:
     path = work_dir / CHECKPOINT
     if not path.exists():

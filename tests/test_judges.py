@@ -11,7 +11,6 @@ from cotgen_lite.judge_training import draw_lessons, measure_judge, random_quest
 from cotgen_lite.judges import LearnedJudge, LearnedJudgeConfig, TemplateJudge, scene_detections
 from cotgen_lite.prompts import COLORS, OBJECTS, TAGS, counting, single_object
 from cotgen_lite.scenes import BACKGROUND, SceneObject, icon_box, icon_mask, random_scene, render
-from cotgen_lite.training import CHECKPOINT
 
 
 @pytest.fixture(scope="module")
@@ -219,18 +218,16 @@ def test_training_learns_rebuilds_half_and_saves_what_it_returns(tmp_path, monke
         rebuilt.append(len(images))
         return images
 
-    train_judge(tmp_path, steps=12, seed=1, rebuild=rebuild)
+    _, log = train_judge(tmp_path, steps=12, seed=1, rebuild=rebuild)
     assert rebuilt == [16] * 12  # half of the batch, with as many twins
-    log = torch.load(tmp_path / CHECKPOINT, weights_only=True)["log"]
-    finished = train_judge(tmp_path, steps=12, seed=1, rebuild=rebuild)  # from its checkpoint: nothing is left to do
+    finished, _ = train_judge(tmp_path, steps=12, seed=1, rebuild=rebuild)  # from its checkpoint: nothing is left to do
     assert len(rebuilt) == 12
     again = LearnedJudge.from_pretrained(tmp_path)
     assert not again.training and again.dtype == torch.float32
     for name, weight in finished.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name]), name
-    train_judge(tmp_path / "start", steps=1, seed=1)
-    first = torch.load(tmp_path / "start" / CHECKPOINT, weights_only=True)["log"]
-    assert log["losses"][0] < first["losses"][0]
+    _, first = train_judge(tmp_path / "start", steps=1, seed=1)
+    assert log.losses[0] < first.losses[0]
 
 
 def test_an_untrained_judge_sees_nothing():
