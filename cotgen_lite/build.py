@@ -6,6 +6,7 @@ builds into another folder, and step names (`python -m cotgen_lite.build results
 """
 
 import argparse
+import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -17,20 +18,43 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cotgen_lite.checkpoints import LITE_SETTINGS
 from cotgen_lite.files import MANIFEST, data_root, file_sha256
+from cotgen_lite.finetune import FineTuning, finetune_verifier
+from cotgen_lite.generator import Generator
 from cotgen_lite.generator_training import make_captioned_tokens, train_generator
 from cotgen_lite.judge_training import train_judge
+from cotgen_lite.judges import TemplateJudge
+from cotgen_lite.lite_verifier import save_verifier
 from cotgen_lite.measure import measure_all
-from cotgen_lite.prompts import lite_prompts, to_record
+from cotgen_lite.measure_verifiers import measure_verifiers
+from cotgen_lite.pools import first_of_each_tag, load_pool, save_pool
+from cotgen_lite.prompts import TAGS, lite_prompts, to_record
+from cotgen_lite.ranking import (
+    HOT,
+    Example,
+    as_dataset,
+    draw_labelled,
+    label_steps,
+    load_steps,
+    orm_examples,
+    prm_examples,
+    save_steps,
+    train_prompts,
+)
 from cotgen_lite.report import print_table, write_readme
-from cotgen_lite.results import write_json, write_rows
+from cotgen_lite.results import score_tokens, write_json, write_rows
 from cotgen_lite.scenes import CaptionNoise, random_scene, render
+from cotgen_lite.scoring import mean_area
 from cotgen_lite.showo import Showo, lite_config
 from cotgen_lite.tokenizer import Magvit
 from cotgen_lite.tokenizer import lite_config as lite_pixels_config
 from cotgen_lite.tokenizer_training import TokenizerTraining, train_tokenizer
+from cotgen_lite.verifier import Verifier
 from cotgen_lite.verifier_training import train_verifier
 from cotgen_lite.vocabulary import lite_tokenizer
+
+ROLLOUTS, MANY_ROLLOUTS = 4, 16  # the paper's, and what they are checked against
 
 
 @dataclass(frozen=True)
@@ -46,6 +70,15 @@ class Recipe:
     dev_candidates: int
     prompts_per_tag: int
     judged_scenes: int
+    clean_scenes: int  # of each tag, on which the zero-shot verifier is checked
+    ranking: dict[str, tuple[int, int]]  # of each tag: distinct training prompts, and pools of each
+    ranking_images: int  # a pool
+    paths: dict[str, int]  # of each tag: training prompts with a path whose steps are labelled
+    noise_every: int  # of those paths, every so manieth is labelled again with more rollouts
+    learning_rates: tuple[float, ...]  # tried on the ORM; the best on dev images is taken
+    dev_images: int  # a prompt, for choosing it
+    most_of_a_label: int  # images a pool and label that the ORM learns from
+    first_steps: tuple[int, ...]  # from which on a PRM may speak
 
 
 # The tokenizer first learns to rebuild, then to be certain: the same patch in the same code wherever it stands, which
@@ -60,22 +93,40 @@ LITE = Recipe(
     judge_steps=1200,
     pictures=40_000,
     generator_steps=4000,
-    verifier={"tower_steps": 400, "fact_steps": 400, "match_steps": 1100, "wording_steps": 1000, "evaluate_every": 100},
+    verifier={"tower_steps": 400, "fact_steps": 400, "match_steps": 2100, "evaluate_every": 50, "scenes_per_tag": 120},
     pool_size=20,
     dev_candidates=2,
     prompts_per_tag=100,
     judged_scenes=2000,
+    clean_scenes=400,
+    ranking=dict(zip(TAGS, ((4, 2), (48, 1), (16, 4), (60, 1), (300, 1), (372, 1)), strict=True)),
+    ranking_images=30,
+    paths=dict(zip(TAGS, (4, 48, 16, 60, 180, 192), strict=True)),
+    noise_every=10,
+    learning_rates=(1e-5, 1e-4, 3e-4, 1e-3),
+    dev_images=8,
+    most_of_a_label=10,
+    first_steps=(1, 4, 8, 12),
 )
 QUICK = Recipe(
     tokenizer=(TokenizerTraining(20, batch=16), TokenizerTraining(20, batch=16, seed=1)),
     judge_steps=10,
     pictures=256,
     generator_steps=20,
-    verifier={"tower_steps": 10, "fact_steps": 5, "match_steps": 5, "wording_steps": 5, "evaluate_every": 15},
+    verifier={"tower_steps": 10, "fact_steps": 5, "match_steps": 10, "evaluate_every": 15},
     pool_size=4,
     dev_candidates=2,
     prompts_per_tag=2,
     judged_scenes=20,
+    clean_scenes=4,
+    ranking=dict.fromkeys(TAGS, (1, 1)),
+    ranking_images=6,
+    paths=dict.fromkeys(TAGS, 1),
+    noise_every=3,
+    learning_rates=(1e-4,),
+    dev_images=2,
+    most_of_a_label=2,
+    first_steps=(1,),
 )
 
 
@@ -100,9 +151,9 @@ def build_tokenizer(out: Path, work: Path, recipe: Recipe) -> None:
 
 def build_judge(out: Path, work: Path, recipe: Recipe) -> None:
     """The learned judge, on clean scenes and on what the tokenizer makes of them."""
-    pixels, started = Magvit.from_pretrained(out / "models/tokenizer"), time.monotonic()
-    model = train_judge(work, recipe.judge_steps, rebuild=lambda images: pixels.decode(pixels.encode(images)))
-    publish(model, out / "models/judge", {"steps": recipe.judge_steps, "seed": 0}, time.monotonic() - started)
+    pixels = Magvit.from_pretrained(out / "models/tokenizer")
+    model, log = train_judge(work, recipe.judge_steps, rebuild=pixels.rebuild)
+    publish(model, out / "models/judge", {"steps": recipe.judge_steps, "seed": 0}, log.seconds)
 
 
 def build_generator(out: Path, work: Path, recipe: Recipe) -> None:
@@ -119,18 +170,88 @@ def build_generator(out: Path, work: Path, recipe: Recipe) -> None:
 
 def build_verifier(out: Path, work: Path, recipe: Recipe) -> None:
     """The verifier, on clean scenes only."""
-    started = time.monotonic()
-    areas = train_verifier(work, work / "best", **recipe.verifier, seed=0)
+    log = train_verifier(work, work / "best", **recipe.verifier, seed=0)
     folder = out / "models/verifier"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(work / "best", folder)
-    settings = recipe.verifier | {"seed": 0, "dev_auc": areas}
-    write_manifest(folder, settings, time.monotonic() - started)
+    settings = recipe.verifier | {"seed": 0, "stopped_at_step": log.steps, "dev_auc": log.auc}
+    write_manifest(folder, settings, log.seconds)
 
 
 def build_results(out: Path, work: Path, recipe: Recipe) -> None:
     """Pools, scores, findings and figures, from the models."""
-    measure_all(out, work, recipe.pool_size, recipe.dev_candidates, recipe.prompts_per_tag, recipe.judged_scenes)
+    measure_all(
+        out,
+        work,
+        recipe.pool_size,
+        recipe.dev_candidates,
+        recipe.prompts_per_tag,
+        recipe.judged_scenes,
+        recipe.clean_scenes,
+    )
+
+
+def build_ranking(out: Path, work: Path, recipe: Recipe) -> None:
+    """Labelled images of training prompts for the ORM, and labelled steps for the PRM."""
+    generator, judge, data = _generator(out), TemplateJudge(), out / "training"
+    started = time.monotonic()
+    prompts = train_prompts({tag: number for tag, (number, _) in recipe.ranking.items()}, seed=0)
+    pools = [prompt for prompt in prompts for _ in range(recipe.ranking[prompt.tag][1])]
+    save_pool(draw_labelled(generator, judge, pools, recipe.ranking_images, 0, work), data / "orm.safetensors")
+    paths = train_prompts(recipe.paths, seed=1)
+    save_steps(label_steps(generator, judge, paths, ROLLOUTS, 1, work), data / "prm.safetensors")
+    again = paths[:: recipe.noise_every]
+    save_steps(label_steps(generator, judge, again, MANY_ROLLOUTS, 2, work), data / "prm_16.safetensors")
+    settings = {
+        "generator": file_sha256(out / "models/generator/model.safetensors"),
+        "judge": "template",
+        "orm": {"temperature": HOT, "images_a_pool": recipe.ranking_images, "pools": len(pools), "seed": 0},
+        "prm": {"temperature": generator.settings.temperature, "paths": len(paths), "rollouts": ROLLOUTS, "seed": 1},
+        "prm_16": {"paths": len(again), "rollouts": MANY_ROLLOUTS, "seed": 2},
+    }
+    write_manifest(data, settings, time.monotonic() - started)
+
+
+def build_orm(out: Path, work: Path, recipe: Recipe) -> None:
+    """The fine-tuned ORM, with the learning rate that serves best on images of dev prompts."""
+    generator = _generator(out)
+    prompts = first_of_each_tag(lite_prompts("dev"), recipe.prompts_per_tag)
+    dev = draw_labelled(generator, TemplateJudge(), prompts, recipe.dev_images, 3, work, temperature=1.0)
+    examples = orm_examples(load_pool(out / "training/orm.safetensors"), recipe.most_of_a_label, seed=0)
+    tried = {}
+    for rate in recipe.learning_rates:
+        tuned, losses, seconds = _finetune(out, examples, rate, work / f"{rate:g}")
+        log_odds, _ = score_tokens(generator, tuned, dev.tokens, prompts)
+        tried[rate] = mean_area(prompts, log_odds, dev.correct["template"]), tuned, losses, seconds
+    best = max(tried, key=lambda rate: np.nan_to_num(tried[rate][0]))
+    _, tuned, losses, seconds = tried[best]
+    dev_auc = {f"{rate:g}": round(entry[0], 4) for rate, entry in tried.items()}
+    settings = {"examples": len(examples), "learning_rate": best, "dev_auc": dev_auc, "losses": _thinned(losses)}
+    publish_verifier(tuned, out / "models/orm", settings, seconds)
+
+
+def build_prm(out: Path, work: Path, recipe: Recipe) -> None:
+    """The fine-tuned PRM, with the ORM's learning rate."""
+    rate = json.loads((out / "models/orm" / MANIFEST).read_text(encoding="utf-8"))["settings"]["learning_rate"]
+    examples = prm_examples(load_steps(out / "training/prm.safetensors"), seed=0)
+    tuned, losses, seconds = _finetune(out, examples, rate, work / f"{rate:g}")
+    settings = {"examples": len(examples), "learning_rate": rate, "losses": _thinned(losses)}
+    publish_verifier(tuned, out / "models/prm", settings, seconds)
+
+
+def _finetune(out: Path, examples: list[Example], rate: float, work: Path) -> tuple[Verifier, list[float], float]:
+    """The zero-shot verifier fine-tuned on examples, its losses, and the seconds that all steps take at this pace."""
+    verifier = Verifier.from_pretrained(out / "models/verifier")
+    if not examples:
+        print("no prompt has images of both labels: there is nothing to learn from, the verifier stays as it is")
+        return verifier, [], 0.0
+    dataset = as_dataset(examples, Magvit.from_pretrained(out / "models/tokenizer"))
+    return finetune_verifier(verifier, dataset, FineTuning(rate), work)
+
+
+def build_verifiers(out: Path, work: Path, recipe: Recipe) -> None:
+    """Scores and findings of the fine-tuned verifiers, and of search step by step."""
+    measure_verifiers(out, work, recipe.pool_size, recipe.first_steps)
 
 
 STEPS: dict[str, Callable[[Path, Path, Recipe], None]] = {
@@ -140,6 +261,10 @@ STEPS: dict[str, Callable[[Path, Path, Recipe], None]] = {
     "generator": build_generator,
     "verifier": build_verifier,
     "results": build_results,
+    "ranking": build_ranking,
+    "orm": build_orm,
+    "prm": build_prm,
+    "verifiers": build_verifiers,
 }
 
 
@@ -147,6 +272,13 @@ def publish(model: PreTrainedModel, folder: Path, settings: Mapping[str, object]
     """Save a model's weights as fp16 safetensors, and the manifest that says how it was made."""
     shutil.rmtree(folder, ignore_errors=True)
     model.half().save_pretrained(folder)
+    write_manifest(folder, settings, seconds)
+
+
+def publish_verifier(verifier: Verifier, folder: Path, settings: Mapping[str, object], seconds: float) -> None:
+    """Save a fine-tuned lite verifier as fp16 safetensors with its processor, and its manifest."""
+    shutil.rmtree(folder, ignore_errors=True)
+    save_verifier(verifier.model, verifier.processor.tokenizer, folder)
     write_manifest(folder, settings, seconds)
 
 
@@ -158,10 +290,35 @@ def write_manifest(folder: Path, settings: Mapping[str, object], seconds: float)
     write_json(folder / MANIFEST, manifest)
 
 
-def is_built(step: str, out: Path) -> bool:
-    """Whether a step's last file is there."""
-    last = {"prompts": f"models/words/{MANIFEST}", "results": "results/test_set.json"}
-    return (out / last.get(step, f"models/{step}/{MANIFEST}")).exists()
+# What each step is made from: when a step is made again, all that hang on it are to be made again too.
+NEEDS: dict[str, tuple[str, ...]] = {
+    "prompts": (),
+    "tokenizer": (),
+    "judge": ("tokenizer",),
+    "generator": ("prompts", "tokenizer"),
+    "verifier": ("prompts",),
+    "results": ("judge", "generator", "verifier"),
+    "ranking": ("generator",),
+    "orm": ("ranking", "verifier"),
+    "prm": ("ranking", "orm"),
+    "verifiers": ("results", "orm", "prm"),
+}
+
+
+def depends_on(step: str, other: str) -> bool:
+    """Whether a step is made from another, directly or not."""
+    return any(need == other or depends_on(need, other) for need in NEEDS[step])
+
+
+def last_file(step: str, out: Path) -> Path:
+    """The file that a step writes last: where it is, the step is done."""
+    last = {
+        "prompts": f"models/words/{MANIFEST}",
+        "results": "results/test_set.json",
+        "ranking": f"training/{MANIFEST}",
+        "verifiers": "results/labels.json",
+    }
+    return out / last.get(step, f"models/{step}/{MANIFEST}")
 
 
 def build(steps: list[str], out: Path, work: Path, recipe: Recipe) -> None:
@@ -169,12 +326,15 @@ def build(steps: list[str], out: Path, work: Path, recipe: Recipe) -> None:
     for step, make in STEPS.items():
         if steps and step not in steps:
             continue
-        if not steps and is_built(step, out):
+        if not steps and last_file(step, out).exists():
             print(f"{step}: there already")
             continue
         if step in steps:  # named on its own: made again from nothing, pools' shards too
             shutil.rmtree(work / step, ignore_errors=True)
         print(f"{step}: {(make.__doc__ or '').splitlines()[0]}", flush=True)
+        for later in STEPS:
+            if depends_on(later, step):
+                last_file(later, out).unlink(missing_ok=True)
         make(out, work / step, recipe)
 
 
@@ -197,6 +357,11 @@ def main(arguments: list[str] | None = None) -> None:
     build(options.steps, out, work, QUICK if options.quick else LITE)
     write_readme(out)
     print_table(out)
+
+
+def _generator(out: Path) -> Generator:
+    models = out / "models"
+    return Generator.from_pretrained(models / "generator", models / "words", models / "tokenizer", LITE_SETTINGS)
 
 
 def _draw_scenes(rng: np.random.Generator, count: int) -> Tensor:

@@ -10,25 +10,34 @@ import torch
 from safetensors.torch import save_file
 
 from cotgen_lite.checkpoints import LITE_SETTINGS
+from cotgen_lite.drawing import draw_pool, judge_tokens
 from cotgen_lite.generator import Generator
-from cotgen_lite.geneval import Detector, area_under_curve, cohens_kappa, detectable_difference, paired_interval, score
+from cotgen_lite.geneval import Detector
 from cotgen_lite.judge_training import measure_judge
 from cotgen_lite.judges import LearnedJudge, TemplateJudge
 from cotgen_lite.plots import draw_overview, to_png
-from cotgen_lite.pools import Pool, expected_best_of, pool_prompts, save_pool
+from cotgen_lite.pools import Pool, expected_best_of, first_of_each_tag, pool_prompts, save_pool
 from cotgen_lite.prompts import TAGS, Prompt, lite_prompts
 from cotgen_lite.results import (
     SIZES,
     decide,
-    draw_pool,
-    judge_tokens,
     score_rows,
     score_tokens,
     steps_profile,
     write_json,
     write_rows,
 )
+from cotgen_lite.sampling import Ledger
+from cotgen_lite.scoring import (
+    area_under_curve,
+    area_within_rows,
+    cohens_kappa,
+    detectable_difference,
+    paired_interval,
+    score,
+)
 from cotgen_lite.verifier import Verifier
+from cotgen_lite.verifier_evaluation import evaluation_set, measure
 
 GUIDANCE_SCALES = (0.0, 1.5, 3.0, 5.0)
 KEPT_PER_TAG = 10  # prompts of which every candidate keeps all its steps
@@ -36,12 +45,19 @@ COMMAND = "python -m cotgen_lite.build results"
 
 
 def measure_all(
-    out: Path, work: Path, pool_size: int, dev_candidates: int, prompts_per_tag: int, judged_scenes: int
+    out: Path,
+    work: Path,
+    pool_size: int,
+    dev_candidates: int,
+    prompts_per_tag: int,
+    judged_scenes: int,
+    clean_scenes: int,
 ) -> None:
     """Measure the models under `out` and write `pools/` and `results/` there; shards in `work` let it resume.
 
     pool_size: candidates a test prompt; dev_candidates: images a dev prompt and guidance scale; prompts_per_tag: the
-    most prompts taken of a tag (toy runs take few); judged_scenes: rendered scenes on which the judges are checked.
+    most prompts taken of a tag (toy runs take few); judged_scenes: rendered scenes on which the judges are checked;
+    clean_scenes: of each tag's dev prompts, on which the verifier is.
     """
     models = out / "models"
     pixels = models / "tokenizer"
@@ -53,13 +69,10 @@ def measure_all(
     }
     results = out / "results"
 
-    def rebuild(images: torch.Tensor) -> torch.Tensor:
-        return generator.pixels.decode(generator.pixels.encode(images))
-
     judged = {
         name: {
             "clean": measure_judge(detector, judged_scenes, seed=11),
-            "rebuilt": measure_judge(detector, judged_scenes, seed=12, rebuild=rebuild),
+            "rebuilt": measure_judge(detector, judged_scenes, seed=12, rebuild=generator.pixels.rebuild),
         }
         for name, detector in judges.items()
     }
@@ -67,7 +80,7 @@ def measure_all(
         results / "dev.json", _measure_guidance(generator, dev_candidates, prompts_per_tag, work, judges["template"])
     )
 
-    prompts = _first_of_each_tag(pool_prompts("test"), prompts_per_tag)
+    prompts = first_of_each_tag(pool_prompts("test"), prompts_per_tag)
     guesses, committed_at, drawing = draw_pool(generator, prompts, pool_size, seed=0, work_dir=work / "pool")
     final = guesses[:, :, -1]
     correct = {name: judge_tokens(generator, final, prompts, detector) for name, detector in judges.items()}
@@ -78,30 +91,32 @@ def measure_all(
     _save_steps(out / "pools/baseline_steps.safetensors", prompts, guesses, committed_at)
 
     images = final.shape[0] * final.shape[1]
-    draw_cost = {key: value / images for key, value in drawing.items()} | {"verifier_passes": 0.0}
-    verify_cost = draw_cost | {
-        "verifier_passes": 1.0,
-        "seconds": draw_cost["seconds"] + scoring_seconds / images,
-    }
+    draw_cost, once = cost_of_drawing(generator, prompts[0].text)
+    draw_cost |= {"seconds": drawing["seconds"] / images, "verifier_passes": 0.0}
+    verify_cost = draw_cost | {"verifier_passes": 1.0, "seconds": draw_cost["seconds"] + scoring_seconds / images}
     _save_overview(out / "figures/overview.png", generator, prompts, guesses, log_odds, correct["learned"])
 
     about = {"generator": "baseline", "verifier": None, "seed": 0, "command": COMMAND}
     asked = about | {"verifier": "zero-shot"}
     chance, largest = np.zeros_like(log_odds), (pool_size,)
     sizes = [n for n in SIZES if n <= pool_size]
-    rows = score_rows("baseline", prompts, chance, correct, (1,), about, draw_cost)
-    rows += score_rows("random", prompts, chance, correct, largest, about, draw_cost)
+    rows = score_rows("baseline", prompts, chance, correct, (1,), about, draw_cost, once)
+    rows += score_rows("random", prompts, chance, correct, largest, about, draw_cost, once)
     for name, verdicts in correct.items():
-        rows += score_rows("oracle", prompts, verdicts, {name: verdicts}, sizes, about, draw_cost)
-    rows += score_rows("zs-orm", prompts, log_odds, correct, sizes, asked, verify_cost)
+        rows += score_rows("oracle", prompts, verdicts, {name: verdicts}, sizes, about, draw_cost, once)
+    rows += score_rows("zs-orm", prompts, log_odds, correct, sizes, asked, verify_cost, once)
     write_rows(results / "scores.jsonl", rows)
 
     learned = correct["learned"]
     best, mean = expected_best_of(log_odds, learned, pool_size), learned.mean(1)
     template_best = expected_best_of(log_odds, correct["template"], pool_size)
-    finding = decide("zs-orm − baseline > 0", prompts, best, mean, paper="0.53 → 0.61")
+    finding = decide("zs-orm − baseline > 0", prompts, best - mean, paper="0.53 → 0.61")
     template_interval = paired_interval(prompts, template_best, correct["template"].mean(1))
-    finding["template"] = [round(bound, 4) for bound in template_interval]
+    template_gain = score(prompts, template_best).overall - score(prompts, correct["template"].mean(1)).overall
+    finding["template"] = {
+        "delta": round(template_gain, 4),
+        "ci": [round(bound, 4) for bound in template_interval],
+    }
     write_json(results / "findings.json", {"F1": finding})
     write_json(
         results / "judges.json",
@@ -111,15 +126,31 @@ def measure_all(
             "images": images,
         },
     )
+    held_out = evaluation_set(clean_scenes, seed=21)  # fresh ones: training stopped by others
+    on_clean = measure(verifier.model, verifier.processor.tokenizer, held_out)
+    write_json(results / "verifier.json", {"scenes_a_tag": clean_scenes, "auc_on_clean_scenes": on_clean})
     write_json(
         results / "test_set.json",
         {
             "detectable_difference": round(detectable_difference(prompts, best, mean), 4),
             "auc_on_generated_images": _areas(prompts, log_odds, learned),
+            "auc_within_prompts": _areas_within(prompts, log_odds, learned),
             "tokens_equal_to_final_by_step": [round(float(share), 4) for share in steps_profile(guesses)],
             "judge_agrees_with_final_by_step": _judge_by_step(generator, prompts, guesses, judges["template"]),
+            "images": {"tokens": images, "verdicts": 4 * len(kept_indices(prompts))},
         },
     )
+
+
+def cost_of_drawing(generator: Generator, prompt: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Passes and sequence places of each further candidate, and what comes on top once: the prompt, the first step."""
+    spent = []
+    for n in (1, 2):
+        ledger = Ledger()
+        generator.draw([prompt], n, seed=0, ledger=ledger)
+        spent.append({"generator_passes": ledger.passes + ledger.prefix_passes, "tokens": ledger.places})
+    each = {key: float(spent[1][key] - spent[0][key]) for key in spent[0]}
+    return each, {key: spent[0][key] - each[key] for key in each}
 
 
 def _save_overview(
@@ -145,7 +176,7 @@ def _measure_guidance(
     generator: Generator, candidates: int, prompts_per_tag: int, work: Path, judge: Detector
 ) -> list[dict]:
     """The dev score at each guidance scale, by the training judge."""
-    prompts, rows = _first_of_each_tag(lite_prompts("dev"), prompts_per_tag), []
+    prompts, rows = first_of_each_tag(lite_prompts("dev"), prompts_per_tag), []
     for scale in GUIDANCE_SCALES:
         guided = replace(generator, settings=replace(generator.settings, guidance_scale=scale))
         guesses, _, _ = draw_pool(guided, prompts, candidates, seed=0, work_dir=work / f"dev-{scale}")
@@ -154,13 +185,6 @@ def _measure_guidance(
         tags = {tag: round(value, 4) for tag, value in result.tags.items()}
         rows.append({"guidance_scale": scale, "tags": tags, "overall": round(result.overall, 4), "ci": result.ci})
     return rows
-
-
-def _first_of_each_tag(prompts: Sequence[Prompt], most: int) -> tuple[Prompt, ...]:
-    allowed: set[Prompt] = set()
-    for tag in TAGS:
-        allowed |= set(list(dict.fromkeys(prompt for prompt in prompts if prompt.tag == tag))[:most])
-    return tuple(prompt for prompt in prompts if prompt in allowed)
 
 
 def kept_indices(prompts: Sequence[Prompt]) -> list[int]:
@@ -184,6 +208,14 @@ def _areas(prompts: Sequence[Prompt], log_odds: npt.NDArray, correct: npt.NDArra
     areas = {tag: area_under_curve(log_odds[tags == tag], correct[tags == tag]) for tag in TAGS}
     areas["all"] = area_under_curve(log_odds, correct)
     return {tag: round(area, 4) for tag, area in areas.items()}
+
+
+def _areas_within(prompts: Sequence[Prompt], log_odds: npt.NDArray, correct: npt.NDArray) -> dict[str, float | None]:
+    """Mean AUC among the candidates of one pool, by tag and over all; None where no pool has both verdicts."""
+    tags = np.array([prompt.tag for prompt in prompts])
+    members = {tag: tags == tag for tag in TAGS} | {"all": np.ones(len(tags), dtype=bool)}
+    areas = {tag: area_within_rows(log_odds[rows], correct[rows]) for tag, rows in members.items()}
+    return {tag: None if np.isnan(area) else round(area, 4) for tag, area in areas.items()}
 
 
 def _judge_by_step(

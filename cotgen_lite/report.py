@@ -1,6 +1,7 @@
 """The table of what was found, read from the result files: on the terminal and in the README."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from cotgen_lite.files import write_atomically
@@ -11,11 +12,17 @@ from cotgen_lite.results import read_rows
 PAPER = {
     "baseline": (0.95, 0.52, 0.49, 0.82, 0.11, 0.28, 0.53),
     "zs-orm": (0.99, 0.63, 0.63, 0.84, 0.19, 0.39, 0.61),
+    "ft-orm": (0.99, 0.72, 0.65, 0.84, 0.25, 0.33, 0.63),
+    "zs-prm": (0.98, 0.51, 0.54, 0.82, 0.11, 0.23, 0.53),
+    "ft-prm": (0.98, 0.55, 0.54, 0.83, 0.13, 0.29, 0.55),
 }
 LABELS = {
     "baseline": "baseline",
     "random": "random choice of {n} (the baseline, by construction)",
     "zs-orm": "zero-shot ORM, best of {n}",
+    "ft-orm": "fine-tuned ORM, best of {n}",
+    "zs-prm": "zero-shot PRM, best of {n} at each step",
+    "ft-prm": "fine-tuned PRM, best of {n} at each step",
     "oracle": "oracle, best of {n}",
 }
 COLUMNS = ("single", "two", "counting", "colors", "position", "attribute", "overall")
@@ -28,7 +35,7 @@ def paper_scores(method: str) -> dict[str, float]:
 
 
 def found(out: Path, judge: str = "learned") -> dict[str, dict]:
-    """The row of every method at its largest n, from `results/scores.jsonl` under `out`."""
+    """The row of every method at its largest n, from `results/scores.jsonl` under `out`; errors if it is missing."""
     path = out / "results/scores.jsonl"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: make it with `python -m cotgen_lite.build results`.")
@@ -78,9 +85,26 @@ def reading_lines(out: Path) -> list[str]:
     ]
 
 
+def profile_lines(out: Path) -> list[str]:
+    """How our baseline's profile and the verifier's gain compare with the paper's, from the numbers alone."""
+    rows = found(out)
+    names = dict(zip((*TAGS, "overall"), COLUMNS, strict=True))
+
+    def order(tags: Mapping[str, float]) -> str:
+        return ", ".join(names[tag] for tag in sorted(TAGS, key=lambda tag: -tags[tag]))
+
+    base, best, top = (rows[method]["overall"] for method in ("baseline", "zs-orm", "oracle"))
+    theirs = PAPER["zs-orm"][-1] - PAPER["baseline"][-1]
+    return [
+        f"The baseline's tags from best to worst: {order(rows['baseline']['tags'])}; in the paper: "
+        f"{order(paper_scores('baseline'))}. The zero-shot verifier gains {best - base:+.2f} (paper {theirs:+.2f}), "
+        f"{(best - base) / (top - base):.0%} of what an oracle would gain."
+    ]
+
+
 def print_table(out: Path) -> None:
     """Print table and findings."""
-    print("\n".join(["", *table_lines(out), "", *reading_lines(out), "", *finding_lines(out)]))
+    print("\n".join(["", *_block(out)]))
 
 
 def write_readme(out: Path) -> None:
@@ -93,5 +117,9 @@ def write_readme(out: Path) -> None:
         return
     head, _, rest = text.partition(START)
     tail = rest.partition(END)[2]
-    block = "\n".join([*table_lines(out), "", *reading_lines(out), "", *finding_lines(out)])
+    block = "\n".join(_block(out))
     write_atomically(readme, f"{head}{START}\n{block}\n{END}{tail}")
+
+
+def _block(out: Path) -> list[str]:
+    return [*table_lines(out), "", *reading_lines(out), "", *profile_lines(out), "", *finding_lines(out)]

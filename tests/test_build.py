@@ -16,16 +16,28 @@ def test_quick_build_makes_everything_once(
     monkeypatch.chdir(tmp_path)
     build.main(["--quick"])
     out = tmp_path / "build/quick/data"
-    for name in ("tokenizer", "judge", "generator", "verifier"):
+    for name in ("tokenizer", "judge", "generator", "verifier", "orm", "prm"):
         manifest = json.loads((out / f"models/{name}/manifest.json").read_text())
         assert manifest["sha256"]["model.safetensors"]
     rows = found(out)
-    assert {"baseline", "random", "oracle", "zs-orm"} == set(rows)
+    assert {"baseline", "random", "oracle", "zs-orm", "ft-orm", "zs-prm", "ft-prm"} == set(rows)
     assert rows["baseline"]["overall"] == rows["random"]["overall"] <= rows["oracle"]["overall"]
-    assert len(table_lines(out)) == 2 + len(rows) and len(finding_lines(out)) == 1
+    assert len(table_lines(out)) == 2 + len(rows) and len(finding_lines(out)) == 4
     capsys.readouterr()
     build.main(["--quick"])
     assert capsys.readouterr().out.count("there already") == len(build.STEPS)
+    monkeypatch.setitem(build.STEPS, "results", lambda *_: None)
+    build.main(["results", "--quick"])
+    done = {step for step in build.STEPS if build.last_file(step, out).exists()}
+    assert done == set(build.STEPS) - {"verifiers"}  # what was made from the old results is to be made again
+
+
+def test_steps_need_only_what_stands_before_them() -> None:
+    order = list(build.STEPS)
+    assert list(build.NEEDS) == order
+    for step, needs in build.NEEDS.items():
+        assert all(order.index(need) < order.index(step) for need in needs)
+    assert build.depends_on("verifiers", "tokenizer") and not build.depends_on("ranking", "verifier")
 
 
 def test_unknown_step_lists_the_steps(capsys: pytest.CaptureFixture) -> None:

@@ -1,0 +1,296 @@
+"""What fine-tuning and step-by-step search bring: chapters 02 and 03, measured on the baseline's test pool."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cotgen_lite.checkpoints import LITE_SETTINGS
+from cotgen_lite.drawing import SHARD, fingerprint, in_shards, judge_tokens
+from cotgen_lite.generator import Generator
+from cotgen_lite.geneval import Detector
+from cotgen_lite.judges import LearnedJudge, TemplateJudge
+from cotgen_lite.measure import cost_of_drawing
+from cotgen_lite.pools import expected_best_of, load_pool, save_pool
+from cotgen_lite.prompts import TAGS, Prompt
+from cotgen_lite.ranking import StepLabels, load_steps
+from cotgen_lite.results import (
+    SIZES,
+    decide,
+    merge_json,
+    merge_rows,
+    read_rows,
+    score_rows,
+    score_tokens,
+    steps_profile,
+    write_json,
+)
+from cotgen_lite.scoring import area_under_curve, area_within_rows
+from cotgen_lite.search import stepwise_best_of_n
+from cotgen_lite.verifier import ORM_QUESTION, PRM_QUESTION, Verifier
+
+COMMAND = "python -m cotgen_lite.build verifiers"
+# Finding F4, steps counted from 1: the AUC at the early step, what it gains by the late one, and the share of tokens
+# that are final by then.
+EARLY, LATE = 4, 14
+BLURRY, CLEARER, SETTLED = 0.60, 0.10, 0.75
+QUESTIONERS = {
+    "zs-orm": ("verifier", ORM_QUESTION),
+    "zs-prm": ("verifier", PRM_QUESTION),
+    "ft-orm": ("orm", ORM_QUESTION),
+    "ft-prm": ("prm", PRM_QUESTION),
+}
+RESAMPLES = 1000
+
+
+def measure_verifiers(out: Path, work: Path, n: int, first_steps: Sequence[int]) -> None:
+    """Score the fine-tuned ORM and both PRMs and decide F2 to F4; adds to pool, scores and findings under `out`.
+
+    n: candidates of the pool, and draws a step; first_steps: from which step on a PRM may speak, 1 among them. Runs in
+    `work` let it resume.
+    """
+    models, results = out / "models", out / "results"
+    generator = Generator.from_pretrained(models / "generator", models / "words", models / "tokenizer", LITE_SETTINGS)
+    judges: dict[str, Detector] = {
+        "learned": LearnedJudge.from_pretrained(models / "judge"),
+        "template": TemplateJudge(),
+    }
+    verifiers = {name: Verifier.from_pretrained(models / name) for name in ("verifier", "orm", "prm")}
+    pool = load_pool(out / "pools/baseline.safetensors")
+    prompts, correct, zero_shot = pool.prompts, pool.correct, pool.scores["zs-orm"]
+    tuned, seconds = score_tokens(generator, verifiers["orm"], pool.tokens, prompts)
+    tuned = tuned.astype(np.float16).astype(np.float32)
+    save_pool(replace(pool, scores=pool.scores | {"ft-orm": tuned}), out / "pools/baseline.safetensors")
+
+    about = {"generator": "baseline", "seed": 0, "command": COMMAND}
+    each, once = cost_of_drawing(generator, prompts[0].text)
+    drawn = next(row["cost"] for row in read_rows(results / "scores.jsonl") if row["method"] == "baseline")
+    cost = each | {"verifier_passes": 1.0, "seconds": drawn["seconds"] + seconds / tuned.size}
+    sizes = [size for size in SIZES if size <= n]
+    rows = score_rows("ft-orm", prompts, tuned, correct, sizes, about | {"verifier": "fine-tuned ORM"}, cost, once)
+    right = {}
+    guesses = torch.empty(0)
+    for method in ("zs-prm", "ft-prm"):
+        name, _ = QUESTIONERS[method]
+        for first_step in first_steps:
+            run, cost = draw_stepwise(generator, verifiers[name], prompts, n, first_step, work / "stepwise")
+            final = run["codes"][:, None]
+            verdicts = {judge: judge_tokens(generator, final, prompts, one) for judge, one in judges.items()}
+            label = method if first_step == 1 else f"{method}-from-{first_step}"
+            said = about | {"verifier": "zero-shot" if method == "zs-prm" else "fine-tuned PRM"}
+            chance = np.zeros(verdicts["learned"].shape)
+            rows += [row | {"n": n} for row in score_rows(label, prompts, chance, verdicts, (1,), said, cost)]
+            right[label] = verdicts["learned"][:, 0].astype(float)
+            if label == "zs-prm":
+                guesses = run["guesses"]
+    merge_rows(results / "scores.jsonl", rows)
+
+    learned = correct["learned"]
+    steps = load_file(out / "pools/baseline_steps.safetensors")
+    kept = steps["pool_row"].tolist()
+    beliefs = score_steps(generator, verifiers, [prompts[row] for row in kept], steps["guesses"])
+    findings = decide_f2_f3(prompts, {"zs": zero_shot, "ft": tuned}, learned, right["ft-prm"], n)
+    findings["F4"] = decide_f4(beliefs["zs-orm"], learned[kept], steps["guesses"])
+    merge_json(results / "findings.json", findings)
+    by_step = {
+        "auc": {
+            name: [round(area_under_curve(odds[:, :, t], learned[kept]), 4) for t in range(odds.shape[2])]
+            for name, odds in beliefs.items()
+        },
+        "auc_within_prompts": {
+            name: [round(area_within_rows(odds[:, :, t], learned[kept]), 4) for t in range(odds.shape[2])]
+            for name, odds in beliefs.items()
+        },
+        "tokens_equal_to_final": [round(float(share), 4) for share in steps_profile(steps["guesses"])],
+    }
+    write_json(results / "steps.json", by_step | likeness(generator, guesses[kept]))
+    write_json(results / "orm_auc.json", compare_areas(prompts, tuned, zero_shot, learned))
+    labels = [load_steps(out / f"training/{name}.safetensors") for name in ("prm", "prm_16")]
+    write_json(results / "labels.json", label_noise(*labels))
+
+
+def draw_stepwise(
+    generator: Generator, verifier: Verifier, prompts: Sequence[Prompt], n: int, first_step: int, work_dir: Path
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """`stepwise_best_of_n` for every entry of `prompts`, a repeated one with its own seed; resumes from `work_dir`.
+
+    Returns the final codes int16 (P, L) with each step's guesses int16 (P, T, N, L), and the cost of one image.
+    """
+    seeds = [list(prompts[:i]).count(prompt) for i, prompt in enumerate(prompts)]
+    jobs = list(zip([prompt.text for prompt in prompts], seeds, strict=True))
+    shards = [jobs[i : i + SHARD] for i in range(0, len(jobs), SHARD)]
+
+    def draw(shard: Sequence[tuple[str, int]]) -> dict[str, Tensor]:
+        found = [stepwise_best_of_n(generator, verifier, text, n, seed, first_step=first_step) for text, seed in shard]
+        spent = [[f.cost.generator_passes, f.cost.verifier_passes, f.cost.tokens, f.cost.seconds] for f in found]
+        return {
+            "codes": torch.stack([f.trajectory.tokens[-1] for f in found]),
+            "guesses": torch.stack([f.guesses for f in found]),
+            "cost": torch.tensor(spent, dtype=torch.float64),
+        }
+
+    folder = work_dir / fingerprint(
+        (generator.model, generator.pixels, verifier.model), generator.settings, shards, n, first_step
+    )
+    parts = in_shards(shards, draw, folder, f"step by step from {first_step}")
+    run = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    names = ("generator_passes", "verifier_passes", "tokens", "seconds")
+    return run, dict(zip(names, run.pop("cost").mean(0).tolist(), strict=True))
+
+
+def score_steps(
+    generator: Generator, verifiers: Mapping[str, Verifier], prompts: Sequence[Prompt], guesses: Tensor
+) -> dict[str, npt.NDArray[np.float32]]:
+    """What each verifier believes of every step's guess; guesses (P, N, T, L), returns log-odds (P, N, T) by name."""
+    flat = guesses.flatten(1, 2)
+    return {
+        method: score_tokens(generator, verifiers[name], flat, prompts, question)[0].reshape(guesses.shape[:3])
+        for method, (name, question) in QUESTIONERS.items()
+    }
+
+
+def decide_f2_f3(
+    prompts: Sequence[Prompt],
+    log_odds: Mapping[str, npt.NDArray],
+    correct: npt.NDArray,
+    stepwise: npt.NDArray,
+    n: int,
+) -> dict[str, dict]:
+    """F2 and F3 by the rules fixed beforehand.
+
+    log_odds: "zs" and "ft", (P, N); correct: (P, N), the reporting judge's; stepwise: (P,), whether the image that the
+    fine-tuned PRM led to is right.
+    """
+    sizes = np.array([size for size in SIZES if size <= n])
+    curves = {
+        name: np.stack([expected_best_of(odds, correct, int(size)) for size in sizes])
+        for name, odds in log_odds.items()
+    }
+    centred = np.log(sizes) - np.log(sizes).mean()
+    slopes = {name: centred @ curve / (centred @ centred) for name, curve in curves.items()}
+    gain = decide("ft-orm − zs-orm > 0", prompts, curves["ft"][-1] - curves["zs"][-1], paper="0.61 → 0.63")
+    steeper = decide("slope on log n", prompts, slopes["ft"] - slopes["zs"], paper="figure 3")
+    both = {gain["seen"], steeper["seen"]}
+    seen = "no" if "no" in both else "undecided" if "undecided" in both else "yes"
+    note = f"slope of accuracy on log n: {steeper['delta']:+.4f} {steeper['ci']}, {steeper['seen']}"
+    base = correct.mean(1)
+    less = (stepwise - base) - (curves["ft"][-1] - base) / 2
+    claim = "gain of ft-prm − half the gain of ft-orm < 0"
+    return {
+        "F2": gain | {"seen": seen, "note": note},
+        "F3": decide(claim, prompts, less, paper="+0.02 of +0.10", below=True),
+    }
+
+
+def decide_f4(log_odds: npt.NDArray, correct: npt.NDArray, guesses: Tensor) -> dict:
+    """F4 by its rule: the early AUC is low, the late one higher, most tokens final by then; bootstrap over prompts.
+
+    log_odds: (P, N, T), the zero-shot ORM's; correct: (P, N), verdicts on the final images; guesses: (P, N, T, L).
+    """
+    rng = np.random.default_rng(0)
+    settled = (guesses[:, :, LATE - 1] == guesses[:, :, -1]).double().mean(dim=(1, 2)).numpy()
+
+    def measured(rows: npt.NDArray) -> tuple[float, float, float]:
+        early, late = (area_under_curve(log_odds[rows, :, t - 1], correct[rows]) for t in (EARLY, LATE))
+        return early, late - early, float(settled[rows].mean())
+
+    everything = measured(np.arange(len(correct)))
+    draws = np.array([measured(rng.integers(len(correct), size=len(correct))) for _ in range(RESAMPLES)])
+    low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
+    holds = (high[0] < BLURRY, low[1] > CLEARER, low[2] > SETTLED)
+    fails = (low[0] > BLURRY, high[1] < CLEARER, high[2] < SETTLED)
+    names = (f"AUC at step {EARLY}", f"gain by step {LATE}", f"tokens final at step {LATE}")
+    parts = [f"{name} {x:.3f} [{a:.3f}, {b:.3f}]" for name, x, a, b in zip(names, everything, low, high, strict=True)]
+    return {
+        "claim": f"AUC < {BLURRY} at step {EARLY}, {CLEARER} more at {LATE}, where {SETTLED:.0%} of tokens are final",
+        "seen": "yes" if all(holds) else "no" if any(fails) else "undecided",
+        "delta": round(everything[1], 4),
+        "ci": [round(float(low[1]), 4), round(float(high[1]), 4)],
+        "paper": "clear from steps 8–12 of 18 (figure 5)",
+        "note": "; ".join(parts),
+    }
+
+
+def compare_areas(prompts: Sequence[Prompt], a: npt.NDArray, b: npt.NDArray, correct: npt.NDArray) -> dict:
+    """AUC of two verifiers on the same images, by tag and as their mean, with the paired interval of a − b.
+
+    a, b: log-odds (P, N); correct: (P, N). The interval resamples whole prompts within each tag.
+    """
+    rng = np.random.default_rng(0)
+    groups = {tag: _rows_by_prompt(prompts, tag) for tag in TAGS}
+    present = [tag for tag in TAGS if groups[tag]]
+
+    def means(rows_of: Mapping[str, npt.NDArray]) -> npt.NDArray:
+        return np.array(
+            [[area_under_curve(odds[rows], correct[rows]) for odds in (a, b)] for rows in map(rows_of.get, present)]
+        )
+
+    whole = means({tag: np.concatenate(groups[tag]) for tag in present})
+    draws = []
+    for _ in range(RESAMPLES):
+        drawn = {
+            tag: np.concatenate([groups[tag][i] for i in rng.integers(len(groups[tag]), size=len(groups[tag]))])
+            for tag in present
+        }
+        draws.append(np.nanmean(means(drawn), axis=0))
+    differences = np.array([x - y for x, y in draws])
+    names = ("fine_tuned", "zero_shot")
+    return {
+        "by_tag": {
+            tag: dict(zip(names, row.round(4).tolist(), strict=True)) for tag, row in zip(present, whole, strict=True)
+        },
+        "mean": dict(zip(names, np.nanmean(whole, axis=0).round(4).tolist(), strict=True)),
+        "delta": round(float(np.nanmean(whole, axis=0) @ [1, -1]), 4),
+        "ci": np.nanpercentile(differences, [2.5, 97.5]).round(4).tolist(),
+    }
+
+
+def _rows_by_prompt(prompts: Sequence[Prompt], tag: str) -> list[npt.NDArray]:
+    rows: dict[str, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        if prompt.tag == tag:
+            rows.setdefault(prompt.text, []).append(row)
+    return [np.array(group) for group in rows.values()]
+
+
+def likeness(generator: Generator, guesses: Tensor) -> dict[str, list[float]]:
+    """How alike the N draws of one step are: equal tokens, and distance of pixels in 0..255, means over pairs, by step.
+
+    guesses: codes (P, T, N, L) of step-by-step searches. Paper: figure 5.
+    """
+    pairs = np.array(list(combinations(range(guesses.shape[2]), 2))).T
+    equal = (guesses[:, :, pairs[0]] == guesses[:, :, pairs[1]]).double().mean(dim=(0, 2, 3))
+    distance = torch.zeros(guesses.shape[1], dtype=torch.float64)
+    for path in guesses:
+        for step, draws in enumerate(path):
+            images = generator.decode(draws).float()
+            distance[step] += (images[pairs[0]] - images[pairs[1]]).abs().mean().double() / len(guesses)
+    return {
+        "tokens_equal_among_draws": [round(float(value), 4) for value in equal],
+        "pixel_distance_among_draws": [round(float(value), 2) for value in distance],
+    }
+
+
+def label_noise(few: StepLabels, many: StepLabels) -> dict[str, object]:
+    """How often Math-Shepherd's label is yes at each step, and whether a few rollouts say what many say.
+
+    few: the training labels; many: fewer paths with more rollouts. Agreement is by step: of the label by the first
+    rollouts with that by all, and of two labels by rollouts that have none in common.
+    """
+    rollouts = few.ends_well.shape[2]
+    first = many.ends_well[:, :, :rollouts].any(axis=2)
+    second = many.ends_well[:, :, rollouts : 2 * rollouts].any(axis=2)
+    return {
+        "rollouts": [rollouts, many.ends_well.shape[2]],
+        "paths": [len(few.prompts), len(many.prompts)],
+        "yes_by_step": few.labels.mean(0).round(4).tolist(),
+        "rollouts_right_by_step": few.ends_well.mean((0, 2)).round(4).tolist(),
+        "few_agree_with_many_by_step": (first == many.labels).mean(0).round(4).tolist(),
+        "few_agree_with_other_few_by_step": (first == second).mean(0).round(4).tolist(),
+    }

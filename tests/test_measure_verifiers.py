@@ -1,0 +1,96 @@
+"""The decisions of chapters 02 and 03, on data whose answer is known."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+
+from cotgen_lite.measure_verifiers import compare_areas, decide_f2_f3, decide_f4, label_noise, likeness
+from cotgen_lite.pools import pool_prompts
+from cotgen_lite.prompts import lite_prompts
+from cotgen_lite.ranking import StepLabels
+from cotgen_lite.scoring import area_under_curve
+
+PROMPTS = pool_prompts("dev")
+N = 20
+
+
+def verdicts_and_scores(sharpness: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Verdicts (P, N), half of them right, and scores that know them up to noise."""
+    rng = np.random.default_rng(seed)
+    right = rng.random((len(PROMPTS), N)) < 0.5
+    return right, sharpness * right + rng.normal(size=right.shape)
+
+
+def test_a_sharper_verifier_is_seen_and_an_equal_one_is_not():
+    right, blunt = verdicts_and_scores(0.3)
+    _, sharp = verdicts_and_scores(2.0)
+    chance = right[:, 0].astype(float)
+    findings = decide_f2_f3(PROMPTS, {"zs": blunt, "ft": sharp}, right, chance, N)
+    assert findings["F2"]["seen"] == "yes" and "yes" in findings["F2"]["note"]
+    assert findings["F3"]["seen"] == "yes"  # step by step gained nothing, the fine-tuned ORM a lot
+    assert decide_f2_f3(PROMPTS, {"zs": blunt, "ft": blunt}, right, chance, N)["F2"]["seen"] == "undecided"
+    assert decide_f2_f3(PROMPTS, {"zs": sharp, "ft": blunt}, right, chance, N)["F2"]["seen"] == "no"
+    certain = decide_f2_f3(PROMPTS, {"zs": blunt, "ft": sharp}, right, np.ones(len(PROMPTS)), N)
+    assert certain["F3"]["seen"] == "no"  # step by step gained more than half as much
+
+
+@pytest.mark.parametrize(
+    ("sharpness", "settled_from", "seen"), [((0.0, 2.0), 10, "yes"), ((2.0, 2.0), 10, "no"), ((0.0, 2.0), 17, "no")]
+)
+def test_f4_needs_a_blurry_start_a_clear_end_and_settled_tokens(sharpness, settled_from, seen):
+    rng = np.random.default_rng(3)
+    right = rng.random((40, N)) < 0.5
+    early, late = (s * right + rng.normal(size=right.shape) for s in sharpness)
+    odds = np.stack([early] * 8 + [late] * 10, axis=2)
+    guesses = torch.randint(0, 1024, (40, N, 18, 16), generator=torch.Generator().manual_seed(0)).to(torch.int16)
+    guesses[:, :, settled_from:] = guesses[:, :, -1:]
+    assert decide_f4(odds, right, guesses)["seen"] == seen
+
+
+def test_areas_are_compared_tag_by_tag():
+    right, blunt = verdicts_and_scores(0.5)
+    _, sharp = verdicts_and_scores(1.5)
+    found = compare_areas(PROMPTS, sharp, blunt, right)
+    tags = np.array([prompt.tag for prompt in PROMPTS])
+    rows = tags == "position"
+    assert found["by_tag"]["position"]["fine_tuned"] == pytest.approx(
+        area_under_curve(sharp[rows], right[rows]), abs=1e-4
+    )
+    mean = np.mean([area["fine_tuned"] - area["zero_shot"] for area in found["by_tag"].values()])
+    assert found["delta"] == pytest.approx(mean, abs=2e-4)
+    assert found["ci"][0] < found["delta"] < found["ci"][1] and found["ci"][0] > 0
+    same = compare_areas(PROMPTS, blunt, blunt, right)
+    assert same["delta"] == 0 and same["ci"] == [0, 0]
+
+
+def test_likeness_is_the_mean_over_pairs(toy_generator):
+    codes = torch.randint(0, 1024, (2, 3, 4, 64), generator=torch.Generator().manual_seed(0)).to(torch.int16)
+    codes[:, 2, 1:] = codes[:, 2, :1]  # at the last step all draws are one
+    found = likeness(toy_generator, codes)
+    equal, distance = [], []
+    for path in codes:
+        images = toy_generator.decode(path[1]).float()
+        for a, b in combinations(range(4), 2):
+            equal.append((path[1, a] == path[1, b]).double().mean())
+            distance.append((images[a] - images[b]).abs().mean())
+    assert found["tokens_equal_among_draws"][1] == pytest.approx(float(np.mean(equal)), abs=1e-4)
+    assert found["pixel_distance_among_draws"][1] == pytest.approx(float(np.mean(distance)), abs=0.01)
+    assert found["tokens_equal_among_draws"][2] == 1 and found["pixel_distance_among_draws"][2] == 0
+
+
+def test_label_noise_compares_few_rollouts_with_many():
+    prompts = lite_prompts("train")[:2]
+    codes = torch.zeros(2, 3, 64, dtype=torch.int16)
+    many = np.zeros((2, 3, 8), dtype=bool)
+    many[0, 0, 0] = True  # seen by the first two rollouts, not by the next two
+    many[1, 0, 7] = True  # seen by the last of eight only
+    many[:, 2] = True
+    few = StepLabels(prompts, codes, many[:, :, :2])
+    found = label_noise(few, StepLabels(prompts, codes, many))
+    assert found["yes_by_step"] == [0.5, 0, 1]
+    assert found["rollouts_right_by_step"] == [0.25, 0, 1]
+    assert found["few_agree_with_many_by_step"] == [0.5, 1, 1]
+    assert found["few_agree_with_other_few_by_step"] == [0.5, 1, 1]
+    assert found["rollouts"] == [2, 8] and found["paths"] == [2, 2]
