@@ -15,24 +15,22 @@ class check:
     """The exercises' checkers; each raises AssertionError with a hint, or prints that the answer is right."""
 
     @staticmethod
-    def schedule(function: Callable[[int, int, int], int]) -> None:
-        """Notebook 00: how many of L places stay unknown after step s of T (cosine), before the at-least-one rule."""
-        rounded_up = [math.ceil(64 * math.cos(math.pi * (step + 1) / (2 * 18)) - 1e-9) for step in range(18)]
-        if [function(step, 18, 64) for step in range(18)] == rounded_up:
-            _expect(False, "Places are whole: round down, not up.")
-        _expect(
-            function(0, 18, 64) != 64,
-            "After the first step something is known already: use (step + 1) / steps.",
-        )
-        _expect(function(17, 18, 64) == 0, "After the last step nothing may be unknown: cos(π/2) is 0.")
-        for step in range(18):
-            wanted = math.floor(64 * math.cos(math.pi * (step + 1) / (2 * 18)) + 1e-9)
-            got = function(step, 18, 64)
+    def schedule(function: Callable[[int, int], Sequence[int]]) -> None:
+        """Notebook 00: how many of L places each of T steps commits, by the cosine and at least one a step."""
+        for steps, places in ((18, 64), (13, 256), (18, 20)):
+            case = f"{steps} steps and {places} places"
+            got = [int(count) for count in function(steps, places)]
+            _expect(len(got) == steps, f"One number a step is wanted: {steps} of them, not {len(got)}.")
+            if got[0] == 0 and got[-1] >= 1:
+                _expect(False, "The first step commits something already: the cosine of step s takes (s + 1) / T.")
             _expect(
-                got == wanted,
-                f"After step {step + 1} of 18, {wanted} of 64 places should be unknown, not {got}: "
-                "is it the cosine of a quarter turn?",
+                sum(got) == places, f"With {case}, all places are committed in the end: yours add up to {sum(got)}."
             )
+            _expect(min(got) >= 1, f"With {case}, one of your steps commits nothing: at least one place a step.")
+            wanted = _committed(steps, places, math.floor)
+            if got == _committed(steps, places, math.ceil) != wanted:
+                _expect(False, "What stays masked is whole: round it down, not up.")
+            _expect(got == wanted, f"With {case}, expected {wanted}, got {got}: is it the cosine of a quarter turn?")
         _right()
 
     @staticmethod
@@ -68,19 +66,24 @@ class check:
         _right()
 
     @staticmethod
-    def log_odds(function: Callable[[torch.Tensor, Sequence[int], Sequence[int]], float]) -> None:
-        """Notebook 01: log P(yes) − log P(no) from one row of logits, over several spellings of each."""
+    def probability(function: Callable[[torch.Tensor, Sequence[int], Sequence[int]], float]) -> None:
+        """Notebook 01: P(yes) among yes and no, from one row of logits, over several spellings of each."""
         logits = torch.tensor([3.0, 1.0, 2.0, -1.0, 0.5, 4.0])
-        wanted = math.log(math.exp(3) + math.exp(1)) - math.log(math.exp(2) + math.exp(-1))
+        yes, no = math.exp(3) + math.exp(1), math.exp(2) + math.exp(-1)
+        wanted = yes / (yes + no)
         got = float(function(logits, [0, 1], [2, 3]))
-        if math.isclose(got, 3.0 + 1.0 - 2.0 + 1.0, abs_tol=1e-4):
+        if math.isclose(got, yes / float(logits.exp().sum()), abs_tol=1e-4):
+            _expect(False, "That is the share of yes among all words: only yes and no count here.")
+        if math.isclose(got, 1 / (1 + math.exp(-(3.0 + 1.0 - 2.0 + 1.0))), abs_tol=1e-4):
             _expect(False, "You added logits; probabilities add, so take log-sum-exp over the spellings.")
-        if math.isclose(got, 3.0 - 2.0, abs_tol=1e-4):
+        if math.isclose(got, 1 / (1 + math.exp(-1.0)), abs_tol=1e-4):
             _expect(False, "You took the best spelling only: log-sum-exp counts them all.")
-        if math.isclose(got, -wanted, abs_tol=1e-4):
-            _expect(False, "The sign is swapped: positive must mean yes.")
+        if math.isclose(got, 1 - wanted, abs_tol=1e-4):
+            _expect(False, "That is P(no): yes and no are swapped.")
+        if math.isclose(got, math.log(yes / no), abs_tol=1e-4):
+            _expect(False, "Those are the log-odds: a sigmoid turns them into a probability.")
         _expect(math.isclose(got, wanted, abs_tol=1e-4), f"Expected {wanted:.4f}, got {got:.4f}.")
-        large = float(function(logits + 200, [0, 1], [2, 3]))
+        large = float(function(logits + 1000, [0, 1], [2, 3]))
         _expect(math.isclose(large, wanted, abs_tol=1e-3), "Large logits overflow: use torch.logsumexp, not exp.")
         _right()
 
@@ -123,6 +126,17 @@ class check:
             f"Three of four prompts have a right candidate: expected 0.75, got {got:.3f}.",
         )
         _right()
+
+
+def _committed(steps: int, places: int, rounded: Callable[[float], int]) -> list[int]:
+    masked, counts = places, []
+    for step in range(steps):
+        cosine = places * math.cos(math.pi * (step + 1) / (2 * steps))
+        nudge = 1e-9 if rounded is math.floor else -1e-9
+        left = 0 if step == steps - 1 else max(1, min(masked - 1, rounded(cosine + nudge)))
+        counts.append(masked - left)
+        masked = left
+    return counts
 
 
 def _expect(condition: bool, hint: str) -> None:

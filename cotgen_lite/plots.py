@@ -16,6 +16,7 @@ from torch import Tensor
 
 # Okabe and Ito's palette, one meaning each throughout the course.
 OURS, PAPER, CHANCE, CEILING = "#0072B2", "#D55E00", "#8C8C8C", "#009E73"
+OTHER = "#CC79A7"  # what has no meaning of its own
 RIGHT, WRONG = "#009E73", "#D55E00"
 TAG_NAMES = {
     "single_object": "single\nobject",
@@ -46,16 +47,17 @@ def draw_images(
     titles: Sequence[str] = (),
     columns: int = 10,
     right: Sequence[bool] = (),
-    chosen: int | None = None,
+    chosen: int | Sequence[int] | None = None,
     size: float = 1.1,
 ) -> Figure:
     """A grid of pictures.
 
     images: uint8 (B, 3, H, W). titles: one a picture. right: verdicts, drawn as a frame and a check or cross.
-    chosen: the picture to mark with a thick frame. size: inches a picture.
+    chosen: the picture or pictures to mark with a thick frame. size: inches a picture.
     """
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
+    thick = {chosen} if isinstance(chosen, int) else set(chosen or ())
     lines = max((title.count("\n") + 1 for title in titles), default=0)
     figure, axes = plt.subplots(
         rows,
@@ -74,8 +76,8 @@ def draw_images(
         if len(right):
             verdict = bool(right[index])
             title = f"{'✓' if verdict else '✗'} {title}".strip()
-            _frame(axis, RIGHT if verdict else WRONG, 4 if index == chosen else 1.5, "-" if verdict else "--")
-        elif index == chosen:
+            _frame(axis, RIGHT if verdict else WRONG, 4 if index in thick else 1.5, "-" if verdict else "--")
+        elif index in thick:
             _frame(axis, OURS, 4, "-")
         axis.set_title(title, fontsize=8)
     return figure
@@ -143,9 +145,10 @@ def draw_choice(
         figure = draw_images(images, titles, columns=8, size=1.25)
         figure.suptitle(f"{prompt}: which one would you keep?", fontsize=10)
         return figure
-    names = {picked: "you", chosen: "verifier"} if picked != chosen else {picked: "you and\nverifier"}
+    names = {picked: "YOU", chosen: "VERIFIER"} if picked != chosen else {picked: "YOU, VERIFIER"}
     titles = [f"P(yes) {belief:.2f}\n{names.get(i, '')}" for i, belief in enumerate(np.asarray(beliefs, dtype=float))]
-    figure = draw_images(images, titles, columns=8, right=[bool(verdict) for verdict in np.asarray(right)], size=1.25)
+    verdicts = [bool(verdict) for verdict in np.asarray(right)]
+    figure = draw_images(images, titles, columns=8, right=verdicts, size=1.25, chosen=(picked, chosen))
     figure.suptitle(prompt, fontsize=10)
     return figure
 
@@ -221,13 +224,13 @@ def draw_token_grid(image: Tensor, tokens: Tensor) -> Figure:
 
 def draw_profile(
     bars: Mapping[str, Mapping[str, float]],
-    errors: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
+    colors: Mapping[str, str],
+    ylabel: str = "GenEval accuracy",
 ) -> Figure:
-    """Accuracy by tag, a group of bars a tag.
+    """A number in 0..1 by tag, a group of bars a tag.
 
-    bars: label → tag (or "overall") → accuracy in 0..1; errors: label → tag → 95% interval (low, high).
+    bars: label → tag (or "overall") → number; colors: label → colour.
     """
-    colors = dict(zip(bars, (PAPER, OURS, CEILING, CHANCE), strict=False))
     keys = list(next(iter(bars.values())))
     figure, axis = plt.subplots(figsize=(8.5, 3.2), layout="constrained")
     width = 0.8 / len(bars)
@@ -236,21 +239,10 @@ def draw_profile(
         heights = np.array([values[key] for key in keys])
         axis.bar(places, heights, width * 0.92, label=label, color=colors[label])
         for place, height in zip(places, heights, strict=True):
-            axis.text(
-                place,
-                0.02,
-                f"{height:.2f}".lstrip("0"),
-                ha="center",
-                fontsize=8,
-                color="white",
-                weight="bold",
-            )
-        if errors and label in errors:
-            bounds = np.array([errors[label][key] for key in keys]).T
-            axis.errorbar(places, heights, np.abs(bounds - heights), fmt="none", color="black", capsize=2, lw=1)
+            axis.text(place, height + 0.015, f"{height:.2f}", ha="center", fontsize=7, color="#333333")
     axis.set_xticks(range(len(keys)), [TAG_NAMES.get(key, key) for key in keys])
-    axis.set_ylim(0, 1.05)
-    axis.set_ylabel("GenEval accuracy")
+    axis.set_ylim(0, 1.08)
+    axis.set_ylabel(ylabel)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, ncols=len(bars), loc="upper right", bbox_to_anchor=(1, 1.13))
     return figure
@@ -274,7 +266,11 @@ def draw_curves(
             low, high = np.asarray(bounds)
             axis.fill_between(ns, low, high, color=color, alpha=0.15, lw=0)
     axis.set_xlabel(xlabel)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ticks = max((list(ns) for ns, _, _ in curves.values()), key=len)
+    if len(ticks) > 12:
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    else:
+        axis.set_xticks(ticks)
     axis.set_ylabel(ylabel)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
@@ -291,12 +287,92 @@ def draw_beliefs(log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> Figure:
     truth = np.asarray(correct, dtype=bool)
     figure, axis = plt.subplots(figsize=(6.5, 3), layout="constrained")
     bins = np.linspace(0, 1, 26).tolist()
-    axis.hist(belief[truth], bins, density=True, color=RIGHT, alpha=0.6, label="right images")
-    axis.hist(belief[~truth], bins, density=True, histtype="step", color=WRONG, lw=2, label="wrong images")
+    right, wrong = (np.full(part.sum(), 1 / max(part.sum(), 1)) for part in (truth, ~truth))
+    axis.hist(belief[truth], bins, weights=right, color=RIGHT, alpha=0.6, label="right images")
+    axis.hist(belief[~truth], bins, weights=wrong, histtype="step", color=WRONG, lw=2, label="wrong images")
+    axis.set_yscale("log")
     axis.set_xlabel("the verifier's P(yes)")
-    axis.set_ylabel("density")
+    axis.set_ylabel("share of images (log)")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
+    return figure
+
+
+def draw_calibration(
+    bins: Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]], colors: Mapping[str, str], title: str = ""
+) -> Figure:
+    """How often images are right against how sure the verifier is; on the diagonal it means what it says.
+
+    bins: label → (mean P(yes), share of right images, number of images) of its bins; colors: label → colour.
+    """
+    figure, axis = plt.subplots(figsize=(4.6, 4.2), layout="constrained")
+    axis.plot([0, 1], [0, 1], color=CHANCE, ls="--", lw=1, label="means what it says")
+    for number, (label, (belief, share, count)) in enumerate(bins.items()):
+        sizes = 12 + 160 * np.asarray(count) / max(np.sum(count), 1)
+        axis.plot(np.asarray(belief), np.asarray(share), color=colors[label], lw=1.2, alpha=0.7)
+        axis.scatter(
+            np.asarray(belief), np.asarray(share), sizes, color=colors[label], marker="osD^"[number % 4], label=label
+        )
+    axis.set_xlabel("the verifier's P(yes), mean of a bin")
+    axis.set_ylabel("share of right images")
+    axis.set_xlim(-0.02, 1.02)
+    axis.set_ylim(-0.02, 1.02)
+    axis.set_title(title, fontsize=10)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw_step_labels(labels: npt.ArrayLike, groups: Sequence[str]) -> Figure:
+    """Labels of all steps of many paths, a row a path, sorted within each group by how many steps are yes.
+
+    labels: share of rollouts that end well, 0..1 (P, T); groups: (P,) the group of each path, e.g. its tag.
+    """
+    share = np.asarray(labels, dtype=float)
+    names = list(dict.fromkeys(groups))
+    order = sorted(range(len(share)), key=lambda row: (names.index(groups[row]), share[row].sum()))
+    figure, axis = plt.subplots(figsize=(6.5, 5), layout="constrained")
+    picture = axis.imshow(share[order], aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+    axis.set_xticks(range(share.shape[1]), [str(step + 1) for step in range(share.shape[1])], fontsize=8)
+    axis.set_xlabel("step")
+    edges = np.cumsum([0, *(list(groups).count(name) for name in names)])
+    axis.set_yticks((edges[:-1] + edges[1:]) / 2, [TAG_NAMES.get(name, name) for name in names], fontsize=8)
+    for edge in edges[1:-1]:
+        axis.axhline(edge - 0.5, color="white", lw=1)
+    figure.colorbar(picture, ax=axis, label="share of rollouts that end well", shrink=0.8)
+    return figure
+
+
+def draw_rollouts(
+    guess: Tensor, ends: Tensor, right: npt.ArrayLike, beliefs: npt.ArrayLike, step: int, title: str
+) -> Figure:
+    """One step of a path: its guess, the images that rollouts from it end in, and the verifier's belief at every step.
+
+    guess: uint8 (3, H, W); ends: uint8 (R, 3, H, W); right: (R,) verdicts; beliefs: P(yes) (T,); step: 1 to T.
+    """
+    figure = plt.figure(figsize=(1.35 * (len(ends) + 1), 3.6), layout="constrained")
+    grid = figure.add_gridspec(2, len(ends) + 1, height_ratios=(1.2, 1))
+    pictures = [guess, *ends]
+    for column, picture in enumerate(pictures):
+        axis = figure.add_subplot(grid[0, column])
+        _bare(axis)
+        axis.imshow(picture.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
+        if column == 0:
+            axis.set_title(f"guess at\nstep {step}", fontsize=8)
+        else:
+            good = bool(np.asarray(right)[column - 1])
+            axis.set_title(f"rollout {column}\n{'✓' if good else '✗'}", fontsize=8)
+            _frame(axis, RIGHT if good else WRONG, 1.5, "-" if good else "--")
+    axis = figure.add_subplot(grid[1, :])
+    belief = np.asarray(beliefs, dtype=float)
+    axis.plot(range(1, len(belief) + 1), belief, color=OURS, marker="o", ms=3, lw=1.5)
+    axis.axvline(step, color=OTHER, lw=1.5)
+    axis.set_xlabel("step")
+    axis.set_ylabel("P(yes)")
+    axis.set_ylim(-0.05, 1.05)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=10)
     return figure
 
 

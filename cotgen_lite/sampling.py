@@ -299,7 +299,7 @@ def masked_after(step: int, steps: int, open_places: int, length: int) -> int:
     """
     if step == steps - 1:
         return 0
-    # 1e-9: cos(π/3) must count as exactly one half.
+    # 1e-9: with some T (39, 51, ...) the cosine that is one half comes out a hair below it.
     return max(1, min(open_places - 1, math.floor(length * math.cos(math.pi * (step + 1) / (2 * steps)) + 1e-9)))
 
 

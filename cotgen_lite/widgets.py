@@ -1,25 +1,29 @@
 """The notebooks' explorers: controls around one picture, which is drawn by a pure function of `plots`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from ipywidgets import HTML, Button, Dropdown, FloatSlider, HBox, Image, IntSlider, ToggleButtons, VBox
 from torch import Tensor
 
-from cotgen_lite.plots import draw_choice, draw_one_step, to_png
+from cotgen_lite.plots import OTHER, OURS, draw_calibration, draw_choice, draw_one_step, draw_rollouts, to_png
+from cotgen_lite.scoring import calibration, calibration_error
 
 Path = tuple[Tensor, Tensor]  # images (T, 3, H, W) and committed (T, L) of one image's steps
 
 
-def step_explorer(prompts: Sequence[str], draw_path: Callable[[str, int, float], Path], steps: int = 18) -> VBox:
+def step_explorer(
+    prompts: Sequence[str], draw_path: Callable[[str, int, float], Path], scale: float, steps: int = 18
+) -> VBox:
     """Notebook 00: choose prompt, seed, guidance and step, and see what is known by then.
 
     draw_path: (prompt, seed, guidance scale) → the path's images and committed places, drawn anew at a change.
+    scale: the guidance to begin with.
     """
     prompt = Dropdown(options=list(prompts), description="prompt", layout={"width": "30em"})
     seed = IntSlider(value=0, min=0, max=20, description="seed", continuous_update=False)
-    guidance = FloatSlider(value=1.5, min=0, max=5, step=0.5, description="guidance", continuous_update=False)
+    guidance = FloatSlider(value=scale, min=0, max=5, step=0.5, description="guidance", continuous_update=False)
     step = IntSlider(value=steps, min=1, max=steps, description="step")
     picture = Image(format="png")
     path: list[Path] = []
@@ -76,3 +80,50 @@ def pick_the_best(
     onward.on_click(go_on)
     redraw()
     return VBox([picture, picks, HBox([onward, score])])
+
+
+def calibration_explorer(log_odds: Mapping[str, npt.ArrayLike], correct: npt.ArrayLike, tags: Sequence[str]) -> VBox:
+    """Notebook 02: choose a tag and a number of bins, and see how far two verifiers mean what they say.
+
+    log_odds: verifier → (P, N); correct: verdicts (P, N); tags: (P,) of the prompts.
+    """
+    tag = Dropdown(options=["all", *dict.fromkeys(tags)], description="tag")
+    bins = IntSlider(value=10, min=2, max=20, description="bins", continuous_update=False)
+    picture, errors = Image(format="png"), HTML()
+    colors, truth = dict(zip(log_odds, (OTHER, OURS), strict=True)), np.asarray(correct, dtype=bool)
+
+    def redraw(_: object = None) -> None:
+        rows = np.array([tag.value in ("all", name) for name in tags])
+        scores = {name: np.asarray(odds)[rows] for name, odds in log_odds.items()}
+        curves = {name: calibration(odds, truth[rows], bins.value) for name, odds in scores.items()}
+        picture.value = to_png(draw_calibration(curves, colors, tag.value))
+        off = {name: calibration_error(odds, truth[rows], bins.value) for name, odds in scores.items()}
+        errors.value = "mean distance from the diagonal: " + ", ".join(f"{n} {error:.3f}" for n, error in off.items())
+
+    for control in (tag, bins):
+        control.observe(redraw, names="value")
+    redraw()
+    return VBox([HBox([tag, bins]), picture, errors])
+
+
+def rollout_explorer(
+    prompts: Sequence[str], beliefs: npt.ArrayLike, look: Callable[[int, int], tuple[Tensor, Tensor, npt.ArrayLike]]
+) -> VBox:
+    """Notebook 03: move along a path and see the verifier's belief, and where rollouts from that step end.
+
+    prompts: of P paths; beliefs: P(yes) (P, T); look: (path, step from 1) → the guess (3, H, W), the rollouts' ends
+    (R, 3, H, W) and their verdicts (R,).
+    """
+    belief = np.asarray(beliefs, dtype=float)
+    path = Dropdown(options=[(text, i) for i, text in enumerate(prompts)], description="path", layout={"width": "30em"})
+    step = IntSlider(value=1, min=1, max=belief.shape[1], description="step", continuous_update=False)
+    picture = Image(format="png")
+
+    def redraw(_: object = None) -> None:
+        guess, ends, right = look(path.value, step.value)
+        picture.value = to_png(draw_rollouts(guess, ends, right, belief[path.value], step.value, prompts[path.value]))
+
+    for control in (path, step):
+        control.observe(redraw, names="value")
+    redraw()
+    return VBox([HBox([path, step]), picture])

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -10,25 +10,52 @@ import torch
 
 from cotgen_lite.exercises import check
 
+
+def differences(steps: int, places: int, curve: Callable[[int], float]) -> list[int]:
+    """What each step commits if `curve` says what stays masked, at least one a step."""
+    masked, counts = places, []
+    for step in range(steps):
+        left = 0 if step == steps - 1 else max(1, min(masked - 1, math.floor(curve(step))))
+        counts.append(masked - left)
+        masked = left
+    return counts
+
+
+def plainly(steps: int, places: int, curve: Callable[[int], float]) -> list[int]:
+    """The same without the rule of at least one, and with nothing left in the end."""
+    left = [places, *(math.floor(curve(step)) for step in range(steps - 1)), 0]
+    return [before - after for before, after in pairwise(left)]
+
+
 SOLUTIONS: dict[str, Callable] = {
-    "schedule": lambda s, t, k: math.floor(k * math.cos(math.pi * (s + 1) / (2 * t)) + 1e-9),
+    "schedule": lambda t, k: differences(t, k, lambda s: k * math.cos(math.pi * (s + 1) / (2 * t)) + 1e-9),
     "agreement": lambda tokens: (tokens == tokens[-1]).float().mean(dim=1),
     "guide": lambda c, u, g: u + (1 + g) * (c - u),
-    "log_odds": lambda logits, yes, no: logits[yes].logsumexp(0) - logits[no].logsumexp(0),
+    "probability": lambda logits, yes, no: torch.sigmoid(logits[yes].logsumexp(0) - logits[no].logsumexp(0)),
     "oracle": lambda correct: correct.any(axis=1).mean(),
     "best_of_n": lambda scores, correct, n: np.mean(
         [correct[max(subset, key=lambda i: scores[i])] for subset in combinations(range(len(scores)), n)]
     ),
 }
 MISTAKES: list[tuple[str, Callable, str]] = [
-    ("schedule", lambda s, t, k: math.floor(k * math.cos(math.pi * s / (2 * t)) + 1e-9), r"step \+ 1"),
-    ("schedule", lambda s, t, k: math.floor(k * (1 - (s + 1) / t) + 1e-9), "cosine"),
-    ("schedule", lambda s, t, k: math.ceil(k * math.cos(math.pi * (s + 1) / (2 * t)) - 1e-9), "round down, not up"),
+    ("schedule", lambda t, k: plainly(t, k, lambda s: k * math.cos(math.pi * s / (2 * t))), r"\(s \+ 1\) / T"),
+    ("schedule", lambda t, k: differences(t, k, lambda s: k * (1 - (s + 1) / t)), "cosine of a quarter turn"),
     (
         "schedule",
-        lambda s, t, k: math.floor(k * math.cos(math.pi * (s + 1) / (2 * t + 2))),
-        "known already|nothing may",
+        lambda t, k: differences(t, k, lambda s: math.ceil(k * math.cos(math.pi * (s + 1) / (2 * t)) - 1e-9)),
+        "down, not up",
     ),
+    (
+        "schedule",
+        lambda t, k: plainly(t, k, lambda s: k * math.cos(math.pi * (s + 1) / (2 * t)) + 1e-9),
+        "at least one place a step",
+    ),
+    (
+        "schedule",
+        lambda t, k: differences(t, k, lambda s: k * math.cos(math.pi * (s + 1) / (2 * t)))[:-1],
+        "One number",
+    ),
+    ("schedule", lambda t, k: [max(1, k // t)] * t, "add up to"),
     ("agreement", lambda tokens: (tokens == tokens[0]).float().mean(dim=1), r"tokens\[-1\]"),
     ("agreement", lambda tokens: (tokens == tokens[-1]).float().mean(dim=0), "One number a step"),
     ("agreement", lambda tokens: (tokens == tokens[-1]).float().mean(), "One number a step"),
@@ -37,10 +64,12 @@ MISTAKES: list[tuple[str, Callable, str]] = [
     ("guide", lambda c, u, g: c if g == 0 else u + g * (c - u), "diffusion's form"),
     ("guide", lambda c, u, g: c if g == 0 else (1 + g) * u - g * c, "swapped"),
     ("guide", lambda c, u, g: (1 + g) * c + g * u, "conditional logits stay|Expected"),
-    ("log_odds", lambda logits, yes, no: logits[yes].sum() - logits[no].sum(), "log-sum-exp"),
-    ("log_odds", lambda logits, yes, no: logits[yes].max() - logits[no].max(), "best spelling"),
-    ("log_odds", lambda logits, yes, no: logits[no].logsumexp(0) - logits[yes].logsumexp(0), "sign"),
-    ("log_odds", lambda logits, yes, no: (logits[yes].exp().sum() / logits[no].exp().sum()).log(), "overflow"),
+    ("probability", lambda logits, yes, no: logits.softmax(0)[yes].sum(), "among all words"),
+    ("probability", lambda logits, yes, no: torch.sigmoid(logits[yes].sum() - logits[no].sum()), "log-sum-exp"),
+    ("probability", lambda logits, yes, no: torch.sigmoid(logits[yes].max() - logits[no].max()), "best spelling"),
+    ("probability", lambda logits, yes, no: 1 - SOLUTIONS["probability"](logits, yes, no), "swapped"),
+    ("probability", lambda logits, yes, no: logits[yes].logsumexp(0) - logits[no].logsumexp(0), "sigmoid"),
+    ("probability", lambda logits, yes, no: logits[yes].exp().sum() / logits[yes + no].exp().sum(), "overflow"),
     ("oracle", lambda correct: correct.mean(), "random choice"),
     ("oracle", lambda correct: correct.any(axis=0).mean(), "expected 0.75|axis"),
     ("oracle", lambda correct: correct.all(axis=1).mean(), "expected 0.75"),

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from cotgen_lite.widgets import pick_the_best, step_explorer
+from cotgen_lite.scoring import calibration_error
+from cotgen_lite.widgets import calibration_explorer, pick_the_best, rollout_explorer, step_explorer
 
 IMAGES = torch.randint(0, 255, (18, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
@@ -15,11 +16,12 @@ def test_step_explorer_draws_again_only_when_needed() -> None:
         calls.append((prompt, seed, guidance))
         return IMAGES, torch.rand(18, 64, generator=torch.Generator().manual_seed(seed)) < 0.5
 
-    box = step_explorer(["a photo of a cat", "a photo of a dog"], draw_path)
+    box = step_explorer(["a photo of a cat", "a photo of a dog"], draw_path, scale=1.5)
     prompt, seed = box.children[0].children
     guidance, step = box.children[1].children
     picture = box.children[2]
     first = picture.value
+    assert calls == [("a photo of a cat", 0, 1.5)]
     step.value = 3
     assert picture.value != first and len(calls) == 1  # moving along a path samples nothing anew
     prompt.value, seed.value, guidance.value = "a photo of a dog", 4, 3.0
@@ -43,3 +45,36 @@ def test_picker_keeps_count_of_first_picks() -> None:
     assert score.value == "you 1, verifier 1 of 2 prompts right"
     onward.click()
     assert picture.value == asked
+
+
+def test_calibration_explorer_shows_the_chosen_tag_and_bins() -> None:
+    rng = np.random.default_rng(0)
+    odds = {"zero-shot": rng.normal(size=(4, 5)), "fine-tuned": rng.normal(size=(4, 5))}
+    correct = rng.random((4, 5)) < 0.5
+    box = calibration_explorer(odds, correct, ["counting", "counting", "position", "position"])
+    (tag, bins), picture, errors = box.children[0].children, box.children[1], box.children[2]
+    assert tag.options == ("all", "counting", "position")
+    whole, said = picture.value, errors.value
+    tag.value = "position"
+    assert picture.value != whole
+    wanted = calibration_error(odds["fine-tuned"][2:], correct[2:], 10)
+    assert errors.value.endswith(f"fine-tuned {wanted:.3f}") and errors.value != said
+    bins.value = 2
+    assert errors.value.endswith(f"fine-tuned {calibration_error(odds['fine-tuned'][2:], correct[2:], 2):.3f}")
+
+
+def test_rollout_explorer_looks_at_the_chosen_step() -> None:
+    looked = []
+
+    def look(path: int, step: int) -> tuple[torch.Tensor, torch.Tensor, list[bool]]:
+        looked.append((path, step))
+        return IMAGES[step], IMAGES[:4], [True, False, True, False]
+
+    beliefs = np.linspace(0, 1, 36).reshape(2, 18)
+    box = rollout_explorer(["a photo of a cat", "a photo of a dog"], beliefs, look)
+    (path, step), picture = box.children[0].children, box.children[1]
+    first = picture.value
+    step.value = 7
+    assert looked[-1] == (0, 7) and picture.value != first
+    path.value = 1
+    assert looked[-1] == (1, 7)
