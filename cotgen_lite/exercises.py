@@ -127,6 +127,100 @@ class check:
         )
         _right()
 
+    @staticmethod
+    def balanced(function: Callable[[np.ndarray], list[tuple[int, int]]]) -> None:
+        """Notebook 02: places (row, column) of as many yes as no in every row of verdicts (P, N), all there are."""
+        labels = np.array([[1, 1, 1, 0, 0], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1], [0, 1, 1, 0, 0]], dtype=bool)
+        chosen = [(int(row), int(column)) for row, column in function(labels)]
+        _expect(len(set(chosen)) == len(chosen), "An image is taken twice: each place may stand in the list once.")
+        taken = [[bool(labels[place]) for place in chosen if place[0] == row] for row in range(4)]
+        yes, no = [sum(row) for row in taken], [len(row) - sum(row) for row in taken]
+        if sum(yes) == sum(no) and yes != no:
+            _expect(
+                False, "Yes and no are as many over all, but not for each prompt: the prompt would tell the answer."
+            )
+        _expect(yes == no, f"Of each prompt as many yes as no are wanted; yours: {yes} yes, {no} no.")
+        _expect(yes[2] == 0, "The third prompt has one label only: it can teach nothing, leave it out.")
+        _expect(yes == [2, 1, 0, 2], f"Take as many as there are of the rarer label: 2, 1, 0, 2 pairs, not {yes}.")
+        _right()
+
+    @staticmethod
+    def answer_loss(function: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        """Notebook 02: mean cross-entropy of the answer's tokens; logits (T, V), ids (T,), is_answer bool (T,)."""
+        logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+        ids, answer = torch.tensor([0, 3, 2, 1, 4, 0]), torch.tensor([0, 0, 0, 0, 1, 1], dtype=torch.bool)
+        log_p = logits.log_softmax(-1)
+
+        def mean(rows: list[int], words: list[int]) -> float:
+            return float(-log_p[rows, ids[words]].mean())
+
+        got = float(function(logits, ids, answer))
+        if math.isclose(got, mean([4, 5], [4, 5]), abs_tol=1e-5):
+            _expect(False, "The logits at a place predict the *next* token: those at t − 1 belong to token t.")
+        if math.isclose(got, mean(list(range(5)), list(range(1, 6))), abs_tol=1e-5):
+            _expect(False, "That is the loss on every token: the question is given, only the answer is to be learned.")
+        if math.isclose(got, 2 * mean([3, 4], [4, 5]), abs_tol=1e-5):
+            _expect(False, "That is the sum: take the mean, or long answers count more.")
+        if math.isclose(got, -mean([3, 4], [4, 5]), abs_tol=1e-5):
+            _expect(False, "The sign: a loss is *minus* the log-probability.")
+        wanted = mean([3, 4], [4, 5])
+        _expect(math.isclose(got, wanted, abs_tol=1e-5), f"Expected {wanted:.4f}, got {got:.4f}.")
+        _right()
+
+    @staticmethod
+    def step_labels(function: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Notebook 03: Math-Shepherd's labels (P, T) from how rollouts end, bool (P, T, R): yes if any ends well."""
+        ends = np.array([[[0, 0, 0], [0, 1, 0], [1, 1, 0]], [[1, 1, 1], [1, 0, 0], [0, 0, 1]]], dtype=bool)
+        got = np.asarray(function(ends))
+        _expect(got.shape == (2, 3), f"One label a step of each path, shape (2, 3), is wanted; got {got.shape}.")
+        if np.array_equal(got, ends.all(axis=2)):
+            _expect(False, "That asks for all rollouts to end well: one is enough to show that it is still possible.")
+        if np.array_equal(got, ends.mean(axis=2) > 0.5):
+            _expect(False, "That is the majority: one rollout that ends well is enough.")
+        if np.array_equal(got, ends[:, :, 0]):
+            _expect(False, "That looks at the first rollout only.")
+        _expect(np.array_equal(got, ends.any(axis=2)), f"Expected {ends.any(axis=2).tolist()}, got {got.tolist()}.")
+        _right()
+
+    @staticmethod
+    def chance_of_yes(function: Callable[[float, int], float]) -> None:
+        """Notebook 03: how likely a step's label is yes, if each of its rollouts ends well with chance p."""
+        for p, rollouts in ((0.1, 4), (0.5, 1), (0.02, 16)):
+            wanted, got = 1 - (1 - p) ** rollouts, float(function(p, rollouts))
+            hint = ""
+            if rollouts > 1 and math.isclose(got, p**rollouts, abs_tol=1e-9):
+                hint = " That is the chance that all end well."
+            elif rollouts > 1 and math.isclose(got, p * rollouts, abs_tol=1e-9):
+                hint = " Chances add only if not two rollouts can both end well: ask for none instead."
+            elif rollouts > 1 and math.isclose(got, p, abs_tol=1e-9):
+                hint = " That is one rollout's chance: the label looks at all of them."
+            elif math.isclose(got, 1 - wanted, abs_tol=1e-9) and not math.isclose(wanted, 0.5):
+                hint = " That is the chance of no."
+            _expect(
+                math.isclose(got, wanted, abs_tol=1e-9),
+                f"With p = {p} and {rollouts} rollouts expected {wanted:.4f}, got {got:.4f}.{hint}",
+            )
+        _right()
+
+    @staticmethod
+    def likeness(function: Callable[[torch.Tensor], float]) -> None:
+        """Notebook 03: how alike candidates (N, L) are: the mean share of equal tokens over all pairs."""
+        tokens = torch.tensor([[1, 2, 3, 4], [1, 2, 0, 0], [1, 0, 0, 0]])
+        pairs = [(tokens[a] == tokens[b]).float().mean().item() for a, b in combinations(range(3), 2)]
+        got = float(function(tokens))
+        with_self = (tokens[:, None] == tokens[None]).float().mean().item()
+        if math.isclose(got, with_self, abs_tol=1e-6):
+            _expect(False, "A candidate is compared with itself too: leave out those pairs.")
+        if math.isclose(got, float((tokens == tokens[:1]).float().mean()), abs_tol=1e-6):
+            _expect(False, "All are compared with the first, itself included: take every pair.")
+        if math.isclose(got, sum(pairs[:2]) / 2, abs_tol=1e-6):
+            _expect(False, "All are compared with the first only: take every pair.")
+        if math.isclose(got, sum(pairs), abs_tol=1e-6):
+            _expect(False, "That is the sum over pairs: take the mean.")
+        wanted = sum(pairs) / 3
+        _expect(math.isclose(got, wanted, abs_tol=1e-6), f"Expected {wanted:.4f}, got {got:.4f}.")
+        _right()
+
 
 def _committed(steps: int, places: int, rounded: Callable[[float], int]) -> list[int]:
     masked, counts = places, []

@@ -7,6 +7,7 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from cotgen_lite.exercises import check
 
@@ -27,6 +28,16 @@ def plainly(steps: int, places: int, curve: Callable[[int], float]) -> list[int]
     return [before - after for before, after in pairwise(left)]
 
 
+def pairs(labels: np.ndarray, number: Callable) -> list[tuple[int, int]]:
+    """Of each row, `number` of both labels."""
+    chosen = []
+    for row, right in enumerate(labels):
+        yes, no = np.flatnonzero(right), np.flatnonzero(~right)
+        kept = number(yes, no)
+        chosen += [(row, int(column)) for column in (*yes[:kept], *no[:kept])]
+    return chosen
+
+
 SOLUTIONS: dict[str, Callable] = {
     "schedule": lambda t, k: differences(t, k, lambda s: k * math.cos(math.pi * (s + 1) / (2 * t)) + 1e-9),
     "agreement": lambda tokens: (tokens == tokens[-1]).float().mean(dim=1),
@@ -36,6 +47,11 @@ SOLUTIONS: dict[str, Callable] = {
     "best_of_n": lambda scores, correct, n: np.mean(
         [correct[max(subset, key=lambda i: scores[i])] for subset in combinations(range(len(scores)), n)]
     ),
+    "balanced": lambda labels: pairs(labels, lambda yes, no: min(len(yes), len(no))),
+    "answer_loss": lambda logits, ids, answer: F.cross_entropy(logits[:-1][answer[1:]], ids[1:][answer[1:]]),
+    "step_labels": lambda ends: ends.any(axis=2),
+    "chance_of_yes": lambda p, rollouts: 1 - (1 - p) ** rollouts,
+    "likeness": lambda tokens: np.mean([(a == b).float().mean() for a, b in combinations(tokens, 2)]),
 }
 MISTAKES: list[tuple[str, Callable, str]] = [
     ("schedule", lambda t, k: plainly(t, k, lambda s: k * math.cos(math.pi * s / (2 * t))), r"\(s \+ 1\) / T"),
@@ -78,6 +94,37 @@ MISTAKES: list[tuple[str, Callable, str]] = [
     ("best_of_n", lambda scores, correct, n: correct.mean(), "n = 2"),
     ("best_of_n", lambda scores, correct, n: correct[scores.argmin()] if n == 5 else correct.mean(), "n = 2"),
     ("best_of_n", lambda scores, correct, n: float(correct.any()), "n = 1"),
+    ("balanced", lambda labels: list(zip(*np.nonzero(labels | ~labels), strict=True)), "Of each prompt as many"),
+    (
+        "balanced",
+        lambda labels: [*zip(*np.nonzero(labels), strict=True)][:8] + [*zip(*np.nonzero(~labels), strict=True)][:8],
+        "not for each prompt",
+    ),
+    ("balanced", lambda labels: pairs(labels, lambda yes, no: min(len(yes), len(no), 1)), "2, 1, 0, 2 pairs"),
+    ("balanced", lambda labels: 2 * pairs(labels, lambda yes, no: min(len(yes), len(no))), "twice"),
+    ("balanced", lambda labels: [], "2, 1, 0, 2 pairs"),
+    ("answer_loss", lambda logits, ids, answer: F.cross_entropy(logits[answer], ids[answer]), "next"),
+    ("answer_loss", lambda logits, ids, answer: F.cross_entropy(logits[:-1], ids[1:]), "every token"),
+    ("answer_loss", lambda logits, ids, answer: 2 * SOLUTIONS["answer_loss"](logits, ids, answer), "the sum"),
+    ("answer_loss", lambda logits, ids, answer: -SOLUTIONS["answer_loss"](logits, ids, answer), "minus"),
+    (
+        "answer_loss",
+        lambda logits, ids, answer: F.cross_entropy(logits[:-1][~answer[1:]], ids[1:][~answer[1:]]),
+        "Expected",
+    ),
+    ("step_labels", lambda ends: ends.all(axis=2), "one is enough"),
+    ("step_labels", lambda ends: ends.mean(axis=2) > 0.5, "majority"),
+    ("step_labels", lambda ends: ends[:, :, 0], "first rollout"),
+    ("step_labels", lambda ends: ends.any(axis=1), "Expected"),
+    ("step_labels", lambda ends: ends.any(axis=(1, 2)), "One label a step"),
+    ("chance_of_yes", lambda p, rollouts: p**rollouts, "all end well"),
+    ("chance_of_yes", lambda p, rollouts: p * rollouts, "Chances add"),
+    ("chance_of_yes", lambda p, rollouts: p, "one rollout's"),
+    ("chance_of_yes", lambda p, rollouts: (1 - p) ** rollouts, "chance of no"),
+    ("likeness", lambda tokens: (tokens[:, None] == tokens[None]).float().mean(), "itself too"),
+    ("likeness", lambda tokens: (tokens[1:] == tokens[:1]).float().mean(), "first only"),
+    ("likeness", lambda tokens: (tokens == tokens[:1]).float().mean(), "itself included"),
+    ("likeness", lambda tokens: 3 * SOLUTIONS["likeness"](tokens), "the sum"),
 ]
 
 
