@@ -136,6 +136,24 @@ def prm_examples(steps: StepLabels, seed: int) -> list[Example]:
     return [examples[i] for i in rng.permutation(len(examples))]
 
 
+def preference_pairs(pool: Pool, most: int, seed: int) -> list[tuple[Prompt, Tensor, Tensor]]:
+    """Pairs for DPO: of each pool up to `most` right images, each with a wrong one of its own; shuffled.
+
+    Returns (prompt, chosen codes (L,), rejected codes (L,)). ValueError if a dev or test prompt is among them.
+    Paper: section 3.3.
+    """
+    _refuse_held_out(pool.prompts)
+    rng = np.random.default_rng(seed)
+    labels = pool.correct["template"]
+    pairs = []
+    for row, prompt in enumerate(pool.prompts):
+        columns = [column for _, column in balanced(labels[row : row + 1], most, rng)]
+        half = len(columns) // 2
+        for chosen, rejected in zip(columns[:half], columns[half:], strict=True):
+            pairs.append((prompt, pool.tokens[row, chosen], pool.tokens[row, rejected]))
+    return [pairs[i] for i in rng.permutation(len(pairs))]
+
+
 def _refuse_held_out(prompts: Sequence[Prompt]) -> None:
     held_out = {meaning(prompt) for split in ("dev", "test") for prompt in lite_prompts(split)}
     for prompt in prompts:

@@ -207,11 +207,15 @@ class Showo(PreTrainedModel):
                 )
         return model.eval()
 
-    def forward(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
+    def forward(self, input_ids: Tensor, masked: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Logits over the whole vocabulary for full sequences, as the original model gives them.
 
-        input_ids: (B, S) from `build_sequences`. Returns (B, S, vocab_size).
+        input_ids: (B, S) from `build_sequences`. Returns (B, S, vocab_size); or, if `masked` says which places of the
+        last image are hidden, bool (B, L), logits over the codes there alone, (number of hidden places, K).
         """
+        if masked is not None:
+            hidden = self.hidden_states(input_ids)[:, -masked.shape[1] - 1 : -1]
+            return code_logits(self, hidden[masked])
         mask = attention_mask(self.config, input_ids, self.dtype)
         return self.showo(input_ids=input_ids, attention_mask=mask, **kwargs).logits
 
@@ -308,15 +312,15 @@ def code_logits(model: Showo, hidden: Tensor) -> Tensor:
     return F.linear(hidden, head.weight[codes], head.bias[codes])
 
 
-def image_logits(model: Showo, prefixes: Sequence[Sequence[int]], tokens: Tensor, masked: Tensor) -> Tensor:
+def image_logits(
+    model: Any, prefixes: Sequence[Sequence[int]], tokens: Tensor, masked: Tensor, config: ShowoConfig | None = None
+) -> Tensor:
     """Logits over the codes at the masked places only; differentiable, nothing cached.
 
-    prefixes: B lists of ids; tokens: codes (B, L); masked: bool (B, L).
-    Returns (number of masked places, K), in the order of `tokens[masked]`.
+    model: a Showo, or with its `config` one that accelerate has wrapped. prefixes: B lists of ids; tokens: codes
+    (B, L); masked: bool (B, L). Returns (number of masked places, K), in the order of `tokens[masked]`.
     """
-    ids = build_sequences(model.config, prefixes, tokens, masked)
-    hidden = model.hidden_states(ids)[:, -tokens.shape[1] - 1 : -1]
-    return code_logits(model, hidden[masked])
+    return model(build_sequences(config or model.config, prefixes, tokens, masked), masked=masked)
 
 
 def draw_mask(batch: int, length: int, generator: torch.Generator) -> Tensor:

@@ -20,6 +20,7 @@ from cotgen_lite.ranking import (
     draw_labelled,
     label_steps,
     orm_examples,
+    preference_pairs,
     prm_examples,
     train_prompts,
 )
@@ -82,6 +83,21 @@ def test_orm_examples_carry_their_own_image_and_label():
         assert answer == ("yes" if labels[row, column] else "no")
     answers = [example.turns[0][1] for example in examples]
     assert answers.count("yes") == answers.count("no")
+
+
+def test_pairs_are_a_right_and_a_wrong_image_of_one_prompt():
+    rng = np.random.default_rng(0)
+    prompts = lite_prompts("train")[:8]
+    codes = torch.arange(8 * 6).view(8, 6, 1).to(torch.int16)
+    labels = rng.random((8, 6)) < 0.4
+    pairs = preference_pairs(Pool(prompts, codes, {}, {"template": labels}), most=2, seed=0)
+    taken = [int(code) for _, *both in pairs for code in both]
+    assert len(set(taken)) == len(taken)  # no image in two pairs
+    for prompt, chosen, rejected in pairs:
+        (row, right), (other, wrong) = divmod(int(chosen), 6), divmod(int(rejected), 6)
+        assert row == other and prompts[row] == prompt
+        assert labels[row, right] and not labels[row, wrong]
+    assert len(pairs) == np.minimum(np.minimum(labels.sum(1), (~labels).sum(1)), 2).sum()
 
 
 def test_prm_examples_are_balanced_in_every_tag_and_step():

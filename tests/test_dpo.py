@@ -1,0 +1,255 @@
+"""Log-probabilities against enumeration, the loss against trl's, and that training does what it says."""
+
+from itertools import combinations, permutations
+from math import comb
+
+import pytest
+import torch
+from datasets import Dataset
+from small_verifiers import byte_level_tokenizer, token_settings
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+from trl import DPOConfig, DPOTrainer
+
+from cotgen_lite import dpo
+from cotgen_lite.dpo import DpoTraining, Masks, Pair, dpo_loss, draw_masks, log_probability, train_dpo
+from cotgen_lite.showo import Showo, ShowoConfig, draw_mask, text_prefix
+
+LENGTH, CODES = 4, 3
+
+
+def tiny(seed: int = 0, length: int = LENGTH) -> Showo:
+    torch.manual_seed(seed)
+    config = ShowoConfig(
+        text_vocab_size=12,
+        codebook_size=CODES,
+        num_image_tokens=length,
+        max_text_length=8,
+        bos_token_id=0,
+        eos_token_id=0,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+    )
+    return Showo(config).eval()
+
+
+def subset_values(model: Showo, prefix: list[int], codes: torch.Tensor) -> dict[tuple[int, ...], torch.Tensor]:
+    """For every set of hidden places, the log-probability of each of them (places in order)."""
+    values = {}
+    for size in range(1, LENGTH + 1):
+        for hidden in combinations(range(LENGTH), size):
+            places = torch.zeros(1, LENGTH, dtype=torch.bool)
+            places[0, list(hidden)] = True
+            with torch.no_grad():
+                ids = dpo.image_logits(model, [prefix], codes[None], places)
+            values[hidden] = ids.log_softmax(-1)[range(size), codes[list(hidden)]]
+    return values
+
+
+@pytest.fixture(scope="module")
+def case():
+    model = tiny()
+    prefix, codes = text_prefix(model.config, [3, 5]), torch.tensor([2, 0, 1, 1])
+    return model, prefix, codes, subset_values(model, prefix, codes)
+
+
+def estimates(case, weighting: str, number: int) -> torch.Tensor:
+    """`number` independent one-mask estimates of one image's log-probability."""
+    model, prefix, codes, _ = case
+    masks = draw_masks(number, LENGTH, 1, weighting, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return log_probability(model, model.config, [prefix] * number, codes.repeat(number, 1), masks).double()
+
+
+def test_elbo_weighting_is_unbiased_for_the_mean_over_all_orders(case):
+    *_, values = case
+    orders = []
+    for order in permutations(range(LENGTH)):
+        total = 0.0
+        for filled in range(LENGTH):
+            hidden = tuple(sorted(order[filled:]))
+            total += float(values[hidden][hidden.index(order[filled])])
+        orders.append(total)
+    exact = sum(orders) / len(orders)
+    drawn = estimates(case, "elbo", 6000)
+    assert drawn.mean().item() == pytest.approx(exact, abs=4 * drawn.std().item() / 6000**0.5)
+    assert drawn.std() > 0
+    # a lower bound of the log of the mean probability over orders (Jensen)
+    assert exact <= torch.logsumexp(torch.tensor(orders), 0).item() - torch.tensor(24.0).log().item()
+
+
+def test_plain_sum_is_unbiased_for_the_training_loss(case):
+    *_, values = case
+    counts = torch.bincount(draw_mask(200_000, LENGTH, torch.Generator().manual_seed(2)).sum(1), minlength=LENGTH + 1)
+    exact = 0.0
+    for hidden, log_p in values.items():
+        exact += float(log_p.sum()) * float(counts[len(hidden)]) / 200_000 / comb(LENGTH, len(hidden))
+    drawn = estimates(case, "sum", 6000)
+    assert drawn.mean().item() == pytest.approx(exact, abs=5 * drawn.std().item() / 6000**0.5)
+
+
+@pytest.mark.parametrize("weighting", ["sum", "elbo"])
+def test_more_masks_are_the_mean_of_single_ones(case, weighting):
+    model, prefix, codes, _ = case
+    masks = draw_masks(2, LENGTH, 5, weighting, torch.Generator().manual_seed(3))
+    both = torch.stack([codes, codes.flip(0)])
+    whole = log_probability(model, model.config, [prefix] * 2, both, masks)
+    single = [
+        log_probability(
+            model, model.config, [prefix] * 2, both, Masks(masks.places[m : m + 1], masks.weight[m : m + 1] * 5)
+        )
+        for m in range(5)
+    ]
+    torch.testing.assert_close(whole, torch.stack(single).mean(0))
+    variances = [estimates_of(case, weighting, number).var() for number in (1, 8)]
+    assert variances[1] < variances[0] / 4
+
+
+def estimates_of(case, weighting: str, number: int) -> torch.Tensor:
+    model, prefix, codes, _ = case
+    masks = draw_masks(400, LENGTH, number, weighting, torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        return log_probability(model, model.config, [prefix] * 400, codes.repeat(400, 1), masks)
+
+
+def test_an_image_is_judged_under_its_own_prompt_and_masks(case):
+    model, prefix, codes, _ = case
+    other = text_prefix(model.config, [7])
+    masks = draw_masks(2, LENGTH, 2, "elbo", torch.Generator().manual_seed(5))
+    both = torch.stack([codes, codes.flip(0)])
+    together = log_probability(model, model.config, [prefix, other], both, masks)
+    for row, before in enumerate((prefix, other)):
+        alone = Masks(masks.places[:, row : row + 1], masks.weight[:, row : row + 1])
+        torch.testing.assert_close(
+            log_probability(model, model.config, [before], both[row : row + 1], alone), together[row : row + 1]
+        )
+
+
+class ReadyTokens(DPOTrainer):
+    """trl's trainer on token ids as they are, without an end token."""
+
+    def _prepare_dataset(self, dataset, *_):
+        return dataset
+
+
+def test_the_loss_is_trls_on_the_same_log_probabilities(tmp_path):
+    torch.manual_seed(0)
+    tokenizer = byte_level_tokenizer()
+    policy, reference = (LlamaForCausalLM(LlamaConfig(**token_settings(tokenizer))).eval() for _ in range(2))
+    draw = torch.Generator().manual_seed(1)
+    ids = torch.randint(10, 200, (4, 3, 5), generator=draw).tolist()  # prompt, chosen, rejected of four pairs
+    rows = [{"prompt_ids": p, "chosen_ids": c, "rejected_ids": r} for p, c, r in ids]
+
+    def log_probabilities(model, which: int) -> torch.Tensor:
+        sequences = torch.tensor([pair[0] + pair[which] for pair in ids])
+        with torch.no_grad():
+            log_p = model(sequences).logits[:, :-1].log_softmax(-1)
+        return log_p.gather(2, sequences[:, 1:, None])[:, 4:, 0].sum(1)
+
+    given = [log_probabilities(model, which) for model in (policy, reference) for which in (1, 2)]
+    losses, margin = dpo_loss(*given, beta=0.3)
+    arguments = DPOConfig(
+        output_dir=str(tmp_path),
+        beta=0.3,
+        per_device_train_batch_size=4,
+        max_steps=1,
+        logging_steps=1,
+        learning_rate=0.0,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        max_length=None,
+    )
+    trainer = ReadyTokens(
+        policy, reference, arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+    )
+    trainer.train()
+    logged = next(row for row in trainer.state.log_history if "loss" in row)
+    assert logged["loss"] == pytest.approx(losses.mean().item(), rel=1e-4)
+    assert logged["rewards/margins"] == pytest.approx(margin.mean().item(), rel=1e-3)
+
+
+def pairs_of(model: Showo, number: int = 24) -> list[Pair]:
+    """Chosen images hold more zeros than rejected ones."""
+    draw = torch.Generator().manual_seed(7)
+    length = model.config.num_image_tokens
+    few = torch.randint(1, CODES, (number, length), generator=draw)
+    many = few.masked_fill(torch.rand(number, length, generator=draw) < 0.7, 0)
+    return [Pair(text_prefix(model.config, [row % 5 + 1]), many[row], few[row]) for row in range(number)]
+
+
+def test_training_starts_at_log_two_and_prefers_the_chosen(tmp_path):
+    model = tiny(length=9)
+    pairs = pairs_of(model)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    log = train_dpo(model, pairs, DpoTraining(3e-3, epochs=12, batch_size=8, masks=2), tmp_path)
+    assert log[0]["loss"] == pytest.approx(0.6931, abs=1e-3) and log[0]["margin"] == pytest.approx(0, abs=1e-4)
+    assert log[-1]["loss"] < 0.5 and log[-1]["accuracy"] > 0.9 and log[-1]["margin"] > 0.5
+    assert not model.training
+    reference = tiny(length=9)
+    reference.load_state_dict(before)
+    masks = draw_masks(len(pairs), 9, 4, "elbo", torch.Generator().manual_seed(0))
+    chosen, rejected = (torch.stack([getattr(pair, side) for pair in pairs]) for side in ("chosen", "rejected"))
+    prefixes = [pair.prefix for pair in pairs]
+    with torch.no_grad():
+        gains = [
+            log_probability(model, model.config, prefixes, codes, masks)
+            - log_probability(reference, model.config, prefixes, codes, masks)
+            for codes in (chosen, rejected)
+        ]
+    assert gains[0].mean() > gains[1].mean()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_chosen_and_rejected_share_masks_if_asked(tmp_path, monkeypatch, shared):
+    model, seen = tiny(), []
+    judged = dpo.log_probability
+
+    def watch(model, config, prefixes, codes, masks):
+        seen.append(masks)
+        return judged(model, config, prefixes, codes, masks)
+
+    monkeypatch.setattr(dpo, "log_probability", watch)
+    train_dpo(model, pairs_of(model, 4), DpoTraining(1e-4, batch_size=4, masks=3, shared=shared), tmp_path)
+    policy, reference = seen
+    assert torch.equal(policy.places, reference.places) and torch.equal(policy.weight, reference.weight)
+    assert torch.equal(policy.places[:, :4], policy.places[:, 4:]) == shared
+
+
+class Stop(TrainerCallback):
+    """Breaks off after three steps."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+
+def test_it_goes_on_after_an_interrupt(tmp_path, monkeypatch):
+    settings = DpoTraining(1e-3, batch_size=4, save_steps=2)
+    whole, parted = tiny(), tiny()
+    log = train_dpo(whole, pairs_of(whole), settings, tmp_path / "whole")
+    trainer = dpo.DpoTrainer
+
+    def stopping(*given):
+        made = trainer(*given)
+        made.add_callback(Stop())
+        return made
+
+    monkeypatch.setattr(dpo, "DpoTrainer", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train_dpo(parted, pairs_of(parted), settings, tmp_path / "parted")
+    monkeypatch.setattr(dpo, "DpoTrainer", trainer)
+    parted = tiny()  # the reference is the model as it is given
+    again = train_dpo(parted, pairs_of(parted), settings, tmp_path / "parted")
+    assert [row["loss"] for row in again] == pytest.approx([row["loss"] for row in log])
+    for name, weight in parted.state_dict().items():
+        torch.testing.assert_close(weight, whole.state_dict()[name])
+
+
+def test_nothing_to_learn_from_is_said(tmp_path):
+    with pytest.raises(ValueError, match="at least one pair"):
+        train_dpo(tiny(), [], DpoTraining(1e-4), tmp_path)
