@@ -1,15 +1,17 @@
-"""Direct preference optimisation of a masked image model: log-probabilities, the loss, training.
+"""Direct preference optimisation of a masked image model: log-probabilities, the loss, training, reward guidance.
 
 A masked model gives no exact log-probability of an image: it is estimated over random masks, with the same masks for
-policy and reference. Paper: section 3.3; DPO: arXiv 2305.18290.
+policy and reference. Guidance adds pairs of the policy's own fresh images, ranked by a verifier; so it has a gradient,
+unlike the constant that the released code adds. Paper: sections 3.3 and 3.4; DPO: arXiv 2305.18290.
 """
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +19,10 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from cotgen_lite.showo import Showo, draw_mask, image_logits
+from cotgen_lite.generator import Generator
+from cotgen_lite.showo import Showo, draw_mask, image_logits, text_prefix
+from cotgen_lite.verifier import Verifier
+from cotgen_lite.vocabulary import encode_text
 
 Weighting = Literal["sum", "elbo"]
 
@@ -86,11 +91,15 @@ def dpo_loss(
     return -F.logsigmoid(margin), margin
 
 
+Online = Callable[[Showo, int], list[Pair]]  # from the policy as it is at a step to fresh pairs
+
+
 @dataclass(frozen=True)
 class DpoTraining:
     """How a generator is aligned; the paper's: 1 epoch, batches of 10, learning rate 1e-5, β 0.1 (released code).
 
-    masks: a pair and step; shared: chosen and rejected image under the same masks; weighting: see `draw_masks`.
+    masks: a pair and step; shared: chosen and rejected image under the same masks; weighting: see `draw_masks`;
+    guidance: λ, the weight of fresh pairs, if there are any.
     """
 
     learning_rate: float
@@ -100,16 +109,51 @@ class DpoTraining:
     masks: int = 1
     shared: bool = True
     weighting: Weighting = "sum"
+    guidance: float = 1.0
     warmup: float = 0.1
     save_steps: int = 100
     seed: int = 0
 
 
-def train_dpo(model: Showo, pairs: Sequence[Pair], settings: DpoTraining, work_dir: Path) -> list[dict[str, float]]:
+def online_pairs(
+    generator: Generator, verifier: Verifier, prompts: Sequence[str], a_step: int, samples: int, seed: int
+) -> Online:
+    """Fresh pairs for reward guidance: of `samples` images of the policy's, the verifier's favourite against its last.
+
+    generator: lends words, pixels and settings, the policy its weights. a_step: prompts drawn anew at each step.
+    ValueError for fewer than two samples.
+    """
+    if samples < 2:
+        raise ValueError(f"A pair needs two images: draw at least 2 samples, not {samples}.")
+
+    def draw(policy: Showo, step: int) -> list[Pair]:
+        rng = np.random.default_rng((seed, step))
+        chosen = [prompts[i] for i in rng.choice(len(prompts), a_step, replace=False)]
+        current = replace(generator, model=policy)
+        key = int(rng.integers(2**31))  # fresh noise at every step
+        pairs = []
+        for prompt, paths in zip(chosen, current.draw(chosen, samples, key), strict=True):
+            codes = torch.stack([path.final for path in paths])
+            log_odds = verifier.score(current.decode(codes), [prompt] * samples)
+            prefix = text_prefix(policy.config, encode_text(generator.words, prompt))
+            pairs.append(Pair(prefix, codes[int(log_odds.argmax())], codes[int(log_odds.argmin())]))
+        return pairs
+
+    return draw
+
+
+def train_dpo(
+    model: Showo,
+    pairs: Sequence[Pair],
+    settings: DpoTraining,
+    work_dir: Path,
+    online: Online | None = None,
+) -> list[dict[str, float]]:
     """Align a generator in place on pairs; the reference is what it is at the start, frozen.
 
-    work_dir: checkpoints; an interrupted call, made again with the same model, goes on from the last. Returns for each
-    step its loss, mean reward margin and accuracy (share of pairs with a positive margin). ValueError without pairs.
+    work_dir: checkpoints; an interrupted call, made again with the same model, goes on from the last. online: fresh
+    pairs of the policy's for each step, whose loss is added `settings.guidance` times. Returns for each step its loss,
+    mean reward margin and accuracy (share of pairs with a positive margin). ValueError without pairs.
     """
     if not pairs:
         raise ValueError("There is nothing to learn from: give at least one pair.")
@@ -131,35 +175,52 @@ def train_dpo(model: Showo, pairs: Sequence[Pair], settings: DpoTraining, work_d
         bf16=on_gpu,
         dataloader_pin_memory=on_gpu,
     )
-    trainer = DpoTrainer(copy.deepcopy(model).eval().requires_grad_(False), settings, model, arguments, pairs)
+    reference = copy.deepcopy(model).eval().requires_grad_(False)
+    trainer = DpoTrainer(reference, settings, model, arguments, pairs, online)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work_dir)) if work_dir.exists() else None)
     model.eval()
-    return [
-        {key: row[key] for key in ("loss", "margin", "accuracy")}
-        for row in trainer.state.log_history
-        if "margin" in row
-    ]
+    kept = ("loss", "margin", "accuracy", "online_margin")
+    steps = [row for row in trainer.state.log_history if "margin" in row]
+    return [{key: row[key] for key in kept if key in row} for row in steps]
 
 
 class DpoTrainer(Trainer):
     """transformers' trainer with DPO's loss on estimated log-probabilities."""
 
     def __init__(
-        self, reference: Showo, settings: DpoTraining, model: Showo, arguments: TrainingArguments, pairs: Sequence[Pair]
+        self,
+        reference: Showo,
+        settings: DpoTraining,
+        model: Showo,
+        arguments: TrainingArguments,
+        pairs: Sequence[Pair],
+        online: Online | None,
     ) -> None:
         super().__init__(model, arguments, data_collator=_collate, train_dataset=_Pairs(pairs))
-        self.reference, self.settings = reference.to(arguments.device), settings
+        self.reference, self.settings, self.online = reference.to(arguments.device), settings, online
         self.latest: dict[str, float] = {}
 
     def compute_loss(
         self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        """The mean loss of a batch, over masks drawn by seed, process and step."""
+        """The mean loss of a batch, over masks drawn by seed, process and step; guidance on top."""
+        key = self.state.global_step * self.args.world_size + self.args.process_index
+        drawing = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + key)
+        loss, margin = self._pair_loss(model, inputs, drawing)
+        self.latest = {"margin": margin.mean().item(), "accuracy": (margin > 0).float().mean().item()}
+        if self.online is None:
+            return loss
+        policy = self.accelerator.unwrap_model(model)
+        fresh = _collate(self.online(policy.eval(), key))
+        policy.train()
+        guidance, margin = self._pair_loss(model, self._prepare_inputs(fresh), drawing)
+        self.latest["online_margin"] = margin.mean().item()
+        return loss + self.settings.guidance * guidance
+
+    def _pair_loss(self, model: Any, pairs: dict, drawing: torch.Generator) -> tuple[Tensor, Tensor]:
         settings, config = self.settings, self.reference.config
-        key = settings.seed * 1_000_003 + self.state.global_step * self.args.world_size + self.args.process_index
-        prefixes, chosen, rejected = inputs["prefixes"], inputs["chosen"], inputs["rejected"]
+        prefixes, chosen, rejected = pairs["prefixes"], pairs["chosen"], pairs["rejected"]
         batch, length = chosen.shape
-        drawing = torch.Generator().manual_seed(key)
         masks = draw_masks(batch, length, settings.masks, settings.weighting, drawing)
         other = masks if settings.shared else draw_masks(batch, length, settings.masks, settings.weighting, drawing)
         both = Masks(torch.cat([masks.places, other.places], dim=1), torch.cat([masks.weight, other.weight], dim=1))
@@ -168,8 +229,7 @@ class DpoTrainer(Trainer):
         with torch.no_grad():
             reference = log_probability(self.reference, config, prefixes * 2, codes, both)
         losses, margin = dpo_loss(policy[:batch], policy[batch:], reference[:batch], reference[batch:], settings.beta)
-        self.latest = {"margin": margin.mean().item(), "accuracy": (margin > 0).float().mean().item()}
-        return losses.mean()
+        return losses.mean(), margin
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds margin and accuracy to what is logged of a step."""

@@ -1,7 +1,10 @@
 """Log-probabilities against enumeration, the loss against trl's, and that training does what it says."""
 
+import copy
+from dataclasses import replace
 from itertools import combinations, permutations
 from math import comb
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from cotgen_lite import dpo
-from cotgen_lite.dpo import DpoTraining, Masks, Pair, dpo_loss, draw_masks, log_probability, train_dpo
+from cotgen_lite.dpo import DpoTraining, Masks, Pair, dpo_loss, draw_masks, log_probability, online_pairs, train_dpo
+from cotgen_lite.prompts import lite_prompts
 from cotgen_lite.showo import Showo, ShowoConfig, draw_mask, text_prefix
 
 LENGTH, CODES = 4, 3
@@ -248,6 +252,61 @@ def test_it_goes_on_after_an_interrupt(tmp_path, monkeypatch):
     assert [row["loss"] for row in again] == pytest.approx([row["loss"] for row in log])
     for name, weight in parted.state_dict().items():
         torch.testing.assert_close(weight, whole.state_dict()[name])
+
+
+class LikesLowCodes:
+    """A verifier whose log-odds are the share of codes in the lower half; it is shown codes, not pictures."""
+
+    def score(self, codes: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        assert len(codes) == len(prompts)
+        return (codes < 512).float().mean(dim=1)
+
+
+@pytest.fixture
+def unpictured(toy_generator):
+    """The toy generator, whose pictures are the codes themselves."""
+    pixels = SimpleNamespace(decode=lambda codes: codes)
+    return replace(toy_generator, model=copy.deepcopy(toy_generator.model), pixels=pixels)
+
+
+def test_guidance_alone_has_a_gradient_and_raises_the_verifiers_score(unpictured, tmp_path):
+    generator = unpictured
+    prompts = [prompt.text for prompt in lite_prompts("train")[:6]]
+
+    def mean_score() -> float:
+        drawn = generator.draw(prompts, 8, seed=99)
+        codes = torch.stack([path.final for paths in drawn for path in paths])
+        return float(LikesLowCodes().score(codes, [""] * len(codes)).mean())
+
+    prefix = text_prefix(generator.model.config, [3])
+    same = torch.zeros(64, dtype=torch.int16)
+    dummies = [Pair(prefix, same, same)] * 30  # a pair of equal images teaches nothing
+    online = online_pairs(generator, LikesLowCodes(), prompts, a_step=3, samples=4, seed=0)
+    fresh = online(generator.model, 0)
+    masks = draw_masks(6, 64, 1, "sum", torch.Generator().manual_seed(0))
+    codes = torch.stack([pair.chosen for pair in fresh] + [pair.rejected for pair in fresh])
+    prefixes = [pair.prefix for pair in fresh] * 2
+    log_p = log_probability(generator.model, generator.model.config, prefixes, codes, masks)
+    dpo_loss(log_p[:3], log_p[3:], log_p[:3].detach(), log_p[3:].detach(), beta=0.1)[0].mean().backward()
+    assert sum(float(weight.grad.norm()) for weight in generator.model.parameters() if weight.grad is not None) > 1e-2
+    generator.model.zero_grad()
+    before = mean_score()
+    log = train_dpo(generator.model, dummies, DpoTraining(1e-2, batch_size=1, masks=2), tmp_path, online)
+    assert "online_margin" in log[0]
+    assert mean_score() > before + 0.1
+
+
+def test_fresh_pairs_are_the_verifiers_favourite_and_last(unpictured):
+    prompts = [prompt.text for prompt in lite_prompts("train")[:4]]
+    draw = online_pairs(unpictured, LikesLowCodes(), prompts, a_step=2, samples=4, seed=0)
+    pairs, again, later = (draw(unpictured.model, step) for step in (0, 0, 1))
+    assert len(pairs) == 2 and all(torch.equal(a.chosen, b.chosen) for a, b in zip(pairs, again, strict=True))
+    assert any(not torch.equal(a.chosen, b.chosen) for a, b in zip(pairs, later, strict=True))
+    for pair in pairs:
+        best, worst = LikesLowCodes().score(torch.stack([pair.chosen, pair.rejected]), ["", ""])
+        assert best > worst
+    with pytest.raises(ValueError, match="at least 2 samples"):
+        online_pairs(unpictured, LikesLowCodes(), prompts, 2, 1, 0)
 
 
 def test_nothing_to_learn_from_is_said(tmp_path):
