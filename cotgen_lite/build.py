@@ -355,8 +355,9 @@ def main(arguments: list[str] | None = None) -> None:
         return
     work = Path("build/quick/work" if options.quick else "build/work")
     build(options.steps, out, work, QUICK if options.quick else LITE)
-    write_readme(out)
-    print_table(out)
+    if last_file("results", out).exists():
+        write_readme(out)
+        print_table(out)
 
 
 def _generator(out: Path) -> Generator:

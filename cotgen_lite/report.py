@@ -95,10 +95,11 @@ def profile_lines(out: Path) -> list[str]:
 
     base, best, top = (rows[method]["overall"] for method in ("baseline", "zs-orm", "oracle"))
     theirs = PAPER["zs-orm"][-1] - PAPER["baseline"][-1]
+    share = f", {(best - base) / (top - base):.0%} of what an oracle would gain" if top > base else ""
     return [
         f"The baseline's tags from best to worst: {order(rows['baseline']['tags'])}; in the paper: "
-        f"{order(paper_scores('baseline'))}. The zero-shot verifier gains {best - base:+.2f} (paper {theirs:+.2f}), "
-        f"{(best - base) / (top - base):.0%} of what an oracle would gain."
+        f"{order(paper_scores('baseline'))}. The zero-shot verifier gains {best - base:+.2f} (paper {theirs:+.2f})"
+        f"{share}."
     ]
 
 
