@@ -21,6 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from cotgen_lite.generator import Generator
 from cotgen_lite.showo import Showo, draw_mask, image_logits, text_prefix
+from cotgen_lite.training import StepBar
 from cotgen_lite.verifier import Verifier
 from cotgen_lite.vocabulary import encode_text
 
@@ -170,6 +171,7 @@ def train_dpo(
         save_total_limit=1,
         logging_steps=1,
         report_to="none",
+        disable_tqdm=True,
         remove_unused_columns=False,
         use_cpu=not on_gpu,
         bf16=on_gpu,
@@ -177,6 +179,7 @@ def train_dpo(
     )
     reference = copy.deepcopy(model).eval().requires_grad_(False)
     trainer = DpoTrainer(reference, settings, model, arguments, pairs, online)
+    StepBar.attach(trainer, "DPO")
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work_dir)) if work_dir.exists() else None)
     model.eval()
     kept = ("loss", "margin", "accuracy", "online_margin")

@@ -13,6 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from cotgen_lite.files import write_atomically
+from cotgen_lite.training import StepBar
 from cotgen_lite.verifier import Verifier
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def finetune_verifier(
         save_total_limit=1,
         logging_steps=1,
         report_to="none",
+        disable_tqdm=True,
         remove_unused_columns=False,
         assistant_only_loss=True,
         max_length=None,
@@ -92,6 +94,7 @@ def finetune_verifier(
         processing_class=verifier.processor,
         peft_config=lora,
     )
+    StepBar.attach(trainer, "fine-tuning")
     last = get_last_checkpoint(str(work_dir))
     output = trainer.train(resume_from_checkpoint=last)
     done_before = int(last.rpartition("-")[2]) if last else 0

@@ -5,10 +5,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers import PrinterCallback, Trainer, TrainerCallback
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -69,6 +71,32 @@ def train(
                 saved = time.monotonic()
     model.eval()
     return log
+
+
+class StepBar(TrainerCallback):
+    """One bar for transformers' trainers in place of their tables, which grow by a row at every step."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+
+    @classmethod
+    def attach(cls, trainer: Trainer, label: str) -> None:
+        """Give the bar to a trainer that was made with `disable_tqdm=True`."""
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(cls(label))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.update()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.close()
 
 
 def _schedule(done: float, warmup: float) -> float:
