@@ -86,16 +86,20 @@ class StepBar(TrainerCallback):
         trainer.add_callback(cls(label))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Open the bar, where an earlier run stopped if it goes on."""
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """One step further."""
         self.bar.update()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
+        """Show the latest loss."""
         if logs and "loss" in logs:
             self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Close the bar."""
         self.bar.close()
 
 
