@@ -19,9 +19,10 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from cotgen_lite.drawing import fingerprint
 from cotgen_lite.generator import Generator
 from cotgen_lite.showo import Showo, draw_mask, image_logits, text_prefix
-from cotgen_lite.training import StepBar
+from cotgen_lite.training import StepBar, check_same_run
 from cotgen_lite.verifier import Verifier
 from cotgen_lite.vocabulary import encode_text
 
@@ -154,10 +155,13 @@ def train_dpo(
 
     work_dir: checkpoints; an interrupted call, made again with the same model, goes on from the last. online: fresh
     pairs of the policy's for each step, whose loss is added `settings.guidance` times. Returns for each step its loss,
-    mean reward margin and accuracy (share of pairs with a positive margin). ValueError without pairs.
+    mean reward margin and accuracy (share of pairs with a positive margin). ValueError without
+    pairs, or for a `work_dir` that holds another run.
     """
     if not pairs:
         raise ValueError("There is nothing to learn from: give at least one pair.")
+    said = [(pair.prefix, pair.chosen.tolist(), pair.rejected.tolist()) for pair in pairs]
+    check_same_run(work_dir, fingerprint((model,), settings, said, online is None))
     on_gpu = model.device.type == "cuda"
     arguments = TrainingArguments(
         output_dir=str(work_dir),
@@ -181,7 +185,7 @@ def train_dpo(
     trainer = DpoTrainer(reference, settings, model, arguments, pairs, online)
     StepBar.attach(trainer, "DPO")
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work_dir)) if work_dir.exists() else None)
-    model.eval()
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
     kept = ("loss", "margin", "accuracy", "online_margin")
     steps = [row for row in trainer.state.log_history if "margin" in row]
     return [{key: row[key] for key in kept if key in row} for row in steps]
@@ -229,7 +233,8 @@ class DpoTrainer(Trainer):
         both = Masks(torch.cat([masks.places, other.places], dim=1), torch.cat([masks.weight, other.weight], dim=1))
         codes = torch.cat([chosen, rejected])
         policy = log_probability(model, config, prefixes * 2, codes, both)
-        with torch.no_grad():
+        # In the policy's precision, or the two would differ before the first step.
+        with torch.no_grad(), torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
             reference = log_probability(self.reference, config, prefixes * 2, codes, both)
         losses, margin = dpo_loss(policy[:batch], policy[batch:], reference[:batch], reference[batch:], settings.beta)
         return losses.mean(), margin

@@ -13,7 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from cotgen_lite.files import write_atomically
-from cotgen_lite.training import StepBar
+from cotgen_lite.training import StepBar, check_same_run
 from cotgen_lite.verifier import Verifier
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def finetune_verifier(
             "{% generation %} before and {% endgeneration %} after an answer in processor.chat_template."
         )
     _check_where_answers_stand(verifier.processor)
-    _check_same_run(Path(work_dir), _describe(verifier, dataset, settings, lora))
+    check_same_run(Path(work_dir), _describe(verifier, dataset, settings, lora))
     on_gpu = verifier.model.device.type == "cuda"
     arguments = SFTConfig(
         output_dir=str(work_dir),
@@ -97,9 +97,11 @@ def finetune_verifier(
     StepBar.attach(trainer, "fine-tuning")
     last = get_last_checkpoint(str(work_dir))
     output = trainer.train(resume_from_checkpoint=last)
-    done_before = int(last.rpartition("-")[2]) if last else 0
-    done_now = max(1, output.global_step - done_before)
-    seconds = output.metrics["train_runtime"] * output.global_step / done_now
+    done_now = output.global_step - (int(last.rpartition("-")[2]) if last else 0)
+    took = Path(work_dir) / "seconds.txt"  # of a whole run: one that is complete already takes none
+    if done_now or not took.exists():
+        write_atomically(took, str(output.metrics["train_runtime"] * output.global_step / max(1, done_now)))
+    seconds = float(took.read_text(encoding="utf-8"))
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     # On a GPU, accelerate has wrapped `forward` in half precision; log-odds are to be float32 again.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
@@ -128,17 +130,6 @@ def _describe(verifier: Verifier, dataset: Dataset, settings: FineTuning, lora: 
         if name != "images":  # as dear to read as to train on; the columns beside them tell runs apart
             digest.update(repr(rows[name][:]).encode())
     return digest.hexdigest()
-
-
-def _check_same_run(work: Path, run: str) -> None:
-    """Note in the folder which run it belongs to; ValueError if it is another one's."""
-    note = work / "run.txt"
-    if note.exists() and note.read_text(encoding="utf-8") != run:
-        raise ValueError(
-            f"{work} holds the checkpoints of another run (other weights, data or settings): "
-            "take another folder, or delete this one to start afresh."
-        )
-    write_atomically(note, run)
 
 
 class AnswerTrainer(SFTTrainer):

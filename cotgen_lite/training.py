@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
+from cotgen_lite.files import write_atomically
+
 CHECKPOINT = "checkpoint.pt"
 
 
@@ -71,6 +73,20 @@ def train(
                 saved = time.monotonic()
     model.eval()
     return log
+
+
+def check_same_run(work_dir: Path, run: str) -> None:
+    """Note in the folder which run it belongs to; ValueError if it is another one's.
+
+    run: a checksum of all that the run depends on.
+    """
+    note = work_dir / "run.txt"
+    if note.exists() and note.read_text(encoding="utf-8") != run:
+        raise ValueError(
+            f"{work_dir} holds the checkpoints of another run (other weights, data or settings): "
+            "take another folder, or delete this one to start afresh."
+        )
+    write_atomically(note, run)
 
 
 class StepBar(TrainerCallback):

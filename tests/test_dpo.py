@@ -309,6 +309,14 @@ def test_fresh_pairs_are_the_verifiers_favourite_and_last(unpictured):
         online_pairs(unpictured, LikesLowCodes(), prompts, 2, 1, 0)
 
 
+def test_another_runs_folder_is_refused(tmp_path):
+    model = tiny()
+    train_dpo(model, pairs_of(model, 4), DpoTraining(1e-4, batch_size=4), tmp_path)
+    for settings, number in ((DpoTraining(1e-3, batch_size=4), 4), (DpoTraining(1e-4, batch_size=4), 3)):
+        with pytest.raises(ValueError, match="another run"):
+            train_dpo(tiny(), pairs_of(tiny(), number), settings, tmp_path)
+
+
 def test_nothing_to_learn_from_is_said(tmp_path):
     with pytest.raises(ValueError, match="at least one pair"):
         train_dpo(tiny(), [], DpoTraining(1e-4), tmp_path)

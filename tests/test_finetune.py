@@ -104,10 +104,12 @@ def test_it_goes_on_after_an_interrupt(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         finetune_verifier(fresh(tmp_path / "b"), dataset, settings, tmp_path / "parted")
     monkeypatch.setattr(finetune, "AnswerTrainer", trainer)
-    monkeypatch.setattr(finetune, "_check_same_run", lambda *_: None)
+    monkeypatch.setattr(finetune, "check_same_run", lambda *_: None)
     other = fresh(tmp_path / "c", seed=1)  # its weights must all be replaced by the checkpoint's
     parted, again, _ = finetune_verifier(other, dataset, settings, tmp_path / "parted")
     assert again == pytest.approx(losses)
+    _, _, seconds = finetune_verifier(fresh(tmp_path / "d"), dataset, settings, tmp_path / "parted")
+    assert seconds == float((tmp_path / "parted/seconds.txt").read_text()) > 0  # of the run, not of finding it done
     prompts = [PROMPT] * len(images)
     torch.testing.assert_close(parted.score(images, prompts), whole.score(images, prompts))
 
