@@ -6,7 +6,6 @@ builds into another folder, and step names (`python -m cotgen_lite.build results
 """
 
 import argparse
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cotgen_lite.checkpoints import LITE_SETTINGS
+from cotgen_lite.drawing import draw_pool, judge_tokens
 from cotgen_lite.files import MANIFEST, data_root, file_sha256
 from cotgen_lite.finetune import FineTuning, finetune_verifier
 from cotgen_lite.generator import Generator
@@ -50,7 +50,7 @@ from cotgen_lite.showo import Showo, lite_config
 from cotgen_lite.tokenizer import Magvit
 from cotgen_lite.tokenizer import lite_config as lite_pixels_config
 from cotgen_lite.tokenizer_training import TokenizerTraining, train_tokenizer
-from cotgen_lite.verifier import Verifier
+from cotgen_lite.verifier import ORM_QUESTION, PRM_QUESTION, Verifier
 from cotgen_lite.verifier_training import train_verifier
 from cotgen_lite.vocabulary import lite_tokenizer
 
@@ -74,7 +74,7 @@ class Recipe:
     ranking: dict[str, tuple[int, int]]  # of each tag: distinct training prompts, and pools of each
     ranking_images: int  # a pool
     paths: dict[str, int]  # of each tag: training prompts with a path whose steps are labelled
-    noise_every: int  # of those paths, every so manieth is labelled again with more rollouts
+    noise_every: int  # for every so manieth of those prompts another path is labelled with more rollouts
     learning_rates: tuple[float, ...]  # tried on the ORM; the best on dev images is taken
     dev_images: int  # a prompt, for choosing it
     most_of_a_label: int  # images a pool and label that the ORM learns from
@@ -214,39 +214,43 @@ def build_ranking(out: Path, work: Path, recipe: Recipe) -> None:
 
 def build_orm(out: Path, work: Path, recipe: Recipe) -> None:
     """The fine-tuned ORM, with the learning rate that serves best on images of dev prompts."""
-    generator = _generator(out)
-    prompts = first_of_each_tag(lite_prompts("dev"), recipe.prompts_per_tag)
-    dev = draw_labelled(generator, TemplateJudge(), prompts, recipe.dev_images, 3, work, temperature=1.0)
     examples = orm_examples(load_pool(out / "training/orm.safetensors"), recipe.most_of_a_label, seed=0)
-    tried = {}
-    for rate in recipe.learning_rates:
-        tuned, losses, seconds = _finetune(out, examples, rate, work / f"{rate:g}")
-        log_odds, _ = score_tokens(generator, tuned, dev.tokens, prompts)
-        tried[rate] = mean_area(prompts, log_odds, dev.correct["template"]), tuned, losses, seconds
-    best = max(tried, key=lambda rate: np.nan_to_num(tried[rate][0]))
-    _, tuned, losses, seconds = tried[best]
-    dev_auc = {f"{rate:g}": round(entry[0], 4) for rate, entry in tried.items()}
-    settings = {"examples": len(examples), "learning_rate": best, "dev_auc": dev_auc, "losses": _thinned(losses)}
-    publish_verifier(tuned, out / "models/orm", settings, seconds)
+    _finetune(out, "orm", examples, ORM_QUESTION, slice(-1, None), work, recipe)
 
 
 def build_prm(out: Path, work: Path, recipe: Recipe) -> None:
-    """The fine-tuned PRM, with the ORM's learning rate."""
-    rate = json.loads((out / "models/orm" / MANIFEST).read_text(encoding="utf-8"))["settings"]["learning_rate"]
+    """The fine-tuned PRM, with the learning rate that serves best on all steps of images of dev prompts."""
     examples = prm_examples(load_steps(out / "training/prm.safetensors"), seed=0)
-    tuned, losses, seconds = _finetune(out, examples, rate, work / f"{rate:g}")
-    settings = {"examples": len(examples), "learning_rate": rate, "losses": _thinned(losses)}
-    publish_verifier(tuned, out / "models/prm", settings, seconds)
+    _finetune(out, "prm", examples, PRM_QUESTION, slice(1, None, 4), work, recipe)
 
 
-def _finetune(out: Path, examples: list[Example], rate: float, work: Path) -> tuple[Verifier, list[float], float]:
-    """The zero-shot verifier fine-tuned on examples, its losses, and the seconds that all steps take at this pace."""
-    verifier = Verifier.from_pretrained(out / "models/verifier")
+def _finetune(
+    out: Path, name: str, examples: list[Example], question: str, steps: slice, work: Path, recipe: Recipe
+) -> None:
+    """Fine-tune the zero-shot verifier once with each learning rate, and publish the best.
+
+    Best is the mean AUC over tags and `steps`, of what is said of dev images' guesses against the verdict on the image.
+    """
     if not examples:
         print("no prompt has images of both labels: there is nothing to learn from, the verifier stays as it is")
-        return verifier, [], 0.0
-    dataset = as_dataset(examples, Magvit.from_pretrained(out / "models/tokenizer"))
-    return finetune_verifier(verifier, dataset, FineTuning(rate), work)
+        publish_verifier(Verifier.from_pretrained(out / "models/verifier"), out / "models" / name, {"examples": 0}, 0)
+        return
+    generator, data = _generator(out), as_dataset(examples, Magvit.from_pretrained(out / "models/tokenizer"))
+    prompts = first_of_each_tag(lite_prompts("dev"), recipe.prompts_per_tag)
+    guesses, _, _ = draw_pool(generator, prompts, recipe.dev_images, seed=3, work_dir=work)
+    right = judge_tokens(generator, guesses[:, :, -1], prompts, TemplateJudge())
+    tried = {}
+    for rate in recipe.learning_rates:
+        verifier = Verifier.from_pretrained(out / "models/verifier")
+        tuned, losses, seconds = finetune_verifier(verifier, data, FineTuning(rate), work / f"{rate:g}")
+        looked = guesses[:, :, steps].unbind(dim=2)
+        areas = [mean_area(prompts, score_tokens(generator, tuned, g, prompts, question)[0], right) for g in looked]
+        tried[rate] = float(np.nan_to_num(np.mean(areas))), tuned, losses, seconds
+    best = max(tried, key=lambda rate: tried[rate][0])
+    _, tuned, losses, seconds = tried[best]
+    dev_auc = {f"{rate:g}": round(entry[0], 4) for rate, entry in tried.items()}
+    settings = {"examples": len(examples), "learning_rate": best, "dev_auc": dev_auc, "losses": _thinned(losses)}
+    publish_verifier(tuned, out / "models" / name, settings, seconds)
 
 
 def build_verifiers(out: Path, work: Path, recipe: Recipe) -> None:
@@ -300,7 +304,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "results": ("judge", "generator", "verifier"),
     "ranking": ("generator",),
     "orm": ("ranking", "verifier"),
-    "prm": ("ranking", "orm"),
+    "prm": ("ranking", "verifier"),
     "verifiers": ("results", "orm", "prm"),
 }
 
@@ -329,12 +333,14 @@ def build(steps: list[str], out: Path, work: Path, recipe: Recipe) -> None:
         if not steps and last_file(step, out).exists():
             print(f"{step}: there already")
             continue
+        print(f"{step}: {(make.__doc__ or '').splitlines()[0]}", flush=True)
         if step in steps:  # named on its own: made again from nothing, pools' shards too
             shutil.rmtree(work / step, ignore_errors=True)
-        print(f"{step}: {(make.__doc__ or '').splitlines()[0]}", flush=True)
-        for later in STEPS:
+        last_file(step, out).unlink(missing_ok=True)
+        for later in STEPS:  # what was made, or half made, from the old one is worth nothing now
             if depends_on(later, step):
                 last_file(later, out).unlink(missing_ok=True)
+                shutil.rmtree(work / later, ignore_errors=True)
         make(out, work / step, recipe)
 
 

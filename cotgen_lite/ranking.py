@@ -121,8 +121,8 @@ def orm_examples(pool: Pool, most: int, seed: int) -> list[Example]:
 def prm_examples(steps: StepLabels, seed: int) -> list[Example]:
     """The PRM's training set, shuffled: all steps' guesses with their labels, yes and no alike in each tag and step.
 
-    Otherwise the verifier would learn from the prompt, or from the blur, how likely a yes is. ValueError if a dev or
-    test prompt is among them. Paper: section 3.2.
+    Otherwise the verifier would learn from the tag, or from the blur, how likely a yes is. (A single prompt may still
+    tell: it has one path.) ValueError if a dev or test prompt is among them. Paper: section 3.2.
     """
     _refuse_held_out(steps.prompts)
     rng = np.random.default_rng(seed)

@@ -1,11 +1,15 @@
 """The whole build at toy size: every step runs, a second call skips all, and what it makes can be loaded."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cotgen_lite import build
+from cotgen_lite.pools import load_pool, save_pool
+from cotgen_lite.ranking import StepLabels, load_steps, save_steps
 from cotgen_lite.report import finding_lines, found, table_lines, write_readme
 
 
@@ -30,10 +34,34 @@ def test_quick_build_makes_everything_once(
     def nothing(*_: object) -> None:
         """Made nothing."""
 
+    teach_by_chance(out)
+    build.main(["orm", "prm", "--quick"])
+    for name in ("orm", "prm"):
+        settings = json.loads((out / f"models/{name}/manifest.json").read_text())["settings"]
+        assert settings["examples"] > 0 and settings["learning_rate"] and settings["losses"]
+        weights = [(out / f"models/{model}/model.safetensors").read_bytes() for model in (name, "verifier")]
+        assert weights[0] != weights[1]
+    assert not build.last_file("verifiers", out).exists()
+
+    monkeypatch.setitem(build.STEPS, "tokenizer", nothing)
     monkeypatch.setitem(build.STEPS, "results", nothing)
     build.main(["results", "--quick"])
+    assert not build.last_file("results", out).exists()  # an interrupted step is not done
+    build.main(["tokenizer", "--quick"])
     done = {step for step in build.STEPS if build.last_file(step, out).exists()}
-    assert done == set(build.STEPS) - {"verifiers"}  # what was made from the old results is to be made again
+    assert done == {"prompts", "verifier"}  # what was made from the old one is to be made again, from nothing
+    assert {path.name for path in (tmp_path / "build/quick/work").iterdir()} == {"verifier"}
+
+
+def teach_by_chance(out: Path) -> None:
+    """Labels drawn by chance, where an untrained generator's pictures are all wrong."""
+    rng = np.random.default_rng(0)
+    pool, steps = load_pool(out / "training/orm.safetensors"), load_steps(out / "training/prm.safetensors")
+    labels = rng.random(pool.correct["template"].shape) < 0.5
+    save_pool(replace(pool, correct={"template": labels}), out / "training/orm.safetensors")
+    # Two paths of one tag, so that a step can have both labels.
+    prompts, codes = (steps.prompts[0],) * 2, steps.codes[:1].repeat(2, 1, 1)
+    save_steps(StepLabels(prompts, codes, rng.random((2, 18, 4)) < 0.2), out / "training/prm.safetensors")
 
 
 def test_steps_need_only_what_stands_before_them() -> None:
