@@ -69,7 +69,8 @@ def finding_lines(out: Path) -> list[str]:
     findings = json.loads((out / "results/findings.json").read_text(encoding="utf-8"))
     return [
         f"- **{name}** ({found['claim']}): {found['seen']}; difference {found['delta']:+.3f}, "
-        f"95% interval {found['ci'][0]:+.3f} to {found['ci'][1]:+.3f}; paper {found['paper']}."
+        f"95% interval {found['ci'][0]:+.3f} to {found['ci'][1]:+.3f}; paper {found['paper']}"
+        f"{'; ' + found['note'] if found['note'] else ''}."
         for name, found in findings.items()
     ]
 
