@@ -1,5 +1,6 @@
 """Pools drawn shard by shard: the same after an interrupt, and never another model's."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +34,8 @@ def test_shards_of_other_weights_are_not_reused(tmp_path: Path, toy_generator: G
     draw_pool(toy_generator, prompts, 2, 0, tmp_path)
     other = replace(toy_generator, settings=replace(toy_generator.settings, guidance_scale=0.0))
     draw_pool(other, prompts, 2, 0, tmp_path)
+    model = copy.deepcopy(toy_generator.model)
     with torch.no_grad():
-        next(toy_generator.model.parameters()).mul_(1 + 1e-4)
-    draw_pool(toy_generator, prompts, 2, 0, tmp_path)
+        next(model.parameters()).mul_(1 + 1e-4)
+    draw_pool(replace(toy_generator, model=model), prompts, 2, 0, tmp_path)
     assert len(list(tmp_path.glob("*/shard-000.safetensors"))) == 3

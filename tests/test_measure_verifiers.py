@@ -6,11 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from cotgen_lite.measure_verifiers import compare_areas, decide_f2_f3, decide_f4, label_noise, likeness
+from cotgen_lite.checkpoints import load_verifier
+from cotgen_lite.measure_verifiers import (
+    compare_areas,
+    decide_f2_f3,
+    decide_f4,
+    draw_stepwise,
+    label_noise,
+    likeness,
+)
 from cotgen_lite.pools import pool_prompts
 from cotgen_lite.prompts import lite_prompts
 from cotgen_lite.ranking import StepLabels
 from cotgen_lite.scoring import area_under_curve
+from cotgen_lite.search import stepwise_best_of_n
 
 PROMPTS = pool_prompts("dev")
 N = 20
@@ -37,7 +46,8 @@ def test_a_sharper_verifier_is_seen_and_an_equal_one_is_not():
 
 
 @pytest.mark.parametrize(
-    ("sharpness", "settled_from", "seen"), [((0.0, 2.0), 10, "yes"), ((2.0, 2.0), 10, "no"), ((0.0, 2.0), 17, "no")]
+    ("sharpness", "settled_from", "seen"),
+    [((0.0, 2.0), 10, "yes"), ((2.0, 2.0), 10, "no"), ((0.0, 2.0), 17, "no"), ((0.2, 0.0), 10, "no")],
 )
 def test_f4_needs_a_blurry_start_a_clear_end_and_settled_tokens(sharpness, settled_from, seen):
     rng = np.random.default_rng(3)
@@ -94,3 +104,13 @@ def test_label_noise_compares_few_rollouts_with_many():
     assert found["few_agree_with_many_by_step"] == [0.5, 1, 1]
     assert found["few_agree_with_other_few_by_step"] == [0.5, 1, 1]
     assert found["rollouts"] == [2, 8] and found["paths"] == [2, 2]
+
+
+def test_a_prompt_that_is_listed_again_is_searched_anew(tmp_path, toy_generator):
+    prompts, verifier = pool_prompts("dev")[:2], load_verifier()
+    assert prompts[0] == prompts[1]
+    run, cost = draw_stepwise(toy_generator, verifier, prompts, 2, 1, tmp_path)
+    assert not torch.equal(run["guesses"][0], run["guesses"][1])
+    alone = stepwise_best_of_n(toy_generator, verifier, prompts[1].text, 2, 1)
+    assert torch.equal(run["codes"][1], alone.trajectory.tokens[-1])
+    assert cost["verifier_passes"] == 2 * toy_generator.settings.steps and cost["tokens"] == alone.cost.tokens > 0
