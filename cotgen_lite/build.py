@@ -27,7 +27,7 @@ from cotgen_lite.judge_training import train_judge
 from cotgen_lite.judges import TemplateJudge
 from cotgen_lite.lite_verifier import save_verifier
 from cotgen_lite.measure import measure_all
-from cotgen_lite.measure_verifiers import measure_verifiers
+from cotgen_lite.measure_verifiers import measure_orm, measure_prm
 from cotgen_lite.pools import first_of_each_tag, load_pool, save_pool
 from cotgen_lite.prompts import TAGS, lite_prompts, to_record
 from cotgen_lite.ranking import (
@@ -55,6 +55,7 @@ from cotgen_lite.verifier_training import train_verifier
 from cotgen_lite.vocabulary import lite_tokenizer
 
 ROLLOUTS, MANY_ROLLOUTS = 4, 16  # the paper's, and what they are checked against
+IMAGES, FEW, MANY = "pool.safetensors", "four.safetensors", "sixteen.safetensors"
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,14 @@ class Recipe:
     prompts_per_tag: int
     judged_scenes: int
     clean_scenes: int  # of each tag, on which the zero-shot verifier is checked
-    ranking: dict[str, tuple[int, int]]  # of each tag: distinct training prompts, and pools of each
-    ranking_images: int  # a pool
+    images: dict[str, tuple[int, int]]  # of each tag: distinct training prompts, and pools of each
+    images_a_pool: int
     paths: dict[str, int]  # of each tag: training prompts with a path whose steps are labelled
     noise_every: int  # for every so manieth of those prompts another path is labelled with more rollouts
     learning_rates: tuple[float, ...]  # tried on the ORM; the best on dev images is taken
     dev_images: int  # a prompt, for choosing it
     most_of_a_label: int  # images a pool and label that the ORM learns from
-    first_steps: tuple[int, ...]  # from which on a PRM may speak
+    first_steps: dict[str, tuple[int, ...]]  # from which on each PRM may speak
 
 
 # The tokenizer first learns to rebuild, then to be certain: the same patch in the same code wherever it stands, which
@@ -99,14 +100,14 @@ LITE = Recipe(
     prompts_per_tag=100,
     judged_scenes=2000,
     clean_scenes=400,
-    ranking=dict(zip(TAGS, ((4, 2), (48, 1), (16, 4), (60, 1), (300, 1), (372, 1)), strict=True)),
-    ranking_images=30,
+    images=dict(zip(TAGS, ((4, 2), (48, 1), (16, 4), (60, 1), (300, 1), (372, 1)), strict=True)),
+    images_a_pool=30,
     paths=dict(zip(TAGS, (4, 48, 16, 60, 180, 192), strict=True)),
     noise_every=10,
     learning_rates=(1e-5, 1e-4, 3e-4, 1e-3),
     dev_images=8,
     most_of_a_label=10,
-    first_steps=(1, 4, 8, 12),
+    first_steps={"zs-prm": (1,), "ft-prm": (1, 4, 8, 12)},
 )
 QUICK = Recipe(
     tokenizer=(TokenizerTraining(20, batch=16), TokenizerTraining(20, batch=16, seed=1)),
@@ -119,14 +120,14 @@ QUICK = Recipe(
     prompts_per_tag=2,
     judged_scenes=20,
     clean_scenes=4,
-    ranking=dict.fromkeys(TAGS, (1, 1)),
-    ranking_images=6,
+    images=dict.fromkeys(TAGS, (1, 1)),
+    images_a_pool=6,
     paths=dict(zip(TAGS, (1, 0, 0, 1, 0, 0), strict=True)),
     noise_every=2,
     learning_rates=(1e-4,),
     dev_images=2,
     most_of_a_label=2,
-    first_steps=(1,),
+    first_steps={"zs-prm": (1,), "ft-prm": (1,)},
 )
 
 
@@ -191,36 +192,43 @@ def build_results(out: Path, work: Path, recipe: Recipe) -> None:
     )
 
 
-def build_ranking(out: Path, work: Path, recipe: Recipe) -> None:
-    """Labelled images of training prompts for the ORM, and labelled steps for the PRM."""
-    generator, judge, data = _generator(out), TemplateJudge(), out / "training"
-    started = time.monotonic()
-    prompts = train_prompts({tag: number for tag, (number, _) in recipe.ranking.items()}, seed=0)
-    pools = [prompt for prompt in prompts for _ in range(recipe.ranking[prompt.tag][1])]
-    save_pool(draw_labelled(generator, judge, pools, recipe.ranking_images, 0, work), data / "orm.safetensors")
+def build_images(out: Path, work: Path, recipe: Recipe) -> None:
+    """Hot images of training prompts, labelled: what the ORM learns from, and preferences later."""
+    generator, folder, started = _generator(out), out / "training/images", time.monotonic()
+    prompts = train_prompts({tag: number for tag, (number, _) in recipe.images.items()}, seed=0)
+    pools = [prompt for prompt in prompts for _ in range(recipe.images[prompt.tag][1])]
+    save_pool(draw_labelled(generator, TemplateJudge(), pools, recipe.images_a_pool, 0, work), folder / IMAGES)
+    settings = {"generator": file_sha256(out / "models/generator/model.safetensors"), "judge": "template", "seed": 0}
+    settings |= {"temperature": HOT, "images_a_pool": recipe.images_a_pool, "pools": len(pools)}
+    write_manifest(folder, settings | {"distinct_prompts": len(prompts)}, time.monotonic() - started)
+
+
+def build_rollouts(out: Path, work: Path, recipe: Recipe) -> None:
+    """Paths of training prompts, each step labelled by rollouts: what the PRM learns from."""
+    generator, folder, started = _generator(out), out / "training/rollouts", time.monotonic()
     paths = train_prompts(recipe.paths, seed=1)
-    save_steps(label_steps(generator, judge, paths, ROLLOUTS, 1, work), data / "prm.safetensors")
+    save_steps(label_steps(generator, TemplateJudge(), paths, ROLLOUTS, 1, work), folder / FEW)
     again = paths[:: recipe.noise_every]
-    save_steps(label_steps(generator, judge, again, MANY_ROLLOUTS, 2, work), data / "prm_16.safetensors")
+    save_steps(label_steps(generator, TemplateJudge(), again, MANY_ROLLOUTS, 2, work), folder / MANY)
     settings = {
         "generator": file_sha256(out / "models/generator/model.safetensors"),
         "judge": "template",
-        "orm": {"temperature": HOT, "images_a_pool": recipe.ranking_images, "pools": len(pools), "seed": 0},
-        "prm": {"temperature": generator.settings.temperature, "paths": len(paths), "rollouts": ROLLOUTS, "seed": 1},
-        "prm_16": {"paths": len(again), "rollouts": MANY_ROLLOUTS, "seed": 2},
+        "temperature": generator.settings.temperature,
+        FEW: {"paths": len(paths), "rollouts": ROLLOUTS, "seed": 1},
+        MANY: {"paths": len(again), "rollouts": MANY_ROLLOUTS, "seed": 2},
     }
-    write_manifest(data, settings, time.monotonic() - started)
+    write_manifest(folder, settings, time.monotonic() - started)
 
 
 def build_orm(out: Path, work: Path, recipe: Recipe) -> None:
     """The fine-tuned ORM, with the learning rate that serves best on images of dev prompts."""
-    examples = orm_examples(load_pool(out / "training/orm.safetensors"), recipe.most_of_a_label, seed=0)
+    examples = orm_examples(load_pool(out / "training/images" / IMAGES), recipe.most_of_a_label, seed=0)
     _finetune(out, "orm", examples, ORM_QUESTION, slice(-1, None), work, recipe)
 
 
 def build_prm(out: Path, work: Path, recipe: Recipe) -> None:
     """The fine-tuned PRM, with the learning rate that serves best on all steps of images of dev prompts."""
-    examples = prm_examples(load_steps(out / "training/prm.safetensors"), seed=0)
+    examples = prm_examples(load_steps(out / "training/rollouts" / FEW), seed=0)
     _finetune(out, "prm", examples, PRM_QUESTION, slice(1, None, 4), work, recipe)
 
 
@@ -253,9 +261,14 @@ def _finetune(
     publish_verifier(tuned, out / "models" / name, settings, seconds)
 
 
-def build_verifiers(out: Path, work: Path, recipe: Recipe) -> None:
-    """Scores and findings of the fine-tuned verifiers, and of search step by step."""
-    measure_verifiers(out, work, recipe.pool_size, recipe.first_steps)
+def build_orm_results(out: Path, work: Path, recipe: Recipe) -> None:
+    """Scores and findings of the fine-tuned ORM."""
+    measure_orm(out)
+
+
+def build_prm_results(out: Path, work: Path, recipe: Recipe) -> None:
+    """Scores and findings of search step by step with both PRMs."""
+    measure_prm(out, work, recipe.pool_size, recipe.first_steps)
 
 
 STEPS: dict[str, Callable[[Path, Path, Recipe], None]] = {
@@ -265,10 +278,12 @@ STEPS: dict[str, Callable[[Path, Path, Recipe], None]] = {
     "generator": build_generator,
     "verifier": build_verifier,
     "results": build_results,
-    "ranking": build_ranking,
+    "images": build_images,
+    "rollouts": build_rollouts,
     "orm": build_orm,
+    "orm_results": build_orm_results,
     "prm": build_prm,
-    "verifiers": build_verifiers,
+    "prm_results": build_prm_results,
 }
 
 
@@ -302,10 +317,12 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "generator": ("prompts", "tokenizer"),
     "verifier": ("prompts",),
     "results": ("judge", "generator", "verifier"),
-    "ranking": ("generator",),
-    "orm": ("ranking", "verifier"),
-    "prm": ("ranking", "verifier"),
-    "verifiers": ("results", "orm", "prm"),
+    "images": ("generator",),
+    "rollouts": ("generator",),
+    "orm": ("images", "verifier"),
+    "orm_results": ("results", "orm"),
+    "prm": ("rollouts", "verifier"),
+    "prm_results": ("orm_results", "prm"),
 }
 
 
@@ -319,8 +336,10 @@ def last_file(step: str, out: Path) -> Path:
     last = {
         "prompts": f"models/words/{MANIFEST}",
         "results": "results/test_set.json",
-        "ranking": f"training/{MANIFEST}",
-        "verifiers": "results/labels.json",
+        "images": f"training/images/{MANIFEST}",
+        "rollouts": f"training/rollouts/{MANIFEST}",
+        "orm_results": "results/orm_auc.json",
+        "prm_results": "results/labels.json",
     }
     return out / last.get(step, f"models/{step}/{MANIFEST}")
 

@@ -35,7 +35,7 @@ from cotgen_lite.scoring import area_under_curve, area_within_rows
 from cotgen_lite.search import stepwise_best_of_n
 from cotgen_lite.verifier import ORM_QUESTION, PRM_QUESTION, Verifier
 
-COMMAND = "python -m cotgen_lite.build verifiers"
+COMMAND = "python -m cotgen_lite.build"
 # Finding F4, steps counted from 1: the AUC at the early step, what it gains by the late one, and the share of tokens
 # that are final by then.
 EARLY, LATE = 4, 14
@@ -49,10 +49,30 @@ QUESTIONERS = {
 RESAMPLES = 1000
 
 
-def measure_verifiers(out: Path, work: Path, n: int, first_steps: Sequence[int]) -> None:
-    """Score the fine-tuned ORM and both PRMs and decide F2 to F4; adds to pool, scores and findings under `out`.
+def measure_orm(out: Path) -> None:
+    """Score the pool by the fine-tuned ORM and decide F2; adds to pool, scores and findings under `out`."""
+    models, results = out / "models", out / "results"
+    generator = Generator.from_pretrained(models / "generator", models / "words", models / "tokenizer", LITE_SETTINGS)
+    pool = load_pool(out / "pools/baseline.safetensors")
+    prompts, correct, zero_shot = pool.prompts, pool.correct, pool.scores["zs-orm"]
+    tuned, seconds = score_tokens(generator, Verifier.from_pretrained(models / "orm"), pool.tokens, prompts)
+    tuned = tuned.astype(np.float16).astype(np.float32)
+    save_pool(replace(pool, scores=pool.scores | {"ft-orm": tuned}), out / "pools/baseline.safetensors")
 
-    n: candidates of the pool, and draws a step; first_steps: from which step on a PRM may speak, 1 among them. Runs in
+    about = {"generator": "baseline", "verifier": "fine-tuned ORM", "seed": 0, "command": f"{COMMAND} orm_results"}
+    each, once = cost_of_drawing(generator, prompts[0].text)
+    drawn = next(row["cost"] for row in read_rows(results / "scores.jsonl") if row["method"] == "baseline")
+    cost = each | {"verifier_passes": 1.0, "seconds": drawn["seconds"] + seconds / tuned.size}
+    sizes = [size for size in SIZES if size <= tuned.shape[1]]
+    merge_rows(results / "scores.jsonl", score_rows("ft-orm", prompts, tuned, correct, sizes, about, cost, once))
+    merge_json(results / "findings.json", {"F2": decide_f2(prompts, zero_shot, tuned, correct["learned"])})
+    write_json(results / "orm_auc.json", compare_areas(prompts, tuned, zero_shot, correct["learned"]))
+
+
+def measure_prm(out: Path, work: Path, n: int, first_steps: Mapping[str, Sequence[int]]) -> None:
+    """Search step by step with both PRMs and decide F3 and F4; adds to scores and findings under `out`.
+
+    n: draws a step; first_steps: for "zs-prm" and "ft-prm", from which steps on it may speak, 1 among them. Runs in
     `work` let it resume.
     """
     models, results = out / "models", out / "results"
@@ -63,23 +83,13 @@ def measure_verifiers(out: Path, work: Path, n: int, first_steps: Sequence[int])
     }
     verifiers = {name: Verifier.from_pretrained(models / name) for name in ("verifier", "orm", "prm")}
     pool = load_pool(out / "pools/baseline.safetensors")
-    prompts, correct, zero_shot = pool.prompts, pool.correct, pool.scores["zs-orm"]
-    tuned, seconds = score_tokens(generator, verifiers["orm"], pool.tokens, prompts)
-    tuned = tuned.astype(np.float16).astype(np.float32)
-    save_pool(replace(pool, scores=pool.scores | {"ft-orm": tuned}), out / "pools/baseline.safetensors")
-
-    about = {"generator": "baseline", "seed": 0, "command": COMMAND}
-    each, once = cost_of_drawing(generator, prompts[0].text)
-    drawn = next(row["cost"] for row in read_rows(results / "scores.jsonl") if row["method"] == "baseline")
-    cost = each | {"verifier_passes": 1.0, "seconds": drawn["seconds"] + seconds / tuned.size}
-    sizes = [size for size in SIZES if size <= n]
-    rows = score_rows("ft-orm", prompts, tuned, correct, sizes, about | {"verifier": "fine-tuned ORM"}, cost, once)
-    right = {}
-    guesses = torch.empty(0)
-    for method in ("zs-prm", "ft-prm"):
-        name, _ = QUESTIONERS[method]
-        for first_step in first_steps:
-            run, cost = draw_stepwise(generator, verifiers[name], prompts, n, first_step, work / "stepwise")
+    prompts, learned = pool.prompts, pool.correct["learned"]
+    about = {"generator": "baseline", "seed": 0, "command": f"{COMMAND} prm_results"}
+    rows, right, guesses = [], {}, torch.empty(0)
+    for method, firsts in first_steps.items():
+        for first_step in firsts:
+            verifier = verifiers[QUESTIONERS[method][0]]
+            run, cost = draw_stepwise(generator, verifier, prompts, n, first_step, work / "stepwise")
             final = run["codes"][:, None]
             verdicts = {judge: judge_tokens(generator, final, prompts, one) for judge, one in judges.items()}
             label = method if first_step == 1 else f"{method}-from-{first_step}"
@@ -91,12 +101,14 @@ def measure_verifiers(out: Path, work: Path, n: int, first_steps: Sequence[int])
                 guesses = run["guesses"]
     merge_rows(results / "scores.jsonl", rows)
 
-    learned = correct["learned"]
     steps = load_file(out / "pools/baseline_steps.safetensors")
     kept = steps["pool_row"].tolist()
     beliefs = score_steps(generator, verifiers, [prompts[row] for row in kept], steps["guesses"])
-    findings = decide_f2_f3(prompts, {"zs": zero_shot, "ft": tuned}, learned, right["ft-prm"], n)
-    findings["F4"] = decide_f4(beliefs["zs-orm"], learned[kept], steps["guesses"])
+    best = expected_best_of(pool.scores["ft-orm"], learned, n)
+    findings = {
+        "F3": decide_f3(prompts, right["ft-prm"], best, learned.mean(1)),
+        "F4": decide_f4(beliefs["zs-orm"], learned[kept], steps["guesses"]),
+    }
     merge_json(results / "findings.json", findings)
     by_step = {
         "auc": {
@@ -110,8 +122,7 @@ def measure_verifiers(out: Path, work: Path, n: int, first_steps: Sequence[int])
         "tokens_equal_to_final": [round(float(share), 4) for share in steps_profile(steps["guesses"])],
     }
     write_json(results / "steps.json", by_step | likeness(generator, guesses[kept]))
-    write_json(results / "orm_auc.json", compare_areas(prompts, tuned, zero_shot, learned))
-    labels = [load_steps(out / f"training/{name}.safetensors") for name in ("prm", "prm_16")]
+    labels = [load_steps(out / f"training/rollouts/{name}.safetensors") for name in ("four", "sixteen")]
     write_json(results / "labels.json", label_noise(*labels))
 
 
@@ -155,37 +166,35 @@ def score_steps(
     }
 
 
-def decide_f2_f3(
-    prompts: Sequence[Prompt],
-    log_odds: Mapping[str, npt.NDArray],
-    correct: npt.NDArray,
-    stepwise: npt.NDArray,
-    n: int,
-) -> dict[str, dict]:
-    """F2 and F3 by the rules fixed beforehand.
+def decide_f2(prompts: Sequence[Prompt], zero_shot: npt.NDArray, tuned: npt.NDArray, correct: npt.NDArray) -> dict:
+    """F2 by its rule: best of all N is better, and accuracy rises more steeply with log n.
 
-    log_odds: "zs" and "ft", (P, N); correct: (P, N), the reporting judge's; stepwise: (P,), whether the image that the
-    fine-tuned PRM led to is right.
+    zero_shot, tuned: log-odds (P, N); correct: (P, N), the reporting judge's.
     """
-    sizes = np.array([size for size in SIZES if size <= n])
-    curves = {
-        name: np.stack([expected_best_of(odds, correct, int(size)) for size in sizes])
-        for name, odds in log_odds.items()
-    }
+    sizes = np.array([size for size in SIZES if size <= correct.shape[1]])
+    gains = np.stack(
+        [
+            expected_best_of(tuned, correct, int(size)) - expected_best_of(zero_shot, correct, int(size))
+            for size in sizes
+        ]
+    )
     centred = np.log(sizes) - np.log(sizes).mean()
-    slopes = {name: centred @ curve / (centred @ centred) for name, curve in curves.items()}
-    gain = decide("ft-orm − zs-orm > 0", prompts, curves["ft"][-1] - curves["zs"][-1], paper="0.61 → 0.63")
-    steeper = decide("slope on log n", prompts, slopes["ft"] - slopes["zs"], paper="figure 3")
+    gain = decide("ft-orm − zs-orm > 0", prompts, gains[-1], paper="0.61 → 0.63")
+    steeper = decide("slope on log n", prompts, centred @ gains / (centred @ centred), paper="figure 3")
     both = {gain["seen"], steeper["seen"]}
     seen = "no" if "no" in both else "undecided" if "undecided" in both else "yes"
     note = f"slope of accuracy on log n: {steeper['delta']:+.4f} {steeper['ci']}, {steeper['seen']}"
-    base = correct.mean(1)
-    less = (stepwise - base) - (curves["ft"][-1] - base) / 2
+    return gain | {"seen": seen, "note": note}
+
+
+def decide_f3(prompts: Sequence[Prompt], stepwise: npt.NDArray, best: npt.NDArray, base: npt.NDArray) -> dict:
+    """F3 by its rule: the fine-tuned PRM gains less than half of what the fine-tuned ORM gains.
+
+    For each pool (P,): stepwise, whether the image that the PRM led to is right; best, accuracy of the ORM's best of N;
+    base, that of the baseline.
+    """
     claim = "gain of ft-prm − half the gain of ft-orm < 0"
-    return {
-        "F2": gain | {"seen": seen, "note": note},
-        "F3": decide(claim, prompts, less, paper="+0.02 of +0.10", below=True),
-    }
+    return decide(claim, prompts, (stepwise - base) - (best - base) / 2, paper="+0.02 of +0.10", below=True)
 
 
 def decide_f4(log_odds: npt.NDArray, correct: npt.NDArray, guesses: Tensor) -> dict:

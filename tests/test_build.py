@@ -41,7 +41,7 @@ def test_quick_build_makes_everything_once(
         assert settings["examples"] > 0 and settings["learning_rate"] and settings["losses"]
         weights = [(out / f"models/{model}/model.safetensors").read_bytes() for model in (name, "verifier")]
         assert weights[0] != weights[1]
-    assert not build.last_file("verifiers", out).exists()
+    assert not build.last_file("orm_results", out).exists()
 
     monkeypatch.setitem(build.STEPS, "tokenizer", nothing)
     monkeypatch.setitem(build.STEPS, "results", nothing)
@@ -56,12 +56,13 @@ def test_quick_build_makes_everything_once(
 def teach_by_chance(out: Path) -> None:
     """Labels drawn by chance, where an untrained generator's pictures are all wrong."""
     rng = np.random.default_rng(0)
-    pool, steps = load_pool(out / "training/orm.safetensors"), load_steps(out / "training/prm.safetensors")
+    images, rollouts = out / "training/images/pool.safetensors", out / "training/rollouts/four.safetensors"
+    pool, steps = load_pool(images), load_steps(rollouts)
     labels = rng.random(pool.correct["template"].shape) < 0.5
-    save_pool(replace(pool, correct={"template": labels}), out / "training/orm.safetensors")
+    save_pool(replace(pool, correct={"template": labels}), images)
     # Two paths of one tag, so that a step can have both labels.
     prompts, codes = (steps.prompts[0],) * 2, steps.codes[:1].repeat(2, 1, 1)
-    save_steps(StepLabels(prompts, codes, rng.random((2, 18, 4)) < 0.2), out / "training/prm.safetensors")
+    save_steps(StepLabels(prompts, codes, rng.random((2, 18, 4)) < 0.2), rollouts)
 
 
 def test_steps_need_only_what_stands_before_them() -> None:
@@ -69,7 +70,7 @@ def test_steps_need_only_what_stands_before_them() -> None:
     assert list(build.NEEDS) == order
     for step, needs in build.NEEDS.items():
         assert all(order.index(need) < order.index(step) for need in needs)
-    assert build.depends_on("verifiers", "tokenizer") and not build.depends_on("ranking", "verifier")
+    assert build.depends_on("prm_results", "tokenizer") and not build.depends_on("images", "verifier")
 
 
 def test_unknown_step_lists_the_steps(capsys: pytest.CaptureFixture) -> None:

@@ -9,13 +9,14 @@ import torch
 from cotgen_lite.checkpoints import load_verifier
 from cotgen_lite.measure_verifiers import (
     compare_areas,
-    decide_f2_f3,
+    decide_f2,
+    decide_f3,
     decide_f4,
     draw_stepwise,
     label_noise,
     likeness,
 )
-from cotgen_lite.pools import pool_prompts
+from cotgen_lite.pools import expected_best_of, pool_prompts
 from cotgen_lite.prompts import lite_prompts
 from cotgen_lite.ranking import StepLabels
 from cotgen_lite.scoring import area_under_curve
@@ -36,13 +37,13 @@ def test_a_sharper_verifier_is_seen_and_an_equal_one_is_not():
     right, blunt = verdicts_and_scores(0.3)
     _, sharp = verdicts_and_scores(2.0)
     chance = right[:, 0].astype(float)
-    findings = decide_f2_f3(PROMPTS, {"zs": blunt, "ft": sharp}, right, chance, N)
-    assert findings["F2"]["seen"] == "yes" and "yes" in findings["F2"]["note"]
-    assert findings["F3"]["seen"] == "yes"  # step by step gained nothing, the fine-tuned ORM a lot
-    assert decide_f2_f3(PROMPTS, {"zs": blunt, "ft": blunt}, right, chance, N)["F2"]["seen"] == "undecided"
-    assert decide_f2_f3(PROMPTS, {"zs": sharp, "ft": blunt}, right, chance, N)["F2"]["seen"] == "no"
-    certain = decide_f2_f3(PROMPTS, {"zs": blunt, "ft": sharp}, right, np.ones(len(PROMPTS)), N)
-    assert certain["F3"]["seen"] == "no"  # step by step gained more than half as much
+    gain = decide_f2(PROMPTS, blunt, sharp, right)
+    assert gain["seen"] == "yes" and "yes" in gain["note"]
+    assert decide_f2(PROMPTS, blunt, blunt, right)["seen"] == "undecided"
+    assert decide_f2(PROMPTS, sharp, blunt, right)["seen"] == "no"
+    best, base = expected_best_of(sharp, right, N), right.mean(1)
+    assert decide_f3(PROMPTS, chance, best, base)["seen"] == "yes"  # step by step gained nothing, the ORM a lot
+    assert decide_f3(PROMPTS, np.ones(len(PROMPTS)), best, base)["seen"] == "no"  # more than half as much
 
 
 @pytest.mark.parametrize(
