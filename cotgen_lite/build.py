@@ -9,7 +9,7 @@ import argparse
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from cotgen_lite.lite_verifier import save_verifier
 from cotgen_lite.measure import measure_all
 from cotgen_lite.measure_verifiers import measure_orm, measure_prm
 from cotgen_lite.pools import first_of_each_tag, load_pool, save_pool
-from cotgen_lite.prompts import TAGS, lite_prompts, to_record
+from cotgen_lite.prompts import lite_prompts, to_record
 from cotgen_lite.ranking import (
     HOT,
     Example,
@@ -42,6 +42,7 @@ from cotgen_lite.ranking import (
     save_steps,
     train_prompts,
 )
+from cotgen_lite.recipes import LITE, QUICK, Recipe
 from cotgen_lite.report import print_table, write_readme
 from cotgen_lite.results import score_tokens, write_json, write_rows
 from cotgen_lite.scenes import CaptionNoise, random_scene, render
@@ -49,86 +50,13 @@ from cotgen_lite.scoring import mean_area
 from cotgen_lite.showo import Showo, lite_config
 from cotgen_lite.tokenizer import Magvit
 from cotgen_lite.tokenizer import lite_config as lite_pixels_config
-from cotgen_lite.tokenizer_training import TokenizerTraining, train_tokenizer
+from cotgen_lite.tokenizer_training import train_tokenizer
 from cotgen_lite.verifier import ORM_QUESTION, PRM_QUESTION, Verifier
 from cotgen_lite.verifier_training import train_verifier
 from cotgen_lite.vocabulary import lite_tokenizer
 
 ROLLOUTS, MANY_ROLLOUTS = 4, 16  # the paper's, and what they are checked against
 IMAGES, FEW, MANY = "pool.safetensors", "four.safetensors", "sixteen.safetensors"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How long everything is trained and how much is measured; all seeds are fixed."""
-
-    tokenizer: tuple[TokenizerTraining, ...]
-    judge_steps: int
-    pictures: int
-    generator_steps: int
-    verifier: dict[str, int]
-    pool_size: int
-    dev_candidates: int
-    prompts_per_tag: int
-    judged_scenes: int
-    clean_scenes: int  # of each tag, on which the zero-shot verifier is checked
-    images: dict[str, tuple[int, int]]  # of each tag: distinct training prompts, and pools of each
-    images_a_pool: int
-    paths: dict[str, int]  # of each tag: training prompts with a path whose steps are labelled
-    noise_every: int  # for every so manieth of those prompts another path is labelled with more rollouts
-    learning_rates: tuple[float, ...]  # tried on the ORM; the best on dev images is taken
-    dev_images: int  # a prompt, for choosing it
-    most_of_a_label: int  # images a pool and label that the ORM learns from
-    first_steps: dict[str, tuple[int, ...]]  # from which on each PRM may speak
-
-
-# The tokenizer first learns to rebuild, then to be certain: the same patch in the same code wherever it stands, which
-# leaves the generator less to learn (392 codes in use, an icon in 4 different spellings instead of 19).
-LITE = Recipe(
-    tokenizer=(
-        TokenizerTraining(1200, batch=32, certainty=0.002, commitment=0.03, seed=0),
-        TokenizerTraining(300, batch=32, learning_rate=1e-3, certainty=0.05, commitment=0.5, seed=1),
-        TokenizerTraining(350, batch=32, learning_rate=1.2e-3, certainty=0.2, commitment=1.0, seed=2),
-        TokenizerTraining(250, batch=32, learning_rate=1.2e-3, certainty=0.1, commitment=1.0, foreground=8.0, seed=3),
-    ),
-    judge_steps=1200,
-    pictures=40_000,
-    generator_steps=4000,
-    verifier={"tower_steps": 400, "fact_steps": 400, "match_steps": 2100, "evaluate_every": 50, "scenes_per_tag": 120},
-    pool_size=20,
-    dev_candidates=2,
-    prompts_per_tag=100,
-    judged_scenes=2000,
-    clean_scenes=400,
-    images=dict(zip(TAGS, ((4, 2), (48, 1), (16, 4), (60, 1), (300, 1), (372, 1)), strict=True)),
-    images_a_pool=30,
-    paths=dict(zip(TAGS, (4, 48, 16, 60, 180, 192), strict=True)),
-    noise_every=10,
-    learning_rates=(1e-5, 1e-4, 3e-4, 1e-3),
-    dev_images=8,
-    most_of_a_label=10,
-    first_steps={"zs-prm": (1,), "ft-prm": (1, 4, 8, 12)},
-)
-QUICK = Recipe(
-    tokenizer=(TokenizerTraining(20, batch=16), TokenizerTraining(20, batch=16, seed=1)),
-    judge_steps=10,
-    pictures=256,
-    generator_steps=10,
-    verifier={"tower_steps": 10, "fact_steps": 5, "match_steps": 10, "evaluate_every": 15},
-    pool_size=4,
-    dev_candidates=2,
-    prompts_per_tag=2,
-    judged_scenes=20,
-    clean_scenes=4,
-    images=dict.fromkeys(TAGS, (1, 1)),
-    images_a_pool=6,
-    paths=dict(zip(TAGS, (1, 0, 0, 1, 0, 0), strict=True)),
-    noise_every=2,
-    learning_rates=(1e-4,),
-    dev_images=2,
-    most_of_a_label=2,
-    first_steps={"zs-prm": (1,), "ft-prm": (1,)},
-)
 
 
 def build_prompts(out: Path, work: Path, recipe: Recipe) -> None:
