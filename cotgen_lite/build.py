@@ -122,13 +122,14 @@ def build_results(out: Path, work: Path, recipe: Recipe) -> None:
 
 def build_images(out: Path, work: Path, recipe: Recipe) -> None:
     """Hot images of training prompts, labelled: what the ORM learns from, and preferences later."""
-    generator, folder, started = _generator(out), out / "training/images", time.monotonic()
+    generator, folder = _generator(out), out / "training/images"
     prompts = train_prompts({tag: number for tag, (number, _) in recipe.images.items()}, seed=0)
     pools = [prompt for prompt in prompts for _ in range(recipe.images[prompt.tag][1])]
-    save_pool(draw_labelled(generator, TemplateJudge(), pools, recipe.images_a_pool, 0, work), folder / IMAGES)
+    labelled, seconds = draw_labelled(generator, TemplateJudge(), pools, recipe.images_a_pool, 0, work)
+    save_pool(labelled, folder / IMAGES)
     settings = {"generator": file_sha256(out / "models/generator/model.safetensors"), "judge": "template", "seed": 0}
     settings |= {"temperature": HOT, "images_a_pool": recipe.images_a_pool, "pools": len(pools)}
-    write_manifest(folder, settings | {"distinct_prompts": len(prompts)}, time.monotonic() - started)
+    write_manifest(folder, settings | {"distinct_prompts": len(prompts)}, seconds)
 
 
 def build_rollouts(out: Path, work: Path, recipe: Recipe) -> None:

@@ -5,6 +5,7 @@ few rollouts from it ends well (Math-Shepherd, arXiv 2312.08935). Labels come fr
 judge that reports, and no dev or test prompt is asked for, whatever its wording.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -75,16 +76,18 @@ def draw_labelled(
     seed: int,
     work_dir: Path,
     temperature: float = HOT,
-) -> Pool:
+) -> tuple[Pool, float]:
     """N images of every prompt, each labelled right or wrong by the training judge.
 
     temperature: of sampling, high by default (paper: section 3.2, ORM ranking data). Other arguments, equal neighbours,
-    resuming and errors as in `draw_pool`. Returns a pool without scores, its labels in `correct["template"]`.
+    resuming and errors as in `draw_pool`. Returns a pool without scores, its labels in `correct["template"]`, and the
+    seconds of drawing (of earlier calls too) and labelling.
     """
     hot = replace(generator, settings=replace(generator.settings, temperature=temperature))
-    guesses, _, _ = draw_pool(hot, prompts, n, seed, work_dir)
-    codes = guesses[:, :, -1].contiguous()
-    return Pool(tuple(prompts), codes, {}, {"template": judge_tokens(generator, codes, prompts, detector)})
+    guesses, _, cost = draw_pool(hot, prompts, n, seed, work_dir)
+    started, codes = time.monotonic(), guesses[:, :, -1].contiguous()
+    pool = Pool(tuple(prompts), codes, {}, {"template": judge_tokens(generator, codes, prompts, detector)})
+    return pool, cost["seconds"] + time.monotonic() - started
 
 
 def balanced(labels: npt.NDArray[np.bool_], most: int, rng: np.random.Generator) -> list[tuple[int, int]]:
