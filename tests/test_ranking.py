@@ -9,8 +9,9 @@ import torch
 from small_verifiers import save_lite
 
 from cotgen_lite import ranking
+from cotgen_lite.files import data_path
 from cotgen_lite.finetune import FineTuning, finetune_verifier
-from cotgen_lite.pools import Pool
+from cotgen_lite.pools import Pool, load_pool
 from cotgen_lite.prompts import TAGS, lite_prompts, meaning, two_object
 from cotgen_lite.ranking import (
     Example,
@@ -148,7 +149,8 @@ def test_the_dataset_decodes_when_it_is_read(toy_generator):
 
 def test_labelled_images_are_hot_ones(toy_generator, tmp_path: Path, judged):
     prompts = lite_prompts("train")[:2]
-    pool = draw_labelled(toy_generator, None, prompts, 3, seed=1, work_dir=tmp_path)
+    pool, seconds = draw_labelled(toy_generator, None, prompts, 3, seed=1, work_dir=tmp_path)
+    assert seconds > 0
     hot = replace(toy_generator, settings=replace(toy_generator.settings, temperature=1.3))
     drawn = hot.draw([prompt.text for prompt in prompts], 3, seed=1)
     assert torch.equal(pool.tokens[1, 2].long(), drawn[1][2].final)
@@ -213,3 +215,13 @@ def test_examples_are_what_trl_learns_from(toy_generator, tmp_path: Path):
 def test_a_step_needs_a_rollout(toy_generator, tmp_path: Path):
     with pytest.raises(ValueError, match="rollouts must be 1 or more, got 0"):
         label_steps(toy_generator, None, lite_prompts("train")[:1], 0, 0, tmp_path)
+
+
+def test_shipped_images_are_of_training_prompts_alone():
+    pool = load_pool(data_path("training/images/pool.safetensors"))
+    asked = {meaning(prompt) for prompt in pool.prompts}
+    held_out = {meaning(prompt) for split in ("dev", "test") for prompt in lite_prompts(split)}
+    assert len(set(pool.prompts)) >= 800 and {prompt.tag for prompt in pool.prompts} == set(TAGS)
+    assert pool.tokens.shape[1] >= 30 and not asked & held_out
+    answers = [example.turns[0][1] for example in orm_examples(pool, most=10, seed=0)]
+    assert answers.count("yes") == answers.count("no") > 3000
