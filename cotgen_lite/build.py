@@ -7,7 +7,6 @@ builds into another folder, and step names (`python -m cotgen_lite.build results
 
 import argparse
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,11 +16,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cotgen_lite.checkpoints import LITE_SETTINGS
+from cotgen_lite.checkpoints import built_generator
 from cotgen_lite.drawing import draw_pool, judge_tokens
 from cotgen_lite.files import MANIFEST, data_root, file_sha256
 from cotgen_lite.finetune import FineTuning, finetune_verifier
-from cotgen_lite.generator import Generator
 from cotgen_lite.generator_training import make_captioned_tokens, train_generator
 from cotgen_lite.judge_training import train_judge
 from cotgen_lite.judges import TemplateJudge
@@ -122,7 +120,7 @@ def build_results(out: Path, work: Path, recipe: Recipe) -> None:
 
 def build_images(out: Path, work: Path, recipe: Recipe) -> None:
     """Hot images of training prompts, labelled: what the ORM learns from, and preferences later."""
-    generator, folder = _generator(out), out / "training/images"
+    generator, folder = built_generator(out / "models"), out / "training/images"
     prompts = train_prompts({tag: number for tag, (number, _) in recipe.images.items()}, seed=0)
     pools = [prompt for prompt in prompts for _ in range(recipe.images[prompt.tag][1])]
     labelled, seconds = draw_labelled(generator, TemplateJudge(), pools, recipe.images_a_pool, 0, work)
@@ -134,11 +132,13 @@ def build_images(out: Path, work: Path, recipe: Recipe) -> None:
 
 def build_rollouts(out: Path, work: Path, recipe: Recipe) -> None:
     """Paths of training prompts, each step labelled by rollouts: what the PRM learns from."""
-    generator, folder, started = _generator(out), out / "training/rollouts", time.monotonic()
+    generator, folder = built_generator(out / "models"), out / "training/rollouts"
     paths = train_prompts(recipe.paths, seed=1)
-    save_steps(label_steps(generator, TemplateJudge(), paths, ROLLOUTS, 1, work), folder / FEW)
+    few, seconds = label_steps(generator, TemplateJudge(), paths, ROLLOUTS, 1, work)
+    save_steps(few, folder / FEW)
     again = paths[:: recipe.noise_every]
-    save_steps(label_steps(generator, TemplateJudge(), again, MANY_ROLLOUTS, 2, work), folder / MANY)
+    many, more_seconds = label_steps(generator, TemplateJudge(), again, MANY_ROLLOUTS, 2, work)
+    save_steps(many, folder / MANY)
     settings = {
         "generator": file_sha256(out / "models/generator/model.safetensors"),
         "judge": "template",
@@ -146,7 +146,7 @@ def build_rollouts(out: Path, work: Path, recipe: Recipe) -> None:
         FEW: {"paths": len(paths), "rollouts": ROLLOUTS, "seed": 1},
         MANY: {"paths": len(again), "rollouts": MANY_ROLLOUTS, "seed": 2},
     }
-    write_manifest(folder, settings, time.monotonic() - started)
+    write_manifest(folder, settings, seconds + more_seconds)
 
 
 def build_orm(out: Path, work: Path, recipe: Recipe) -> None:
@@ -156,7 +156,7 @@ def build_orm(out: Path, work: Path, recipe: Recipe) -> None:
 
 
 def build_prm(out: Path, work: Path, recipe: Recipe) -> None:
-    """The fine-tuned PRM, with the learning rate that serves best on all steps of images of dev prompts."""
+    """The fine-tuned PRM, with the learning rate that serves best on every fourth step of images of dev prompts."""
     examples = prm_examples(load_steps(out / "training/rollouts" / FEW), seed=0)
     _finetune(out, "prm", examples, PRM_QUESTION, slice(1, None, 4), work, recipe)
 
@@ -166,21 +166,22 @@ def _finetune(
 ) -> None:
     """Fine-tune the zero-shot verifier once with each learning rate, and publish the best.
 
-    Best is the mean AUC over tags and `steps`, of what is said of dev images' guesses against the verdict on the image.
+    Best by the mean AUC, over telling tags and `steps`, of what it says of dev images' guesses against the verdicts.
     """
     if not examples:
         print("no prompt has images of both labels: there is nothing to learn from, the verifier stays as it is")
         publish_verifier(Verifier.from_pretrained(out / "models/verifier"), out / "models" / name, {"examples": 0}, 0)
         return
-    generator, data = _generator(out), as_dataset(examples, Magvit.from_pretrained(out / "models/tokenizer"))
+    generator = built_generator(out / "models")
+    data = as_dataset(examples, generator.pixels)
     prompts = first_of_each_tag(lite_prompts("dev"), recipe.prompts_per_tag)
     guesses, _, _ = draw_pool(generator, prompts, recipe.dev_images, seed=3, work_dir=work)
     right = judge_tokens(generator, guesses[:, :, -1], prompts, TemplateJudge())
+    looked = guesses[:, :, steps].unbind(dim=2)
     tried = {}
     for rate in recipe.learning_rates:
         verifier = Verifier.from_pretrained(out / "models/verifier")
         tuned, losses, seconds = finetune_verifier(verifier, data, FineTuning(rate), work / f"{rate:g}")
-        looked = guesses[:, :, steps].unbind(dim=2)
         areas = [mean_area(prompts, score_tokens(generator, tuned, g, prompts, question)[0], right) for g in looked]
         tried[rate] = float(np.nan_to_num(np.mean(areas))), tuned, losses, seconds
     best = max(tried, key=lambda rate: tried[rate][0])
@@ -312,11 +313,6 @@ def main(arguments: list[str] | None = None) -> None:
     if last_file("results", out).exists():
         write_readme(out)
         print_table(out)
-
-
-def _generator(out: Path) -> Generator:
-    models = out / "models"
-    return Generator.from_pretrained(models / "generator", models / "words", models / "tokenizer", LITE_SETTINGS)
 
 
 def _draw_scenes(rng: np.random.Generator, count: int) -> Tensor:

@@ -1,10 +1,13 @@
-"""The course's own models, loaded from the shipped files with their checksums verified."""
+"""The course's own models: the shipped ones with their checksums verified, and those of a folder being built."""
+
+from pathlib import Path
 
 from transformers.utils import logging
 
 from cotgen_lite.files import model_path
 from cotgen_lite.generator import Generator
-from cotgen_lite.judges import LearnedJudge
+from cotgen_lite.geneval import Detector
+from cotgen_lite.judges import LearnedJudge, TemplateJudge
 from cotgen_lite.sampling import SamplingSettings
 from cotgen_lite.verifier import Verifier
 
@@ -27,3 +30,13 @@ def load_verifier(name: str = "verifier", device: str = "auto") -> Verifier:
 def load_judge() -> LearnedJudge:
     """The learned judge, which reports; the template judge needs no files. Errors as in `load_generator`."""
     return LearnedJudge.from_pretrained(model_path("judge"))
+
+
+def built_generator(models: Path) -> Generator:
+    """The lite generator of a folder of models that is being built; OSError if one is missing."""
+    return Generator.from_pretrained(models / "generator", models / "words", models / "tokenizer", LITE_SETTINGS)
+
+
+def built_judges(models: Path) -> dict[str, Detector]:
+    """Both judges of a folder of models that is being built: "learned", which reports, and "template", which labels."""
+    return {"learned": LearnedJudge.from_pretrained(models / "judge"), "template": TemplateJudge()}

@@ -155,8 +155,8 @@ def train_dpo(
 
     work_dir: checkpoints; an interrupted call, made again with the same model, goes on from the last. online: fresh
     pairs of the policy's for each step, whose loss is added `settings.guidance` times. Returns for each step its loss,
-    mean reward margin and accuracy (share of pairs with a positive margin). ValueError without
-    pairs, or for a `work_dir` that holds another run.
+    mean reward margin and accuracy (share of pairs with a positive margin). ValueError
+    without pairs, or for a `work_dir` that holds another run.
     """
     if not pairs:
         raise ValueError("There is nothing to learn from: give at least one pair.")

@@ -74,7 +74,7 @@ def in_shards(
 
 
 def fingerprint(models: Sequence[nn.Module], *settings: object) -> str:
-    """A name for all that drawn images depend on, so that shards of another model are never taken for this one's."""
+    """A name for all that a job depends on, so that another's shards or checkpoints are never taken for its own."""
     digest = hashlib.sha256(repr(settings).encode())
     for model in models:
         for weights in model.parameters():

@@ -3,7 +3,6 @@
 Paper: section 3.2 (ORM and PRM: one epoch, batches of 8).
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from datasets import Dataset
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
+from cotgen_lite.drawing import fingerprint
 from cotgen_lite.files import write_atomically
 from cotgen_lite.training import StepBar, check_same_run
 from cotgen_lite.verifier import Verifier
@@ -122,14 +122,10 @@ def _check_where_answers_stand(processor: Any) -> None:
 
 def _describe(verifier: Verifier, dataset: Dataset, settings: FineTuning, lora: "LoraConfig | None") -> str:
     """A checksum of all that a run depends on: weights, data, settings."""
-    digest = hashlib.sha256(repr((settings, lora, len(dataset))).encode())
-    for weights in verifier.model.parameters():
-        digest.update(weights.detach().cpu().float().numpy().tobytes())
     rows = dataset.with_format(None)
-    for name in rows.column_names:
-        if name != "images":  # as dear to read as to train on; the columns beside them tell runs apart
-            digest.update(repr(rows[name][:]).encode())
-    return digest.hexdigest()
+    # Images are as dear to read as to train on; the columns beside them tell runs apart.
+    data = [rows[name][:] for name in rows.column_names if name != "images"]
+    return fingerprint((verifier.model,), settings, lora, len(dataset), data)
 
 
 class AnswerTrainer(SFTTrainer):

@@ -9,12 +9,11 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import save_file
 
-from cotgen_lite.checkpoints import LITE_SETTINGS
+from cotgen_lite.checkpoints import built_generator, built_judges
 from cotgen_lite.drawing import draw_pool, judge_tokens
 from cotgen_lite.generator import Generator
 from cotgen_lite.geneval import Detector
 from cotgen_lite.judge_training import measure_judge
-from cotgen_lite.judges import LearnedJudge, TemplateJudge
 from cotgen_lite.plots import draw_overview, to_png
 from cotgen_lite.pools import Pool, expected_best_of, first_of_each_tag, pool_prompts, save_pool
 from cotgen_lite.prompts import TAGS, Prompt, lite_prompts
@@ -60,13 +59,9 @@ def measure_all(
     clean_scenes: of each tag's dev prompts, on which the verifier is.
     """
     models = out / "models"
-    pixels = models / "tokenizer"
-    generator = Generator.from_pretrained(models / "generator", models / "words", pixels, LITE_SETTINGS)
+    generator = built_generator(models)
     verifier = Verifier.from_pretrained(models / "verifier")
-    judges: dict[str, Detector] = {
-        "learned": LearnedJudge.from_pretrained(models / "judge"),
-        "template": TemplateJudge(),
-    }
+    judges = built_judges(models)
     results = out / "results"
 
     judged = {

@@ -75,15 +75,14 @@ def draw_labelled(
     n: int,
     seed: int,
     work_dir: Path,
-    temperature: float = HOT,
 ) -> tuple[Pool, float]:
     """N images of every prompt, each labelled right or wrong by the training judge.
 
-    temperature: of sampling, high by default (paper: section 3.2, ORM ranking data). Other arguments, equal neighbours,
-    resuming and errors as in `draw_pool`. Returns a pool without scores, its labels in `correct["template"]`, and the
+    Sampled hot (paper: section 3.2, ORM ranking data). Arguments, equal neighbours, resuming and errors as in
+    `draw_pool`. Returns a pool without scores, its labels in `correct["template"]`, and the
     seconds of drawing (of earlier calls too) and labelling.
     """
-    hot = replace(generator, settings=replace(generator.settings, temperature=temperature))
+    hot = replace(generator, settings=replace(generator.settings, temperature=HOT))
     guesses, _, cost = draw_pool(hot, prompts, n, seed, work_dir)
     started, codes = time.monotonic(), guesses[:, :, -1].contiguous()
     pool = Pool(tuple(prompts), codes, {}, {"template": judge_tokens(generator, codes, prompts, detector)})
@@ -195,12 +194,12 @@ def _messages(turns: Sequence[Sequence[str]]) -> list[dict]:
 
 def label_steps(
     generator: Generator, detector: Detector, prompts: Sequence[Prompt], rollouts: int, seed: int, work_dir: Path
-) -> StepLabels:
+) -> tuple[StepLabels, float]:
     """Draw one path for each prompt and label all its steps: from each, `rollouts` fresh ways to go on to the end.
 
     Path i is candidate i of its prompt, so a prompt that is listed again gets another path. Rollouts branch from the
-    path's state; nothing before it is computed anew. Resumes from `work_dir`. ValueError for rollouts < 1.
-    Paper: section 3.2, PRM ranking data.
+    path's state; nothing before it is computed anew. Resumes from `work_dir`. Returns the labels, and the seconds of
+    drawing (of earlier calls too) and labelling. ValueError for rollouts < 1. Paper: section 3.2, PRM ranking data.
     """
     if rollouts < 1:
         raise ValueError(f"A step is labelled by its rollouts: rollouts must be 1 or more, got {rollouts}.")
@@ -208,9 +207,11 @@ def label_steps(
     shards = [paths[i : i + PATHS] for i in range(0, len(paths), PATHS)]
     folder = work_dir / fingerprint((generator.model,), generator.settings, shards, rollouts, seed)
     parts = in_shards(shards, lambda shard: _draw_rollouts(generator, shard, rollouts, seed), folder, "rollouts")
+    started = time.monotonic()
     codes, ends = (torch.cat([part[name] for part in parts]) for name in ("codes", "ends"))
     right = judge_tokens(generator, ends.flatten(1, 2), prompts, detector)
-    return StepLabels(tuple(prompts), codes, right.reshape(ends.shape[:3]))
+    seconds = sum(float(part["seconds"]) for part in parts) + time.monotonic() - started
+    return StepLabels(tuple(prompts), codes, right.reshape(ends.shape[:3])), seconds
 
 
 def save_steps(steps: StepLabels, path: Path) -> None:
@@ -229,8 +230,8 @@ def load_steps(path: Path) -> StepLabels:
 def _draw_rollouts(
     generator: Generator, paths: Sequence[tuple[str, int]], rollouts: int, seed: int
 ) -> dict[str, Tensor]:
-    """Guesses (P, T, L) of paths (text, candidate), and the images (P, T, R, L) that rollouts from each step end in."""
-    model, ledger = generator.model, Ledger()
+    """Guesses (P, T, L) of paths (text, candidate), how rollouts from each step end (P, T, R, L), and seconds."""
+    model, ledger, started = generator.model, Ledger(), time.monotonic()
     prefixes = [text_prefix(model.config, encode_text(generator.words, text)) for text, _ in paths]
     cache = encode_prompts(model, prefixes, ledger)
     numbered = [(row, number) for row, (_, number) in enumerate(paths)]
@@ -245,4 +246,5 @@ def _draw_rollouts(
             end = later.guess
         codes.append(step.guess.to("cpu", torch.int16))
         ends.append(end.to("cpu", torch.int16).view(len(paths), rollouts, -1))
-    return {"codes": torch.stack(codes, dim=1), "ends": torch.stack(ends, dim=1)}
+    seconds = torch.tensor(time.monotonic() - started)
+    return {"codes": torch.stack(codes, dim=1), "ends": torch.stack(ends, dim=1), "seconds": seconds}

@@ -24,7 +24,7 @@ class Recipe:
     images_a_pool: int
     paths: dict[str, int]  # of each tag: training prompts with a path whose steps are labelled
     noise_every: int  # for every so manieth of those prompts another path is labelled with more rollouts
-    learning_rates: tuple[float, ...]  # tried on the ORM; the best on dev images is taken
+    learning_rates: tuple[float, ...]  # tried on ORM and PRM; the best on dev images is taken
     dev_images: int  # a prompt, for choosing it
     most_of_a_label: int  # images a pool and label that the ORM learns from
     first_steps: dict[str, tuple[int, ...]]  # from which on each PRM may speak

@@ -161,7 +161,7 @@ def test_labelled_images_are_hot_ones(toy_generator, tmp_path: Path, judged):
 def test_steps_are_labelled_by_how_their_rollouts_end(toy_generator, tmp_path: Path, judged, monkeypatch):
     prompts = (*lite_prompts("train")[:2], lite_prompts("train")[0])
     steps = toy_generator.settings.steps
-    labels = label_steps(toy_generator, None, prompts, rollouts=3, seed=5, work_dir=tmp_path)
+    labels, _ = label_steps(toy_generator, None, prompts, rollouts=3, seed=5, work_dir=tmp_path)
     assert labels.codes.shape == (3, steps, 64) and labels.ends_well.shape == (3, steps, 3)
     # the paths are those that the generator draws, a prompt's second path being another candidate
     drawn = toy_generator.draw([prompts[0].text], 3, seed=5)[0]
@@ -178,7 +178,7 @@ def test_steps_are_labelled_by_how_their_rollouts_end(toy_generator, tmp_path: P
     drawn = []
     made = ranking._draw_rollouts
     monkeypatch.setattr(ranking, "_draw_rollouts", lambda *given: drawn.append(given[1]) or made(*given))
-    again = label_steps(toy_generator, None, prompts, 3, 5, tmp_path / "parted")
+    again, _ = label_steps(toy_generator, None, prompts, 3, 5, tmp_path / "parted")
     assert [len(shard) for shard in drawn] == [1]  # the first shard's two paths were there
     assert torch.equal(again.codes, labels.codes)
     np.testing.assert_array_equal(again.ends_well, labels.ends_well)
