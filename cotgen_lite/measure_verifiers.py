@@ -11,11 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cotgen_lite.checkpoints import LITE_SETTINGS
+from cotgen_lite.checkpoints import built_generator, built_judges
 from cotgen_lite.drawing import SHARD, fingerprint, in_shards, judge_tokens
 from cotgen_lite.generator import Generator
-from cotgen_lite.geneval import Detector
-from cotgen_lite.judges import LearnedJudge, TemplateJudge
 from cotgen_lite.measure import cost_of_drawing
 from cotgen_lite.pools import expected_best_of, load_pool, save_pool
 from cotgen_lite.prompts import TAGS, Prompt
@@ -31,7 +29,7 @@ from cotgen_lite.results import (
     steps_profile,
     write_json,
 )
-from cotgen_lite.scoring import area_under_curve, area_within_rows
+from cotgen_lite.scoring import area_under_curve, area_within_rows, telling_tags
 from cotgen_lite.search import stepwise_best_of_n
 from cotgen_lite.verifier import ORM_QUESTION, PRM_QUESTION, Verifier
 
@@ -52,7 +50,7 @@ RESAMPLES = 1000
 def measure_orm(out: Path) -> None:
     """Score the pool by the fine-tuned ORM and decide F2; adds to pool, scores and findings under `out`."""
     models, results = out / "models", out / "results"
-    generator = Generator.from_pretrained(models / "generator", models / "words", models / "tokenizer", LITE_SETTINGS)
+    generator = built_generator(models)
     pool = load_pool(out / "pools/baseline.safetensors")
     prompts, correct, zero_shot = pool.prompts, pool.correct, pool.scores["zs-orm"]
     tuned, seconds = score_tokens(generator, Verifier.from_pretrained(models / "orm"), pool.tokens, prompts)
@@ -76,11 +74,8 @@ def measure_prm(out: Path, work: Path, n: int, first_steps: Mapping[str, Sequenc
     `work` let it resume.
     """
     models, results = out / "models", out / "results"
-    generator = Generator.from_pretrained(models / "generator", models / "words", models / "tokenizer", LITE_SETTINGS)
-    judges: dict[str, Detector] = {
-        "learned": LearnedJudge.from_pretrained(models / "judge"),
-        "template": TemplateJudge(),
-    }
+    generator = built_generator(models)
+    judges = built_judges(models)
     verifiers = {name: Verifier.from_pretrained(models / name) for name in ("verifier", "orm", "prm")}
     pool = load_pool(out / "pools/baseline.safetensors")
     prompts, learned = pool.prompts, pool.correct["learned"]
@@ -229,34 +224,50 @@ def decide_f4(log_odds: npt.NDArray, correct: npt.NDArray, guesses: Tensor) -> d
 def compare_areas(prompts: Sequence[Prompt], a: npt.NDArray, b: npt.NDArray, correct: npt.NDArray) -> dict:
     """AUC of two verifiers on the same images, by tag and as their mean, with the paired interval of a − b.
 
-    a, b: log-odds (P, N); correct: (P, N). The interval resamples whole prompts within each tag.
+    a, b: log-odds (P, N); correct: (P, N). "mean" is over `telling_tags`, None without any; "mean_of_all_tags"
+    takes in the others too. The intervals resample whole prompts within each tag.
     """
     rng = np.random.default_rng(0)
     groups = {tag: _rows_by_prompt(prompts, tag) for tag in TAGS}
     present = [tag for tag in TAGS if groups[tag]]
+    counted = np.isin(present, telling_tags(prompts, correct))
 
-    def means(rows_of: Mapping[str, npt.NDArray]) -> npt.NDArray:
+    def areas(rows_of: Mapping[str, npt.NDArray]) -> npt.NDArray:
         return np.array(
             [[area_under_curve(odds[rows], correct[rows]) for odds in (a, b)] for rows in map(rows_of.get, present)]
         )
 
-    whole = means({tag: np.concatenate(groups[tag]) for tag in present})
+    rows = {tag: np.concatenate(groups[tag]) for tag in present}
+    whole = areas(rows)
     draws = []
     for _ in range(RESAMPLES):
         drawn = {
             tag: np.concatenate([groups[tag][i] for i in rng.integers(len(groups[tag]), size=len(groups[tag]))])
             for tag in present
         }
-        draws.append(np.nanmean(means(drawn), axis=0))
-    differences = np.array([x - y for x, y in draws])
+        draws.append(areas(drawn) @ [1, -1])
+    differences = np.array(draws)
+
     names = ("fine_tuned", "zero_shot")
+
+    def summed_up(kept: npt.NDArray) -> dict:
+        if not kept.any():
+            return dict.fromkeys((*names, "delta", "ci"))
+        mean = np.nanmean(whole[kept], axis=0)
+        interval = np.nanpercentile(np.nanmean(differences[:, kept], axis=1), [2.5, 97.5])
+        delta = {"delta": round(float(mean @ [1, -1]), 4), "ci": interval.round(4).tolist()}
+        return dict(zip(names, mean.round(4).tolist(), strict=True)) | delta
+
+    found = zip(present, whole, strict=True)
     return {
         "by_tag": {
-            tag: dict(zip(names, row.round(4).tolist(), strict=True)) for tag, row in zip(present, whole, strict=True)
+            tag: dict(zip(names, pair.round(4).tolist(), strict=True))
+            | {"right": int(correct[rows[tag]].sum()), "wrong": int((~correct[rows[tag]]).sum())}
+            for tag, pair in found
         },
-        "mean": dict(zip(names, np.nanmean(whole, axis=0).round(4).tolist(), strict=True)),
-        "delta": round(float(np.nanmean(whole, axis=0) @ [1, -1]), 4),
-        "ci": np.nanpercentile(differences, [2.5, 97.5]).round(4).tolist(),
+        "tags": [tag for tag, yes in zip(present, counted, strict=True) if yes],
+        "mean": summed_up(counted),
+        "mean_of_all_tags": summed_up(np.ones(len(present), dtype=bool)),
     }
 
 

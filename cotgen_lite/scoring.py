@@ -9,6 +9,7 @@ import numpy.typing as npt
 from cotgen_lite.prompts import TAGS, Prompt
 
 Floats = npt.NDArray[np.float64]
+FEWEST = 10  # right images of a tag, and wrong ones, for its AUC to count in a mean
 
 
 @dataclass(frozen=True)
@@ -172,8 +173,23 @@ def area_under_curve(log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> float:
     return float((middle[rank][truth].sum() - positives * (positives + 1) / 2) / (positives * (~truth).sum()))
 
 
+def telling_tags(prompts: Sequence[Prompt], correct: npt.ArrayLike) -> tuple[str, ...]:
+    """The tags whose AUC is more than noise: at least `FEWEST` images are right and as many are wrong.
+
+    With k wrong ones, an AUC of chance has a standard error of 0.29 / √k or more: 0.12 with six of them.
+
+    Args:
+        prompts: P prompts.
+        correct: the verdicts, (P, N).
+    """
+    tags, right = np.array([p.tag for p in prompts]), np.asarray(correct, dtype=bool)
+    return tuple(
+        tag for tag in TAGS if min(right[tags == tag].sum(dtype=int), (~right[tags == tag]).sum(dtype=int)) >= FEWEST
+    )
+
+
 def mean_area(prompts: Sequence[Prompt], log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> float:
-    """Mean over the tags of the AUC of each, tags without both verdicts left out; nan if none has both.
+    """Mean over the `telling_tags` of the AUC of each; nan if there are none.
 
     Args:
         prompts: P prompts.
@@ -181,9 +197,8 @@ def mean_area(prompts: Sequence[Prompt], log_odds: npt.ArrayLike, correct: npt.A
         correct: the verdicts, (P, N).
     """
     tags, scores, right = np.array([p.tag for p in prompts]), np.asarray(log_odds), np.asarray(correct)
-    areas = [area_under_curve(scores[tags == tag], right[tags == tag]) for tag in dict.fromkeys(tags.tolist())]
-    known = [area for area in areas if not np.isnan(area)]
-    return float(np.mean(known)) if known else float("nan")
+    areas = [area_under_curve(scores[tags == tag], right[tags == tag]) for tag in telling_tags(prompts, right)]
+    return float(np.mean(areas)) if areas else float("nan")
 
 
 def area_within_rows(log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> float:

@@ -69,11 +69,33 @@ def test_areas_are_compared_tag_by_tag():
     assert found["by_tag"]["position"]["fine_tuned"] == pytest.approx(
         area_under_curve(sharp[rows], right[rows]), abs=1e-4
     )
-    mean = np.mean([area["fine_tuned"] - area["zero_shot"] for area in found["by_tag"].values()])
-    assert found["delta"] == pytest.approx(mean, abs=2e-4)
-    assert found["ci"][0] < found["delta"] < found["ci"][1] and found["ci"][0] > 0
+    tagwise = [area["fine_tuned"] - area["zero_shot"] for area in found["by_tag"].values()]
+    assert found["mean"] == found["mean_of_all_tags"]
+    assert found["mean"]["delta"] == pytest.approx(np.mean(tagwise), abs=2e-4)
+    assert found["mean"]["ci"][0] < found["mean"]["delta"] < found["mean"]["ci"][1] and found["mean"]["ci"][0] > 0
     same = compare_areas(PROMPTS, blunt, blunt, right)
-    assert same["delta"] == 0 and same["ci"] == [0, 0]
+    assert same["mean"]["delta"] == 0 and same["mean"]["ci"] == [0, 0]
+
+
+def test_a_tag_of_few_wrong_images_is_reported_but_not_counted():
+    right, sharp = verdicts_and_scores(1.5)
+    tags = np.array([prompt.tag for prompt in PROMPTS])
+    single = np.flatnonzero(tags == "single_object")
+    right[single], right[single[0], :9] = True, False
+    blunt = sharp.copy()
+    blunt[single] *= -1
+    found = compare_areas(PROMPTS, sharp, blunt, right)
+    assert found["by_tag"]["single_object"]["wrong"] == 9 and "single_object" not in found["tags"]
+    assert found["mean"]["delta"] == 0 and found["mean_of_all_tags"]["delta"] != 0
+
+
+def test_intervals_of_areas_resample_prompts_and_not_pools():
+    right, blunt = verdicts_and_scores(0.5)
+    _, sharp = verdicts_and_scores(1.5)
+    once = compare_areas(PROMPTS, sharp, blunt, right)["mean"]
+    twice = [np.repeat(values, 2, axis=0) for values in (sharp, blunt, right)]
+    doubled = [prompt for prompt in PROMPTS for _ in range(2)]
+    assert compare_areas(doubled, *twice)["mean"] == once
 
 
 def test_likeness_is_the_mean_over_pairs(toy_generator):

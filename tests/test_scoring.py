@@ -20,6 +20,7 @@ from cotgen_lite.scoring import (
     mean_area,
     paired_interval,
     score,
+    telling_tags,
 )
 
 
@@ -158,10 +159,14 @@ def test_calibration_by_hand() -> None:
     assert calibration([100.0], [1], bins=4)[2].tolist() == [1]  # P(yes) = 1 is in the last bin
 
 
-def test_mean_area_leaves_out_tags_with_one_verdict() -> None:
+def test_mean_area_counts_tags_with_enough_of_both_verdicts_only() -> None:
     prompts = lite_prompts("dev")
     chosen = [next(prompt for prompt in prompts if prompt.tag == tag) for tag in ("counting", "position", "colors")]
-    odds = np.array([[0.0, 1.0, 2.0], [5.0, 3.0, 4.0], [1.0, 2.0, 3.0]])
-    right = np.array([[0, 0, 1], [1, 0, 1], [1, 1, 1]], dtype=bool)
-    right[1] = [False, True, True]
-    assert mean_area(chosen, odds, right) == pytest.approx((1.0 + 0.0) / 2)
+    right = np.arange(21) < 10  # ten right ones and eleven wrong ones: just enough
+    few = np.arange(21) < 9
+    truth = np.stack([right, ~right, few])
+    odds = np.stack([right * 1.0, right * 1.0, few * 1.0])  # perfect, the wrong way round, perfect but not counted
+    assert telling_tags(chosen, truth) == ("counting", "position")
+    assert mean_area(chosen, odds, truth) == pytest.approx((1.0 + 0.0) / 2)
+    assert telling_tags(chosen, ~truth) == ("counting", "position")
+    assert np.isnan(mean_area(chosen[2:], odds[2:], truth[2:]))
