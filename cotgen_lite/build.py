@@ -29,7 +29,9 @@ from cotgen_lite.measure_verifiers import measure_orm, measure_prm
 from cotgen_lite.pools import first_of_each_tag, load_pool, save_pool
 from cotgen_lite.prompts import lite_prompts, to_record
 from cotgen_lite.ranking import (
+    FEW,
     HOT,
+    MANY,
     Example,
     as_dataset,
     draw_labelled,
@@ -54,7 +56,7 @@ from cotgen_lite.verifier_training import train_verifier
 from cotgen_lite.vocabulary import lite_tokenizer
 
 ROLLOUTS, MANY_ROLLOUTS = 4, 16  # the paper's, and what they are checked against
-IMAGES, FEW, MANY = "pool.safetensors", "four.safetensors", "sixteen.safetensors"
+IMAGES = "pool.safetensors"
 
 
 def build_prompts(out: Path, work: Path, recipe: Recipe) -> None:

@@ -17,7 +17,7 @@ from cotgen_lite.generator import Generator
 from cotgen_lite.measure import cost_of_drawing
 from cotgen_lite.pools import expected_best_of, load_pool, save_pool
 from cotgen_lite.prompts import TAGS, Prompt
-from cotgen_lite.ranking import StepLabels, load_steps
+from cotgen_lite.ranking import FEW, MANY, StepLabels, load_steps
 from cotgen_lite.results import (
     SIZES,
     decide,
@@ -117,7 +117,7 @@ def measure_prm(out: Path, work: Path, n: int, first_steps: Mapping[str, Sequenc
         "tokens_equal_to_final": [round(float(share), 4) for share in steps_profile(steps["guesses"])],
     }
     write_json(results / "steps.json", by_step | likeness(generator, guesses[kept]))
-    labels = [load_steps(out / f"training/rollouts/{name}.safetensors") for name in ("four", "sixteen")]
+    labels = [load_steps(out / "training/rollouts" / name) for name in (FEW, MANY)]
     write_json(results / "labels.json", label_noise(*labels))
 
 

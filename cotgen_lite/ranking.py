@@ -30,6 +30,7 @@ from cotgen_lite.verifier import ORM_QUESTION, PRM_QUESTION
 from cotgen_lite.vocabulary import encode_text
 
 HOT = 1.3  # temperature of ranking data: more variety among a prompt's images, so that more prompts have both labels
+FEW, MANY = "four.safetensors", "sixteen.safetensors"  # files of step labels, by their rollouts
 PATHS = 10  # labelled side by side, and between two savings
 
 

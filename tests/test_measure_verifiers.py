@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from cotgen_lite import measure_verifiers
 from cotgen_lite.checkpoints import load_verifier
 from cotgen_lite.measure_verifiers import (
     compare_areas,
@@ -19,7 +20,8 @@ from cotgen_lite.measure_verifiers import (
 from cotgen_lite.pools import expected_best_of, pool_prompts
 from cotgen_lite.prompts import lite_prompts
 from cotgen_lite.ranking import StepLabels
-from cotgen_lite.scoring import area_under_curve
+from cotgen_lite.results import SIZES
+from cotgen_lite.scoring import area_under_curve, score
 from cotgen_lite.search import stepwise_best_of_n
 
 PROMPTS = pool_prompts("dev")
@@ -44,6 +46,28 @@ def test_a_sharper_verifier_is_seen_and_an_equal_one_is_not():
     best, base = expected_best_of(sharp, right, N), right.mean(1)
     assert decide_f3(PROMPTS, chance, best, base)["seen"] == "yes"  # step by step gained nothing, the ORM a lot
     assert decide_f3(PROMPTS, np.ones(len(PROMPTS)), best, base)["seen"] == "no"  # more than half as much
+
+
+def test_steepness_is_the_slope_of_the_gain_on_log_n():
+    right, blunt = verdicts_and_scores(0.3)
+    _, sharp = verdicts_and_scores(2.0)
+    curves = [[expected_best_of(odds, right, n) for n in SIZES] for odds in (sharp, blunt)]
+    overall = np.array([[score(PROMPTS, pools).overall for pools in curve] for curve in curves])
+    slope = np.polyfit(np.log(SIZES), overall[0] - overall[1], 1)[0]
+    assert f"slope of accuracy on log n: {slope:+.4f} " in decide_f2(PROMPTS, blunt, sharp, right)["note"]
+
+
+@pytest.mark.parametrize(
+    ("gain", "steeper", "seen"),
+    [("yes", "yes", "yes"), ("yes", "no", "no"), ("no", "yes", "no"), ("yes", "undecided", "undecided")],
+)
+def test_f2_needs_both_its_parts(monkeypatch, gain, steeper, seen):
+    answers = iter([gain, steeper])
+    monkeypatch.setattr(
+        measure_verifiers, "decide", lambda *_, **__: {"seen": next(answers), "delta": 0.1, "ci": [0.0, 0.2]}
+    )
+    right, odds = verdicts_and_scores(1.0)
+    assert decide_f2(PROMPTS, odds, odds, right)["seen"] == seen
 
 
 @pytest.mark.parametrize(
