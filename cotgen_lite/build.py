@@ -180,16 +180,21 @@ def _finetune(
     guesses, _, _ = draw_pool(generator, prompts, recipe.dev_images, seed=3, work_dir=work)
     right = judge_tokens(generator, guesses[:, :, -1], prompts, TemplateJudge())
     looked = guesses[:, :, steps].unbind(dim=2)
-    tried = {}
+
+    def area(verifier: Verifier) -> float:
+        areas = [mean_area(prompts, score_tokens(generator, verifier, g, prompts, question)[0], right) for g in looked]
+        return round(float(np.nan_to_num(np.mean(areas))), 4)
+
+    before, tried = area(Verifier.from_pretrained(out / "models/verifier")), {}
     for rate in recipe.learning_rates:
         verifier = Verifier.from_pretrained(out / "models/verifier")
         tuned, losses, seconds = finetune_verifier(verifier, data, FineTuning(rate), work / f"{rate:g}")
-        areas = [mean_area(prompts, score_tokens(generator, tuned, g, prompts, question)[0], right) for g in looked]
-        tried[rate] = float(np.nan_to_num(np.mean(areas))), tuned, losses, seconds
+        tried[rate] = area(tuned), tuned, losses, seconds
     best = max(tried, key=lambda rate: tried[rate][0])
     _, tuned, losses, seconds = tried[best]
-    dev_auc = {f"{rate:g}": round(entry[0], 4) for rate, entry in tried.items()}
-    settings = {"examples": len(examples), "learning_rate": best, "dev_auc": dev_auc, "losses": _thinned(losses)}
+    dev_auc = {f"{rate:g}": entry[0] for rate, entry in tried.items()}
+    settings = {"examples": len(examples), "learning_rate": best, "dev_auc": dev_auc, "dev_auc_zero_shot": before}
+    settings["losses"] = _thinned(losses)
     publish_verifier(tuned, out / "models" / name, settings, seconds)
 
 

@@ -63,7 +63,8 @@ def measure_orm(out: Path) -> None:
     cost = each | {"verifier_passes": 1.0, "seconds": drawn["seconds"] + seconds / tuned.size}
     sizes = [size for size in SIZES if size <= tuned.shape[1]]
     merge_rows(results / "scores.jsonl", score_rows("ft-orm", prompts, tuned, correct, sizes, about, cost, once))
-    merge_json(results / "findings.json", {"F2": decide_f2(prompts, zero_shot, tuned, correct["learned"])})
+    findings = {judge: decide_f2(prompts, zero_shot, tuned, verdicts) for judge, verdicts in correct.items()}
+    merge_json(results / "findings.json", {"F2": by_both_judges(findings)})
     write_json(results / "orm_auc.json", compare_areas(prompts, tuned, zero_shot, correct["learned"]))
 
 
@@ -91,7 +92,8 @@ def measure_prm(out: Path, work: Path, n: int, first_steps: Mapping[str, Sequenc
             said = about | {"verifier": "zero-shot" if method == "zs-prm" else "fine-tuned PRM"}
             chance = np.zeros(verdicts["learned"].shape)
             rows += [row | {"n": n} for row in score_rows(label, prompts, chance, verdicts, (1,), said, cost)]
-            right[label] = verdicts["learned"][:, 0].astype(float)
+            if label == "ft-prm":
+                right = {judge: verdict[:, 0].astype(float) for judge, verdict in verdicts.items()}
             if label == "zs-prm":
                 guesses = run["guesses"]
     merge_rows(results / "scores.jsonl", rows)
@@ -99,12 +101,12 @@ def measure_prm(out: Path, work: Path, n: int, first_steps: Mapping[str, Sequenc
     steps = load_file(out / "pools/baseline_steps.safetensors")
     kept = steps["pool_row"].tolist()
     beliefs = score_steps(generator, verifiers, [prompts[row] for row in kept], steps["guesses"])
-    best = expected_best_of(pool.scores["ft-orm"], learned, n)
-    findings = {
-        "F3": decide_f3(prompts, right["ft-prm"], best, learned.mean(1)),
-        "F4": decide_f4(beliefs["zs-orm"], learned[kept], steps["guesses"]),
+    f3 = {
+        judge: decide_f3(prompts, right[judge], expected_best_of(pool.scores["ft-orm"], verdicts, n), verdicts.mean(1))
+        for judge, verdicts in pool.correct.items()
     }
-    merge_json(results / "findings.json", findings)
+    f4 = decide_f4(beliefs["zs-orm"], learned[kept], steps["guesses"])
+    merge_json(results / "findings.json", {"F3": by_both_judges(f3), "F4": f4})
     by_step = {
         "auc": {
             name: [round(area_under_curve(odds[:, :, t], learned[kept]), 4) for t in range(odds.shape[2])]
@@ -159,6 +161,11 @@ def score_steps(
         method: score_tokens(generator, verifiers[name], flat, prompts, question)[0].reshape(guesses.shape[:3])
         for method, (name, question) in QUESTIONERS.items()
     }
+
+
+def by_both_judges(findings: Mapping[str, dict]) -> dict:
+    """The learned judge's finding, with what the template judge says to it."""
+    return findings["learned"] | {"template": {key: findings["template"][key] for key in ("seen", "delta", "ci")}}
 
 
 def decide_f2(prompts: Sequence[Prompt], zero_shot: npt.NDArray, tuned: npt.NDArray, correct: npt.NDArray) -> dict:
@@ -222,52 +229,48 @@ def decide_f4(log_odds: npt.NDArray, correct: npt.NDArray, guesses: Tensor) -> d
 
 
 def compare_areas(prompts: Sequence[Prompt], a: npt.NDArray, b: npt.NDArray, correct: npt.NDArray) -> dict:
-    """AUC of two verifiers on the same images, by tag and as their mean, with the paired interval of a − b.
+    """AUC of two verifiers on the same images, with the paired intervals of a − b.
 
-    a, b: log-odds (P, N); correct: (P, N). "mean" is over `telling_tags`, None without any; "mean_of_all_tags"
-    takes in the others too. The intervals resample whole prompts within each tag.
+    a, b: log-odds (P, N); correct: (P, N). Returns the AUC by tag; "mean", that of the `telling_tags` (None without
+    any); "mean_of_all_tags", with the others; and "pooled", of all images together, which prompts of easy and hard tags
+    help to tell apart. The intervals resample whole prompts within each tag.
     """
     rng = np.random.default_rng(0)
     groups = {tag: _rows_by_prompt(prompts, tag) for tag in TAGS}
     present = [tag for tag in TAGS if groups[tag]]
-    counted = np.isin(present, telling_tags(prompts, correct))
-
-    def areas(rows_of: Mapping[str, npt.NDArray]) -> npt.NDArray:
-        return np.array(
-            [[area_under_curve(odds[rows], correct[rows]) for odds in (a, b)] for rows in map(rows_of.get, present)]
-        )
-
-    rows = {tag: np.concatenate(groups[tag]) for tag in present}
-    whole = areas(rows)
-    draws = []
-    for _ in range(RESAMPLES):
-        drawn = {
-            tag: np.concatenate([groups[tag][i] for i in rng.integers(len(groups[tag]), size=len(groups[tag]))])
-            for tag in present
-        }
-        draws.append(areas(drawn) @ [1, -1])
-    differences = np.array(draws)
-
     names = ("fine_tuned", "zero_shot")
 
-    def summed_up(kept: npt.NDArray) -> dict:
-        if not kept.any():
+    def areas(rows: Mapping[str, npt.NDArray]) -> npt.NDArray:
+        """AUC of both, (tags and all together, 2)."""
+        each = [*rows.values(), np.concatenate(list(rows.values()))]
+        return np.array([[area_under_curve(odds[some], correct[some]) for odds in (a, b)] for some in each])
+
+    rows = {tag: np.concatenate(groups[tag]) for tag in present}
+    whole, draws = areas(rows), []
+    for _ in range(RESAMPLES):
+        chosen = {tag: rng.integers(len(groups[tag]), size=len(groups[tag])) for tag in present}
+        draws.append(areas({tag: np.concatenate([groups[tag][i] for i in chosen[tag]]) for tag in present}) @ [1, -1])
+    differences = np.array(draws)
+
+    def summed_up(kept: list[int]) -> dict:
+        if not kept:
             return dict.fromkeys((*names, "delta", "ci"))
         mean = np.nanmean(whole[kept], axis=0)
         interval = np.nanpercentile(np.nanmean(differences[:, kept], axis=1), [2.5, 97.5])
         delta = {"delta": round(float(mean @ [1, -1]), 4), "ci": interval.round(4).tolist()}
         return dict(zip(names, mean.round(4).tolist(), strict=True)) | delta
 
-    found = zip(present, whole, strict=True)
+    counted = telling_tags(prompts, correct)
     return {
         "by_tag": {
             tag: dict(zip(names, pair.round(4).tolist(), strict=True))
             | {"right": int(correct[rows[tag]].sum()), "wrong": int((~correct[rows[tag]]).sum())}
-            for tag, pair in found
+            for tag, pair in zip(present, whole[:-1], strict=True)
         },
-        "tags": [tag for tag, yes in zip(present, counted, strict=True) if yes],
-        "mean": summed_up(counted),
-        "mean_of_all_tags": summed_up(np.ones(len(present), dtype=bool)),
+        "tags": list(counted),
+        "mean": summed_up([present.index(tag) for tag in counted]),
+        "mean_of_all_tags": summed_up(list(range(len(present)))),
+        "pooled": summed_up([len(present)]),
     }
 
 

@@ -95,6 +95,7 @@ def test_areas_are_compared_tag_by_tag():
     )
     tagwise = [area["fine_tuned"] - area["zero_shot"] for area in found["by_tag"].values()]
     assert found["mean"] == found["mean_of_all_tags"]
+    assert found["pooled"]["fine_tuned"] == pytest.approx(area_under_curve(sharp, right), abs=1e-4)
     assert found["mean"]["delta"] == pytest.approx(np.mean(tagwise), abs=2e-4)
     assert found["mean"]["ci"][0] < found["mean"]["delta"] < found["mean"]["ci"][1] and found["mean"]["ci"][0] > 0
     same = compare_areas(PROMPTS, blunt, blunt, right)
