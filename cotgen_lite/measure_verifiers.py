@@ -1,7 +1,8 @@
 """What fine-tuning and step-by-step search bring: chapters 02 and 03, measured on the baseline's test pool."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from cotgen_lite.checkpoints import built_generator, built_judges
 from cotgen_lite.drawing import SHARD, fingerprint, in_shards, judge_tokens
 from cotgen_lite.generator import Generator
 from cotgen_lite.measure import cost_of_drawing
-from cotgen_lite.pools import expected_best_of, load_pool, save_pool
+from cotgen_lite.pools import expected_best_of, first_of_each_tag, load_pool, save_pool
 from cotgen_lite.prompts import TAGS, Prompt
 from cotgen_lite.ranking import FEW, MANY, StepLabels, load_steps
 from cotgen_lite.results import (
@@ -30,7 +31,7 @@ from cotgen_lite.results import (
     write_json,
 )
 from cotgen_lite.scoring import area_under_curve, area_within_rows, telling_tags
-from cotgen_lite.search import stepwise_best_of_n
+from cotgen_lite.search import SearchResult, StepwiseResult, best_of_n, stepwise_best_of_n
 from cotgen_lite.verifier import ORM_QUESTION, PRM_QUESTION, Verifier
 
 COMMAND = "python -m cotgen_lite.build"
@@ -81,7 +82,7 @@ def measure_prm(out: Path, work: Path, n: int, first_steps: Mapping[str, Sequenc
     pool = load_pool(out / "pools/baseline.safetensors")
     prompts, learned = pool.prompts, pool.correct["learned"]
     about = {"generator": "baseline", "seed": 0, "command": f"{COMMAND} prm_results"}
-    rows, right, guesses = [], {}, torch.empty(0)
+    rows, right, guesses, gains = [], {}, torch.empty(0), {}
     for method, firsts in first_steps.items():
         for first_step in firsts:
             verifier = verifiers[QUESTIONERS[method][0]]
@@ -90,8 +91,12 @@ def measure_prm(out: Path, work: Path, n: int, first_steps: Mapping[str, Sequenc
             verdicts = {judge: judge_tokens(generator, final, prompts, one) for judge, one in judges.items()}
             label = method if first_step == 1 else f"{method}-from-{first_step}"
             said = about | {"verifier": "zero-shot" if method == "zs-prm" else "fine-tuned PRM"}
+            cost["seconds"] = time_search(
+                prompts, partial(stepwise_best_of_n, generator, verifier, n=n, first_step=first_step)
+            )
             chance = np.zeros(verdicts["learned"].shape)
             rows += [row | {"n": n} for row in score_rows(label, prompts, chance, verdicts, (1,), said, cost)]
+            gains[label] = over_baseline(prompts, verdicts["learned"][:, 0], learned)
             if label == "ft-prm":
                 right = {judge: verdict[:, 0].astype(float) for judge, verdict in verdicts.items()}
             if label == "zs-prm":
@@ -117,6 +122,9 @@ def measure_prm(out: Path, work: Path, n: int, first_steps: Mapping[str, Sequenc
             for name, odds in beliefs.items()
         },
         "tokens_equal_to_final": [round(float(share), 4) for share in steps_profile(steps["guesses"])],
+        "tuning_gains_early": tuning_gains_early(beliefs["zs-prm"], beliefs["ft-prm"], learned[kept]),
+        "gain_over_baseline": gains,
+        "seconds_of_best_of_n": time_search(prompts, partial(best_of_n, generator, verifiers["orm"], n=n)),
     }
     write_json(results / "steps.json", by_step | likeness(generator, guesses[kept]))
     labels = [load_steps(out / "training/rollouts" / name) for name in (FEW, MANY)]
@@ -150,6 +158,18 @@ def draw_stepwise(
     run = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     names = ("generator_passes", "verifier_passes", "tokens", "seconds")
     return run, dict(zip(names, run.pop("cost").mean(0).tolist(), strict=True))
+
+
+def time_search(prompts: Sequence[Prompt], search: Callable[..., SearchResult | StepwiseResult]) -> float:
+    """Mean seconds of a search, on a prompt of each tag. Timed anew: shards may be of other hours."""
+    texts = [prompt.text for prompt in first_of_each_tag(list(dict.fromkeys(prompts)), 1)]
+    return round(float(np.mean([search(prompt=text, seed=0).cost.seconds for text in texts])), 4)
+
+
+def over_baseline(prompts: Sequence[Prompt], right: npt.NDArray, pool: npt.NDArray) -> dict[str, object]:
+    """What a search gains: right (P,), whether its images are; pool (P, N), verdicts on unguided ones. Paired."""
+    found = decide("gain over the baseline > 0", prompts, right - pool.mean(1), paper="")
+    return {key: found[key] for key in ("delta", "ci")}
 
 
 def score_steps(
@@ -202,21 +222,29 @@ def decide_f3(prompts: Sequence[Prompt], stepwise: npt.NDArray, best: npt.NDArra
 def decide_f4(log_odds: npt.NDArray, correct: npt.NDArray, guesses: Tensor) -> dict:
     """F4 by its rule: the early AUC is low, the late one higher, most tokens final by then; bootstrap over prompts.
 
-    log_odds: (P, N, T), the zero-shot ORM's; correct: (P, N), verdicts on the final images; guesses: (P, N, T, L).
+    log_odds: (P, N, T), the zero-shot ORM's; correct: (P, N), verdicts on the final images; guesses: (P, N, T, L). The
+    rule takes the AUC of all images together, to which hard and easy prompts contribute; the note has that within
+    prompts as well, all that a choice among candidates depends on.
     """
     rng = np.random.default_rng(0)
     settled = (guesses[:, :, LATE - 1] == guesses[:, :, -1]).double().mean(dim=(1, 2)).numpy()
+    early, late = log_odds[:, :, EARLY - 1], log_odds[:, :, LATE - 1]
+    inside = np.array(
+        [[area_within_rows(o[row, None], correct[row, None]) for o in (early, late)] for row in range(len(correct))]
+    )
 
-    def measured(rows: npt.NDArray) -> tuple[float, float, float]:
-        early, late = (area_under_curve(log_odds[rows, :, t - 1], correct[rows]) for t in (EARLY, LATE))
-        return early, late - early, float(settled[rows].mean())
+    def measured(rows: npt.NDArray) -> tuple[float, ...]:
+        blurry, clear = (area_under_curve(odds[rows], correct[rows]) for odds in (early, late))
+        within, clear_within = np.nanmean(inside[rows], axis=0)
+        return blurry, clear - blurry, float(settled[rows].mean()), within, clear_within - within
 
     everything = measured(np.arange(len(correct)))
     draws = np.array([measured(rng.integers(len(correct), size=len(correct))) for _ in range(RESAMPLES)])
     low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
     holds = (high[0] < BLURRY, low[1] > CLEARER, low[2] > SETTLED)
     fails = (low[0] > BLURRY, high[1] < CLEARER, high[2] < SETTLED)
-    names = (f"AUC at step {EARLY}", f"gain by step {LATE}", f"tokens final at step {LATE}")
+    gain = f"gain by step {LATE}"
+    names = (f"AUC at step {EARLY}", gain, f"tokens final at step {LATE}", "AUC within prompts", gain)
     parts = [f"{name} {x:.3f} [{a:.3f}, {b:.3f}]" for name, x, a, b in zip(names, everything, low, high, strict=True)]
     return {
         "claim": f"AUC < {BLURRY} at step {EARLY}, {CLEARER} more at {LATE}, where {SETTLED:.0%} of tokens are final",
@@ -225,6 +253,34 @@ def decide_f4(log_odds: npt.NDArray, correct: npt.NDArray, guesses: Tensor) -> d
         "ci": [round(float(low[1]), 4), round(float(high[1]), 4)],
         "paper": "clear from steps 8–12 of 18 (figure 5)",
         "note": "; ".join(parts),
+    }
+
+
+def tuning_gains_early(before: npt.NDArray, after: npt.NDArray, correct: npt.NDArray) -> dict[str, dict]:
+    """What fine-tuning adds to the AUC, mean of the first half of the steps, with intervals over prompts.
+
+    before, after: log-odds (P, N, T); correct: (P, N), verdicts on the final images. "all_images" also counts what is
+    known of the prompts, hard or easy; "within_prompts" only what tells one prompt's images apart.
+    """
+    rng, halves = np.random.default_rng(0), [odds[:, :, : odds.shape[2] // 2] for odds in (after, before)]
+
+    def mean_area_of(odds: npt.NDArray, right: npt.NDArray) -> float:
+        return float(np.mean([area_under_curve(odds[:, :, t], right) for t in range(odds.shape[2])]))
+
+    mixed = np.flatnonzero(correct.any(1) & ~correct.all(1))
+    inside = np.array([[mean_area_of(odds[[p]], correct[[p]]) for odds in halves] for p in mixed]).reshape(-1, 2)
+
+    def measured(rows: npt.NDArray, of_mixed: npt.NDArray) -> tuple[float, float]:
+        over_all = [mean_area_of(odds[rows], correct[rows]) for odds in halves]
+        return over_all[0] - over_all[1], float((inside[of_mixed] @ [1, -1]).mean())
+
+    sizes = (len(correct), len(mixed))
+    deltas = measured(np.arange(sizes[0]), np.arange(sizes[1]))
+    draws = [measured(*(rng.integers(size, size=size) for size in sizes)) for _ in range(RESAMPLES)]
+    low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
+    return {
+        name: {"delta": round(deltas[i], 4), "ci": [round(float(low[i]), 4), round(float(high[i]), 4)]}
+        for i, name in enumerate(("all_images", "within_prompts"))
     }
 
 

@@ -16,13 +16,16 @@ from cotgen_lite.measure_verifiers import (
     draw_stepwise,
     label_noise,
     likeness,
+    over_baseline,
+    time_search,
+    tuning_gains_early,
 )
 from cotgen_lite.pools import expected_best_of, pool_prompts
-from cotgen_lite.prompts import lite_prompts
+from cotgen_lite.prompts import TAGS, lite_prompts, parse_prompt
 from cotgen_lite.ranking import StepLabels
 from cotgen_lite.results import SIZES
 from cotgen_lite.scoring import area_under_curve, score
-from cotgen_lite.search import stepwise_best_of_n
+from cotgen_lite.search import Cost, SearchResult, stepwise_best_of_n
 
 PROMPTS = pool_prompts("dev")
 N = 20
@@ -82,6 +85,49 @@ def test_f4_needs_a_blurry_start_a_clear_end_and_settled_tokens(sharpness, settl
     guesses = torch.randint(0, 1024, (40, N, 18, 16), generator=torch.Generator().manual_seed(0)).to(torch.int16)
     guesses[:, :, settled_from:] = guesses[:, :, -1:]
     assert decide_f4(odds, right, guesses)["seen"] == seen
+
+
+def test_f4_notes_what_is_left_when_prompts_do_not_tell():
+    rng = np.random.default_rng(0)
+    hard = np.arange(40) % 2 == 0
+    right = rng.random((40, N)) < np.where(hard, 0.2, 0.8)[:, None]
+    odds = np.repeat(np.where(hard, -1.0, 1.0)[:, None, None], N, axis=1).repeat(18, axis=2)  # knows prompts only
+    note = decide_f4(odds, right, torch.zeros((40, N, 18, 16), dtype=torch.int16))["note"]
+    assert "AUC at step 4 0.7" in note or "AUC at step 4 0.8" in note
+    assert "AUC within prompts 0.500 [0.500, 0.500]; gain by step 14 0.000 [0.000, 0.000]" in note
+
+
+@pytest.mark.parametrize("learned", ["prompts", "pictures"])
+def test_what_a_prm_learned_is_of_prompts_or_of_pictures(learned):
+    rng = np.random.default_rng(0)
+    hard = np.arange(40) % 2 == 0
+    right = rng.random((40, N)) < np.where(hard, 0.3, 0.7)[:, None]
+    before = rng.normal(size=(40, N, 4))
+    hint = np.repeat(~hard[:, None], N, axis=1) if learned == "prompts" else right
+    after = before + 3.0 * hint[:, :, None] * (np.arange(4) < 2)  # the late half does not count
+    found = tuning_gains_early(before, after, right)
+    assert found["all_images"]["ci"][0] > 0.1
+    low, high = found["within_prompts"]["ci"]
+    assert (low == high == 0.0) if learned == "prompts" else low > 0.3
+    assert low <= found["within_prompts"]["delta"] <= high
+
+
+def test_a_search_is_timed_on_one_prompt_of_each_tag():
+    asked = []
+
+    def search(prompt: str, seed: int) -> SearchResult:
+        asked.append(prompt)
+        cost = Cost(1, 1, 1, generator_seconds=float(len(asked)), verifier_seconds=0.5)
+        return SearchResult(prompt, [], torch.empty(0), torch.empty(0), 0, cost)
+
+    assert time_search(PROMPTS, search) == 4.0  # the mean of 1 to 6, and a half
+    assert [parse_prompt(text).tag for text in asked] == list(TAGS)
+
+
+def test_a_search_gains_over_the_mean_of_its_pool():
+    pool = np.zeros((len(PROMPTS), N), dtype=bool)
+    pool[:, :5] = True
+    assert over_baseline(PROMPTS, np.ones(len(PROMPTS)), pool) == {"delta": 0.75, "ci": [0.75, 0.75]}
 
 
 def test_areas_are_compared_tag_by_tag():
