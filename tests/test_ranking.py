@@ -14,12 +14,15 @@ from cotgen_lite.finetune import FineTuning, finetune_verifier
 from cotgen_lite.pools import Pool, load_pool
 from cotgen_lite.prompts import TAGS, lite_prompts, meaning, two_object
 from cotgen_lite.ranking import (
+    FEW,
+    MANY,
     Example,
     StepLabels,
     as_dataset,
     balanced,
     draw_labelled,
     label_steps,
+    load_steps,
     orm_examples,
     preference_pairs,
     prm_examples,
@@ -225,3 +228,12 @@ def test_shipped_images_are_of_training_prompts_alone():
     assert pool.tokens.shape[1] >= 30 and not asked & held_out
     answers = [example.turns[0][1] for example in orm_examples(pool, most=10, seed=0)]
     assert answers.count("yes") == answers.count("no") > 3000
+
+
+def test_shipped_rollouts_are_of_training_prompts_alone():
+    few, many = (load_steps(data_path(f"training/rollouts/{name}")) for name in (FEW, MANY))
+    held_out = {meaning(prompt) for split in ("dev", "test") for prompt in lite_prompts(split)}
+    assert not {meaning(prompt) for prompt in few.prompts + many.prompts} & held_out
+    assert few.ends_well.shape == (500, 18, 4) and many.ends_well.shape == (50, 18, 16)
+    assert set(many.prompts) <= set(few.prompts) and {prompt.tag for prompt in few.prompts} == set(TAGS)
+    assert (few.ends_well[:, -1] == few.ends_well[:, -1, :1]).all()  # after the last step nothing is left to roll out
