@@ -336,7 +336,9 @@ def draw_step_labels(labels: npt.ArrayLike, groups: Sequence[str]) -> Figure:
     axis.set_xticks(range(share.shape[1]), [str(step + 1) for step in range(share.shape[1])], fontsize=8)
     axis.set_xlabel("step")
     edges = np.cumsum([0, *(list(groups).count(name) for name in names)])
-    axis.set_yticks((edges[:-1] + edges[1:]) / 2, [TAG_NAMES.get(name, name) for name in names], fontsize=8)
+    axis.set_yticks(
+        (edges[:-1] + edges[1:]) / 2, [TAG_NAMES.get(name, name).replace("\n", " ") for name in names], fontsize=8
+    )
     for edge in edges[1:-1]:
         axis.axhline(edge - 0.5, color="white", lw=1)
     figure.colorbar(picture, ax=axis, label="share of rollouts that end well", shrink=0.8)
