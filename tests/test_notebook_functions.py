@@ -8,12 +8,18 @@ import nbformat
 import numpy as np
 import torch
 
+from cotgen_lite import ranking
 from cotgen_lite.checkpoints import load_verifier
+from cotgen_lite.judges import TemplateJudge
 from cotgen_lite.pools import expected_best_of
+from cotgen_lite.prompts import parse_prompt
+from cotgen_lite.ranking import label_steps
 from cotgen_lite.sampling import Ledger, SamplingSettings, encode_prompts, masked_after, predict, start
 from cotgen_lite.scenes import random_scene, render
+from cotgen_lite.scoring import area_under_curve
+from cotgen_lite.search import stepwise_best_of_n
 from cotgen_lite.showo import text_prefix
-from cotgen_lite.verifier import ORM_QUESTION
+from cotgen_lite.verifier import ORM_QUESTION, PRM_QUESTION
 from cotgen_lite.vocabulary import encode_text
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
@@ -71,3 +77,32 @@ def test_expected_best_of() -> None:
     for n in (1, 2, 7, 20):
         expected = [ours(s, c, n) for s, c in zip(scores, correct, strict=True)]
         np.testing.assert_allclose(expected_best_of(scores, correct, n), expected)
+
+
+def test_area_under_curve() -> None:
+    ours = from_scratch("02_finetuned_orm")["area_under_curve"]
+    rng = np.random.default_rng(0)
+    correct = rng.random((7, 9)) < 0.4
+    scores = (rng.normal(size=correct.shape) + correct).round(1)  # rounded: with ties
+    np.testing.assert_allclose(ours(scores, correct), area_under_curve(scores, correct))
+
+
+def test_rollouts(toy_generator: Any, tmp_path: Path) -> None:
+    space = from_scratch("03_prm")
+    space["generator"] = toy_generator
+    prompt = parse_prompt("a photo of a red cat")
+    labelled, _ = label_steps(toy_generator, TemplateJudge(), [prompt], 3, 5, tmp_path)
+    drawn = ranking._draw_rollouts(toy_generator, [(prompt.text, 0)], 3, 5)
+    for step in (1, 3, 5):
+        guess, ends = space["roll_out"](prompt.text, step, seed=5, rollouts=3)
+        assert torch.equal(guess.short(), labelled.codes[0, step - 1])
+        assert torch.equal(ends.short(), drawn["ends"][0, step - 1])
+
+
+def test_search_step_by_step(toy_generator: Any) -> None:
+    space = from_scratch("03_prm")
+    verifier = load_verifier()
+    space |= {"generator": toy_generator, "PRM_QUESTION": PRM_QUESTION}
+    prompt = "a photo of a red cat"
+    found = stepwise_best_of_n(toy_generator, verifier, prompt, 3, 2)
+    assert torch.equal(space["search_step_by_step"](verifier, prompt, 3, seed=2).short(), found.trajectory.tokens[-1])
