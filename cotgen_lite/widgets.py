@@ -12,6 +12,8 @@ from cotgen_lite.scoring import calibration, calibration_error
 
 Path = tuple[Tensor, Tensor]  # images (T, 3, H, W) and committed (T, L) of one image's steps
 
+OWN_SIZE = {"align_self": "flex-start", "max_width": "100%"}  # a box would stretch a picture to its own width
+
 
 def step_explorer(
     prompts: Sequence[str], draw_path: Callable[[str, int, float], Path], scale: float, steps: int = 18
@@ -25,7 +27,7 @@ def step_explorer(
     seed = IntSlider(value=0, min=0, max=20, description="seed", continuous_update=False)
     guidance = FloatSlider(value=scale, min=0, max=5, step=0.5, description="guidance", continuous_update=False)
     step = IntSlider(value=steps, min=1, max=steps, description="step")
-    picture = Image(format="png")
+    picture = Image(format="png", layout=OWN_SIZE)
     path: list[Path] = []
 
     def redraw(_: object = None) -> None:
@@ -53,7 +55,7 @@ def pick_the_best(
     belief, verdict = np.asarray(beliefs, dtype=float), np.asarray(right, dtype=bool)
     picks = ToggleButtons(options=[(str(i + 1), i) for i in range(belief.shape[1])], value=None, description="you keep")
     onward = Button(description="next prompt")
-    picture, score = Image(format="png"), HTML()
+    picture, score = Image(format="png", layout=OWN_SIZE), HTML()
     tally = {"round": 0, "you": 0, "verifier": 0, "prompts": 0}
 
     def redraw() -> None:
@@ -89,7 +91,7 @@ def calibration_explorer(log_odds: Mapping[str, npt.ArrayLike], correct: npt.Arr
     """
     tag = Dropdown(options=["all", *dict.fromkeys(tags)], description="tag")
     bins = IntSlider(value=10, min=2, max=20, description="bins", continuous_update=False)
-    picture, errors = Image(format="png"), HTML()
+    picture, errors = Image(format="png", layout=OWN_SIZE), HTML()
     colors, truth = dict(zip(log_odds, (OTHER, OURS), strict=True)), np.asarray(correct, dtype=bool)
 
     def redraw(_: object = None) -> None:
@@ -117,7 +119,7 @@ def rollout_explorer(
     belief = np.asarray(beliefs, dtype=float)
     path = Dropdown(options=[(text, i) for i, text in enumerate(prompts)], description="path", layout={"width": "30em"})
     step = IntSlider(value=1, min=1, max=belief.shape[1], description="step", continuous_update=False)
-    picture = Image(format="png")
+    picture = Image(format="png", layout=OWN_SIZE)
 
     def redraw(_: object = None) -> None:
         guess, ends, right = look(path.value, step.value)
