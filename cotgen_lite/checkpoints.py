@@ -1,13 +1,18 @@
-"""The course's own models: the shipped ones with their checksums verified, and those of a folder being built."""
+"""The course's own models: shipped ones with checksums verified, those of a folder being built, and saving them."""
 
+import copy
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from cotgen_lite.files import model_path
+from cotgen_lite.files import MANIFEST, file_sha256, model_path, write_json
 from cotgen_lite.generator import Generator
 from cotgen_lite.geneval import Detector
 from cotgen_lite.judges import LearnedJudge, TemplateJudge
+from cotgen_lite.lite_verifier import save_verifier
 from cotgen_lite.sampling import SamplingSettings
 from cotgen_lite.verifier import Verifier
 
@@ -32,11 +37,33 @@ def load_judge() -> LearnedJudge:
     return LearnedJudge.from_pretrained(model_path("judge"))
 
 
-def built_generator(models: Path) -> Generator:
-    """The lite generator of a folder of models that is being built; OSError if one is missing."""
-    return Generator.from_pretrained(models / "generator", models / "words", models / "tokenizer", LITE_SETTINGS)
+def built_generator(models: Path, name: str = "generator") -> Generator:
+    """A lite generator of a folder of models that is being built; OSError if one is missing."""
+    return Generator.from_pretrained(models / name, models / "words", models / "tokenizer", LITE_SETTINGS)
 
 
 def built_judges(models: Path) -> dict[str, Detector]:
     """Both judges of a folder of models that is being built: "learned", which reports, and "template", which labels."""
     return {"learned": LearnedJudge.from_pretrained(models / "judge"), "template": TemplateJudge()}
+
+
+def publish(model: PreTrainedModel, folder: Path, settings: Mapping[str, object], seconds: float) -> None:
+    """Save a model's weights as fp16 safetensors, and the manifest that says how it was made."""
+    shutil.rmtree(folder, ignore_errors=True)
+    copy.deepcopy(model).half().save_pretrained(folder)
+    write_manifest(folder, settings, seconds)
+
+
+def publish_verifier(verifier: Verifier, folder: Path, settings: Mapping[str, object], seconds: float) -> None:
+    """Save a fine-tuned lite verifier as fp16 safetensors with its processor, and its manifest."""
+    shutil.rmtree(folder, ignore_errors=True)
+    save_verifier(verifier.model, verifier.processor.tokenizer, folder)
+    write_manifest(folder, settings, seconds)
+
+
+def write_manifest(folder: Path, settings: Mapping[str, object], seconds: float) -> None:
+    """Record settings, seconds of training and every file's checksum; its presence says that the model is whole."""
+    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    sums = {path.name: file_sha256(path) for path in files}
+    manifest = {"settings": settings, "seconds": round(seconds), "sha256": sums}
+    write_json(folder / MANIFEST, manifest)

@@ -53,3 +53,8 @@ def write_atomically(path: Path, text: str) -> None:
     part = path.with_suffix(path.suffix + ".part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file atomically, indented."""
+    write_atomically(path, json.dumps(value, indent=1) + "\n")

@@ -12,8 +12,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from cotgen_lite.drawing import fingerprint
-from cotgen_lite.files import write_atomically
-from cotgen_lite.training import StepBar, check_same_run
+from cotgen_lite.training import StepBar, check_same_run, seconds_of_run
 from cotgen_lite.verifier import Verifier
 
 if TYPE_CHECKING:
@@ -97,11 +96,7 @@ def finetune_verifier(
     StepBar.attach(trainer, "fine-tuning")
     last = get_last_checkpoint(str(work_dir))
     output = trainer.train(resume_from_checkpoint=last)
-    done_now = output.global_step - (int(last.rpartition("-")[2]) if last else 0)
-    took = Path(work_dir) / "seconds.txt"  # of a whole run: one that is complete already takes none
-    if done_now or not took.exists():
-        write_atomically(took, str(output.metrics["train_runtime"] * output.global_step / max(1, done_now)))
-    seconds = float(took.read_text(encoding="utf-8"))
+    seconds = seconds_of_run(Path(work_dir), output, last)
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     # On a GPU, accelerate has wrapped `forward` in half precision; log-odds are to be float32 again.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)

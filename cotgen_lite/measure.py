@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from cotgen_lite.checkpoints import built_generator, built_judges
 from cotgen_lite.drawing import draw_pool, judge_tokens
+from cotgen_lite.files import write_json
 from cotgen_lite.generator import Generator
 from cotgen_lite.geneval import Detector
 from cotgen_lite.judge_training import measure_judge
@@ -23,7 +24,6 @@ from cotgen_lite.results import (
     score_rows,
     score_tokens,
     steps_profile,
-    write_json,
     write_rows,
 )
 from cotgen_lite.sampling import Ledger

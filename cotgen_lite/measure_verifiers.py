@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cotgen_lite.checkpoints import built_generator, built_judges
 from cotgen_lite.drawing import SHARD, fingerprint, in_shards, judge_tokens
+from cotgen_lite.files import write_json
 from cotgen_lite.generator import Generator
 from cotgen_lite.measure import cost_of_drawing
 from cotgen_lite.pools import expected_best_of, first_of_each_tag, load_pool, save_pool
@@ -28,7 +29,6 @@ from cotgen_lite.results import (
     score_rows,
     score_tokens,
     steps_profile,
-    write_json,
 )
 from cotgen_lite.scoring import area_under_curve, area_within_rows, telling_tags
 from cotgen_lite.search import SearchResult, StepwiseResult, best_of_n, stepwise_best_of_n

@@ -30,6 +30,7 @@ from cotgen_lite.verifier import ORM_QUESTION, PRM_QUESTION
 from cotgen_lite.vocabulary import encode_text
 
 HOT = 1.3  # temperature of ranking data: more variety among a prompt's images, so that more prompts have both labels
+IMAGES = "pool.safetensors"  # file of labelled images
 FEW, MANY = "four.safetensors", "sixteen.safetensors"  # files of step labels, by their rollouts
 PATHS = 10  # labelled side by side, and between two savings
 
@@ -109,7 +110,7 @@ def orm_examples(pool: Pool, most: int, seed: int) -> list[Example]:
     most: images of either label a pool; neighbouring pools of one prompt are balanced together. ValueError if a dev or
     test prompt is among them, in whatever wording. Paper: section 3.2.
     """
-    _refuse_held_out(pool.prompts)
+    refuse_held_out(pool.prompts)
     rng = np.random.default_rng(seed)
     labels = pool.correct["template"]
     examples = []
@@ -127,7 +128,7 @@ def prm_examples(steps: StepLabels, seed: int) -> list[Example]:
     Otherwise the verifier would learn from the tag, or from the blur, how likely a yes is. (A single prompt may still
     tell: it has one path.) ValueError if a dev or test prompt is among them. Paper: section 3.2.
     """
-    _refuse_held_out(steps.prompts)
+    refuse_held_out(steps.prompts)
     rng = np.random.default_rng(seed)
     labels = steps.labels
     examples = []
@@ -145,7 +146,7 @@ def preference_pairs(pool: Pool, most: int, seed: int) -> list[tuple[Prompt, Ten
     Returns (prompt, chosen codes (L,), rejected codes (L,)). ValueError if a dev or test prompt is among them.
     Paper: section 3.3.
     """
-    _refuse_held_out(pool.prompts)
+    refuse_held_out(pool.prompts)
     rng = np.random.default_rng(seed)
     labels = pool.correct["template"]
     pairs = []
@@ -157,7 +158,8 @@ def preference_pairs(pool: Pool, most: int, seed: int) -> list[tuple[Prompt, Ten
     return [pairs[i] for i in rng.permutation(len(pairs))]
 
 
-def _refuse_held_out(prompts: Sequence[Prompt]) -> None:
+def refuse_held_out(prompts: Sequence[Prompt]) -> None:
+    """ValueError if a prompt asks what a dev or test prompt asks, in whatever wording."""
     held_out = {meaning(prompt) for split in ("dev", "test") for prompt in lite_prompts(split)}
     for prompt in prompts:
         if meaning(prompt) in held_out:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from cotgen_lite.files import write_atomically
+from cotgen_lite.files import write_atomically, write_json
 from cotgen_lite.generator import Generator
 from cotgen_lite.pools import expected_best_of
 from cotgen_lite.prompts import Prompt
@@ -110,15 +111,11 @@ def write_rows(path: Path, rows: Sequence[Mapping]) -> None:
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write a JSON file atomically, indented."""
-    write_atomically(path, json.dumps(value, indent=1) + "\n")
-
-
 def merge_rows(path: Path, rows: Sequence[Mapping]) -> None:
-    """Write rows into a jsonl file; those of the same methods and generators that were there go, all others stay."""
-    new = {(row["method"], row["generator"]) for row in rows}
-    kept = [row for row in (read_rows(path) if path.exists() else []) if (row["method"], row["generator"]) not in new]
+    """Write rows into a jsonl file; those there of the same methods, generators and seeds go, all others stay."""
+    key = itemgetter("method", "generator", "seed")
+    new = set(map(key, rows))
+    kept = [row for row in (read_rows(path) if path.exists() else []) if key(row) not in new]
     write_rows(path, [*kept, *rows])
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers.trainer_utils import TrainOutput
 
 from cotgen_lite.files import write_atomically
 
@@ -87,6 +88,19 @@ def check_same_run(work_dir: Path, run: str) -> None:
             "take another folder, or delete this one to start afresh."
         )
     write_atomically(note, run)
+
+
+def seconds_of_run(work_dir: Path, output: TrainOutput, last: str | None) -> float:
+    """Seconds of a whole run of transformers' trainer, kept in its folder; a call with nothing left to do adds none.
+
+    output: what `train` returned; last: the checkpoint from which it went on, if any. After an interrupt: what all
+    steps take at the pace of the last ones.
+    """
+    done_now = output.global_step - (int(last.rpartition("-")[2]) if last else 0)
+    note = work_dir / "seconds.txt"
+    if done_now or not note.exists():
+        write_atomically(note, str(output.metrics["train_runtime"] * output.global_step / max(1, done_now)))
+    return float(note.read_text(encoding="utf-8"))
 
 
 class StepBar(TrainerCallback):

@@ -52,14 +52,17 @@ def test_rows_round_trip(tmp_path: Path) -> None:
 
 def test_merging_replaces_what_was_measured_again(tmp_path: Path) -> None:
     path = tmp_path / "scores.jsonl"
-    old = [{"method": method, "generator": "baseline", "n": n} for method in ("a", "b") for n in (1, 20)]
-    merge_rows(path, old)
-    merge_rows(path, [{"method": "b", "generator": "baseline", "n": 5}, {"method": "b", "generator": "dpo", "n": 1}])
-    assert [(row["method"], row["generator"], row["n"]) for row in read_rows(path)] == [
-        ("a", "baseline", 1),
-        ("a", "baseline", 20),
-        ("b", "baseline", 5),
-        ("b", "dpo", 1),
+
+    def row(method: str, generator: str, n: int, seed: int = 0) -> dict:
+        return {"method": method, "generator": generator, "seed": seed, "n": n}
+
+    merge_rows(path, [row(method, "baseline", n) for method in ("a", "b") for n in (1, 20)])
+    merge_rows(path, [row("b", "baseline", 5), row("b", "dpo", 1), row("a", "baseline", 2, seed=1)])
+    assert read_rows(path) == [
+        *(row("a", "baseline", n) for n in (1, 20)),
+        row("b", "baseline", 5),
+        row("b", "dpo", 1),
+        row("a", "baseline", 2, seed=1),
     ]
     merge_json(tmp_path / "findings.json", {"F1": 1, "F2": 2})
     merge_json(tmp_path / "findings.json", {"F2": 3})
