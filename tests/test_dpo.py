@@ -10,13 +10,25 @@ import pytest
 import torch
 from datasets import Dataset
 from small_verifiers import byte_level_tokenizer, token_settings
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
 from trl import DPOConfig, DPOTrainer
 
 from cotgen_lite import dpo
-from cotgen_lite.dpo import DpoTraining, Masks, Pair, dpo_loss, draw_masks, log_probability, online_pairs, train_dpo
+from cotgen_lite.dpo import (
+    DpoTraining,
+    Masks,
+    Online,
+    Pair,
+    divergence_on_samples,
+    dpo_loss,
+    draw_masks,
+    log_probability,
+    online_pairs,
+    train_dpo,
+)
 from cotgen_lite.prompts import lite_prompts
 from cotgen_lite.showo import Showo, ShowoConfig, draw_mask, text_prefix
+from cotgen_lite.vocabulary import encode_text
 
 LENGTH, CODES = 4, 3
 
@@ -190,7 +202,7 @@ def test_training_starts_at_log_two_and_prefers_the_chosen(tmp_path):
     model = tiny(length=9)
     pairs = pairs_of(model)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    log = train_dpo(model, pairs, DpoTraining(3e-3, epochs=12, batch_size=8, masks=2), tmp_path)
+    log, _ = train_dpo(model, pairs, DpoTraining(3e-3, epochs=12, batch_size=8, masks=2), tmp_path)
     assert log[0]["loss"] == pytest.approx(0.6931, abs=1e-3) and log[0]["margin"] == pytest.approx(0, abs=1e-4)
     assert log[-1]["loss"] < 0.5 and log[-1]["accuracy"] > 0.9 and log[-1]["margin"] > 0.5
     assert not model.training
@@ -235,7 +247,7 @@ class Stop(TrainerCallback):
 def test_it_goes_on_after_an_interrupt(tmp_path, monkeypatch):
     settings = DpoTraining(1e-3, batch_size=4, save_steps=2)
     whole, parted = tiny(), tiny()
-    log = train_dpo(whole, pairs_of(whole), settings, tmp_path / "whole")
+    log, _ = train_dpo(whole, pairs_of(whole), settings, tmp_path / "whole")
     trainer = dpo.DpoTrainer
 
     def stopping(*given):
@@ -248,7 +260,7 @@ def test_it_goes_on_after_an_interrupt(tmp_path, monkeypatch):
         train_dpo(parted, pairs_of(parted), settings, tmp_path / "parted")
     monkeypatch.setattr(dpo, "DpoTrainer", trainer)
     parted = tiny()  # the reference is the model as it is given
-    again = train_dpo(parted, pairs_of(parted), settings, tmp_path / "parted")
+    again, _ = train_dpo(parted, pairs_of(parted), settings, tmp_path / "parted")
     assert [row["loss"] for row in again] == pytest.approx([row["loss"] for row in log])
     for name, weight in parted.state_dict().items():
         torch.testing.assert_close(weight, whole.state_dict()[name])
@@ -271,10 +283,10 @@ def unpictured(toy_generator):
 
 def test_guidance_alone_has_a_gradient_and_raises_the_verifiers_score(unpictured, tmp_path):
     generator = unpictured
-    prompts = [prompt.text for prompt in lite_prompts("train")[:6]]
+    prompts = lite_prompts("train")[:6]
 
     def mean_score() -> float:
-        drawn = generator.draw(prompts, 8, seed=99)
+        drawn = generator.draw([prompt.text for prompt in prompts], 8, seed=99)
         codes = torch.stack([path.final for paths in drawn for path in paths])
         return float(LikesLowCodes().score(codes, [""] * len(codes)).mean())
 
@@ -282,7 +294,7 @@ def test_guidance_alone_has_a_gradient_and_raises_the_verifiers_score(unpictured
     same = torch.zeros(64, dtype=torch.int16)
     dummies = [Pair(prefix, same, same)] * 30  # a pair of equal images teaches nothing
     online = online_pairs(generator, LikesLowCodes(), prompts, a_step=3, samples=4, seed=0)
-    fresh = online(generator.model, 0)
+    fresh = online.draw(generator.model, 0)
     masks = draw_masks(6, 64, 1, "sum", torch.Generator().manual_seed(0))
     codes = torch.stack([pair.chosen for pair in fresh] + [pair.rejected for pair in fresh])
     prefixes = [pair.prefix for pair in fresh] * 2
@@ -291,14 +303,14 @@ def test_guidance_alone_has_a_gradient_and_raises_the_verifiers_score(unpictured
     assert sum(float(weight.grad.norm()) for weight in generator.model.parameters() if weight.grad is not None) > 1e-2
     generator.model.zero_grad()
     before = mean_score()
-    log = train_dpo(generator.model, dummies, DpoTraining(1e-2, batch_size=1, masks=2), tmp_path, online)
+    log, _ = train_dpo(generator.model, dummies, DpoTraining(1e-2, batch_size=1, masks=2), tmp_path, online)
     assert "online_margin" in log[0]
     assert mean_score() > before + 0.1
 
 
 def test_fresh_pairs_are_the_verifiers_favourite_and_last(unpictured):
-    prompts = [prompt.text for prompt in lite_prompts("train")[:4]]
-    draw = online_pairs(unpictured, LikesLowCodes(), prompts, a_step=2, samples=4, seed=0)
+    prompts = lite_prompts("train")[:4]
+    draw = online_pairs(unpictured, LikesLowCodes(), prompts, a_step=2, samples=4, seed=0).draw
     pairs, again, later = (draw(unpictured.model, step) for step in (0, 0, 1))
     assert len(pairs) == 2 and all(torch.equal(a.chosen, b.chosen) for a, b in zip(pairs, again, strict=True))
     assert any(not torch.equal(a.chosen, b.chosen) for a, b in zip(pairs, later, strict=True))
@@ -307,6 +319,80 @@ def test_fresh_pairs_are_the_verifiers_favourite_and_last(unpictured):
         assert best > worst
     with pytest.raises(ValueError, match="at least 2 samples"):
         online_pairs(unpictured, LikesLowCodes(), prompts, 2, 1, 0)
+    with pytest.raises(ValueError, match="dev or test prompt"):
+        online_pairs(unpictured, LikesLowCodes(), [*prompts, lite_prompts("test")[-1]], 2, 4, 0)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 3.0])
+def test_guidance_is_added_as_often_as_its_weight_says(unpictured, tmp_path, weight):
+    model = unpictured.model
+    pair = Pair(text_prefix(model.config, [3]), torch.zeros(64).long(), torch.ones(64).long())
+    fresh = Pair(pair.prefix, torch.full((64,), 7), torch.full((64,), 900))
+    settings = DpoTraining(1e-3, batch_size=1, beta=0.5, guidance=weight, seed=3)
+    reference = copy.deepcopy(model)
+    for parameter in model.parameters():  # away from the reference, lest all losses be log 2
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    losses = {}
+    for name, online in (("offline", None), ("both", Online(lambda policy, step: [fresh], ""))):
+        trainer = dpo.DpoTrainer(reference, settings, model, arguments, [pair], online, None)
+        losses[name] = trainer.compute_loss(model, trainer._prepare_inputs(dpo._collate([pair]))).item()
+    drawing = torch.Generator().manual_seed(3 * 1_000_003)
+    draw_masks(1, 64, 1, "sum", drawing)  # the offline pair's
+    masks = draw_masks(1, 64, 1, "sum", drawing)
+    both = Masks(masks.places.repeat(1, 2, 1), masks.weight.repeat(1, 2))
+    codes = torch.stack([fresh.chosen, fresh.rejected])
+    with torch.no_grad():
+        policy, before = (log_probability(m, m.config, [pair.prefix] * 2, codes, both) for m in (model, reference))
+    alone = dpo_loss(policy[:1], policy[1:], before[:1], before[1:], beta=0.5)[0].item()
+    assert abs(alone - 0.6931) > 0.01
+    assert losses["both"] == pytest.approx(losses["offline"] + weight * alone, rel=1e-4)
+
+
+def test_every_step_has_masks_of_its_own(tmp_path, monkeypatch):
+    seen, judged = [], dpo.log_probability
+    monkeypatch.setattr(dpo, "log_probability", lambda *given: seen.append(given[-1].places) or judged(*given))
+    train_dpo(tiny(length=9), pairs_of(tiny(length=9), 12), DpoTraining(1e-4, batch_size=4), tmp_path)
+    policies = seen[::2]
+    assert len(policies) == 3 and not torch.equal(policies[0], policies[1])
+    assert not torch.equal(policies[1], policies[2])
+
+
+def test_divergence_is_zero_from_itself_and_grows_with_training(toy_generator, tmp_path):
+    model = copy.deepcopy(toy_generator.model)
+    watch = divergence_on_samples(toy_generator, lite_prompts("train")[:3], n=2, seed=1)
+    assert watch(model, model) == 0
+    pairs = [Pair(text_prefix(model.config, [row]), torch.full((64,), 7), torch.full((64,), 900)) for row in range(8)]
+    log, seconds = train_dpo(model, pairs, DpoTraining(3e-3, batch_size=2, watch_every=2), tmp_path, watch=watch)
+    assert [step for step, row in enumerate(log) if "watched" in row] == [0, 2, 3]
+    assert log[0]["watched"] == 0 and log[-1]["watched"] > 0.01 and seconds > 0
+    # nothing is left to do: the same log and seconds
+    again = copy.deepcopy(toy_generator.model)
+    assert train_dpo(again, pairs, DpoTraining(3e-3, batch_size=2, watch_every=2), tmp_path, watch=watch) == (
+        log,
+        seconds,
+    )
+
+
+def test_divergence_is_what_the_log_ratio_of_drawn_codes_comes_to(toy_generator):
+    policy, reference = copy.deepcopy(toy_generator.model), toy_generator.model
+    for parameter in policy.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    prompts = lite_prompts("train")[:2]
+    found = divergence_on_samples(toy_generator, prompts, n=3, seed=5, masks=4)(policy, reference)
+    drawn = replace(toy_generator, model=policy).draw([prompt.text for prompt in prompts], 3, 5)
+    masks = draw_masks(6, 64, 4, "elbo", torch.Generator().manual_seed(5))
+    rng, ratios = torch.Generator().manual_seed(2), []
+    for row, path in enumerate(path for paths in drawn for path in paths):
+        prefix = text_prefix(policy.config, encode_text(toy_generator.words, prompts[row // 3].text))
+        for mask in range(4):
+            hidden, codes = masks.places[mask, row], path.final[None]
+            with torch.no_grad():
+                p, q = (dpo.image_logits(m, [prefix], codes, hidden[None]).log_softmax(-1) for m in (policy, reference))
+            redrawn = torch.multinomial(p.exp(), 4000, replacement=True, generator=rng)  # of the hidden codes alone
+            ratios.append(masks.weight[mask, row] * (p - q).gather(1, redrawn).mean(1).sum())
+    assert found == pytest.approx(float(torch.stack(ratios).sum() / 6), rel=0.03)
+    assert found > 0.1
 
 
 def test_another_runs_folder_is_refused(tmp_path):
