@@ -7,30 +7,32 @@ builds into another folder, and step names (`python -m cotgen_lite.build results
 
 import argparse
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from cotgen_lite.checkpoints import built_generator
+from cotgen_lite.alignment import build_dpo, build_dpo_images, build_guided_orm, build_it_dpo
+from cotgen_lite.checkpoints import built_generator, publish, publish_verifier, write_manifest
+from cotgen_lite.dpo_studies import measure_estimators, measure_far, measure_spread
 from cotgen_lite.drawing import draw_pool, judge_tokens
 from cotgen_lite.files import MANIFEST, data_root, file_sha256
 from cotgen_lite.finetune import FineTuning, finetune_verifier
 from cotgen_lite.generator_training import make_captioned_tokens, train_generator
 from cotgen_lite.judge_training import train_judge
 from cotgen_lite.judges import TemplateJudge
-from cotgen_lite.lite_verifier import save_verifier
 from cotgen_lite.measure import measure_all
+from cotgen_lite.measure_alignment import measure_alignment
 from cotgen_lite.measure_verifiers import measure_orm, measure_prm
 from cotgen_lite.pools import first_of_each_tag, load_pool, save_pool
 from cotgen_lite.prompts import lite_prompts, to_record
 from cotgen_lite.ranking import (
     FEW,
     HOT,
+    IMAGES,
     MANY,
     Example,
     as_dataset,
@@ -44,7 +46,7 @@ from cotgen_lite.ranking import (
 )
 from cotgen_lite.recipes import LITE, QUICK, Recipe
 from cotgen_lite.report import print_table, write_readme
-from cotgen_lite.results import score_tokens, write_json, write_rows
+from cotgen_lite.results import score_tokens, write_rows
 from cotgen_lite.scenes import CaptionNoise, random_scene, render
 from cotgen_lite.scoring import mean_area
 from cotgen_lite.showo import Showo, lite_config
@@ -56,7 +58,6 @@ from cotgen_lite.verifier_training import train_verifier
 from cotgen_lite.vocabulary import lite_tokenizer
 
 ROLLOUTS, MANY_ROLLOUTS = 4, 16  # the paper's, and what they are checked against
-IMAGES = "pool.safetensors"
 
 
 def build_prompts(out: Path, work: Path, recipe: Recipe) -> None:
@@ -208,6 +209,26 @@ def build_prm_results(out: Path, work: Path, recipe: Recipe) -> None:
     measure_prm(out, work, recipe.pool_size, recipe.first_steps)
 
 
+def build_dpo_results(out: Path, work: Path, recipe: Recipe) -> None:
+    """Pools, scores and findings of the aligned generators, and what alignment cost them."""
+    measure_alignment(out, work, recipe)
+
+
+def build_dpo_estimators(out: Path, work: Path, recipe: Recipe) -> None:
+    """How estimators of log-probability differ, in noise and in what training with them gains."""
+    measure_estimators(out, work, recipe)
+
+
+def build_dpo_far(out: Path, work: Path, recipe: Recipe) -> None:
+    """Best of n far beyond the usual n: where the verifier's belief and the judges part."""
+    measure_far(out, work, recipe)
+
+
+def build_dpo_spread(out: Path, work: Path, recipe: Recipe) -> None:
+    """Both rounds with other training seeds, and a guided first round: scores only."""
+    measure_spread(out, work, recipe)
+
+
 STEPS: dict[str, Callable[[Path, Path, Recipe], None]] = {
     "prompts": build_prompts,
     "tokenizer": build_tokenizer,
@@ -221,29 +242,15 @@ STEPS: dict[str, Callable[[Path, Path, Recipe], None]] = {
     "orm_results": build_orm_results,
     "prm": build_prm,
     "prm_results": build_prm_results,
+    "dpo": build_dpo,
+    "dpo_images": build_dpo_images,
+    "it-dpo": build_it_dpo,
+    "it-dpo-guided-orm": build_guided_orm,
+    "dpo_results": build_dpo_results,
+    "dpo_estimators": build_dpo_estimators,
+    "dpo_far": build_dpo_far,
+    "dpo_spread": build_dpo_spread,
 }
-
-
-def publish(model: PreTrainedModel, folder: Path, settings: Mapping[str, object], seconds: float) -> None:
-    """Save a model's weights as fp16 safetensors, and the manifest that says how it was made."""
-    shutil.rmtree(folder, ignore_errors=True)
-    model.half().save_pretrained(folder)
-    write_manifest(folder, settings, seconds)
-
-
-def publish_verifier(verifier: Verifier, folder: Path, settings: Mapping[str, object], seconds: float) -> None:
-    """Save a fine-tuned lite verifier as fp16 safetensors with its processor, and its manifest."""
-    shutil.rmtree(folder, ignore_errors=True)
-    save_verifier(verifier.model, verifier.processor.tokenizer, folder)
-    write_manifest(folder, settings, seconds)
-
-
-def write_manifest(folder: Path, settings: Mapping[str, object], seconds: float) -> None:
-    """Record settings, seconds of training and every file's checksum; its presence says that the model is whole."""
-    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
-    sums = {path.name: file_sha256(path) for path in files}
-    manifest = {"settings": settings, "seconds": round(seconds), "sha256": sums}
-    write_json(folder / MANIFEST, manifest)
 
 
 # What each step is made from: when a step is made again, all that hang on it are to be made again too.
@@ -260,6 +267,14 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "orm_results": ("results", "orm"),
     "prm": ("rollouts", "verifier"),
     "prm_results": ("orm_results", "prm"),
+    "dpo": ("images",),
+    "dpo_images": ("dpo",),
+    "it-dpo": ("dpo_images",),
+    "it-dpo-guided-orm": ("dpo_images", "orm"),
+    "dpo_results": ("prm_results", "it-dpo", "it-dpo-guided-orm"),
+    "dpo_estimators": ("dpo",),
+    "dpo_far": ("judge", "it-dpo-guided-orm"),
+    "dpo_spread": ("dpo_results",),
 }
 
 
@@ -277,6 +292,11 @@ def last_file(step: str, out: Path) -> Path:
         "rollouts": f"training/rollouts/{MANIFEST}",
         "orm_results": "results/orm_auc.json",
         "prm_results": "results/labels.json",
+        "dpo_images": f"training/dpo_images/{MANIFEST}",
+        "dpo_results": "results/alignment.json",
+        "dpo_estimators": "results/dpo_estimators.json",
+        "dpo_far": "results/best_of_many.json",
+        "dpo_spread": "results/dpo_spread.json",
     }
     return out / last.get(step, f"models/{step}/{MANIFEST}")
 

@@ -28,6 +28,17 @@ class Recipe:
     dev_images: int  # a prompt, for choosing it
     most_of_a_label: int  # images a pool and label that the ORM learns from
     first_steps: dict[str, tuple[int, ...]]  # from which on each PRM may speak
+    dpo_rates: tuple[float, ...]  # learning rates tried; the best on dev prompts is taken
+    aligned_dev_images: int  # a dev prompt, for choosing
+    pairs_a_pool: int  # at most, of right and wrong images
+    second_prompts: dict[str, int]  # of each tag, for which the first round's policy draws
+    second_images: int  # of each
+    online_prompts: int  # a step of guided DPO
+    online_samples: int  # of each
+    more_seeds: tuple[int, ...]  # other training seeds of both rounds
+    seed_candidates: int  # images a pool by which these are measured
+    many_prompts: int  # of each tag but the easiest, for best-of-n far beyond the usual n
+    many_candidates: int
 
 
 # The tokenizer first learns to rebuild, then to be certain: the same patch in the same code wherever it stands, which
@@ -56,6 +67,17 @@ LITE = Recipe(
     dev_images=8,
     most_of_a_label=10,
     first_steps={"zs-prm": (1,), "ft-prm": (1, 4, 8, 12)},
+    dpo_rates=(1e-4, 2e-4, 4e-4),
+    aligned_dev_images=4,
+    pairs_a_pool=10,
+    second_prompts=dict(zip(TAGS, (4, 48, 16, 60, 300, 372), strict=True)),
+    second_images=10,
+    online_prompts=2,
+    online_samples=4,
+    more_seeds=(1, 2),
+    seed_candidates=4,
+    many_prompts=8,
+    many_candidates=200,
 )
 QUICK = Recipe(
     tokenizer=(TokenizerTraining(20, batch=16), TokenizerTraining(20, batch=16, seed=1)),
@@ -76,4 +98,15 @@ QUICK = Recipe(
     dev_images=2,
     most_of_a_label=2,
     first_steps={"zs-prm": (1,), "ft-prm": (1,)},
+    dpo_rates=(1e-4,),
+    aligned_dev_images=1,
+    pairs_a_pool=2,
+    second_prompts=dict.fromkeys(TAGS, 1),
+    second_images=4,
+    online_prompts=1,
+    online_samples=2,
+    more_seeds=(1,),
+    seed_candidates=1,
+    many_prompts=1,
+    many_candidates=6,
 )

@@ -15,6 +15,12 @@ PAPER = {
     "ft-orm": (0.99, 0.72, 0.65, 0.84, 0.25, 0.33, 0.63),
     "zs-prm": (0.98, 0.51, 0.54, 0.82, 0.11, 0.23, 0.53),
     "ft-prm": (0.98, 0.55, 0.54, 0.83, 0.13, 0.29, 0.55),
+    "dpo": (0.96, 0.70, 0.50, 0.82, 0.30, 0.43, 0.62),
+    "it-dpo": (0.98, 0.72, 0.53, 0.84, 0.40, 0.46, 0.65),
+    "it-dpo-guided-orm": (0.98, 0.78, 0.44, 0.81, 0.50, 0.48, 0.67),
+    "it-dpo+zs-orm": (0.99, 0.79, 0.63, 0.85, 0.44, 0.50, 0.70),
+    "it-dpo+ft-orm": (0.98, 0.80, 0.62, 0.83, 0.59, 0.54, 0.72),
+    "it-dpo-guided-orm+ft-orm": (0.98, 0.84, 0.64, 0.85, 0.66, 0.52, 0.75),
 }
 LABELS = {
     "baseline": "baseline",
@@ -24,6 +30,16 @@ LABELS = {
     "zs-prm": "zero-shot PRM, best of {n} at each step",
     "ft-prm": "fine-tuned PRM, best of {n} at each step",
     "oracle": "oracle, best of {n}",
+    "dpo": "DPO",
+    "it-dpo": "iterative DPO",
+    "dpo-guided-orm": "DPO, guided by the fine-tuned ORM",
+    "it-dpo-guided-orm": "iterative DPO, guided by the fine-tuned ORM",
+    "dpo+zs-orm": "DPO, zero-shot ORM on top, best of {n}",
+    "dpo+ft-orm": "DPO, fine-tuned ORM on top, best of {n}",
+    "it-dpo+zs-orm": "iterative DPO, zero-shot ORM on top, best of {n}",
+    "it-dpo+ft-orm": "iterative DPO, fine-tuned ORM on top, best of {n}",
+    "it-dpo-guided-orm+zs-orm": "guided iterative DPO, zero-shot ORM on top, best of {n}",
+    "it-dpo-guided-orm+ft-orm": "guided iterative DPO, fine-tuned ORM on top, best of {n}",
 }
 COLUMNS = ("single", "two", "counting", "colors", "position", "attribute", "overall")
 START, END = "<!-- results:start -->", "<!-- results:end -->"
@@ -35,11 +51,15 @@ def paper_scores(method: str) -> dict[str, float]:
 
 
 def found(out: Path, judge: str = "learned") -> dict[str, dict]:
-    """The row of every method at its largest n, from `results/scores.jsonl` under `out`; errors if it is missing."""
+    """The row of every method at its largest n, of the first training seed, from `results/scores.jsonl` under `out`.
+
+    FileNotFoundError if that is missing.
+    """
     path = out / "results/scores.jsonl"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: make it with `python -m cotgen_lite.build results`.")
-    rows = sorted((row for row in read_rows(path) if row["judge"] == judge), key=lambda row: row["n"])
+    chosen = [row for row in read_rows(path) if row["judge"] == judge and row["seed"] == 0]
+    rows = sorted(chosen, key=lambda row: row["n"])
     return {row["method"]: row for row in rows}
 
 

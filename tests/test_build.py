@@ -11,6 +11,7 @@ from cotgen_lite import build
 from cotgen_lite.pools import load_pool, save_pool
 from cotgen_lite.ranking import StepLabels, load_steps, save_steps
 from cotgen_lite.report import finding_lines, found, table_lines, write_readme
+from cotgen_lite.results import read_rows
 
 
 @pytest.mark.slow
@@ -20,13 +21,17 @@ def test_quick_build_makes_everything_once(
     monkeypatch.chdir(tmp_path)
     build.main(["--quick"])
     out = tmp_path / "build/quick/data"
-    for name in ("tokenizer", "judge", "generator", "verifier", "orm", "prm"):
+    aligned = ("dpo", "it-dpo", "it-dpo-guided-orm")
+    for name in ("tokenizer", "judge", "generator", "verifier", "orm", "prm", *aligned):
         manifest = json.loads((out / f"models/{name}/manifest.json").read_text())
         assert manifest["sha256"]["model.safetensors"]
     rows = found(out)
-    assert {"baseline", "random", "oracle", "zs-orm", "ft-orm", "zs-prm", "ft-prm"} == set(rows)
+    alone = {"baseline", "random", "oracle", "zs-orm", "ft-orm", "zs-prm", "ft-prm", "dpo-guided-orm", *aligned}
+    assert alone | {f"{name}+{top}" for name in aligned for top in ("oracle", "zs-orm", "ft-orm")} == set(rows)
     assert rows["baseline"]["overall"] == rows["random"]["overall"] <= rows["oracle"]["overall"]
-    assert len(table_lines(out)) == 2 + len(rows) and len(finding_lines(out)) == 4
+    listed = [method for method in rows if not method.endswith("+oracle")]
+    assert len(table_lines(out)) == 2 + len(listed) and len(finding_lines(out)) == 6
+    assert {(row["method"], row["seed"]) for row in read_rows(out / "results/scores.jsonl")} >= {("it-dpo", 1)}
     capsys.readouterr()
     build.main(["--quick"])
     assert capsys.readouterr().out.count("there already") == len(build.STEPS)
@@ -35,13 +40,23 @@ def test_quick_build_makes_everything_once(
         """Made nothing."""
 
     teach_by_chance(out)
-    build.main(["orm", "prm", "--quick"])
+    build.main(["orm", "prm", "dpo", "dpo_images", "--quick"])
+    label_by_chance(out / "training/dpo_images/pool.safetensors")
+    build.main(["it-dpo", "it-dpo-guided-orm", "dpo_estimators", "--quick"])
+    estimators = json.loads((out / "results/dpo_estimators.json").read_text())
+    assert all(found["noise"]["scatter"] >= 0 and found["steps"] > 0 for found in estimators.values())
     for name in ("orm", "prm"):
         settings = json.loads((out / f"models/{name}/manifest.json").read_text())["settings"]
         assert settings["examples"] > 0 and settings["learning_rate"] and settings["losses"]
         weights = [(out / f"models/{model}/model.safetensors").read_bytes() for model in (name, "verifier")]
         assert weights[0] != weights[1]
-    assert not build.last_file("orm_results", out).exists()
+    for name, start in zip(aligned, ("generator", "dpo", "dpo"), strict=True):
+        settings = json.loads((out / f"models/{name}/manifest.json").read_text())["settings"]
+        assert settings["start"] == start and settings["pairs"] > 0 and settings["steps"] > 0
+        assert ("online_margin" in settings) == name.endswith("guided-orm")
+        weights = [(out / f"models/{model}/model.safetensors").read_bytes() for model in (name, start)]
+        assert weights[0] != weights[1]
+    assert not build.last_file("orm_results", out).exists() and not build.last_file("dpo_results", out).exists()
 
     monkeypatch.setitem(build.STEPS, "tokenizer", nothing)
     monkeypatch.setitem(build.STEPS, "results", nothing)
@@ -56,13 +71,19 @@ def test_quick_build_makes_everything_once(
 def teach_by_chance(out: Path) -> None:
     """Labels drawn by chance, where an untrained generator's pictures are all wrong."""
     rng = np.random.default_rng(0)
-    images, rollouts = out / "training/images/pool.safetensors", out / "training/rollouts/four.safetensors"
-    pool, steps = load_pool(images), load_steps(rollouts)
-    labels = rng.random(pool.correct["template"].shape) < 0.5
-    save_pool(replace(pool, correct={"template": labels}), images)
+    label_by_chance(out / "training/images/pool.safetensors")
+    rollouts = out / "training/rollouts/four.safetensors"
+    steps = load_steps(rollouts)
     # Two paths of one tag, so that a step can have both labels.
     prompts, codes = (steps.prompts[0],) * 2, steps.codes[:1].repeat(2, 1, 1)
     save_steps(StepLabels(prompts, codes, rng.random((2, 18, 4)) < 0.2), rollouts)
+
+
+def label_by_chance(images: Path) -> None:
+    """The labels of a set of images, half of them right."""
+    pool = load_pool(images)
+    labels = np.random.default_rng(1).random(pool.correct["template"].shape) < 0.5
+    save_pool(replace(pool, correct={"template": labels}), images)
 
 
 def test_steps_need_only_what_stands_before_them() -> None:
