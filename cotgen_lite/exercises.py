@@ -10,6 +10,9 @@ from itertools import combinations
 import numpy as np
 import torch
 
+from cotgen_lite import exercises_alignment
+from cotgen_lite.exercises_alignment import expect, say_right
+
 
 class check:
     """The exercises' checkers; each raises AssertionError with a hint, or prints that the answer is right."""
@@ -20,50 +23,48 @@ class check:
         for steps, places in ((18, 64), (13, 256), (18, 20)):
             case = f"{steps} steps and {places} places"
             got = [int(count) for count in function(steps, places)]
-            _expect(len(got) == steps, f"One number a step is wanted: {steps} of them, not {len(got)}.")
+            expect(len(got) == steps, f"One number a step is wanted: {steps} of them, not {len(got)}.")
             if got[0] == 0 and got[-1] >= 1:
-                _expect(False, "The first step commits something already: the cosine of step s takes (s + 1) / T.")
-            _expect(
-                sum(got) == places, f"With {case}, all places are committed in the end: yours add up to {sum(got)}."
-            )
-            _expect(min(got) >= 1, f"With {case}, one of your steps commits nothing: at least one place a step.")
+                expect(False, "The first step commits something already: the cosine of step s takes (s + 1) / T.")
+            expect(sum(got) == places, f"With {case}, all places are committed in the end: yours add up to {sum(got)}.")
+            expect(min(got) >= 1, f"With {case}, one of your steps commits nothing: at least one place a step.")
             wanted = _committed(steps, places, math.floor)
             if got == _committed(steps, places, math.ceil) != wanted:
-                _expect(False, "What stays masked is whole: round it down, not up.")
-            _expect(got == wanted, f"With {case}, expected {wanted}, got {got}: is it the cosine of a quarter turn?")
-        _right()
+                expect(False, "What stays masked is whole: round it down, not up.")
+            expect(got == wanted, f"With {case}, expected {wanted}, got {got}: is it the cosine of a quarter turn?")
+        say_right()
 
     @staticmethod
     def agreement(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Notebook 00: the share of tokens that equal the final ones at each step; (T, L) → (T,)."""
         tokens = torch.tensor([[1, 2, 3, 4], [1, 9, 3, 4], [1, 9, 3, 7]])
         got = torch.as_tensor(function(tokens)).float()
-        _expect(
+        expect(
             got.shape == (3,),
             f"One number a step, shape (3,), is wanted; got {tuple(got.shape)}: average over places.",
         )
-        _expect(float(got[-1]) == 1.0, "The last step agrees with itself fully: compare with tokens[-1].")
-        _expect(
+        expect(float(got[-1]) == 1.0, "The last step agrees with itself fully: compare with tokens[-1].")
+        expect(
             torch.allclose(got, torch.tensor([0.5, 0.75, 1.0])),
             f"Expected 0.5, 0.75, 1.0; got {got.tolist()}.",
         )
-        _right()
+        say_right()
 
     @staticmethod
     def guide(function: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]) -> None:
         """Notebook 00: guidance in Show-o's form, (1 + g)·conditional − g·unconditional."""
         cond, uncond = torch.tensor([2.0, 0.0, 1.0]), torch.tensor([1.0, 0.0, 3.0])
-        _expect(
+        expect(
             torch.allclose(function(cond, uncond, 0.0), cond),
             "Without guidance (g = 0) the conditional logits stay.",
         )
         got = function(cond, uncond, 1.5)
         if torch.allclose(got, uncond + 1.5 * (cond - uncond)):
-            _expect(False, "That is u + g·(c − u), diffusion's form: Show-o's g = 1.5 is 2.5 in it.")
+            expect(False, "That is u + g·(c − u), diffusion's form: Show-o's g = 1.5 is 2.5 in it.")
         if torch.allclose(got, 2.5 * uncond - 1.5 * cond):
-            _expect(False, "The signs are swapped: away from the unconditional logits, not towards them.")
-        _expect(torch.allclose(got, 2.5 * cond - 1.5 * uncond), "Expected (1 + g)·conditional − g·unconditional.")
-        _right()
+            expect(False, "The signs are swapped: away from the unconditional logits, not towards them.")
+        expect(torch.allclose(got, 2.5 * cond - 1.5 * uncond), "Expected (1 + g)·conditional − g·unconditional.")
+        say_right()
 
     @staticmethod
     def probability(function: Callable[[torch.Tensor, Sequence[int], Sequence[int]], float]) -> None:
@@ -73,19 +74,19 @@ class check:
         wanted = yes / (yes + no)
         got = float(function(logits, [0, 1], [2, 3]))
         if math.isclose(got, yes / float(logits.exp().sum()), abs_tol=1e-4):
-            _expect(False, "That is the share of yes among all words: only yes and no count here.")
+            expect(False, "That is the share of yes among all words: only yes and no count here.")
         if math.isclose(got, 1 / (1 + math.exp(-(3.0 + 1.0 - 2.0 + 1.0))), abs_tol=1e-4):
-            _expect(False, "You added logits; probabilities add, so take log-sum-exp over the spellings.")
+            expect(False, "You added logits; probabilities add, so take log-sum-exp over the spellings.")
         if math.isclose(got, 1 / (1 + math.exp(-1.0)), abs_tol=1e-4):
-            _expect(False, "You took the best spelling only: log-sum-exp counts them all.")
+            expect(False, "You took the best spelling only: log-sum-exp counts them all.")
         if math.isclose(got, 1 - wanted, abs_tol=1e-4):
-            _expect(False, "That is P(no): yes and no are swapped.")
+            expect(False, "That is P(no): yes and no are swapped.")
         if math.isclose(got, math.log(yes / no), abs_tol=1e-4):
-            _expect(False, "Those are the log-odds: a sigmoid turns them into a probability.")
-        _expect(math.isclose(got, wanted, abs_tol=1e-4), f"Expected {wanted:.4f}, got {got:.4f}.")
+            expect(False, "Those are the log-odds: a sigmoid turns them into a probability.")
+        expect(math.isclose(got, wanted, abs_tol=1e-4), f"Expected {wanted:.4f}, got {got:.4f}.")
         large = float(function(logits + 1000, [0, 1], [2, 3]))
-        _expect(math.isclose(large, wanted, abs_tol=1e-3), "Large logits overflow: use torch.logsumexp, not exp.")
-        _right()
+        expect(math.isclose(large, wanted, abs_tol=1e-3), "Large logits overflow: use torch.logsumexp, not exp.")
+        say_right()
 
     @staticmethod
     def best_of_n(function: Callable[[np.ndarray, np.ndarray, int], float]) -> None:
@@ -103,11 +104,11 @@ class check:
                 hint = " With n = 5 the candidate with the highest score is always taken."
             elif n == 2 and math.isclose(got, float(correct[scores[:2].argmax()])):
                 hint = " That is the first n candidates only: average over all subsets."
-            _expect(
+            expect(
                 math.isclose(got, wanted, abs_tol=1e-9),
                 f"For n = {n} expected {wanted:.3f}, got {got:.3f}.{hint}",
             )
-        _right()
+        say_right()
 
     @staticmethod
     def oracle(function: Callable[[np.ndarray], float]) -> None:
@@ -115,34 +116,32 @@ class check:
         correct = np.array([[0, 0, 1], [0, 0, 0], [1, 1, 0], [0, 1, 1]], dtype=bool)
         got = float(function(correct))
         if math.isclose(got, correct.mean()):
-            _expect(
+            expect(
                 False,
                 "That is the mean over all images, the random choice: the oracle needs one right image a prompt.",
             )
         if math.isclose(got, correct.any(axis=0).mean()) and not math.isclose(got, 0.75):
-            _expect(False, "That is over candidates: the axis of candidates is the last one.")
-        _expect(
+            expect(False, "That is over candidates: the axis of candidates is the last one.")
+        expect(
             math.isclose(got, 0.75),
             f"Three of four prompts have a right candidate: expected 0.75, got {got:.3f}.",
         )
-        _right()
+        say_right()
 
     @staticmethod
     def balanced(function: Callable[[np.ndarray], list[tuple[int, int]]]) -> None:
         """Notebook 02: places (row, column) of as many yes as no in every row of verdicts (P, N), all there are."""
         labels = np.array([[1, 1, 1, 0, 0], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1], [0, 1, 1, 0, 0]], dtype=bool)
         chosen = [(int(row), int(column)) for row, column in function(labels)]
-        _expect(len(set(chosen)) == len(chosen), "An image is taken twice: each place may stand in the list once.")
+        expect(len(set(chosen)) == len(chosen), "An image is taken twice: each place may stand in the list once.")
         taken = [[bool(labels[place]) for place in chosen if place[0] == row] for row in range(4)]
         yes, no = [sum(row) for row in taken], [len(row) - sum(row) for row in taken]
         if sum(yes) == sum(no) and yes != no:
-            _expect(
-                False, "Yes and no are as many over all, but not for each prompt: the prompt would tell the answer."
-            )
-        _expect(yes == no, f"Of each prompt as many yes as no are wanted; yours: {yes} yes, {no} no.")
-        _expect(yes[2] == 0, "The third prompt has one label only: it can teach nothing, leave it out.")
-        _expect(yes == [2, 1, 0, 2], f"Take as many as there are of the rarer label: 2, 1, 0, 2 pairs, not {yes}.")
-        _right()
+            expect(False, "Yes and no are as many over all, but not for each prompt: the prompt would tell the answer.")
+        expect(yes == no, f"Of each prompt as many yes as no are wanted; yours: {yes} yes, {no} no.")
+        expect(yes[2] == 0, "The third prompt has one label only: it can teach nothing, leave it out.")
+        expect(yes == [2, 1, 0, 2], f"Take as many as there are of the rarer label: 2, 1, 0, 2 pairs, not {yes}.")
+        say_right()
 
     @staticmethod
     def answer_loss(function: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
@@ -156,31 +155,31 @@ class check:
 
         got = float(function(logits, ids, answer))
         if math.isclose(got, mean([4, 5], [4, 5]), abs_tol=1e-5):
-            _expect(False, "The logits at a place predict the *next* token: those at t − 1 belong to token t.")
+            expect(False, "The logits at a place predict the *next* token: those at t − 1 belong to token t.")
         if math.isclose(got, mean(list(range(5)), list(range(1, 6))), abs_tol=1e-5):
-            _expect(False, "That is the loss on every token: the question is given, only the answer is to be learned.")
+            expect(False, "That is the loss on every token: the question is given, only the answer is to be learned.")
         if math.isclose(got, 2 * mean([3, 4], [4, 5]), abs_tol=1e-5):
-            _expect(False, "That is the sum: take the mean, or long answers count more.")
+            expect(False, "That is the sum: take the mean, or long answers count more.")
         if math.isclose(got, -mean([3, 4], [4, 5]), abs_tol=1e-5):
-            _expect(False, "The sign: a loss is *minus* the log-probability.")
+            expect(False, "The sign: a loss is *minus* the log-probability.")
         wanted = mean([3, 4], [4, 5])
-        _expect(math.isclose(got, wanted, abs_tol=1e-5), f"Expected {wanted:.4f}, got {got:.4f}.")
-        _right()
+        expect(math.isclose(got, wanted, abs_tol=1e-5), f"Expected {wanted:.4f}, got {got:.4f}.")
+        say_right()
 
     @staticmethod
     def step_labels(function: Callable[[np.ndarray], np.ndarray]) -> None:
         """Notebook 03: Math-Shepherd's labels (P, T) from how rollouts end, bool (P, T, R): yes if any ends well."""
         ends = np.array([[[0, 0, 0], [0, 1, 0], [1, 1, 0]], [[1, 1, 1], [1, 0, 0], [0, 0, 1]]], dtype=bool)
         got = np.asarray(function(ends))
-        _expect(got.shape == (2, 3), f"One label a step of each path, shape (2, 3), is wanted; got {got.shape}.")
+        expect(got.shape == (2, 3), f"One label a step of each path, shape (2, 3), is wanted; got {got.shape}.")
         if np.array_equal(got, ends.all(axis=2)):
-            _expect(False, "That asks for all rollouts to end well: one is enough to show that it is still possible.")
+            expect(False, "That asks for all rollouts to end well: one is enough to show that it is still possible.")
         if np.array_equal(got, ends.mean(axis=2) > 0.5):
-            _expect(False, "That is the majority: one rollout that ends well is enough.")
+            expect(False, "That is the majority: one rollout that ends well is enough.")
         if np.array_equal(got, ends[:, :, 0]):
-            _expect(False, "That looks at the first rollout only.")
-        _expect(np.array_equal(got, ends.any(axis=2)), f"Expected {ends.any(axis=2).tolist()}, got {got.tolist()}.")
-        _right()
+            expect(False, "That looks at the first rollout only.")
+        expect(np.array_equal(got, ends.any(axis=2)), f"Expected {ends.any(axis=2).tolist()}, got {got.tolist()}.")
+        say_right()
 
     @staticmethod
     def chance_of_yes(function: Callable[[float, int], float]) -> None:
@@ -196,11 +195,11 @@ class check:
                 hint = " That is one rollout's chance: the label looks at all of them."
             elif math.isclose(got, 1 - wanted, abs_tol=1e-9) and not math.isclose(wanted, 0.5):
                 hint = " That is the chance of no."
-            _expect(
+            expect(
                 math.isclose(got, wanted, abs_tol=1e-9),
                 f"With p = {p} and {rollouts} rollouts expected {wanted:.4f}, got {got:.4f}.{hint}",
             )
-        _right()
+        say_right()
 
     @staticmethod
     def likeness(function: Callable[[torch.Tensor], float]) -> None:
@@ -210,16 +209,25 @@ class check:
         got = float(function(tokens))
         with_self = (tokens[:, None] == tokens[None]).float().mean().item()
         if math.isclose(got, with_self, abs_tol=1e-6):
-            _expect(False, "A candidate is compared with itself too: leave out those pairs.")
+            expect(False, "A candidate is compared with itself too: leave out those pairs.")
         if math.isclose(got, float((tokens == tokens[:1]).float().mean()), abs_tol=1e-6):
-            _expect(False, "All are compared with the first, itself included: take every pair.")
+            expect(False, "All are compared with the first, itself included: take every pair.")
         if math.isclose(got, sum(pairs[:2]) / 2, abs_tol=1e-6):
-            _expect(False, "All are compared with the first only: take every pair.")
+            expect(False, "All are compared with the first only: take every pair.")
         if math.isclose(got, sum(pairs), abs_tol=1e-6):
-            _expect(False, "That is the sum over pairs: take the mean.")
+            expect(False, "That is the sum over pairs: take the mean.")
         wanted = sum(pairs) / 3
-        _expect(math.isclose(got, wanted, abs_tol=1e-6), f"Expected {wanted:.4f}, got {got:.4f}.")
-        _right()
+        expect(math.isclose(got, wanted, abs_tol=1e-6), f"Expected {wanted:.4f}, got {got:.4f}.")
+        say_right()
+
+    margin = staticmethod(exercises_alignment.margin)
+    pull = staticmethod(exercises_alignment.pull)
+    elbo = staticmethod(exercises_alignment.elbo)
+    usable = staticmethod(exercises_alignment.usable)
+    chance_of_a_pair = staticmethod(exercises_alignment.chance_of_a_pair)
+    online_pair = staticmethod(exercises_alignment.online_pair)
+    guided = staticmethod(exercises_alignment.guided)
+    break_even = staticmethod(exercises_alignment.break_even)
 
 
 def _committed(steps: int, places: int, rounded: Callable[[float], int]) -> list[int]:
@@ -231,12 +239,3 @@ def _committed(steps: int, places: int, rounded: Callable[[float], int]) -> list
         counts.append(masked - left)
         masked = left
     return counts
-
-
-def _expect(condition: bool, hint: str) -> None:
-    if not condition:
-        raise AssertionError(hint)
-
-
-def _right() -> None:
-    print("✓ Right.")

@@ -4,10 +4,32 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from ipywidgets import HTML, Button, Dropdown, FloatSlider, HBox, Image, IntSlider, ToggleButtons, VBox
+from ipywidgets import (
+    HTML,
+    Button,
+    Dropdown,
+    FloatLogSlider,
+    FloatSlider,
+    HBox,
+    Image,
+    IntSlider,
+    SelectionSlider,
+    ToggleButtons,
+    VBox,
+)
 from torch import Tensor
 
-from cotgen_lite.plots import OTHER, OURS, draw_calibration, draw_choice, draw_one_step, draw_rollouts, to_png
+from cotgen_lite.plots import (
+    OTHER,
+    OURS,
+    draw_budget,
+    draw_calibration,
+    draw_choice,
+    draw_one_step,
+    draw_rollouts,
+    draw_side_by_side,
+    to_png,
+)
 from cotgen_lite.scoring import calibration, calibration_error
 
 Path = tuple[Tensor, Tensor]  # images (T, 3, H, W) and committed (T, L) of one image's steps
@@ -82,6 +104,60 @@ def pick_the_best(
     onward.on_click(go_on)
     redraw()
     return VBox([picture, picks, HBox([onward, score])])
+
+
+def generators_explorer(
+    prompts: Sequence[str], look: Callable[[str, int], tuple[dict[str, Tensor], dict[str, npt.ArrayLike]]]
+) -> VBox:
+    """Notebooks 04 and 05: choose prompt and seed, and see what each generator makes of the same noise.
+
+    look: (prompt, seed) → by generator, images (N, 3, H, W) and verdicts (N,), drawn anew at a change.
+    """
+    prompt = Dropdown(options=list(prompts), description="prompt", layout={"width": "30em"})
+    seed = IntSlider(value=0, min=0, max=20, description="seed", continuous_update=False)
+    picture = Image(format="png", layout=OWN_SIZE)
+
+    def redraw(_: object = None) -> None:
+        images, right = look(prompt.value, seed.value)
+        picture.value = to_png(draw_side_by_side(images, right, f"{prompt.value}, seed {seed.value}"))
+
+    for control in (prompt, seed):
+        control.observe(redraw, names="value")
+    redraw()
+    return VBox([HBox([prompt, seed]), picture])
+
+
+def budget_explorer(
+    sizes: Sequence[int],
+    accuracy: Mapping[str, npt.ArrayLike],
+    seconds_each: Mapping[str, float],
+    alignment: Mapping[str, float],
+) -> VBox:
+    """Notebook 06: choose how many pictures are to be made and the budget of each, and see what is best to do.
+
+    sizes: the n of best-of-n; accuracy: generator → (len(sizes),); seconds_each: seconds of drawing and reading one
+    candidate; alignment: seconds that the generator took to align, shared by all pictures.
+    """
+    pictures = SelectionSlider(options=[10, 100, 1000, 10_000, 100_000], value=1000, description="pictures")
+    budget = FloatLogSlider(value=1.0, min=-1, max=2, step=0.1, description="seconds each", continuous_update=False)
+    picture, verdict = Image(format="png", layout=OWN_SIZE), HTML()
+
+    def redraw(_: object = None) -> None:
+        share = {name: alignment[name] / pictures.value for name in accuracy}
+        spent = {name: share[name] + np.asarray(sizes) * seconds_each[name] for name in accuracy}
+        picture.value = to_png(draw_budget(spent, accuracy, budget.value, share))
+        best = {
+            name: float(np.asarray(accuracy[name])[spent[name] <= budget.value].max())
+            for name in accuracy
+            if (spent[name] <= budget.value).any()
+        }
+        name = max(best, key=lambda one: best[one]) if best else ""
+        verdict.value = f"best within the budget: {name}, {best[name]:.3f}" if best else "nothing fits this budget"
+
+    for control in (pictures, budget):
+        control.observe(redraw, names="value")
+    redraw()
+    return VBox([HBox([pictures, budget]), picture, verdict])
 
 
 def calibration_explorer(log_odds: Mapping[str, npt.ArrayLike], correct: npt.ArrayLike, tags: Sequence[str]) -> VBox:

@@ -4,7 +4,14 @@ import numpy as np
 import torch
 
 from cotgen_lite.scoring import calibration_error
-from cotgen_lite.widgets import calibration_explorer, pick_the_best, rollout_explorer, step_explorer
+from cotgen_lite.widgets import (
+    budget_explorer,
+    calibration_explorer,
+    generators_explorer,
+    pick_the_best,
+    rollout_explorer,
+    step_explorer,
+)
 
 IMAGES = torch.randint(0, 255, (18, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
@@ -78,3 +85,37 @@ def test_rollout_explorer_looks_at_the_chosen_step() -> None:
     assert looked[-1] == (0, 7) and picture.value != first
     path.value = 1
     assert looked[-1] == (1, 7)
+
+
+def test_generators_explorer_draws_the_chosen_prompt_and_seed() -> None:
+    looked = []
+
+    def look(prompt: str, seed: int) -> tuple[dict, dict]:
+        looked.append((prompt, seed))
+        images = dict.fromkeys(("baseline", "DPO"), IMAGES[seed : seed + 3])
+        return images, {"baseline": [True, False, True], "DPO": [True, True, True]}
+
+    box = generators_explorer(["a photo of a cat", "a photo of a dog"], look)
+    (prompt, seed), picture = box.children[0].children, box.children[1]
+    first = picture.value
+    seed.value = 4
+    prompt.value = "a photo of a dog"
+    assert looked == [("a photo of a cat", 0), ("a photo of a cat", 4), ("a photo of a dog", 4)]
+    assert picture.value != first and bytes(picture.value).startswith(b"\x89PNG")
+
+
+def test_budget_explorer_names_the_best_that_fits() -> None:
+    accuracy = {"baseline": [0.5, 0.6, 0.7], "dpo": [0.65, 0.7, 0.8]}
+    box = budget_explorer([1, 4, 10], accuracy, {"baseline": 0.1, "dpo": 0.1}, {"baseline": 0.0, "dpo": 1000.0})
+    (pictures, budget), picture, verdict = box.children[0].children, box.children[1], box.children[2]
+    assert (pictures.value, budget.value) == (1000, 1.0)  # a second each: ten of the baseline, none of the aligned
+    assert verdict.value == "best within the budget: baseline, 0.700"
+    first = picture.value
+    pictures.value = 10_000  # now alignment takes a tenth of a second each
+    budget.value = 0.3
+    assert verdict.value == "best within the budget: dpo, 0.650"
+    budget.value = 1.3
+    assert verdict.value == "best within the budget: dpo, 0.800" and picture.value != first
+    budget.value = 0.1
+    pictures.value = 10
+    assert verdict.value == "best within the budget: baseline, 0.500"
