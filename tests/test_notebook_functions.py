@@ -10,10 +10,11 @@ import torch
 
 from cotgen_lite import ranking
 from cotgen_lite.checkpoints import load_verifier
+from cotgen_lite.dpo import dpo_loss, draw_masks, log_probability, online_pairs
 from cotgen_lite.judges import TemplateJudge
 from cotgen_lite.pools import expected_best_of
-from cotgen_lite.prompts import parse_prompt
-from cotgen_lite.ranking import label_steps
+from cotgen_lite.prompts import lite_prompts, parse_prompt
+from cotgen_lite.ranking import balanced, label_steps
 from cotgen_lite.sampling import Ledger, SamplingSettings, encode_prompts, masked_after, predict, start
 from cotgen_lite.scenes import random_scene, render
 from cotgen_lite.scoring import area_under_curve
@@ -106,3 +107,45 @@ def test_search_step_by_step(toy_generator: Any) -> None:
     prompt = "a photo of a red cat"
     found = stepwise_best_of_n(toy_generator, verifier, prompt, 3, 2)
     assert torch.equal(space["search_step_by_step"](verifier, prompt, 3, seed=2).short(), found.trajectory.tokens[-1])
+
+
+def test_log_probability_under_a_mask(toy_generator: Any) -> None:
+    ours = from_scratch("04_dpo")["log_probability_under"]
+    model, rng = toy_generator.model, torch.Generator().manual_seed(0)
+    prefix = text_prefix(model.config, encode_text(toy_generator.words, "a photo of a red cat"))
+    codes = torch.randint(1024, (3, 64), generator=rng)
+    masks = draw_masks(3, 64, 1, "sum", rng)
+    with torch.no_grad():
+        package = log_probability(model, model.config, [prefix] * 3, codes, masks)
+        alone = torch.stack([ours(model, prefix, *pair) for pair in zip(codes, masks.places[0], strict=True)])
+    torch.testing.assert_close(alone, package, atol=1e-3, rtol=1e-5)
+
+
+def test_dpo_loss() -> None:
+    ours = from_scratch("04_dpo")["dpo_loss"]
+    four = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
+    for found, wanted in zip(ours(*four, 0.3), dpo_loss(*four, 0.3), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_pairing() -> None:
+    ours = from_scratch("05_iterative_dpo")["pair_up"]
+    labels = np.random.default_rng(0).random((30, 10)) < 0.3
+    labels[0], labels[1] = True, False
+    found = ours(labels, 2, np.random.default_rng(5))
+    wanted, rng = [], np.random.default_rng(5)
+    for row in range(len(labels)):
+        columns = [column for _, column in balanced(labels[row : row + 1], 2, rng)]
+        half = len(columns) // 2
+        wanted += [(row, *pair) for pair in zip(columns[:half], columns[half:], strict=True)]
+    assert found == wanted and {row for row, _, _ in found} == set(range(2, 30))
+
+
+def test_fresh_pair(toy_generator: Any) -> None:
+    ours = from_scratch("06_verify_and_align")["fresh_pair"]
+    verifier, prompt = load_verifier(), lite_prompts("train")[0]
+    rng = np.random.default_rng((1, 4))  # what the package draws at step 4 with seed 1
+    rng.choice(1, 1, replace=False)
+    pair = online_pairs(toy_generator, verifier, [prompt], 1, 5, seed=1).draw(toy_generator.model, 4)[0]
+    chosen, rejected = ours(toy_generator, verifier, prompt.text, 5, int(rng.integers(2**31)))
+    assert torch.equal(chosen, pair.chosen) and torch.equal(rejected, pair.rejected)
