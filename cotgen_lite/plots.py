@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
-import torch
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -382,85 +381,6 @@ def draw_rollouts(
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=10)
-    return figure
-
-
-def draw_pairs(chosen: Tensor, rejected: Tensor, prompts: Sequence[str]) -> Figure:
-    """Pairs of preference data, one a column: what is preferred above, what is not below.
-
-    chosen, rejected: uint8 (B, 3, H, W); prompts: B.
-    """
-    titles = [wrap(prompt) for prompt in prompts] + [""] * len(prompts)
-    verdicts = [True] * len(prompts) + [False] * len(prompts)
-    figure = draw_images(torch.cat([chosen, rejected]), titles, columns=len(prompts), right=verdicts, size=1.6)
-    figure.axes[0].set_ylabel("chosen")
-    figure.axes[len(prompts)].set_ylabel("rejected")
-    return figure
-
-
-def draw_side_by_side(images: Mapping[str, Tensor], right: Mapping[str, npt.ArrayLike], title: str) -> Figure:
-    """The same seeds drawn by several generators, a row each, with the judge's verdicts.
-
-    images: generator → uint8 (N, 3, H, W); right: generator → verdicts (N,).
-    """
-    number = len(next(iter(images.values())))
-    verdicts = [bool(verdict) for name in images for verdict in np.asarray(right[name])]
-    figure = draw_images(torch.cat(list(images.values())), columns=number, right=verdicts, size=1.3)
-    for row, name in enumerate(images):
-        share = np.asarray(right[name], dtype=float).mean()
-        figure.axes[row * number].set_ylabel(f"{wrap(name, 12)}\n{share:.0%} right", fontsize=8)
-    figure.suptitle(title, fontsize=10)
-    return figure
-
-
-def draw_spread(values: Mapping[str, Sequence[float]], ylabel: str, paper: Mapping[str, float]) -> Figure:
-    """Numbers of several training seeds side by side: a dot each, with the paper's number beside them.
-
-    values: group on the axis → numbers; paper: group → the paper's number.
-    """
-    figure, axis = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
-    for place, (group, dots) in enumerate(values.items()):
-        first = place == 0
-        axis.plot([place] * len(dots), dots, "o", color=OURS, ms=7, alpha=0.8, label="ours" if first else None)
-        label = "paper" if first else None
-        axis.plot(place + 0.3, paper[group], "_", color=PAPER, ms=22, mew=3, label=label)
-    axis.set_xticks(range(len(values)), list(values))
-    axis.set_xlim(-0.5, len(values) - 0.5)
-    axis.set_ylabel(ylabel)
-    axis.grid(alpha=0.25, axis="y")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=9)
-    return figure
-
-
-def draw_budget(
-    seconds: Mapping[str, npt.ArrayLike],
-    accuracy: Mapping[str, npt.ArrayLike],
-    budget: float,
-    upfront: Mapping[str, float],
-) -> Figure:
-    """What a budget for one picture buys: accuracy against seconds for each generator with a verifier on top.
-
-    seconds, accuracy: generator → (len(n),); budget: seconds for one picture, drawn as a line, the best point within it
-    circled; upfront: generator → each picture's share of what training took, already in `seconds`, named in the legend.
-    """
-    figure, axis = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
-    for number, (name, spent) in enumerate(seconds.items()):
-        color = (CHANCE, OTHER, OURS, CEILING)[number % 4]
-        label = f"{name} ({upfront[name]:.2g} s of it for training)" if upfront[name] else name
-        x, y = np.asarray(spent, dtype=float), np.asarray(accuracy[name], dtype=float)
-        axis.plot(x, y, color=color, marker="osD^"[number % 4], ms=4, lw=1.8, label=label)
-        within = np.flatnonzero(x <= budget)
-        if len(within):
-            best = within[y[within].argmax()]
-            axis.plot(x[best], y[best], "o", ms=13, mfc="none", mec=color, mew=2)
-    axis.axvline(budget, color="#333333", lw=1, ls=":")
-    axis.set_xscale("log")
-    axis.set_xlabel("seconds for one picture")
-    axis.set_ylabel("GenEval accuracy")
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8)
     return figure
 
 

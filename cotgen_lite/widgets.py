@@ -22,14 +22,13 @@ from torch import Tensor
 from cotgen_lite.plots import (
     OTHER,
     OURS,
-    draw_budget,
     draw_calibration,
     draw_choice,
     draw_one_step,
     draw_rollouts,
-    draw_side_by_side,
     to_png,
 )
+from cotgen_lite.plots_alignment import draw_budget, draw_side_by_side
 from cotgen_lite.scoring import calibration, calibration_error
 
 Path = tuple[Tensor, Tensor]  # images (T, 3, H, W) and committed (T, L) of one image's steps
