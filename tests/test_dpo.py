@@ -269,6 +269,8 @@ def test_it_goes_on_after_an_interrupt(tmp_path, monkeypatch):
 class LikesLowCodes:
     """A verifier whose log-odds are the share of codes in the lower half; it is shown codes, not pictures."""
 
+    model = torch.nn.Identity()
+
     def score(self, codes: torch.Tensor, prompts: list[str]) -> torch.Tensor:
         assert len(codes) == len(prompts)
         return (codes < 512).float().mean(dim=1)
