@@ -18,7 +18,7 @@ from cotgen_lite.generator import Generator
 from cotgen_lite.geneval import Detector
 from cotgen_lite.judges import TemplateJudge
 from cotgen_lite.measure import cost_of_drawing
-from cotgen_lite.measure_verifiers import time_search
+from cotgen_lite.measure_verifiers import by_both_judges, time_search
 from cotgen_lite.pools import Pool, expected_best_of, load_pool, save_pool
 from cotgen_lite.prompts import TAGS, Prompt, lite_prompts
 from cotgen_lite.recipes import Recipe
@@ -94,8 +94,7 @@ def decide_alignment(pools: Mapping[str, Pool], n: int) -> dict[str, dict]:
     """
     by_judge = {judge: _decide_by(pools, n, judge) for judge in ("learned", "template")}
     return {
-        name: finding | {"template": {key: by_judge["template"][name][key] for key in ("seen", "delta", "ci")}}
-        for name, finding in by_judge["learned"].items()
+        name: by_both_judges({judge: found[name] for judge, found in by_judge.items()}) for name in by_judge["learned"]
     }
 
 
@@ -109,10 +108,6 @@ def _decide_by(pools: Mapping[str, Pool], n: int, judge: str) -> dict[str, dict]
 
     def over(a: str, b: str) -> dict:
         return decide(f"{a} − {b} > 0", prompts, right[a] - right[b], paper="")
-
-    def said(found: dict) -> str:
-        low, high = found["ci"]
-        return f"{found['claim']}: {found['seen']}, {found['delta']:+.3f} [{low:+.3f}, {high:+.3f}]"
 
     f5 = _summed_up(
         "dpo − baseline > 0 and it-dpo − dpo > 0",
