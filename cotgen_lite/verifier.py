@@ -6,7 +6,7 @@ lite verifier and the paper's own are loaded by the same call; only the path dif
 """
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,14 +106,38 @@ class Verifier:
             ValueError: if images are not as the model wants them, prompts and images are not equally many, the prompt
                 has no place in the questions, or a word is outside a lite model's vocabulary.
         """
-        self._check(images, prompts, question, turns)
-        text_of = {prompt: self._conversation(prompt, question, turns) for prompt in dict.fromkeys(prompts)}
-        odds = [
-            self._read(images[start : start + batch_size], [text_of[p] for p in prompts[start : start + batch_size]])
-            for start in range(0, len(prompts), batch_size)
+        self._check(images, prompts, [question], turns)
+        text_of = {prompt: [self._conversation(prompt, question, turns)] for prompt in dict.fromkeys(prompts)}
+        return self._read_all(images, prompts, text_of, batch_size)[:, 0]
+
+    @torch.inference_mode()
+    def score_turns(
+        self, images: torch.Tensor, prompts: Sequence[str], questions: Sequence[str], batch_size: int = 64
+    ) -> torch.Tensor:
+        """Log-odds of yes at every question of one conversation, in which all questions before it were answered yes.
+
+        Image and prompt are read once: one forward pass gives all of them, because a question never sees a later one.
+        Arguments and errors as in `score`; questions: Q of them, the first with {prompt}. Returns float32 (B, Q).
+        Paper: section 4 (PARM asks about clarity, and then about potential).
+        """
+        self._check(images, prompts, questions, ())
+        asked = [
+            ([(before, "yes") for before in questions[:turn]], question) for turn, question in enumerate(questions)
         ]
+        text_of = {
+            prompt: [self._conversation(prompt, question, turns) for turns, question in asked]
+            for prompt in dict.fromkeys(prompts)
+        }
+        return self._read_all(images, prompts, text_of, batch_size)
+
+    def _read_all(
+        self, images: torch.Tensor, prompts: Sequence[str], text_of: Mapping[str, list[str]], batch_size: int
+    ) -> torch.Tensor:
+        batches = [slice(start, start + batch_size) for start in range(0, len(prompts), batch_size)]
+        odds = [self._read(images[some], [text_of[prompt] for prompt in prompts[some]]) for some in batches]
         self.passes += len(prompts)
-        return torch.cat(odds) if odds else torch.zeros(0)
+        turns = len(next(iter(text_of.values()))) if text_of else 1
+        return torch.cat(odds) if odds else torch.zeros(0, turns)
 
     def _conversation(self, prompt: str, question: str, turns: Sequence[tuple[str, str]]) -> str:
         """The whole conversation about one prompt as text, up to where the answer starts."""
@@ -127,22 +151,39 @@ class Verifier:
                 messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         return self.processor.apply_chat_template(messages, add_generation_prompt=True)
 
-    def _read(self, images: torch.Tensor, texts: list[str]) -> torch.Tensor:
-        """Log-odds of yes for one batch, in one forward pass."""
-        inputs = self.processor(images=list(images.cpu()), text=texts, padding=True, return_tensors="pt")
+    def _read(self, images: torch.Tensor, texts: list[list[str]]) -> torch.Tensor:
+        """Log-odds of yes (B, Q) for one batch, in one forward pass; texts: of each image, a conversation up to its
+        Q answers, the last one the whole of it."""
+        whole = [parts[-1] for parts in texts]
+        inputs = self.processor(images=list(images.cpu()), text=whole, padding=True, return_tensors="pt")
         inputs = inputs.to(self.model.device, dtype=self.model.dtype)
-        last = inputs["attention_mask"].sum(dim=1) - 1
+        # Counted from the end, where no image stands: how many places an image takes is the processor's affair.
+        after = torch.tensor([self._tokens_after(tuple(parts)) for parts in texts])
+        places = inputs["attention_mask"].sum(dim=1, keepdim=True).cpu() - 1 - after
         # Logits over a large vocabulary are dear: only those where some question of the batch ends.
-        kept, where = last.unique(return_inverse=True)
+        kept, where = places.to(self.model.device).unique(return_inverse=True)
         if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
             logits = self.model(**inputs, use_cache=False, logits_to_keep=kept).logits
         else:
             logits = self.model(**inputs, use_cache=False).logits[:, kept]
-        answers = logits[torch.arange(len(texts), device=logits.device), where].float()
-        return (answers[:, self._yes].logsumexp(dim=1) - answers[:, self._no].logsumexp(dim=1)).cpu()
+        rows = torch.arange(len(texts), device=logits.device)[:, None]
+        answers = logits[rows, where].float()
+        return (answers[..., self._yes].logsumexp(dim=-1) - answers[..., self._no].logsumexp(dim=-1)).cpu()
+
+    def _tokens_after(self, parts: tuple[str, ...]) -> list[int]:
+        """How many tokens of a conversation follow each of its beginnings; 0 for the last, the whole."""
+        lengths = [len(self.processor.tokenizer(part, add_special_tokens=False)["input_ids"]) for part in parts[:-1]]
+        if not lengths:
+            return [0]
+        whole = len(self.processor.tokenizer(parts[-1], add_special_tokens=False)["input_ids"])
+        return [*(whole - length for length in lengths), 0]
 
     def _check(
-        self, images: torch.Tensor, prompts: Sequence[str], question: str, turns: Sequence[tuple[str, str]]
+        self,
+        images: torch.Tensor,
+        prompts: Sequence[str],
+        questions: Sequence[str],
+        turns: Sequence[tuple[str, str]],
     ) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
@@ -157,7 +198,7 @@ class Verifier:
                 f"This verifier reads images of {size[0]} x {size[1]} pixels; "
                 f"got {images.shape[2]} x {images.shape[3]}."
             )
-        asked = [*(question for question, _ in turns), question]
+        asked = [*(question for question, _ in turns), *questions]
         if not any("{prompt}" in text for text in asked):
             raise ValueError("No question says where the prompt goes: write {prompt} there.")
         for text in [*asked, *(answer for _, answer in turns), *dict.fromkeys(prompts)]:

@@ -110,6 +110,16 @@ def test_earlier_turns_stand_before_the_question(verifier, images):
     torch.testing.assert_close(scores, torch.tensor(expected), atol=2e-5, rtol=1e-4)
 
 
+def test_turns_read_in_one_pass_equal_turns_read_one_by_one(verifier, images):
+    before = verifier.passes
+    together = verifier.score_turns(images, PROMPTS, (CLARITY_QUESTION, POTENTIAL_QUESTION), batch_size=3)
+    assert verifier.passes - before == len(PROMPTS)
+    first = verifier.score(images, PROMPTS, CLARITY_QUESTION)
+    second = verifier.score(images, PROMPTS, POTENTIAL_QUESTION, turns=[(CLARITY_QUESTION, "yes")])
+    assert (first - second).abs().min() > 1e-4  # so that equality says something
+    torch.testing.assert_close(together, torch.stack([first, second], dim=1), atol=2e-5, rtol=1e-4)
+
+
 def test_every_spelling_of_yes_counts(verifier):
     spellings = 1 if verifier.processor.tokenizer.unk_token else 4  # the word-level tokenizer lower-cases
     assert len(verifier._yes) == len(verifier._no) == spellings
