@@ -1,18 +1,31 @@
 """Test-time search with a verifier; each search returns its choice together with what it cost.
 
-Paper: section 3.2 (best-of-n with an outcome reward model; step by step with a process reward model).
+Paper: section 3.2 (best-of-n with an outcome reward model; step by step with a process reward model) and section 4
+(PARM: stop paths without potential, choose among the others).
 """
 
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from cotgen_lite.generator import Generator
-from cotgen_lite.sampling import Ledger, Trajectory, advance, branch, encode_prompts, keep, predict, start
+from cotgen_lite.sampling import (
+    MASKED,
+    DecodingState,
+    Ledger,
+    Trajectory,
+    advance,
+    branch,
+    encode_prompts,
+    keep,
+    predict,
+    start,
+)
 from cotgen_lite.showo import text_prefix
-from cotgen_lite.verifier import ORM_QUESTION, PRM_QUESTION, Verifier
+from cotgen_lite.verifier import CLARITY_QUESTION, ORM_QUESTION, POTENTIAL_QUESTION, PRM_QUESTION, Verifier
 from cotgen_lite.vocabulary import encode_text
 
 
@@ -145,3 +158,100 @@ def stepwise_best_of_n(
     )
     trajectory = Trajectory(prompt, 0, path, torch.stack(committed))
     return StepwiseResult(prompt, trajectory, torch.stack(guesses), torch.stack(beliefs), chosen, image, cost)
+
+
+Assess = Literal["every", "first"]
+
+
+@dataclass(frozen=True)
+class ParmResult:
+    """N paths of one prompt, some of them stopped on the way, and the choice among those that were not.
+
+    guesses: codes int16 (T, N, L), MASKED where a path did not come to the step. clarity, potential: log-odds float32
+    (T, N), NaN where not asked. steps: (N,), how many each path ran. survived: bool (N,). log_odds: float32 (N,), the
+    verifier's of the finished images, NaN for paths without one. chosen: the path of `image`, uint8 (3, H, W).
+    """
+
+    prompt: str
+    guesses: Tensor
+    clarity: Tensor
+    potential: Tensor
+    steps: Tensor
+    survived: Tensor
+    log_odds: Tensor
+    chosen: int
+    image: Tensor
+    cost: Cost
+
+
+def parm_search(
+    generator: Generator, verifier: Verifier, prompt: str, n: int, seed: int, assess: Assess = "every"
+) -> ParmResult:
+    """Draw n paths, stop those that show no potential once they are clear, choose the best of the others.
+
+    At each step but the last the verifier reads the guess of every path that still runs: is it clear enough to judge?
+    and, in the same pass, has it potential? Clear without potential: the path stops there and costs nothing more. Of
+    the finished images the one with the highest log-odds wins. If no path is left, the one that was stopped with the
+    least doubt (highest log-odds of potential) is resumed to the end.
+
+    The paths are those of `best_of_n` with the same seed. assess: "every" asks about potential at every clear step, as
+    the paper's text says; "first" at a path's first clear step only, as its released code does. ValueError for n < 1.
+    Paper: section 4.
+    """
+    if n < 1:
+        raise ValueError(f"PARM chooses among n paths: n must be 1 or more, got {n}.")
+    started, asking, asked, ledger, model = time.perf_counter(), 0.0, 0, Ledger(), generator.model
+    cache = encode_prompts(model, [text_prefix(model.config, encode_text(generator.words, prompt))], ledger)
+    state = start(model, cache, [(0, path) for path in range(n)], generator.settings, seed, ledger)
+    steps, running = generator.settings.steps, list(range(n))
+    guesses = torch.full((steps, n, state.tokens.shape[1]), MASKED, dtype=torch.int16)
+    clarity, potential = torch.full((steps, n), torch.nan), torch.full((steps, n), torch.nan)
+    ran, judged = torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.bool)
+    stopped: dict[int, DecodingState] = {}
+
+    while running and state.step < steps:
+        state, step = advance(state, predict(model, state))
+        at = step.index
+        guesses[at, running], ran[running] = step.guess.to("cpu", torch.int16), at + 1
+        if state.step == steps:
+            break
+        images, began = generator.decode(step.guess), time.perf_counter()
+        odds = verifier.score_turns(images, [prompt] * len(running), (CLARITY_QUESTION, POTENTIAL_QUESTION))
+        asking, asked = asking + time.perf_counter() - began, asked + len(running)
+        clarity[at, running] = odds[:, 0]
+        clear = odds[:, 0] > 0
+        if assess == "first":
+            clear &= ~judged[running]
+        heard = torch.where(clear, odds[:, 1], torch.nan)
+        potential[at, running] = heard
+        judged[running] |= clear
+        hopeless = (heard <= 0).tolist()
+        stopped |= {path: keep(state, [row]) for row, path in enumerate(running) if hopeless[row]}
+        if any(hopeless):
+            alive = [row for row in range(len(running)) if not hopeless[row]]
+            state, running = keep(state, alive), [running[row] for row in alive]
+
+    survived = torch.zeros(n, dtype=torch.bool)
+    survived[running] = True
+    if not running:
+        last = {path: potential[halted.step - 1, path].item() for path, halted in stopped.items()}
+        running = [max(last, key=lambda path: last[path])]
+        state = stopped[running[0]]
+        while state.step < steps:
+            state, step = advance(state, predict(model, state))
+            guesses[step.index, running] = step.guess.to("cpu", torch.int16)
+        ran[running] = steps
+
+    images, began = generator.decode(guesses[-1, running]), time.perf_counter()
+    log_odds = torch.full((n,), torch.nan)
+    log_odds[running] = verifier.score(images, [prompt] * len(running), ORM_QUESTION)
+    asking, asked = asking + time.perf_counter() - began, asked + len(running)
+    best = int(log_odds[running].argmax())
+    cost = Cost(
+        ledger.passes + ledger.prefix_passes,
+        asked,
+        ledger.places,
+        time.perf_counter() - started - asking,
+        asking,
+    )
+    return ParmResult(prompt, guesses, clarity, potential, ran, survived, log_odds, running[best], images[best], cost)

@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from cotgen_lite.search import best_of_n, stepwise_best_of_n
+from cotgen_lite.sampling import MASKED
+from cotgen_lite.search import best_of_n, parm_search, stepwise_best_of_n
+from cotgen_lite.verifier import CLARITY_QUESTION, POTENTIAL_QUESTION
 
 PROMPT = "a photo of a red cat and a blue dog"
 
@@ -76,3 +78,80 @@ def test_a_verifier_that_may_speak_later_changes_nothing_before(toy_generator: A
 def test_step_by_step_needs_draws_and_a_step(toy_generator: Any, n: int, first_step: int) -> None:
     with pytest.raises(ValueError, match=f"got n = {n}, first_step = {first_step}"):
         stepwise_best_of_n(toy_generator, Favourite(), PROMPT, n, 0, first_step=first_step)  # type: ignore[arg-type]
+
+
+class Doubter(Favourite):
+    """Finds every image clear, and doubts the potential of those that are lighter than `limit`."""
+
+    def __init__(self, limit: float = 1e9, clear: float = 1.0) -> None:
+        self.limit, self.clear, self.heard = limit, clear, []
+
+    def score_turns(self, images: torch.Tensor, prompts: list[str], questions: tuple[str, str]) -> torch.Tensor:
+        assert questions == (CLARITY_QUESTION, POTENTIAL_QUESTION) and len(images) == len(prompts)
+        self.asked += len(images)
+        self.heard.append(len(images))
+        potential = self.limit - images.float().mean(dim=(1, 2, 3))
+        return torch.stack([torch.full_like(potential, self.clear), potential], dim=1)
+
+
+def test_parm_that_never_objects_is_best_of_n(toy_generator: Any) -> None:
+    best = best_of_n(toy_generator, Favourite(), PROMPT, n=5, seed=3)  # type: ignore[arg-type]
+    for verifier in (Doubter(), Doubter(-1e9, clear=-1.0)):  # sees potential in all; finds nothing clear
+        found = parm_search(toy_generator, verifier, PROMPT, n=5, seed=3)  # type: ignore[arg-type]
+        assert torch.equal(found.guesses[-1], torch.stack([t.tokens[-1] for t in best.trajectories]))
+        assert torch.equal(found.guesses[:, 2], best.trajectories[2].tokens)
+        assert found.chosen == best.chosen and torch.equal(found.image, best.image)
+        assert torch.equal(found.log_odds, best.log_odds) and found.survived.all()
+        assert found.cost.generator_passes == best.cost.generator_passes
+        assert verifier.asked == found.cost.verifier_passes == 5 * toy_generator.settings.steps
+
+
+def lightness(generator: Any, found: Any) -> torch.Tensor:
+    """Mean of each guess (T, N), NaN where there is none."""
+    means = torch.full(found.guesses.shape[:2], torch.nan)
+    for t, n in (found.guesses[..., 0] != MASKED).nonzero().tolist():
+        means[t, n] = generator.decode(found.guesses[t, n][None]).float().mean()
+    return means
+
+
+def test_stopped_paths_cost_nothing_afterwards(toy_generator: Any) -> None:
+    whole = parm_search(toy_generator, Doubter(), PROMPT, n=6, seed=3)  # type: ignore[arg-type]
+    steps, means = toy_generator.settings.steps, lightness(toy_generator, whole)
+    limit = float(means[: steps - 1].max(dim=0).values.sort().values[2]) + 1e-3  # three of six paths stay below it
+    verifier = Doubter(limit)
+    found = parm_search(toy_generator, verifier, PROMPT, n=6, seed=3)  # type: ignore[arg-type]
+    for path in range(6):
+        above = (means[: steps - 1, path] > limit).nonzero().flatten()
+        ran = int(above[0]) + 1 if len(above) else steps
+        assert found.steps[path] == ran and bool(found.survived[path]) == (ran == steps)
+        assert torch.equal(found.guesses[:ran, path], whole.guesses[:ran, path])
+        assert (found.guesses[ran:, path] == MASKED).all() and found.potential[ran:, path].isnan().all()
+    assert found.survived.sum() == 3 and found.survived[found.chosen]
+    running = [int((found.steps > t).sum()) for t in range(steps)]
+    assert verifier.heard == running[:-1]
+    # prompt and empty prompt; the first step, shared by all; then both passes of every path that still runs
+    assert found.cost.generator_passes == 2 + 2 + 2 * sum(running[1:]) < whole.cost.generator_passes
+    assert found.log_odds.isnan().tolist() == (~found.survived).tolist()
+
+
+def test_if_none_is_left_the_least_doubted_is_resumed(toy_generator: Any) -> None:
+    whole = parm_search(toy_generator, Doubter(), PROMPT, n=4, seed=3)  # type: ignore[arg-type]
+    darkest = lightness(toy_generator, whole)[0].argmin()
+    found = parm_search(toy_generator, Doubter(-1.0), PROMPT, n=4, seed=3)  # type: ignore[arg-type]
+    assert not found.survived.any() and found.chosen == darkest
+    assert torch.equal(found.guesses[-1, darkest], whole.guesses[-1, darkest])
+    steps = toy_generator.settings.steps
+    assert found.steps.tolist() == [steps if path == darkest else 1 for path in range(4)]
+    assert found.cost.generator_passes == 2 + 2 + 2 * (steps - 1)
+    assert found.cost.verifier_passes == 4 + 1
+
+
+def test_assessed_at_the_first_clear_step_only(toy_generator: Any) -> None:
+    found = parm_search(toy_generator, Doubter(), PROMPT, n=3, seed=3, assess="first")  # type: ignore[arg-type]
+    assert not found.potential[0].isnan().any() and found.potential[1:].isnan().all()
+    assert not found.clarity[:-1].isnan().any()
+
+
+def test_parm_needs_a_path(toy_generator: Any) -> None:
+    with pytest.raises(ValueError, match="n must be 1 or more, got 0"):
+        parm_search(toy_generator, Doubter(), PROMPT, n=0, seed=0)  # type: ignore[arg-type]
