@@ -16,48 +16,27 @@ import torch
 from torch import Tensor
 
 from cotgen_lite.alignment import build_dpo, build_dpo_images, build_guided_orm, build_it_dpo
-from cotgen_lite.checkpoints import built_generator, publish, publish_verifier, write_manifest
+from cotgen_lite.checkpoints import publish, write_manifest
 from cotgen_lite.dpo_studies import measure_estimators, measure_far, measure_spread
-from cotgen_lite.drawing import draw_pool, judge_tokens
-from cotgen_lite.files import MANIFEST, data_root, file_sha256
-from cotgen_lite.finetune import FineTuning, finetune_verifier
+from cotgen_lite.files import MANIFEST, data_root
 from cotgen_lite.generator_training import make_captioned_tokens, train_generator
 from cotgen_lite.judge_training import train_judge
-from cotgen_lite.judges import TemplateJudge
 from cotgen_lite.measure import measure_all
 from cotgen_lite.measure_alignment import measure_alignment
 from cotgen_lite.measure_verifiers import measure_orm, measure_prm
-from cotgen_lite.pools import first_of_each_tag, load_pool, save_pool
 from cotgen_lite.prompts import lite_prompts, to_record
-from cotgen_lite.ranking import (
-    FEW,
-    HOT,
-    IMAGES,
-    MANY,
-    Example,
-    as_dataset,
-    draw_labelled,
-    label_steps,
-    load_steps,
-    orm_examples,
-    prm_examples,
-    save_steps,
-    train_prompts,
-)
 from cotgen_lite.recipes import LITE, QUICK, Recipe
 from cotgen_lite.report import print_table, write_readme
-from cotgen_lite.results import score_tokens, write_rows
+from cotgen_lite.results import write_rows
 from cotgen_lite.scenes import CaptionNoise, random_scene, render
-from cotgen_lite.scoring import mean_area
 from cotgen_lite.showo import Showo, lite_config
 from cotgen_lite.tokenizer import Magvit
 from cotgen_lite.tokenizer import lite_config as lite_pixels_config
 from cotgen_lite.tokenizer_training import train_tokenizer
-from cotgen_lite.verifier import ORM_QUESTION, PRM_QUESTION, Verifier
+from cotgen_lite.training import thinned
+from cotgen_lite.tuned_verifiers import build_images, build_orm, build_parm, build_paths, build_prm, build_rollouts
 from cotgen_lite.verifier_training import train_verifier
 from cotgen_lite.vocabulary import lite_tokenizer
-
-ROLLOUTS, MANY_ROLLOUTS = 4, 16  # the paper's, and what they are checked against
 
 
 def build_prompts(out: Path, work: Path, recipe: Recipe) -> None:
@@ -95,7 +74,7 @@ def build_generator(out: Path, work: Path, recipe: Recipe) -> None:
     model = Showo(lite_config(len(words), words.bos_token_id, words.eos_token_id))
     log = train_generator(model, data, recipe.generator_steps, work, seed=0)
     settings = {"steps": log.steps, "pictures": recipe.pictures, "seed": 0, "noise": asdict(noise)}
-    publish(model, out / "models/generator", settings | {"losses": _thinned(log.losses)}, log.seconds)
+    publish(model, out / "models/generator", settings | {"losses": thinned(log.losses)}, log.seconds)
 
 
 def build_verifier(out: Path, work: Path, recipe: Recipe) -> None:
@@ -119,84 +98,6 @@ def build_results(out: Path, work: Path, recipe: Recipe) -> None:
         recipe.judged_scenes,
         recipe.clean_scenes,
     )
-
-
-def build_images(out: Path, work: Path, recipe: Recipe) -> None:
-    """Hot images of training prompts, labelled: what the ORM learns from, and preferences later."""
-    generator, folder = built_generator(out / "models"), out / "training/images"
-    prompts = train_prompts({tag: number for tag, (number, _) in recipe.images.items()}, seed=0)
-    pools = [prompt for prompt in prompts for _ in range(recipe.images[prompt.tag][1])]
-    labelled, seconds = draw_labelled(generator, TemplateJudge(), pools, recipe.images_a_pool, 0, work)
-    save_pool(labelled, folder / IMAGES)
-    settings = {"generator": file_sha256(out / "models/generator/model.safetensors"), "judge": "template", "seed": 0}
-    settings |= {"temperature": HOT, "images_a_pool": recipe.images_a_pool, "pools": len(pools)}
-    write_manifest(folder, settings | {"distinct_prompts": len(prompts)}, seconds)
-
-
-def build_rollouts(out: Path, work: Path, recipe: Recipe) -> None:
-    """Paths of training prompts, each step labelled by rollouts: what the PRM learns from."""
-    generator, folder = built_generator(out / "models"), out / "training/rollouts"
-    paths = train_prompts(recipe.paths, seed=1)
-    few, seconds = label_steps(generator, TemplateJudge(), paths, ROLLOUTS, 1, work)
-    save_steps(few, folder / FEW)
-    again = paths[:: recipe.noise_every]
-    many, more_seconds = label_steps(generator, TemplateJudge(), again, MANY_ROLLOUTS, 2, work)
-    save_steps(many, folder / MANY)
-    settings = {
-        "generator": file_sha256(out / "models/generator/model.safetensors"),
-        "judge": "template",
-        "temperature": generator.settings.temperature,
-        FEW: {"paths": len(paths), "rollouts": ROLLOUTS, "seed": 1},
-        MANY: {"paths": len(again), "rollouts": MANY_ROLLOUTS, "seed": 2},
-    }
-    write_manifest(folder, settings, seconds + more_seconds)
-
-
-def build_orm(out: Path, work: Path, recipe: Recipe) -> None:
-    """The fine-tuned ORM, with the learning rate that serves best on images of dev prompts."""
-    examples = orm_examples(load_pool(out / "training/images" / IMAGES), recipe.most_of_a_label, seed=0)
-    _finetune(out, "orm", examples, ORM_QUESTION, slice(-1, None), work, recipe)
-
-
-def build_prm(out: Path, work: Path, recipe: Recipe) -> None:
-    """The fine-tuned PRM, with the learning rate that serves best on every fourth step of images of dev prompts."""
-    examples = prm_examples(load_steps(out / "training/rollouts" / FEW), seed=0)
-    _finetune(out, "prm", examples, PRM_QUESTION, slice(1, None, 4), work, recipe)
-
-
-def _finetune(
-    out: Path, name: str, examples: list[Example], question: str, steps: slice, work: Path, recipe: Recipe
-) -> None:
-    """Fine-tune the zero-shot verifier once with each learning rate, and publish the best.
-
-    Best by the mean AUC, over telling tags and `steps`, of what it says of dev images' guesses against the verdicts.
-    """
-    if not examples:
-        print("no prompt has images of both labels: there is nothing to learn from, the verifier stays as it is")
-        publish_verifier(Verifier.from_pretrained(out / "models/verifier"), out / "models" / name, {"examples": 0}, 0)
-        return
-    generator = built_generator(out / "models")
-    data = as_dataset(examples, generator.pixels)
-    prompts = first_of_each_tag(lite_prompts("dev"), recipe.prompts_per_tag)
-    guesses, _, _ = draw_pool(generator, prompts, recipe.dev_images, seed=3, work_dir=work)
-    right = judge_tokens(generator, guesses[:, :, -1], prompts, TemplateJudge())
-    looked = guesses[:, :, steps].unbind(dim=2)
-
-    def area(verifier: Verifier) -> float:
-        areas = [mean_area(prompts, score_tokens(generator, verifier, g, prompts, question)[0], right) for g in looked]
-        return round(float(np.nan_to_num(np.mean(areas))), 4)
-
-    before, tried = area(Verifier.from_pretrained(out / "models/verifier")), {}
-    for rate in recipe.learning_rates:
-        verifier = Verifier.from_pretrained(out / "models/verifier")
-        tuned, losses, seconds = finetune_verifier(verifier, data, FineTuning(rate), work / f"{rate:g}")
-        tried[rate] = area(tuned), tuned, losses, seconds
-    best = max(tried, key=lambda rate: tried[rate][0])
-    _, tuned, losses, seconds = tried[best]
-    dev_auc = {f"{rate:g}": entry[0] for rate, entry in tried.items()}
-    settings = {"examples": len(examples), "learning_rate": best, "dev_auc": dev_auc, "dev_auc_zero_shot": before}
-    settings["losses"] = _thinned(losses)
-    publish_verifier(tuned, out / "models" / name, settings, seconds)
 
 
 def build_orm_results(out: Path, work: Path, recipe: Recipe) -> None:
@@ -242,6 +143,8 @@ STEPS: dict[str, Callable[[Path, Path, Recipe], None]] = {
     "orm_results": build_orm_results,
     "prm": build_prm,
     "prm_results": build_prm_results,
+    "paths": build_paths,
+    "parm": build_parm,
     "dpo": build_dpo,
     "dpo_images": build_dpo_images,
     "it-dpo": build_it_dpo,
@@ -267,6 +170,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "orm_results": ("results", "orm"),
     "prm": ("rollouts", "verifier"),
     "prm_results": ("orm_results", "prm"),
+    "paths": ("generator",),
+    "parm": ("paths", "images", "verifier"),
     "dpo": ("images",),
     "dpo_images": ("dpo",),
     "it-dpo": ("dpo_images",),
@@ -292,6 +197,7 @@ def last_file(step: str, out: Path) -> Path:
         "rollouts": f"training/rollouts/{MANIFEST}",
         "orm_results": "results/orm_auc.json",
         "prm_results": "results/labels.json",
+        "paths": f"training/paths/{MANIFEST}",
         "dpo_images": f"training/dpo_images/{MANIFEST}",
         "dpo_results": "results/alignment.json",
         "dpo_estimators": "results/dpo_estimators.json",
@@ -344,10 +250,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _draw_scenes(rng: np.random.Generator, count: int) -> Tensor:
     return render([random_scene(rng) for _ in range(count)])
-
-
-def _thinned(losses: list[float]) -> list[float]:
-    return [round(loss, 4) for loss in losses[:: max(1, len(losses) // 40)]]
 
 
 if __name__ == "__main__":

@@ -26,13 +26,18 @@ from cotgen_lite.prompts import TAGS, Prompt, lite_prompts, meaning
 from cotgen_lite.sampling import Ledger, advance, branch, encode_prompts, predict, start, stream
 from cotgen_lite.showo import text_prefix
 from cotgen_lite.tokenizer import Magvit
-from cotgen_lite.verifier import ORM_QUESTION, PRM_QUESTION
+from cotgen_lite.verifier import CLARITY_QUESTION, ORM_QUESTION, POTENTIAL_QUESTION, PRM_QUESTION
 from cotgen_lite.vocabulary import encode_text
 
 HOT = 1.3  # temperature of ranking data: more variety among a prompt's images, so that more prompts have both labels
 IMAGES = "pool.safetensors"  # file of labelled images
 FEW, MANY = "four.safetensors", "sixteen.safetensors"  # files of step labels, by their rollouts
 PATHS = 10  # labelled side by side, and between two savings
+# PARM's labels of steps, counted from 1: unclear before step 10, clear after step 11, the two between left out; and how
+# many of its examples are unclear ones, clear ones asked about potential, and finished ones (120 : 80 : 200 in the
+# paper, where the clear ones count among the 120 as well).
+UNCLEAR_UNTIL, CLEAR_FROM = 9, 12
+PROPORTIONS = {"unclear": 40, "potential": 80, "selection": 200}
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,55 @@ def prm_examples(steps: StepLabels, seed: int) -> list[Example]:
             path = paths[place]
             examples.append(_example(steps.prompts[path], steps.codes[path, t], PRM_QUESTION, labels[path, t]))
     return [examples[i] for i in rng.permutation(len(examples))]
+
+
+def draw_paths(
+    generator: Generator, detector: Detector, prompts: Sequence[Prompt], n: int, seed: int, work_dir: Path
+) -> tuple[Pool, float]:
+    """Paths for PARM to learn from: of n drawn for each prompt one that ends right and one that ends wrong.
+
+    Prompts of which all end alike give none. Returns a pool with a row for each path, a right one before the wrong one
+    of its prompt, and the guesses of all steps as columns, judged one by one: tokens (P, T, L), `correct["template"]`
+    (P, T), whose last column is the path's label; and the seconds it took. Resumes from `work_dir`. ValueError if a dev
+    or test prompt is among them. Paper: section 4.
+    """
+    refuse_held_out(prompts)
+    guesses, _, cost = draw_pool(generator, prompts, n, seed, work_dir)
+    started = time.monotonic()
+    right = judge_tokens(generator, guesses[:, :, -1].contiguous(), prompts, detector)
+    chosen = balanced(right, 1, np.random.default_rng(seed))
+    rows = [prompts[row] for row, _ in chosen]
+    codes = torch.stack([guesses[place] for place in chosen]) if chosen else guesses[:0, 0]
+    labels = judge_tokens(generator, codes, rows, detector) if chosen else np.zeros((0, guesses.shape[2]), dtype=bool)
+    return Pool(tuple(rows), codes, {}, {"template": labels}), cost["seconds"] + time.monotonic() - started
+
+
+def parm_examples(paths: Pool, pool: Pool, most: int, seed: int) -> list[Example]:
+    """PARM's training set, shuffled, in the paper's `PROPORTIONS`; fewer steps of paths if there are not so many.
+
+    Finished images, as `orm_examples(pool, most, seed)`; guesses of unclear steps, answered no; and guesses of clear
+    steps: clear, yes, and in a second turn whether the path has potential, that is, whether it ends right. A clear step
+    is taken of the right and of the wrong path of a prompt alike, so that neither prompt nor blur gives that away.
+    paths: as `draw_paths` gives it. ValueError if a dev or test prompt is among them. Paper: section 4.
+    """
+    refuse_held_out(paths.prompts)
+    rng, examples = np.random.default_rng(seed), orm_examples(pool, most, seed)
+    steps, share = paths.tokens.shape[1], len(examples) / PROPORTIONS["selection"]
+    clear = [(pair, t) for pair in range(0, len(paths.prompts), 2) for t in range(CLEAR_FROM - 1, steps)]
+    blurry = [(path, t) for path in range(len(paths.prompts)) for t in range(min(UNCLEAR_UNTIL, steps))]
+    few = rng.permutation(len(clear))[: round(share * PROPORTIONS["potential"] / 2)]
+    for pair, t in (clear[i] for i in few):
+        for path, answer in ((pair, "yes"), (pair + 1, "no")):
+            asked = _clarity(paths.prompts[path], "yes")
+            examples.append(Example(paths.tokens[path, t], (asked, (POTENTIAL_QUESTION, answer))))
+    few = rng.permutation(len(blurry))[: round(share * PROPORTIONS["unclear"])]
+    for path, t in (blurry[i] for i in few):
+        examples.append(Example(paths.tokens[path, t], (_clarity(paths.prompts[path], "no"),)))
+    return [examples[i] for i in rng.permutation(len(examples))]
+
+
+def _clarity(prompt: Prompt, answer: str) -> tuple[str, str]:
+    return CLARITY_QUESTION.format(prompt=prompt.text), answer
 
 
 def preference_pairs(pool: Pool, most: int, seed: int) -> list[tuple[Prompt, Tensor, Tensor]]:

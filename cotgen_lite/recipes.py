@@ -27,6 +27,9 @@ class Recipe:
     learning_rates: tuple[float, ...]  # tried on ORM and PRM; the best on dev images is taken
     dev_images: int  # a prompt, for choosing it
     most_of_a_label: int  # images a pool and label that the ORM learns from
+    path_prompts: dict[str, int]  # of each tag: training prompts for which PARM's paths are drawn
+    paths_a_prompt: int  # drawn, of which a right and a wrong one are kept
+    parm_rates: tuple[float, ...]  # learning rates tried on PARM
     first_steps: dict[str, tuple[int, ...]]  # from which on each PRM may speak
     dpo_rates: tuple[float, ...]  # learning rates tried; the best on dev prompts is taken
     aligned_dev_images: int  # a dev prompt, for choosing
@@ -66,6 +69,9 @@ LITE = Recipe(
     learning_rates=(1e-5, 1e-4, 3e-4, 1e-3),
     dev_images=8,
     most_of_a_label=10,
+    path_prompts=dict(zip(TAGS, (4, 48, 16, 60, 300, 300), strict=True)),
+    paths_a_prompt=6,
+    parm_rates=(1e-4, 3e-4),
     first_steps={"zs-prm": (1,), "ft-prm": (1, 4, 8, 12)},
     dpo_rates=(1e-4, 2e-4, 4e-4),
     aligned_dev_images=4,
@@ -97,6 +103,9 @@ QUICK = Recipe(
     learning_rates=(1e-4,),
     dev_images=2,
     most_of_a_label=2,
+    path_prompts=dict.fromkeys(TAGS, 1),
+    paths_a_prompt=4,
+    parm_rates=(1e-4,),
     first_steps={"zs-prm": (1,), "ft-prm": (1,)},
     dpo_rates=(1e-4,),
     aligned_dev_images=1,

@@ -22,17 +22,22 @@ SIZES = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20)  # the n of curves
 
 
 def score_tokens(
-    generator: Generator, verifier: Verifier, tokens: Tensor, prompts: Sequence[Prompt], question: str = ORM_QUESTION
+    generator: Generator,
+    verifier: Verifier,
+    tokens: Tensor,
+    prompts: Sequence[Prompt],
+    question: str = ORM_QUESTION,
+    turns: Sequence[tuple[str, str]] = (),
 ) -> tuple[npt.NDArray[np.float32], float]:
     """A verifier's log-odds on a pool's finished images, and the seconds it took, the decoding of codes included.
 
-    tokens (P, N, L); returns float32 (P, N).
+    tokens (P, N, L); question and turns as in `Verifier.score`; returns float32 (P, N).
     """
     rows, seconds = [], 0.0
     for prompt, candidates in zip(prompts, tqdm(tokens, desc="verifier"), strict=True):
         started = time.perf_counter()
         images = generator.decode(candidates)
-        rows.append(verifier.score(images, [prompt.text] * len(images), question).numpy())
+        rows.append(verifier.score(images, [prompt.text] * len(images), question, turns).numpy())
         seconds += time.perf_counter() - started
     return np.stack(rows), seconds
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,11 @@ def _schedule(done: float, warmup: float) -> float:
     if done < warmup:
         return (done + 1e-3) / (warmup + 1e-3)
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+
+
+def thinned(losses: Sequence[float]) -> list[float]:
+    """Some forty to eighty of the losses of a run, evenly spread: for its manifest."""
+    return [round(loss, 4) for loss in losses[:: max(1, len(losses) // 40)]]
 
 
 def _save(

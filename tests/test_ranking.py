@@ -21,9 +21,11 @@ from cotgen_lite.ranking import (
     as_dataset,
     balanced,
     draw_labelled,
+    draw_paths,
     label_steps,
     load_steps,
     orm_examples,
+    parm_examples,
     preference_pairs,
     prm_examples,
     train_prompts,
@@ -122,6 +124,55 @@ def test_prm_examples_are_balanced_in_every_tag_and_step():
     assert all(answers.count("yes") == answers.count("no") for answers in by_step.values())
 
 
+def test_parm_examples_ask_in_turns_and_give_nothing_away():
+    rng = np.random.default_rng(0)
+    prompts = train_prompts(dict.fromkeys(TAGS, 4), seed=0)
+    number, steps, images = len(prompts), 18, 30
+    rows = tuple(prompt for prompt in prompts for _ in range(2))
+    codes = torch.arange(2 * number * steps).view(2 * number, steps, 1)
+    verdicts = np.tile([[True], [False]], (number, steps))  # a right path, then a wrong one
+    paths = Pool(rows, codes, {}, {"template": verdicts})
+    pool = Pool(prompts, torch.full((number, images, 1), -1), {}, {"template": rng.random((number, images)) < 0.4})
+    examples = parm_examples(paths, pool, most=2, seed=0)
+    finished = [example for example in examples if example.codes < 0]
+    selection = {example.turns for example in orm_examples(pool, most=2, seed=0)}
+    assert {example.turns for example in finished} == selection
+    seen = {}
+    for example in examples:
+        if example.codes < 0:
+            continue
+        path, step = divmod(int(example.codes), steps)
+        (question, clear), *later = example.turns
+        assert question == CLARITY_QUESTION.format(prompt=rows[path].text)
+        assert clear == ("yes" if step >= 11 else "no") and step not in (9, 10)  # counted from 0
+        answer = "yes" if path % 2 == 0 else "no"
+        assert later == ([(POTENTIAL_QUESTION, answer)] if clear == "yes" else [])
+        seen.setdefault(clear, []).append((path // 2, step, path % 2))
+    assert len(set(seen["yes"])) == len(seen["yes"]) and len(set(seen["no"])) == len(seen["no"])
+    right, wrong = (sorted((a, b) for a, b, end in seen["yes"] if end == way) for way in (0, 1))
+    assert right == wrong  # the same prompts at the same steps
+    assert len(finished) == 4 * number == 96
+    assert (len(seen["yes"]), len(seen["no"])) == (2 * round(96 * 40 / 200), round(96 * 40 / 200))
+
+
+def test_paths_are_a_right_and_a_wrong_one_of_each_prompt(toy_generator, tmp_path: Path, judged):
+    prompts = lite_prompts("train")[:3]
+    drawn = toy_generator.draw([prompt.text for prompt in prompts], 4, seed=1)
+    finals = [toy_generator.decode(torch.stack([path.final for path in paths])) for paths in drawn]
+    judged.bound = torch.cat(finals).float().mean(dim=(1, 2, 3)).median()
+    ends = np.stack([judged(None, images, [None] * 4) for images in finals])
+    paths, seconds = draw_paths(toy_generator, None, prompts, 4, seed=1, work_dir=tmp_path)
+    usable = np.flatnonzero(ends.any(1) & ~ends.all(1))
+    assert len(usable) and seconds > 0
+    assert paths.prompts == tuple(prompts[row] for row in usable for _ in range(2))
+    right = paths.correct["template"]
+    assert right[::2, -1].all() and not right[1::2, -1].any()
+    for row, codes in enumerate(paths.tokens):
+        options = [path.tokens for path in drawn[usable[row // 2]]]
+        assert any(torch.equal(codes, option) for option in options)
+        np.testing.assert_array_equal(right[row], judged(None, toy_generator.decode(codes), [None] * len(codes)))
+
+
 @pytest.mark.parametrize("split", ["dev", "test"])
 def test_held_out_prompts_are_refused_whatever_their_wording(split):
     held_out = next(prompt for prompt in lite_prompts(split) if prompt.tag == "two_object")
@@ -133,6 +184,10 @@ def test_held_out_prompts_are_refused_whatever_their_wording(split):
         orm_examples(Pool((turned,), torch.zeros(1, 2, 64, dtype=torch.int16), {}, {"template": labels}), 1, 0)
     with pytest.raises(ValueError, match="dev or test"):
         prm_examples(StepLabels((turned,), torch.zeros(1, 2, 64, dtype=torch.int16), labels[..., None]), 0)
+    paths = Pool((turned, turned), torch.zeros(2, 18, 64, dtype=torch.int16), {}, {"template": np.zeros((2, 18), bool)})
+    fine = Pool(lite_prompts("train")[:1], torch.zeros(1, 2, 64, dtype=torch.int16), {}, {"template": labels})
+    with pytest.raises(ValueError, match="dev or test"):
+        parm_examples(paths, fine, 1, 0)
 
 
 def test_the_dataset_decodes_when_it_is_read(toy_generator):
