@@ -71,7 +71,7 @@ def _mean_of_ties(score: npt.NDArray[np.float64], right: npt.NDArray[np.float64]
 
 def save_pool(pool: Pool, path: Path) -> None:
     """Write a pool as one safetensors file, atomically; scores in float16, codes bit by bit, prompts as metadata."""
-    bits = max(1, int(pool.tokens.max()).bit_length())
+    bits = max(1, int(pool.tokens.max()).bit_length()) if pool.prompts else 1
     arrays = {"codes": pack_codes(pool.tokens, bits)}
     arrays |= {f"scores.{name}": torch.from_numpy(np.float16(values)) for name, values in pool.scores.items()}
     arrays |= {f"correct.{name}": torch.from_numpy(values) for name, values in pool.correct.items()}
@@ -101,7 +101,7 @@ def load_pool(path: Path) -> Pool:
         kind, _, name = key.partition(".")
         if kind in parts:
             parts[kind][name] = values.numpy() if kind == "correct" else values.float().numpy()
-    return Pool(tuple(map(parse_prompt, about["prompts"].split("\n"))), tokens, parts["scores"], parts["correct"])
+    return Pool(tuple(map(parse_prompt, about["prompts"].splitlines())), tokens, parts["scores"], parts["correct"])
 
 
 def pack_codes(tokens: torch.Tensor, bits: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cotgen_lite import build
-from cotgen_lite.pools import load_pool, save_pool
+from cotgen_lite.pools import Pool, load_pool, save_pool
 from cotgen_lite.ranking import StepLabels, load_steps, save_steps
 from cotgen_lite.report import finding_lines, found, table_lines, write_readme
 from cotgen_lite.results import read_rows
@@ -22,7 +22,7 @@ def test_quick_build_makes_everything_once(
     build.main(["--quick"])
     out = tmp_path / "build/quick/data"
     aligned = ("dpo", "it-dpo", "it-dpo-guided-orm")
-    for name in ("tokenizer", "judge", "generator", "verifier", "orm", "prm", *aligned):
+    for name in ("tokenizer", "judge", "generator", "verifier", "orm", "prm", "parm", *aligned):
         manifest = json.loads((out / f"models/{name}/manifest.json").read_text())
         assert manifest["sha256"]["model.safetensors"]
     rows = found(out)
@@ -40,12 +40,12 @@ def test_quick_build_makes_everything_once(
         """Made nothing."""
 
     teach_by_chance(out)
-    build.main(["orm", "prm", "dpo", "dpo_images", "--quick"])
+    build.main(["orm", "prm", "parm", "dpo", "dpo_images", "--quick"])
     label_by_chance(out / "training/dpo_images/pool.safetensors")
     build.main(["it-dpo", "it-dpo-guided-orm", "dpo_estimators", "--quick"])
     estimators = json.loads((out / "results/dpo_estimators.json").read_text())
     assert all(found["noise"]["scatter"] >= 0 and found["steps"] > 0 for found in estimators.values())
-    for name in ("orm", "prm"):
+    for name in ("orm", "prm", "parm"):
         settings = json.loads((out / f"models/{name}/manifest.json").read_text())["settings"]
         assert settings["examples"] > 0 and settings["learning_rate"] and settings["losses"]
         weights = [(out / f"models/{model}/model.safetensors").read_bytes() for model in (name, "verifier")]
@@ -75,6 +75,8 @@ def teach_by_chance(out: Path) -> None:
     # Two paths of one tag, so that a step can have both labels.
     prompts, codes = (steps.prompts[0],) * 2, steps.codes[:1].repeat(2, 1, 1)
     save_steps(StepLabels(prompts, codes, rng.random((2, 18, 4)) < 0.2), rollouts)
+    ends = np.tile([[True], [False]], (1, 18))
+    save_pool(Pool(prompts, codes, {}, {"template": ends}), out / "training/paths/pool.safetensors")
 
 
 def label_by_chance(images: Path) -> None:
