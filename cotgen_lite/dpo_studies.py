@@ -26,7 +26,7 @@ from cotgen_lite.files import write_json
 from cotgen_lite.generator import Generator
 from cotgen_lite.measure import cost_of_drawing
 from cotgen_lite.measure_alignment import ON_TOP
-from cotgen_lite.pools import expected_best_of, first_of_each_tag, pool_prompts
+from cotgen_lite.pools import expected_best_of, first_of_each_tag, load_pool
 from cotgen_lite.prompts import Prompt, lite_prompts
 from cotgen_lite.recipes import Recipe
 from cotgen_lite.results import decide, merge_rows, score_rows, score_tokens
@@ -102,12 +102,16 @@ def estimator_noise(out: Path, triples: Triples) -> dict[str, dict[str, float]]:
 def measure_spread(out: Path, work: Path, recipe: Recipe) -> None:
     """Align and score generators that are not shipped: both rounds with other seeds, and a guided first round.
 
-    Their rows go to scores.jsonl (fewer images a prompt), their logs to `results/dpo_spread.json`; resumes from `work`.
+    Their rows go to scores.jsonl; `results/dpo_spread.json` has their logs, and their scores and paired gains beside
+    those of the shipped generators on equally few images a pool. Resumes from `work`.
     """
     baseline, settings, logs = built_generator(out / "models"), settings_of(out, "dpo"), {}
+    few = {name: load_pool(out / f"pools/{name}.safetensors") for name in ("baseline", "dpo", "it-dpo")}
+    prompts = few["baseline"].prompts
+    runs = {name: [pool.correct["learned"][:, : recipe.seed_candidates].mean(1)] for name, pool in few.items()}
 
     def score_few(generator: Generator, log: dict, name: str, seed: int) -> None:
-        _score_few(generator, name, seed, out, work, recipe)
+        runs.setdefault(name, []).append(_score_few(generator, prompts, name, seed, out, work, recipe))
         logs[f"{name}, seed {seed}"] = log
 
     for seed in recipe.more_seeds:
@@ -121,12 +125,33 @@ def measure_spread(out: Path, work: Path, recipe: Recipe) -> None:
     online = guidance(baseline, Verifier.from_pretrained(out / "models/orm"), recipe)
     guided, log = align(baseline, first_pairs(out, recipe, 0), settings, work / "guided", recipe, online)
     score_few(guided, log, "dpo-guided-orm", 0)
-    write_json(out / "results/dpo_spread.json", logs)
+    overall = {name: [round(score(prompts, right).overall, 4) for right in some] for name, some in runs.items()}
+    write_json(
+        out / "results/dpo_spread.json",
+        {"images_a_pool": recipe.seed_candidates, "overall": overall, "gains": gains(prompts, runs), "logs": logs},
+    )
 
 
-def _score_few(generator: Generator, name: str, seed: int, out: Path, work: Path, recipe: Recipe) -> None:
-    """Accuracy on the test prompts by a few images a pool, into scores.jsonl."""
-    prompts = first_of_each_tag(pool_prompts("test"), recipe.prompts_per_tag)
+def gains(prompts: Sequence[Prompt], runs: Mapping[str, Sequence[npt.NDArray]]) -> dict[str, dict]:
+    """What one generator's runs gain over another's, run by run and in the mean of the runs, paired by prompt.
+
+    runs: name → for each training run, accuracy of each pool (P,); a generator with one run is compared with that one.
+    """
+    found = {}
+    for after, before in (("dpo", "baseline"), ("it-dpo", "dpo"), ("it-dpo", "baseline"), ("dpo-guided-orm", "dpo")):
+        olds = [*runs[before]] * (len(runs[after]) if len(runs[before]) == 1 else 1)
+        differences = [new - old for new, old in zip(runs[after], olds, strict=False)]
+        found[f"{after} − {before}"] = {
+            "runs": [_interval_of(prompts, difference) for difference in differences],
+            "mean": _interval_of(prompts, np.mean(differences, axis=0)),
+        }
+    return found
+
+
+def _score_few(
+    generator: Generator, prompts: Sequence[Prompt], name: str, seed: int, out: Path, work: Path, recipe: Recipe
+) -> npt.NDArray[np.float64]:
+    """Accuracy of each pool (P,) by a few images of it; its rows go into scores.jsonl."""
     n = recipe.seed_candidates
     guesses, _, drawing = draw_pool(generator, prompts, n, seed=0, work_dir=work / "pool")
     judges = built_judges(out / "models")
@@ -136,6 +161,7 @@ def _score_few(generator: Generator, name: str, seed: int, out: Path, work: Path
     about = {"generator": name, "verifier": None, "seed": seed, "command": "python -m cotgen_lite.build dpo_spread"}
     rows = score_rows(name, prompts, np.zeros((len(prompts), n)), correct, (1,), about, each, once)
     merge_rows(out / "results/scores.jsonl", [row | {"images": len(prompts) * n} for row in rows])
+    return correct["learned"].mean(1)
 
 
 def measure_far(out: Path, work: Path, recipe: Recipe) -> None:

@@ -72,3 +72,27 @@ def draw_budget(
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8)
     return figure
+
+
+def draw_spread(
+    runs: Mapping[str, Sequence[float]], paper: Mapping[str, float], ylabel: str = "GenEval accuracy"
+) -> Figure:
+    """Several training runs of each generator, a dot each and a line at their mean, beside the paper's one number.
+
+    runs: generator → one value a run; paper: generator → the paper's value, where it has one.
+    """
+    figure, axis = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
+    for column, (name, values) in enumerate(runs.items()):
+        shift = np.linspace(-0.08, 0.08, len(values)) if len(values) > 1 else np.zeros(1)
+        label = "one training run" if column == 0 else None
+        axis.plot(column + shift, values, "o", color=OURS, ms=7, label=label)
+        axis.hlines(np.mean(values), column - 0.2, column + 0.2, color=OURS, lw=1.5)
+        if name in paper:
+            axis.plot(column + 0.3, paper[name], "D", color=CHANCE, ms=6, label="paper" if column == 0 else None)
+    axis.set_xticks(range(len(runs)), list(runs))
+    axis.set_xlim(-0.6, len(runs) - 0.4)
+    axis.set_ylabel(ylabel)
+    axis.grid(alpha=0.25, axis="y")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=9)
+    return figure

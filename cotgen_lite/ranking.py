@@ -172,18 +172,24 @@ def parm_examples(paths: Pool, pool: Pool, most: int, seed: int) -> list[Example
     Finished images, as `orm_examples(pool, most, seed)`; guesses of unclear steps, answered no; and guesses of clear
     steps: clear, yes, and in a second turn whether the path has potential, that is, whether it ends right. A clear step
     is taken of the right and of the wrong path of a prompt alike, so that neither prompt nor blur gives that away.
-    paths: as `draw_paths` gives it. ValueError if a dev or test prompt is among them. Paper: section 4.
+    ValueError for paths that do not come in pairs as `draw_paths` gives them, or if a dev or test prompt is among them.
+    Paper: section 4.
     """
     refuse_held_out(paths.prompts)
+    ends = paths.correct["template"][:, -1]
+    if (ends[::2] == ends[1::2]).any() or paths.prompts[::2] != paths.prompts[1::2]:
+        raise ValueError(
+            "Paths must come in pairs, a right and a wrong one of each prompt: give what `draw_paths` drew."
+        )
     rng, examples = np.random.default_rng(seed), orm_examples(pool, most, seed)
     steps, share = paths.tokens.shape[1], len(examples) / PROPORTIONS["selection"]
     clear = [(pair, t) for pair in range(0, len(paths.prompts), 2) for t in range(CLEAR_FROM - 1, steps)]
     blurry = [(path, t) for path in range(len(paths.prompts)) for t in range(min(UNCLEAR_UNTIL, steps))]
     few = rng.permutation(len(clear))[: round(share * PROPORTIONS["potential"] / 2)]
     for pair, t in (clear[i] for i in few):
-        for path, answer in ((pair, "yes"), (pair + 1, "no")):
-            asked = _clarity(paths.prompts[path], "yes")
-            examples.append(Example(paths.tokens[path, t], (asked, (POTENTIAL_QUESTION, answer))))
+        for path in (pair, pair + 1):
+            turns = _clarity(paths.prompts[path], "yes"), (POTENTIAL_QUESTION, "yes" if ends[path] else "no")
+            examples.append(Example(paths.tokens[path, t], turns))
     few = rng.permutation(len(blurry))[: round(share * PROPORTIONS["unclear"])]
     for path, t in (blurry[i] for i in few):
         examples.append(Example(paths.tokens[path, t], (_clarity(paths.prompts[path], "no"),)))

@@ -44,7 +44,7 @@ ROLLOUTS, MANY_ROLLOUTS = 4, 16  # the paper's, and what they are checked agains
 Look = tuple[str, Sequence[tuple[str, str]], slice]
 FINISHED: Look = (ORM_QUESTION, (), slice(-1, None))
 EVERY_FOURTH: Look = (PRM_QUESTION, (), slice(1, None, 4))
-CLEAR: Look = (POTENTIAL_QUESTION, ((CLARITY_QUESTION, "yes"),), slice(CLEAR_FROM - 1, None, 3))
+CLEAR: Look = (POTENTIAL_QUESTION, ((CLARITY_QUESTION, "yes"),), slice(CLEAR_FROM - 1, -1, 2))
 
 
 def build_images(out: Path, work: Path, recipe: Recipe) -> None:

@@ -13,7 +13,7 @@ import torch
 from cotgen_lite import alignment, dpo_studies, measure_alignment
 from cotgen_lite.alignment import align, draw_second_round, publish_aligned, second_pairs, settings_of
 from cotgen_lite.dpo import DpoTraining
-from cotgen_lite.dpo_studies import ESTIMATES, estimator_noise, measure_far
+from cotgen_lite.dpo_studies import ESTIMATES, estimator_noise, gains, measure_far
 from cotgen_lite.geneval import Detection
 from cotgen_lite.measure_alignment import (
     FEW_RIGHT,
@@ -238,6 +238,24 @@ def test_a_gap_of_belief_is_that_of_the_choice(toy_generator, monkeypatch, tmp_p
     assert [gap["delta"] for gap in found["ft-orm"]["gap"]] == pytest.approx(gaps, abs=1e-3)
     assert found["ft-orm"]["gap_since_one"][2]["delta"] == pytest.approx(gaps[2] - gaps[0], abs=1e-3)
     assert found["oracle"]["learned"]["overall"][2] >= found["ft-orm"]["learned"]["overall"][2]
+
+
+def test_gains_are_of_the_run_that_each_run_started_from():
+    number = len(PROMPTS)
+    runs = {"baseline": [np.full(number, 0.5)], "dpo-guided-orm": [np.full(number, 0.7)]}
+    runs |= {
+        "dpo": [np.full(number, 0.6), np.full(number, 0.4)],
+        "it-dpo": [np.full(number, 0.8), np.full(number, 0.3)],
+    }
+    found = gains(PROMPTS, runs)
+    deltas = {name: [run["delta"] for run in gain["runs"]] for name, gain in found.items()}
+    assert deltas == {
+        "dpo − baseline": [0.1, -0.1],
+        "it-dpo − dpo": [0.2, -0.1],
+        "it-dpo − baseline": [0.3, -0.2],
+        "dpo-guided-orm − dpo": [0.1],
+    }
+    assert found["it-dpo − dpo"]["mean"]["delta"] == pytest.approx(0.05)
 
 
 def test_gaming_is_what_only_the_labelling_judge_calls_right():
