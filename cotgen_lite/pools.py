@@ -108,7 +108,8 @@ def pack_codes(tokens: torch.Tensor, bits: int) -> torch.Tensor:
     """Codes (..., L) below 2**bits as bytes, uint8 (..., ⌈L·bits/8⌉): 10-bit codes take five eighths of int16."""
     places = np.arange(bits - 1, -1, -1)
     spread = (tokens.numpy()[..., None] >> places) & 1
-    return torch.from_numpy(np.packbits(spread.reshape(*tokens.shape[:-1], -1).astype(np.uint8), axis=-1))
+    flat = spread.reshape(*tokens.shape[:-1], tokens.shape[-1] * bits).astype(np.uint8)
+    return torch.from_numpy(np.packbits(flat, axis=-1))
 
 
 def unpack_codes(packed: torch.Tensor, bits: int, length: int) -> torch.Tensor:

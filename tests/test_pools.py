@@ -76,6 +76,9 @@ def test_pool_round_trip_and_damage(tmp_path: Path) -> None:
     assert again.prompts == prompts and torch.equal(again.tokens, pool.tokens)
     np.testing.assert_array_equal(again.scores["zs-orm"], pool.scores["zs-orm"])
     np.testing.assert_array_equal(again.correct["learned"], pool.correct["learned"])
+    save_pool(Pool((), pool.tokens[:0], {}, {"learned": np.zeros((0, 4), dtype=bool)}), path)
+    assert load_pool(path).prompts == () and load_pool(path).tokens.shape == (0, 4, 64)
+    save_pool(pool, path)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match="damaged"):
         load_pool(path)
