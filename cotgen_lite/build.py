@@ -23,7 +23,6 @@ from cotgen_lite.generator_training import make_captioned_tokens, train_generato
 from cotgen_lite.judge_training import train_judge
 from cotgen_lite.measure import measure_all
 from cotgen_lite.measure_alignment import measure_alignment
-from cotgen_lite.measure_parm import measure_parm
 from cotgen_lite.measure_verifiers import measure_orm, measure_prm
 from cotgen_lite.prompts import lite_prompts, to_record
 from cotgen_lite.recipes import LITE, QUICK, Recipe
@@ -131,11 +130,6 @@ def build_dpo_spread(out: Path, work: Path, recipe: Recipe) -> None:
     measure_spread(out, work, recipe)
 
 
-def build_parm_results(out: Path, work: Path, recipe: Recipe) -> None:
-    """Scores and findings of PARM: what it stops, what it chooses, and what that costs."""
-    measure_parm(out, work, recipe)
-
-
 STEPS: dict[str, Callable[[Path, Path, Recipe], None]] = {
     "prompts": build_prompts,
     "tokenizer": build_tokenizer,
@@ -159,7 +153,6 @@ STEPS: dict[str, Callable[[Path, Path, Recipe], None]] = {
     "dpo_estimators": build_dpo_estimators,
     "dpo_far": build_dpo_far,
     "dpo_spread": build_dpo_spread,
-    "parm_results": build_parm_results,
 }
 
 
@@ -187,7 +180,6 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "dpo_estimators": ("dpo",),
     "dpo_far": ("judge", "it-dpo-guided-orm"),
     "dpo_spread": ("dpo_results",),
-    "parm_results": ("dpo_results", "parm"),
 }
 
 
@@ -211,7 +203,6 @@ def last_file(step: str, out: Path) -> Path:
         "dpo_estimators": "results/dpo_estimators.json",
         "dpo_far": "results/best_of_many.json",
         "dpo_spread": "results/dpo_spread.json",
-        "parm_results": "results/parm.json",
     }
     return out / last.get(step, f"models/{step}/{MANIFEST}")
 
