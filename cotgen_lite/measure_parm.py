@@ -224,7 +224,7 @@ def passes_of_search(outcome: Outcome, n: int, steps: int) -> dict[str, float]:
     steps: T. The generator's: prompt and empty prompt, the first step for all paths together, then two passes a path
     and step; a resumed path's remaining steps on top.
     """
-    ran = np.minimum(outcome.steps, steps)
+    ran = outcome.steps
     number = ran.shape[1]
     dead = number - outcome.survived.sum(axis=1)
     none_left = np.array([comb(int(d), n) / comb(number, n) for d in dead])

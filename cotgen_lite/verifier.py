@@ -134,7 +134,8 @@ class Verifier:
         self, images: torch.Tensor, prompts: Sequence[str], text_of: Mapping[str, list[str]], batch_size: int
     ) -> torch.Tensor:
         batches = [slice(start, start + batch_size) for start in range(0, len(prompts), batch_size)]
-        odds = [self._read(images[some], [text_of[prompt] for prompt in prompts[some]]) for some in batches]
+        read = {prompt: (texts[-1], self._tokens_after(texts)) for prompt, texts in text_of.items()}
+        odds = [self._read(images[some], [read[prompt] for prompt in prompts[some]]) for some in batches]
         self.passes += len(prompts)
         turns = len(next(iter(text_of.values()))) if text_of else 1
         return torch.cat(odds) if odds else torch.zeros(0, turns)
@@ -151,14 +152,14 @@ class Verifier:
                 messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         return self.processor.apply_chat_template(messages, add_generation_prompt=True)
 
-    def _read(self, images: torch.Tensor, texts: list[list[str]]) -> torch.Tensor:
-        """Log-odds of yes (B, Q) for one batch, in one forward pass; texts: of each image, a conversation up to its
-        Q answers, the last one the whole of it."""
-        whole = [parts[-1] for parts in texts]
+    def _read(self, images: torch.Tensor, texts: list[tuple[str, list[int]]]) -> torch.Tensor:
+        """Log-odds of yes (B, Q) for one batch, in one forward pass; texts: of each image, the whole conversation and
+        how many of its tokens follow each of the Q places where an answer starts."""
+        whole = [text for text, _ in texts]
         inputs = self.processor(images=list(images.cpu()), text=whole, padding=True, return_tensors="pt")
         inputs = inputs.to(self.model.device, dtype=self.model.dtype)
         # Counted from the end, where no image stands: how many places an image takes is the processor's affair.
-        after = torch.tensor([self._tokens_after(tuple(parts)) for parts in texts])
+        after = torch.tensor([following for _, following in texts])
         places = inputs["attention_mask"].sum(dim=1, keepdim=True).cpu() - 1 - after
         # Logits over a large vocabulary are dear: only those where some question of the batch ends.
         kept, where = places.to(self.model.device).unique(return_inverse=True)
@@ -170,7 +171,7 @@ class Verifier:
         answers = logits[rows, where].float()
         return (answers[..., self._yes].logsumexp(dim=-1) - answers[..., self._no].logsumexp(dim=-1)).cpu()
 
-    def _tokens_after(self, parts: tuple[str, ...]) -> list[int]:
+    def _tokens_after(self, parts: Sequence[str]) -> list[int]:
         """How many tokens of a conversation follow each of its beginnings; 0 for the last, the whole."""
         lengths = [len(self.processor.tokenizer(part, add_special_tokens=False)["input_ids"]) for part in parts[:-1]]
         if not lengths:
