@@ -73,11 +73,20 @@ def build_it_dpo(out: Path, work: Path, recipe: Recipe) -> None:
 
 def build_guided_orm(out: Path, work: Path, recipe: Recipe) -> None:
     """The second round with reward guidance by the fine-tuned ORM."""
+    _build_guided(out, work, recipe, "orm")
+
+
+def build_guided_parm(out: Path, work: Path, recipe: Recipe) -> None:
+    """The second round with reward guidance by PARM, which is asked about finished images."""
+    _build_guided(out, work, recipe, "parm")
+
+
+def _build_guided(out: Path, work: Path, recipe: Recipe, guide: str) -> None:
     triples = second_pairs(out / "training/dpo_images", recipe, seed=0)
-    first, orm = built_generator(out / "models", "dpo"), Verifier.from_pretrained(out / "models/orm")
-    online = guidance(first, orm, recipe)
+    first, verifier = built_generator(out / "models", "dpo"), Verifier.from_pretrained(out / "models" / guide)
+    online = guidance(first, verifier, recipe)
     generator, log = align(first, triples, settings_of(out, "dpo"), work, recipe, online)
-    publish_aligned(generator, log | {"guided_by": "orm"}, "dpo", triples, out / "models/it-dpo-guided-orm")
+    publish_aligned(generator, log | {"guided_by": guide}, "dpo", triples, out / f"models/it-dpo-guided-{guide}")
 
 
 def align(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cotgen_lite.alignment import build_dpo, build_dpo_images, build_guided_orm, build_it_dpo
+from cotgen_lite.alignment import build_dpo, build_dpo_images, build_guided_orm, build_guided_parm, build_it_dpo
 from cotgen_lite.checkpoints import publish, write_manifest
 from cotgen_lite.dpo_studies import measure_estimators, measure_far, measure_spread
 from cotgen_lite.files import MANIFEST, data_root
@@ -23,6 +23,7 @@ from cotgen_lite.generator_training import make_captioned_tokens, train_generato
 from cotgen_lite.judge_training import train_judge
 from cotgen_lite.measure import measure_all
 from cotgen_lite.measure_alignment import measure_alignment
+from cotgen_lite.measure_parm import measure_parm
 from cotgen_lite.measure_verifiers import measure_orm, measure_prm
 from cotgen_lite.prompts import lite_prompts, to_record
 from cotgen_lite.recipes import LITE, QUICK, Recipe
@@ -130,6 +131,11 @@ def build_dpo_spread(out: Path, work: Path, recipe: Recipe) -> None:
     measure_spread(out, work, recipe)
 
 
+def build_parm_results(out: Path, work: Path, recipe: Recipe) -> None:
+    """PARM among the paths of each generator: what it stops and chooses, what that costs; scores and findings."""
+    measure_parm(out, work, recipe)
+
+
 STEPS: dict[str, Callable[[Path, Path, Recipe], None]] = {
     "prompts": build_prompts,
     "tokenizer": build_tokenizer,
@@ -149,7 +155,9 @@ STEPS: dict[str, Callable[[Path, Path, Recipe], None]] = {
     "dpo_images": build_dpo_images,
     "it-dpo": build_it_dpo,
     "it-dpo-guided-orm": build_guided_orm,
+    "it-dpo-guided-parm": build_guided_parm,
     "dpo_results": build_dpo_results,
+    "parm_results": build_parm_results,
     "dpo_estimators": build_dpo_estimators,
     "dpo_far": build_dpo_far,
     "dpo_spread": build_dpo_spread,
@@ -176,7 +184,9 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "dpo_images": ("dpo",),
     "it-dpo": ("dpo_images",),
     "it-dpo-guided-orm": ("dpo_images", "orm"),
+    "it-dpo-guided-parm": ("dpo_images", "parm"),
     "dpo_results": ("prm_results", "it-dpo", "it-dpo-guided-orm"),
+    "parm_results": ("dpo_results", "it-dpo-guided-parm"),
     "dpo_estimators": ("dpo",),
     "dpo_far": ("judge", "it-dpo-guided-orm"),
     "dpo_spread": ("dpo_results",),
@@ -200,6 +210,7 @@ def last_file(step: str, out: Path) -> Path:
         "paths": f"training/paths/{MANIFEST}",
         "dpo_images": f"training/dpo_images/{MANIFEST}",
         "dpo_results": "results/alignment.json",
+        "parm_results": "results/parm.json",
         "dpo_estimators": "results/dpo_estimators.json",
         "dpo_far": "results/best_of_many.json",
         "dpo_spread": "results/dpo_spread.json",

@@ -22,7 +22,7 @@ from cotgen_lite.measure_verifiers import by_both_judges, time_search
 from cotgen_lite.pools import Pool, expected_best_of, load_pool, save_pool
 from cotgen_lite.prompts import TAGS, Prompt, lite_prompts
 from cotgen_lite.recipes import Recipe
-from cotgen_lite.results import SIZES, decide, merge_json, merge_rows, score_rows, score_tokens
+from cotgen_lite.results import SIZES, decide, merge_json, merge_rows, score_rows, score_tokens, summed_up
 from cotgen_lite.scenes import LATTICE
 from cotgen_lite.scoring import bootstrap_interval, cohens_kappa, tag_means
 from cotgen_lite.search import best_of_n
@@ -50,30 +50,8 @@ def measure_alignment(out: Path, work: Path, recipe: Recipe) -> None:
     judges = built_judges(models)
     verifiers = {method: Verifier.from_pretrained(models / name) for method, name in ON_TOP.items()}
     pools = {"baseline": load_pool(out / "pools/baseline.safetensors")}
-    prompts = pools["baseline"].prompts
-    sizes = [size for size in SIZES if size <= recipe.pool_size]
     for name in ALIGNED:
-        generator = built_generator(models, name)
-        guesses, _, drawing = draw_pool(generator, prompts, recipe.pool_size, seed=0, work_dir=work / "pool")
-        final = guesses[:, :, -1].contiguous()
-        correct = {judge: judge_tokens(generator, final, prompts, one) for judge, one in judges.items()}
-        each, once = cost_of_drawing(generator, prompts[0].text)
-        each |= {"seconds": drawing["seconds"] / correct["learned"].size, "verifier_passes": 0.0}
-        about = {"generator": name, "verifier": None, "seed": 0, "command": COMMAND}
-        chance = np.zeros(correct["learned"].shape)
-        rows = score_rows(name, prompts, chance, correct, (1,), about, each, once)
-        for judge, verdicts in correct.items():
-            rows += score_rows(f"{name}+oracle", prompts, verdicts, {judge: verdicts}, sizes, about, each, once)
-        scores = {}
-        for method, verifier in verifiers.items():
-            log_odds, seconds = score_tokens(generator, verifier, final, prompts)
-            scores[method] = log_odds.astype(np.float16).astype(np.float32)
-            asked = about | {"verifier": VERIFIER_NAMES[method]}
-            cost = each | {"verifier_passes": 1.0, "seconds": each["seconds"] + seconds / log_odds.size}
-            rows += score_rows(f"{name}+{method}", prompts, scores[method], correct, sizes, asked, cost, once)
-        merge_rows(results / "scores.jsonl", rows)
-        pools[name] = Pool(prompts, final, scores, correct)
-        save_pool(pools[name], out / f"pools/{name}.safetensors")
+        pools[name] = measure_generator(out, work, name, judges, verifiers, recipe, COMMAND)
     merge_json(results / "findings.json", decide_alignment(pools, recipe.pool_size))
     pixels = built_generator(models)
     write_json(
@@ -85,6 +63,44 @@ def measure_alignment(out: Path, work: Path, recipe: Recipe) -> None:
             "cost": cost_of_training(out, recipe.pool_size),
         },
     )
+
+
+def measure_generator(
+    out: Path,
+    work: Path,
+    name: str,
+    judges: Mapping[str, Detector],
+    verifiers: Mapping[str, Verifier],
+    recipe: Recipe,
+    command: str,
+) -> Pool:
+    """Draw a pool of one aligned generator with the baseline's prompts and seeds, judge it, let the verifiers choose.
+
+    verifiers: of `ON_TOP`. Pool and scores go under `out`, their rows naming `command`; shards in `work` let it resume.
+    """
+    prompts, generator = load_pool(out / "pools/baseline.safetensors").prompts, built_generator(out / "models", name)
+    sizes = [size for size in SIZES if size <= recipe.pool_size]
+    guesses, _, drawing = draw_pool(generator, prompts, recipe.pool_size, seed=0, work_dir=work / "pool")
+    final = guesses[:, :, -1].contiguous()
+    correct = {judge: judge_tokens(generator, final, prompts, one) for judge, one in judges.items()}
+    each, once = cost_of_drawing(generator, prompts[0].text)
+    each |= {"seconds": drawing["seconds"] / correct["learned"].size, "verifier_passes": 0.0}
+    about = {"generator": name, "verifier": None, "seed": 0, "command": command}
+    chance = np.zeros(correct["learned"].shape)
+    rows = score_rows(name, prompts, chance, correct, (1,), about, each, once)
+    for judge, verdicts in correct.items():
+        rows += score_rows(f"{name}+oracle", prompts, verdicts, {judge: verdicts}, sizes, about, each, once)
+    scores = {}
+    for method, verifier in verifiers.items():
+        log_odds, seconds = score_tokens(generator, verifier, final, prompts)
+        scores[method] = log_odds.astype(np.float16).astype(np.float32)
+        asked = about | {"verifier": VERIFIER_NAMES[method]}
+        cost = each | {"verifier_passes": 1.0, "seconds": each["seconds"] + seconds / log_odds.size}
+        rows += score_rows(f"{name}+{method}", prompts, scores[method], correct, sizes, asked, cost, once)
+    merge_rows(out / "results/scores.jsonl", rows)
+    pool = Pool(prompts, final, scores, correct)
+    save_pool(pool, out / f"pools/{name}.safetensors")
+    return pool
 
 
 def decide_alignment(pools: Mapping[str, Pool], n: int) -> dict[str, dict]:
@@ -109,41 +125,19 @@ def _decide_by(pools: Mapping[str, Pool], n: int, judge: str) -> dict[str, dict]
     def over(a: str, b: str) -> dict:
         return decide(f"{a} − {b} > 0", prompts, right[a] - right[b], paper="")
 
-    f5 = _summed_up(
+    f5 = summed_up(
         "dpo − baseline > 0 and it-dpo − dpo > 0",
         [over("dpo", "baseline"), over("it-dpo", "dpo")],
         [over("it-dpo", "ft-orm")],
         paper="0.53 → 0.62 → 0.65",
     )
-    f6 = _summed_up(
+    f6 = summed_up(
         "each integration − each of its parts > 0",
         [over(whole, part) for whole, parts in INTEGRATIONS.items() for part in parts],
         [over("it-dpo-guided-orm+ft-orm", "it-dpo+ft-orm")],
         paper="0.65 (it. DPO), 0.63 (ft. ORM) → 0.67, 0.72, 0.75",
     )
     return {"F5": f5, "F6": f6}
-
-
-def _summed_up(claim: str, parts: Sequence[dict], beside: Sequence[dict], paper: str) -> dict:
-    """A finding of several comparisons, as sure as the least sure of them, whose numbers it takes."""
-
-    def said(found: dict) -> str:
-        low, high = found["ci"]
-        return f"{found['claim']}: {found['seen']}, {found['delta']:+.3f} [{low:+.3f}, {high:+.3f}]"
-
-    weakest = min(parts, key=lambda found: found["ci"][0])
-    seen = {found["seen"] for found in parts}
-    note = [*map(said, parts), *(f"(reported: {said(found)})" for found in beside)]
-    return weakest | {
-        "claim": claim,
-        "seen": "no" if "no" in seen else "undecided" if "undecided" in seen else "yes",
-        "paper": paper,
-        "note": "; ".join(["the weakest part's difference", *note]),
-        "parts": {
-            found["claim"].removesuffix(" > 0"): {key: found[key] for key in ("seen", "delta", "ci")}
-            for found in (*parts, *beside)
-        },
-    }
 
 
 def gains_by_tag(pools: Mapping[str, Pool]) -> dict[str, dict]:

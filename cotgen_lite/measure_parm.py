@@ -1,11 +1,11 @@
 """What PARM brings: its three tasks on candidate pools, what stopping saves, and at equal cost; chapter 07."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import comb
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,20 +15,26 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cotgen_lite.checkpoints import built_generator
+from cotgen_lite.checkpoints import built_generator, built_judges
 from cotgen_lite.drawing import SHARD, draw_pool, fingerprint, in_shards
 from cotgen_lite.files import write_json
 from cotgen_lite.generator import Generator
+from cotgen_lite.measure_alignment import ON_TOP, measure_generator
 from cotgen_lite.measure_verifiers import by_both_judges
 from cotgen_lite.pools import Pool, expected_best_of, first_of_each_tag, load_pool
 from cotgen_lite.prompts import Prompt
 from cotgen_lite.recipes import Recipe
-from cotgen_lite.results import SIZES, decide, merge_json, merge_rows, read_rows, score_rows
-from cotgen_lite.search import Assess, ParmResult, SearchResult, best_of_n, parm_search
+from cotgen_lite.results import SIZES, decide, merge_json, merge_rows, read_rows, score_rows, summed_up
+from cotgen_lite.sampling import Ledger
+from cotgen_lite.scoring import area_within_rows, tag_means
+from cotgen_lite.search import Assess
 from cotgen_lite.verifier import CLARITY_QUESTION, POTENTIAL_QUESTION, Verifier
 
 COMMAND = "python -m cotgen_lite.build parm_results"
-GENERATORS = ("baseline", "dpo", "it-dpo")  # under which PARM chooses; figures 3, 6 and 7
+GENERATORS = ("baseline", "dpo", "it-dpo", "it-dpo-guided-parm")  # under which PARM chooses; figures 3, 6 and 7
+BESIDE = ("it-dpo-guided-orm",)  # generators whose rows F8 is held against as well
+ASKED: tuple[Assess, ...] = ("every", "first")
+HARD = ("two_object", "position", "color_attr")  # F9
 
 
 @dataclass(frozen=True)
@@ -55,88 +61,209 @@ class Outcome:
 
 
 def measure_parm(out: Path, work: Path, recipe: Recipe) -> None:
-    """Let PARM stop and choose among the paths of each generator's pool, decide F7, compare at equal cost; under `out`.
+    """Let PARM stop and choose among the paths of each generator's pool, decide F7 to F9, compare at equal cost.
 
-    Pools and opinions in `work` let it resume.
+    Results go under `out`; pools and opinions in `work` let it resume.
     """
     models, results = out / "models", out / "results"
-    parm, orm = (Verifier.from_pretrained(models / name) for name in ("parm", "orm"))
-    found: dict[str, Any] = {}
+    parm, baseline = Verifier.from_pretrained(models / "parm"), load_pool(out / "pools/baseline.safetensors")
+    units = unit_costs(built_generator(models), parm, baseline.prompts, recipe.pool_size)
+    measure_guided(out, work, recipe)
+    pools: dict[str, Pool] = {}
+    outcomes: dict[str, Outcome] = {}
+    found: dict[str, dict] = {}
+    equal: dict[str, list[dict]] = {}
     for name in GENERATORS:
         generator = built_generator(models, "generator" if name == "baseline" else name)
-        pool = load_pool(out / f"pools/{name}.safetensors")
+        pools[name] = pool = load_pool(out / f"pools/{name}.safetensors")
         guesses, _, _ = draw_pool(generator, pool.prompts, recipe.pool_size, seed=0, work_dir=work / "pool")
         if not torch.equal(guesses[:, :, -1], pool.tokens):
             raise ValueError(
                 f"The paths drawn by {name} are not those of its pool: make the pool again on this machine."
             )
         opinions = ask_of_paths(generator, parm, guesses, pool.prompts, work / "opinions")
-        outcomes = {assess: stop_paths(opinions, assess) for assess in ("every", "first")}
+        by_asking = {assess: stop_paths(opinions, assess) for assess in ASKED}
+        outcomes[name] = by_asking["every"]
         label = "parm" if name == "baseline" else f"{name}+parm"
+        methods = {label: by_asking["every"]} | ({f"{label}-first": by_asking["first"]} if name == "baseline" else {})
         about = {"generator": name, "verifier": "PARM", "seed": 0, "command": COMMAND}
         sizes = [size for size in SIZES if size <= recipe.pool_size]
-        steps = guesses.shape[2]
-        methods = {label: outcomes["every"]} | ({f"{label}-first": outcomes["first"]} if name == "baseline" else {})
         for method, outcome in methods.items():
             rows = score_rows(method, pool.prompts, outcome.order, pool.correct, sizes, about, {})
             for row in rows:
-                row["cost"] = passes_of_search(outcome, row["n"], steps)
+                row["cost"] = _cost(spent_by_search(outcome, row["n"], guesses.shape[2]), units)
             merge_rows(results / "scores.jsonl", rows)
-        every = score_rows(f"{label}-selection", pool.prompts, opinions.selection, pool.correct, sizes, about, {})
+        selection = expected_best_of(opinions.selection, pool.correct["learned"], recipe.pool_size)
         found[name] = {
             "clear_at": clear_at(opinions),
-            "stopping": {assess: stopping(outcome, pool) for assess, outcome in outcomes.items()},
-            "selection_alone": {str(row["n"]): row["overall"] for row in every if row["judge"] == "learned"},
+            "auc_within_prompts": areas_by_step(opinions, pool.correct["learned"]),
+            "stopping": {assess: stopping(outcome, pool) for assess, outcome in by_asking.items()},
+            "selection_alone": round(float(np.mean(list(tag_means(pool.prompts, selection).values()))), 4),
         }
         if name == "baseline":
             _save_opinions(out / "pools/baseline_parm.safetensors", opinions)
-            merge_json(results / "findings.json", {"F7": decide_f7(pool, outcomes["every"], recipe.pool_size, results)})
-            costs = {
-                "parm": cost_of_search(pool.prompts, partial(parm_search, generator, parm, n=recipe.pool_size)),
-                "ft-orm": cost_of_search(pool.prompts, partial(best_of_n, generator, orm, n=recipe.pool_size)),
-            }
-            found["cost"] = costs
+            equal = at_equal_cost(pool, outcomes[name], units, guesses.shape[2])
+            found[name] |= {"units": units, "equal_cost": equal}
+    for name in BESIDE:
+        pools[name] = load_pool(out / f"pools/{name}.safetensors")
+    findings = {
+        judge: {
+            "F7": decide_f7(pools["baseline"], outcomes["baseline"], recipe.pool_size, results, equal, judge),
+            **decide_best(pools, outcomes, recipe.pool_size, judge),
+        }
+        for judge in ("learned", "template")
+    }
+    both = {key: by_both_judges({judge: one[key] for judge, one in findings.items()}) for key in findings["learned"]}
+    merge_json(results / "findings.json", both)
     write_json(results / "parm.json", found)
 
 
-def cost_of_search(prompts: Sequence[Prompt], search: Callable[..., SearchResult | ParmResult]) -> dict[str, float]:
-    """Mean cost of a search on a prompt of each tag: passes and seconds of generator (decoding included) and verifier
-    apart, FLOPs together."""
-    spent = []
-    for prompt in first_of_each_tag(list(dict.fromkeys(prompts)), 1):
-        # Counted first, which warms up; by plain attention, because the counter does not know the CPU's fused one.
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            search(prompt=prompt.text, seed=0)
-        cost = search(prompt=prompt.text, seed=0).cost
-        spent.append([cost.generator_passes, cost.verifier_passes, cost.generator_seconds, cost.verifier_seconds])
-        spent[-1].append(float(counter.get_total_flops()))
-    names = ("generator_passes", "verifier_passes", "generator_seconds", "verifier_seconds", "flops")
-    return dict(zip(names, np.mean(spent, axis=0).round(4).tolist(), strict=True))
+def measure_guided(out: Path, work: Path, recipe: Recipe) -> None:
+    """The pool of the generator that PARM guided, and how ORMs choose in it."""
+    judges = built_judges(out / "models")
+    verifiers = {method: Verifier.from_pretrained(out / "models" / folder) for method, folder in ON_TOP.items()}
+    measure_generator(out, work, "it-dpo-guided-parm", judges, verifiers, recipe, COMMAND)
 
 
-def decide_f7(pool: Pool, outcome: Outcome, n: int, results: Path) -> dict:
-    """F7 by its rule, by both judges: PARM's choice among n is better than the fine-tuned ORM's and the PRM's.
+def unit_costs(
+    generator: Generator, verifier: Verifier, prompts: Sequence[Prompt], n: int
+) -> dict[str, dict[str, float]]:
+    """Seconds and FLOPs of what searches are made of, mean over a prompt of each tag, n images side by side.
 
-    The first by prompts in pairs; the second by the scores of both and their intervals, as if of different prompts.
+    "generator_pass": one sequence through the generator once, without decoding; "decode": one image; "read": one image
+    read with the ORM's question; "read_twice": with both of PARM's.
     """
-    rows, found = read_rows(results / "scores.jsonl"), {}
-    for judge, correct in pool.correct.items():
-        difference = expected_best_of(outcome.order, correct, n) - expected_best_of(pool.scores["ft-orm"], correct, n)
-        over_orm = decide("parm − ft-orm > 0", pool.prompts, difference, paper="0.63 → 0.67")
-        parm, prm = (
-            next(r for r in rows if (r["method"], r["judge"], r["n"]) == (method, judge, n))
-            for method in ("parm", "ft-prm")
-        )
-        over_prm = parm["overall"] - prm["overall"]
-        margin = 1.96 * float(np.hypot(*((row["ci"][1] - row["ci"][0]) / 3.92 for row in (parm, prm))))
-        low, high = over_prm - margin, over_prm + margin
-        beats = "yes" if low > 0 else "no" if high < 0 else "undecided"
-        both = {over_orm["seen"], beats}
-        seen = "no" if "no" in both else "undecided" if "undecided" in both else "yes"
-        note = f"parm − ft-prm {over_prm:+.3f} [{low:+.3f}, {high:+.3f}], not paired: {beats}"
-        claim = "parm − ft-orm > 0 and parm − ft-prm > 0"
-        found[judge] = over_orm | {"claim": claim, "seen": seen, "note": note}
-    return by_both_judges(found)
+    of_prompts = []
+    for prompt in first_of_each_tag(list(dict.fromkeys(prompts)), 1):
+        ledger = Ledger()
+        paths = generator.draw([prompt.text], n, seed=0, ledger=ledger)[0]
+        codes = torch.stack([path.final for path in paths])
+        images, texts = generator.decode(codes), [prompt.text] * n
+        deeds: dict[str, tuple[Callable[[], object], int]] = {
+            "generator_pass": (partial(generator.draw, [prompt.text], n, seed=0), ledger.passes + ledger.prefix_passes),
+            "decode": (partial(generator.decode, codes), n),
+            "read": (partial(verifier.score, images, texts), n),
+            "read_twice": (partial(verifier.score_turns, images, texts, (CLARITY_QUESTION, POTENTIAL_QUESTION)), n),
+        }
+        of_prompts.append([[spent / times for spent in _spent(deed)] for deed, times in deeds.values()])
+    means = np.mean(of_prompts, axis=0)
+    return {
+        deed: {"seconds": round(float(seconds), 6), "flops": round(float(flops))}
+        for deed, (seconds, flops) in zip(deeds, means, strict=True)
+    }
+
+
+def _spent(deed: Callable[[], object]) -> tuple[float, float]:
+    """Seconds and FLOPs of something."""
+    # Counted first, which warms up; by plain attention, because the counter does not know the CPU's fused one.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        deed()
+    started = time.perf_counter()
+    deed()
+    return time.perf_counter() - started, float(counter.get_total_flops())
+
+
+def at_equal_cost(
+    pool: Pool, outcome: Outcome, units: Mapping[str, Mapping[str, float]], steps: int, judge: str = "learned"
+) -> dict[str, list[dict]]:
+    """PARM against the fine-tuned ORM where both cost the same: in generator passes, in seconds, in FLOPs.
+
+    For each n of the ORM's, the number of PARM's paths that costs as much (between whole numbers the accuracy is taken
+    between theirs), and the paired difference. An n for which PARM would need more paths than the pool has, or less
+    than one, is left out. units: from `unit_costs`; steps: T.
+    """
+    number = outcome.order.shape[1]
+    every, correct = np.arange(1, number + 1), pool.correct[judge]
+    spent = {
+        "parm": [_cost(spent_by_search(outcome, n, steps), units) for n in every],
+        "ft-orm": [_cost(spent_by_best_of_n(n, steps), units) for n in every],
+    }
+    accuracy = np.stack([expected_best_of(outcome.order, correct, n) for n in every])
+    found: dict[str, list[dict]] = {}
+    for measure in ("generator_passes", "seconds", "flops"):
+        parm, orm = (np.array([cost[measure] for cost in costs]) for costs in spent.values())
+        found[measure] = []
+        for n in (n for n in SIZES if n <= number and parm[0] <= orm[n - 1] <= parm[-1]):
+            paths = float(np.interp(orm[n - 1], parm, every))
+            low = min(int(paths), number - 1)
+            between = accuracy[low - 1] + (paths - low) * (accuracy[low] - accuracy[low - 1])
+            difference = between - expected_best_of(pool.scores["ft-orm"], correct, n)
+            one = decide("parm − ft-orm > 0", pool.prompts, difference, paper="")
+            about = {"orm_n": n, "parm_n": round(paths, 2), "cost": round(float(orm[n - 1]), 4)}
+            found[measure].append(about | {key: one[key] for key in ("seen", "delta", "ci")})
+    return found
+
+
+def decide_f7(
+    pool: Pool, outcome: Outcome, n: int, results: Path, equal: Mapping[str, Sequence[dict]], judge: str
+) -> dict:
+    """F7 by its rule: PARM's choice among n is better than the fine-tuned ORM's and the PRM's; at equal cost beside it.
+
+    The first by prompts in pairs; the second by the scores of both and their intervals, as if of different prompts,
+    because the PRM's choices are not kept. equal: from `at_equal_cost`, of which the largest n is told.
+    """
+    correct, rows = pool.correct[judge], read_rows(results / "scores.jsonl")
+    difference = expected_best_of(outcome.order, correct, n) - expected_best_of(pool.scores["ft-orm"], correct, n)
+    over_orm = decide("parm − ft-orm > 0", pool.prompts, difference, paper="")
+    parm, prm = (
+        next(r for r in rows if (r["method"], r["judge"], r["n"]) == (method, judge, n))
+        for method in ("parm", "ft-prm")
+    )
+    delta = parm["overall"] - prm["overall"]
+    margin = float(np.hypot(*((row["ci"][1] - row["ci"][0]) / 2 for row in (parm, prm))))
+    low, high = round(delta - margin, 4), round(delta + margin, 4)
+    seen = "yes" if low > 0 else "no" if high < 0 else "undecided"
+    over_prm = {"claim": "parm − ft-prm > 0", "seen": seen, "delta": round(delta, 4), "ci": [low, high]}
+    beside = [
+        found[-1]
+        | {
+            "claim": f"at equal {measure.replace('_', ' ')}, ORM's n {found[-1]['orm_n']}, PARM's "
+            f"{found[-1]['parm_n']:.1f}: parm − ft-orm > 0"
+        }
+        for measure, found in equal.items()
+        if found
+    ]
+    return summed_up("parm − ft-orm > 0 and parm − ft-prm > 0", [over_orm, over_prm], beside, paper="0.63 → 0.67")
+
+
+def decide_best(pools: Mapping[str, Pool], outcomes: Mapping[str, Outcome], n: int, judge: str) -> dict[str, dict]:
+    """F8 and F9 by their rules: is PARM with PARM's guidance above every other row, and which tags gain most by it?"""
+    prompts = pools["baseline"].prompts
+    right = {name: pool.correct[judge].mean(1) for name, pool in pools.items()}
+    for name, pool in pools.items():
+        orders = dict(pool.scores) | ({"parm": outcomes[name].order} if name in outcomes else {})
+        for method, order in orders.items():
+            label = method if name == "baseline" else f"{name}+{method}"
+            right[label] = expected_best_of(order, pool.correct[judge], n)
+    best = "it-dpo-guided-parm+parm"
+    others = {
+        label: decide(f"{best} − {label} > 0", prompts, right[best] - one, paper="")
+        for label, one in right.items()
+        if label != best
+    }
+    above = [label for label, one in others.items() if one["seen"] == "yes"]
+    f8 = summed_up(f"{best} − every other row > 0", list(others.values()), [], paper="0.77, the best of all")
+    f8["note"] = f"the weakest difference; surely above {len(above)} of {len(others)} rows: {', '.join(above)}"
+    # The mean over tags of a difference, doubled and with its sign turned for half of them, is that of their means.
+    hard = np.array([prompt.tag in HARD for prompt in prompts])
+    f9 = decide(
+        "mean gain of two objects, position, attribute − mean gain of the others > 0",
+        prompts,
+        np.where(hard, 2, -2) * (right[best] - right["baseline"]),
+        paper="+.42 beside +.08",
+        note=f"gain of {best} over the baseline",
+    )
+    return {"F8": f8, "F9": f9}
+
+
+def areas_by_step(opinions: Opinions, correct: npt.NDArray[np.bool_]) -> dict[str, list[float]]:
+    """AUC among a prompt's paths, mean over prompts, of what PARM says at each step but the last against how the paths
+    end, whether it would have come to ask or not."""
+    told = {"clarity": opinions.clarity, "potential": opinions.potential}
+    return {
+        name: [round(area_within_rows(odds[:, :, t], correct), 4) for t in range(odds.shape[2])]
+        for name, odds in told.items()
+    }
 
 
 def clear_at(opinions: Opinions) -> list[float]:
@@ -217,9 +344,9 @@ def _squeeze(log_odds: npt.NDArray) -> npt.NDArray[np.float64]:
     return ranks / (ranks.max() + 1)
 
 
-def passes_of_search(outcome: Outcome, n: int, steps: int) -> dict[str, float]:
-    """What `parm_search` with n paths costs for one image, in expectation over any n of a pool's: generator passes,
-    verifier passes (an image read counts one), and how often no path is left.
+def spent_by_search(outcome: Outcome, n: int, steps: int) -> dict[str, float]:
+    """What `parm_search` with n paths spends on one image, in expectation over any n of a pool's: generator passes,
+    guesses read with both questions, finished images read, and how often no path is left.
 
     steps: T. The generator's: prompt and empty prompt, the first step for all paths together, then two passes a path
     and step; a resumed path's remaining steps on top.
@@ -230,7 +357,26 @@ def passes_of_search(outcome: Outcome, n: int, steps: int) -> dict[str, float]:
     none_left = np.array([comb(int(d), n) / comb(number, n) for d in dead])
     remaining = np.where(outcome.survived, 0, steps - ran) / steps
     resumed = expected_best_of(outcome.order, remaining, n) * steps  # 0 wherever a survivor is among the n
-    asked = n * np.minimum(ran, steps - 1).mean(axis=1) + n * outcome.survived.mean(axis=1) + none_left
+    guesses = n * np.minimum(ran, steps - 1).mean(axis=1)
+    finished = n * outcome.survived.mean(axis=1) + none_left
     generator = 2 + 2 + 2 * n * (ran.mean(axis=1) - 1) + 2 * resumed
-    found = {"generator_passes": generator, "verifier_passes": asked, "none_left": none_left}
+    found = {"generator_passes": generator, "guesses_read": guesses, "finished_read": finished, "none_left": none_left}
     return {key: round(float(value.mean()), 4) for key, value in found.items()}
+
+
+def spent_by_best_of_n(n: int, steps: int) -> dict[str, float]:
+    """The same of `best_of_n`, which reads finished images only."""
+    return {"generator_passes": 4 + 2.0 * n * (steps - 1), "guesses_read": 0, "finished_read": n, "none_left": 0}
+
+
+def _cost(spent: Mapping[str, float], units: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """A row's cost from what was spent, every image that is read being decoded first."""
+    times = {
+        "generator_pass": spent["generator_passes"],
+        "decode": spent["guesses_read"] + spent["finished_read"],
+        "read": spent["finished_read"],
+        "read_twice": spent["guesses_read"],
+    }
+    reads = {"verifier_passes": spent["guesses_read"] + spent["finished_read"], "none_left": spent["none_left"]}
+    sums = {key: sum(times[deed] * units[deed][key] for deed in times) for key in ("seconds", "flops")}
+    return {"generator_passes": spent["generator_passes"]} | reads | {k: round(v, 4) for k, v in sums.items()}

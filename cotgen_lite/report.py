@@ -23,6 +23,8 @@ PAPER = {
     "it-dpo+ft-orm": (0.98, 0.80, 0.62, 0.83, 0.59, 0.54, 0.72),
     "it-dpo+parm": (0.98, 0.83, 0.64, 0.84, 0.59, 0.62, 0.74),
     "it-dpo-guided-orm+ft-orm": (0.98, 0.84, 0.64, 0.85, 0.66, 0.52, 0.75),
+    "it-dpo-guided-parm": (0.97, 0.75, 0.60, 0.83, 0.54, 0.53, 0.69),
+    "it-dpo-guided-parm+parm": (0.99, 0.86, 0.67, 0.84, 0.66, 0.64, 0.77),
 }
 LABELS = {
     "baseline": "baseline",
@@ -38,14 +40,18 @@ LABELS = {
     "it-dpo": "iterative DPO",
     "dpo-guided-orm": "DPO, guided by the fine-tuned ORM (measured on fewer images)",
     "it-dpo-guided-orm": "iterative DPO, guided by the fine-tuned ORM",
+    "it-dpo-guided-parm": "iterative DPO, guided by PARM",
     "dpo+zs-orm": "DPO, zero-shot ORM on top, best of {n}",
     "dpo+ft-orm": "DPO, fine-tuned ORM on top, best of {n}",
     "it-dpo+zs-orm": "iterative DPO, zero-shot ORM on top, best of {n}",
     "it-dpo+ft-orm": "iterative DPO, fine-tuned ORM on top, best of {n}",
     "dpo+parm": "DPO, PARM on top, {n} paths",
     "it-dpo+parm": "iterative DPO, PARM on top, {n} paths",
-    "it-dpo-guided-orm+zs-orm": "guided iterative DPO, zero-shot ORM on top, best of {n}",
-    "it-dpo-guided-orm+ft-orm": "guided iterative DPO, fine-tuned ORM on top, best of {n}",
+    "it-dpo-guided-orm+zs-orm": "iterative DPO guided by the ORM, zero-shot ORM on top, best of {n}",
+    "it-dpo-guided-orm+ft-orm": "iterative DPO guided by the ORM, fine-tuned ORM on top, best of {n}",
+    "it-dpo-guided-parm+zs-orm": "iterative DPO guided by PARM, zero-shot ORM on top, best of {n}",
+    "it-dpo-guided-parm+ft-orm": "iterative DPO guided by PARM, fine-tuned ORM on top, best of {n}",
+    "it-dpo-guided-parm+parm": "iterative DPO guided by PARM, PARM on top, {n} paths",
 }
 COLUMNS = ("single", "two", "counting", "colors", "position", "attribute", "overall")
 START, END = "<!-- results:start -->", "<!-- results:end -->"

@@ -100,6 +100,28 @@ def decide(
     }
 
 
+def summed_up(claim: str, parts: Sequence[dict], beside: Sequence[dict], paper: str) -> dict:
+    """A finding of several comparisons, as sure as the least sure of them, whose numbers it takes."""
+
+    def said(found: dict) -> str:
+        low, high = found["ci"]
+        return f"{found['claim']}: {found['seen']}, {found['delta']:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+    weakest = min(parts, key=lambda found: found["ci"][0])
+    seen = {found["seen"] for found in parts}
+    note = [*map(said, parts), *(f"(reported: {said(found)})" for found in beside)]
+    return weakest | {
+        "claim": claim,
+        "seen": "no" if "no" in seen else "undecided" if "undecided" in seen else "yes",
+        "paper": paper,
+        "note": "; ".join(["the weakest part's difference", *note]),
+        "parts": {
+            found["claim"].removesuffix(" > 0"): {key: found[key] for key in ("seen", "delta", "ci")}
+            for found in (*parts, *beside)
+        },
+    }
+
+
 def steps_profile(guesses: Tensor) -> npt.NDArray[np.float64]:
     """Share of tokens that already equal the final ones at each step; guesses (..., T, L), returns (T,). Figure 5."""
     flat = guesses.reshape(-1, *guesses.shape[-2:])

@@ -9,10 +9,27 @@ import numpy as np
 import pytest
 import torch
 
-from cotgen_lite.measure_parm import Opinions, ask_of_paths, passes_of_search, stop_paths
-from cotgen_lite.pools import expected_best_of
-from cotgen_lite.prompts import lite_prompts
-from cotgen_lite.search import Assess, parm_search
+from cotgen_lite.lite_verifier import lite_processor, lite_verifier
+from cotgen_lite.measure_parm import (
+    Opinions,
+    Outcome,
+    areas_by_step,
+    ask_of_paths,
+    at_equal_cost,
+    clear_at,
+    decide_best,
+    decide_f7,
+    spent_by_best_of_n,
+    spent_by_search,
+    stop_paths,
+    stopping,
+    unit_costs,
+)
+from cotgen_lite.pools import Pool, expected_best_of
+from cotgen_lite.prompts import TAGS, lite_prompts
+from cotgen_lite.results import write_rows
+from cotgen_lite.search import Assess, best_of_n, parm_search
+from cotgen_lite.verifier import Verifier
 
 PROMPTS = lite_prompts("train")[:9:4]
 
@@ -51,8 +68,9 @@ def test_a_pool_tells_what_the_search_does(toy_generator: Any, tmp_path: Path, a
             ran[found.chosen] = guesses.shape[2]
         np.testing.assert_array_equal(ran, found.steps.numpy())
         passes.append([found.cost.generator_passes, found.cost.verifier_passes, not found.survived.any()])
-    spent = passes_of_search(outcome, n, guesses.shape[2])
-    assert list(spent.values()) == pytest.approx(np.mean(passes, axis=0), abs=1e-4)
+    spent = spent_by_search(outcome, n, guesses.shape[2])
+    told = [spent["generator_passes"], spent["guesses_read"] + spent["finished_read"], spent["none_left"]]
+    assert told == pytest.approx(np.mean(passes, axis=0), abs=1e-4)
     assert (outcome.survived.any() or doubt == 2.0) and not outcome.survived.all()
 
 
@@ -71,10 +89,122 @@ def test_cost_and_choice_of_fewer_paths_are_means_over_subsets() -> None:
             best = max(alive, key=lambda p: opinions.selection[row, p]) if alive else max(last, key=lambda p: last[p])
             ran = [int(outcome.steps[row, path]) for path in some]
             more = 0 if alive else steps - int(outcome.steps[row, best])
-            asked = sum(min(r, steps - 1) for r in ran) + max(1, len(alive))
+            asked = sum(min(r, steps - 1) for r in ran)
             right.append(correct[row, best])
-            costs.append([4 + 2 * (sum(ran) - n) + 2 * more, asked, not alive])
+            costs.append([4 + 2 * (sum(ran) - n) + 2 * more, asked, max(1, len(alive)), not alive])
     assert expected_best_of(outcome.order, correct, n).mean() == pytest.approx(np.mean(right))
-    spent = passes_of_search(outcome, n, steps)
+    spent = spent_by_search(outcome, n, steps)
     assert list(spent.values()) == pytest.approx(np.mean(costs, axis=0), abs=1e-4)
     assert 0 < spent["none_left"] < 1
+
+
+UNITS = {
+    "generator_pass": {"seconds": 1.0, "flops": 2.0},
+    "decode": {"seconds": 0.0, "flops": 0.0},
+    "read": {"seconds": 3.0, "flops": 1.0},
+    "read_twice": {"seconds": 5.0, "flops": 0.0},
+}
+
+
+def a_pool(correct: np.ndarray, orm: np.ndarray, number: int = 0) -> Pool:
+    """A pool of training prompts with these verdicts (both judges') and the fine-tuned ORM's scores."""
+    prompts = tuple(
+        prompt for tag in TAGS for prompt in [p for p in lite_prompts("train") if p.tag == tag][: number or 1]
+    )
+    prompts = prompts[: len(correct)]
+    tokens = torch.zeros(*correct.shape, 64, dtype=torch.int16)
+    return Pool(prompts, tokens, {"ft-orm": orm.astype(np.float32)}, {"learned": correct, "template": correct})
+
+
+def test_stops_are_counted_by_hand() -> None:
+    no, yes = -1.0, 1.0
+    clarity = np.array([[[no, yes, yes], [yes, yes, yes], [no, no, no], [no, no, yes]]])
+    potential = np.array([[[yes, yes, no], [no, yes, yes], [no, no, no], [yes, yes, yes]]])
+    opinions = Opinions(clarity, potential, np.zeros((1, 4)))
+    assert clear_at(opinions) == [0.25, 0.25, 0.25, 0.25]  # steps 1, 2, 3, never
+    every, first = stop_paths(opinions, "every"), stop_paths(opinions, "first")
+    assert every.steps.tolist() == [[3, 1, 4, 4]] and every.survived.tolist() == [[False, False, True, True]]
+    assert first.steps.tolist() == [[4, 1, 4, 4]] and first.survived.tolist() == [[True, False, True, True]]
+    pool = a_pool(np.array([[True, False, False, False]]), np.zeros((1, 4)))
+    assert stopping(every, pool) == {
+        "stopped": 0.5, "precision": 0.5, "recall": 0.3333, "mean_step": 2.0, "prompts_lost": 1.0
+    }  # fmt: skip
+    assert stopping(first, pool) == {
+        "stopped": 0.25, "precision": 1.0, "recall": 0.3333, "mean_step": 1.0, "prompts_lost": 0.0
+    }  # fmt: skip
+
+
+def test_potential_is_held_against_the_end_of_its_own_path() -> None:
+    ends = np.array([[True, False, True], [False, False, True]])
+    told = np.stack([np.where(ends, 1.0, -1.0), np.where(ends, -1.0, 1.0)], axis=2)
+    areas = areas_by_step(Opinions(np.zeros(told.shape), told, np.zeros(ends.shape)), ends)
+    assert areas == {"clarity": [0.5, 0.5], "potential": [1.0, 0.0]}
+
+
+def test_equal_cost_means_as_many_passes_seconds_or_flops() -> None:
+    rng, steps = np.random.default_rng(0), 5
+    correct, orm = rng.random((6, 4)) < 0.5, rng.normal(size=(6, 4))
+    pool = a_pool(correct, orm)
+    # One and the same choice, and every path runs to its end: at equal passes the two are the same.
+    outcome = Outcome(np.full((6, 4), steps), np.ones((6, 4), dtype=bool), orm)
+    found = at_equal_cost(pool, outcome, UNITS, steps)
+    assert [(one["orm_n"], one["parm_n"], one["delta"]) for one in found["generator_passes"]] == [
+        (n, n, 0) for n in (1, 2, 3, 4)
+    ]
+    # Best of n takes 4 + 8n + 3n seconds, PARM 5 · 4n more: 48 for four images, or for PARM's (48 − 4) / 31 paths.
+    last = found["seconds"][-1]
+    assert (last["orm_n"], last["cost"], last["parm_n"]) == (4, 48.0, round(44 / 31, 2))
+    between = [expected_best_of(orm, correct, n) for n in (1, 2, 4)]
+    gain = between[0] + (44 / 31 - 1) * (between[1] - between[0]) - between[2]
+    assert last["delta"] == pytest.approx(gain.mean(), abs=1e-4)
+    # Paths stopped at the first step save passes: PARM gets more paths for them, as many as the pool has.
+    half = Outcome(np.tile([1, 1, steps, steps], (6, 1)), np.tile([False, False, True, True], (6, 1)), orm)
+    saved = at_equal_cost(pool, half, UNITS, steps)["generator_passes"]
+    assert saved and all(one["parm_n"] > one["orm_n"] for one in saved[1:])
+
+
+def test_unit_costs_add_up_to_a_search(toy_generator: Any) -> None:
+    prompt, n = PROMPTS[0], 3
+    verifier = Verifier(lite_verifier(toy_generator.words), lite_processor(toy_generator.words))
+    units = unit_costs(toy_generator, verifier, [prompt], n)
+    assert all(unit["seconds"] > 0 and unit["flops"] > 0 for unit in units.values())
+    assert units["read"]["flops"] < units["read_twice"]["flops"]
+    found = best_of_n(toy_generator, verifier, prompt.text, n, seed=0)
+    spent = spent_by_best_of_n(n, toy_generator.settings.steps)
+    assert (spent["generator_passes"], spent["finished_read"]) == (found.cost.generator_passes, n)
+
+
+def test_findings_hold_parm_against_the_others(tmp_path: Path) -> None:
+    correct = np.tile([True, False], (6, 1))
+    good, bad = np.tile([1.0, 0.0], (6, 1)), np.tile([0.0, 1.0], (6, 1))
+    stopped = Outcome(np.full((6, 2), 18), np.ones((6, 2), dtype=bool), good)
+    rows = [
+        {
+            "method": m,
+            "generator": "baseline",
+            "seed": 0,
+            "judge": "learned",
+            "n": 2,
+            "overall": o,
+            "ci": [o - 0.1, o + 0.1],
+        }
+        for m, o in (("parm", 1.0), ("ft-prm", 0.5))
+    ]
+    write_rows(tmp_path / "scores.jsonl", rows)
+    pools = {
+        name: a_pool(correct, bad) for name in ("baseline", "dpo", "it-dpo", "it-dpo-guided-orm", "it-dpo-guided-parm")
+    }
+    equal = {"seconds": [{"orm_n": 2, "parm_n": 1.0, "seen": "no", "delta": -0.2, "ci": [-0.3, -0.1]}]}
+    f7 = decide_f7(pools["baseline"], stopped, 2, tmp_path, equal, "learned")
+    assert f7["seen"] == "yes" and f7["parts"]["parm − ft-orm"]["delta"] == 1.0
+    assert f7["parts"]["parm − ft-prm"]["ci"] == pytest.approx([0.5 - 0.1 * 2**0.5, 0.5 + 0.1 * 2**0.5], abs=1e-4)
+    assert "at equal seconds" in f7["note"]
+    outcomes = {name: stopped for name in pools if name != "it-dpo-guided-orm"}
+    best = decide_best(pools, outcomes, 2, "learned")
+    assert best["F8"]["seen"] == "undecided" and best["F8"]["delta"] == 0  # all PARM rows are alike
+    assert "surely above 10 of 13 rows" in best["F8"]["note"]
+    # Two objects, position and attribute binding gain a half as well as the others do: no difference.
+    assert best["F9"]["delta"] == 0
+    easy = [prompt.tag in ("single_object", "counting", "colors") for prompt in pools["baseline"].prompts]
+    pools["baseline"].correct["learned"][easy] = True
+    assert decide_best(pools, outcomes, 2, "learned")["F9"]["delta"] == pytest.approx(0.5)
