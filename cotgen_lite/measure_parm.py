@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
 
 from cotgen_lite.checkpoints import built_generator, built_judges
 from cotgen_lite.drawing import SHARD, draw_pool, fingerprint, in_shards
@@ -33,16 +34,17 @@ from cotgen_lite.verifier import CLARITY_QUESTION, POTENTIAL_QUESTION, Verifier
 COMMAND = "python -m cotgen_lite.build parm_results"
 GENERATORS = ("baseline", "dpo", "it-dpo", "it-dpo-guided-parm")  # under which PARM chooses; figures 3, 6 and 7
 BESIDE = ("it-dpo-guided-orm",)  # generators whose rows F8 is held against as well
+PARM_QUESTIONS = (CLARITY_QUESTION, POTENTIAL_QUESTION)
 ASKED: tuple[Assess, ...] = ("every", "first")
 HARD = ("two_object", "position", "color_attr")  # F9
 
 
 @dataclass(frozen=True)
 class Opinions:
-    """What PARM says of all paths of a pool, whether it would have come to ask or not.
+    """What PARM says of the paths of a pool.
 
-    clarity, potential: log-odds float32 (P, N, T − 1), of every step but the last; selection: (P, N), of the finished
-    images.
+    clarity, potential: log-odds float32 (P, N, T − 1), of every step but the last, NaN after the step at which a path
+    is stopped; selection: (P, N), of the finished images, those of stopped paths as well.
     """
 
     clarity: npt.NDArray[np.float32]
@@ -96,14 +98,17 @@ def measure_parm(out: Path, work: Path, recipe: Recipe) -> None:
         selection = expected_best_of(opinions.selection, pool.correct["learned"], recipe.pool_size)
         found[name] = {
             "clear_at": clear_at(opinions),
-            "auc_within_prompts": areas_by_step(opinions, pool.correct["learned"]),
             "stopping": {assess: stopping(outcome, pool) for assess, outcome in by_asking.items()},
             "selection_alone": round(float(np.mean(list(tag_means(pool.prompts, selection).values()))), 4),
         }
         if name == "baseline":
             _save_opinions(out / "pools/baseline_parm.safetensors", opinions)
             equal = at_equal_cost(pool, outcomes[name], units, guesses.shape[2])
-            found[name] |= {"units": units, "equal_cost": equal}
+            steps = load_file(out / "pools/baseline_steps.safetensors")
+            kept = steps["pool_row"].tolist()
+            some, ends = [pool.prompts[row] for row in kept], pool.correct["learned"][kept]
+            areas = areas_by_step(generator, parm, some, steps["guesses"], ends)
+            found[name] |= {"units": units, "equal_cost": equal, "auc_within_prompts": areas}
     for name in BESIDE:
         pools[name] = load_pool(out / f"pools/{name}.safetensors")
     findings = {
@@ -143,7 +148,7 @@ def unit_costs(
             "generator_pass": (partial(generator.draw, [prompt.text], n, seed=0), ledger.passes + ledger.prefix_passes),
             "decode": (partial(generator.decode, codes), n),
             "read": (partial(verifier.score, images, texts), n),
-            "read_twice": (partial(verifier.score_turns, images, texts, (CLARITY_QUESTION, POTENTIAL_QUESTION)), n),
+            "read_twice": (partial(verifier.score_turns, images, texts, PARM_QUESTIONS), n),
         }
         of_prompts.append([[spent / times for spent in _spent(deed)] for deed, times in deeds.values()])
     means = np.mean(of_prompts, axis=0)
@@ -256,13 +261,19 @@ def decide_best(pools: Mapping[str, Pool], outcomes: Mapping[str, Outcome], n: i
     return {"F8": f8, "F9": f9}
 
 
-def areas_by_step(opinions: Opinions, correct: npt.NDArray[np.bool_]) -> dict[str, list[float]]:
+def areas_by_step(
+    generator: Generator, verifier: Verifier, prompts: Sequence[Prompt], guesses: Tensor, correct: npt.NDArray[np.bool_]
+) -> dict[str, list[float]]:
     """AUC among a prompt's paths, mean over prompts, of what PARM says at each step but the last against how the paths
-    end, whether it would have come to ask or not."""
-    told = {"clarity": opinions.clarity, "potential": opinions.potential}
+    end, whether it would have come to ask or not. guesses: (P, N, T, L); correct: (P, N)."""
+    told = torch.empty(*guesses.shape[:2], guesses.shape[2] - 1, 2)
+    for row, prompt in enumerate(tqdm(prompts, desc="PARM, every step")):
+        for step in range(told.shape[2]):
+            images = generator.decode(guesses[row, :, step])
+            told[row, :, step] = verifier.score_turns(images, [prompt.text] * len(images), PARM_QUESTIONS)
     return {
         name: [round(area_within_rows(odds[:, :, t], correct), 4) for t in range(odds.shape[2])]
-        for name, odds in told.items()
+        for name, odds in zip(("clarity", "potential"), told.numpy().transpose(3, 0, 1, 2), strict=True)
     }
 
 
@@ -302,19 +313,26 @@ def ask_of_paths(
 ) -> Opinions:
     """PARM's opinions of a pool's guesses (P, N, T, L); resumes from shards in `work_dir`.
 
-    Kept in half precision, as pools keep scores.
+    A path is asked about until it is clear and without potential, which is all that `stop_paths` needs. Opinions are
+    kept in half precision, as pools keep scores.
     """
     shards = [range(i, min(i + SHARD, len(prompts))) for i in range(0, len(prompts), SHARD)]
 
     def ask(shard: range) -> dict[str, Tensor]:
-        odds, final = [], []
-        for row in shard:
-            seen = guesses[row, :, :-1].flatten(0, 1)
-            texts = [prompts[row].text] * len(seen)
-            said = verifier.score_turns(generator.decode(seen), texts, (CLARITY_QUESTION, POTENTIAL_QUESTION))
-            odds.append(said.view(guesses.shape[1], -1, 2))
-            final.append(verifier.score(generator.decode(guesses[row, :, -1]), texts[: guesses.shape[1]]))
-        return {"odds": torch.stack(odds).half(), "final": torch.stack(final).half()}
+        odds = torch.full((len(shard), guesses.shape[1], guesses.shape[2] - 1, 2), torch.nan)
+        final = []
+        for place, row in enumerate(shard):
+            prompt, running = prompts[row].text, torch.arange(guesses.shape[1])
+            for step in range(guesses.shape[2] - 1):
+                if not len(running):
+                    break
+                images = generator.decode(guesses[row, running, step])
+                said = verifier.score_turns(images, [prompt] * len(running), PARM_QUESTIONS)
+                odds[place, running, step] = said = said.half().float()
+                running = running[(said[:, 0] <= 0) | (said[:, 1] > 0)]
+            images = generator.decode(guesses[row, :, -1])
+            final.append(verifier.score(images, [prompt] * len(images)))
+        return {"odds": odds.half(), "final": torch.stack(final).half()}
 
     about = [prompt.text for prompt in prompts], guesses.sum().item(), list(guesses.shape)
     folder = work_dir / fingerprint((verifier.model, generator.pixels), *about)

@@ -88,7 +88,7 @@ class Verifier:
         prompts: Sequence[str],
         question: str = ORM_QUESTION,
         turns: Sequence[tuple[str, str]] = (),
-        batch_size: int = 16,
+        batch_size: int = 20,
     ) -> torch.Tensor:
         """Log-odds of yes against no: log-sum-exp of the raw logits of all ways to write yes, minus that of no.
 
@@ -112,7 +112,7 @@ class Verifier:
 
     @torch.inference_mode()
     def score_turns(
-        self, images: torch.Tensor, prompts: Sequence[str], questions: Sequence[str], batch_size: int = 16
+        self, images: torch.Tensor, prompts: Sequence[str], questions: Sequence[str], batch_size: int = 20
     ) -> torch.Tensor:
         """Log-odds of yes at every question of one conversation, in which all questions before it were answered yes.
 

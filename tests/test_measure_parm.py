@@ -134,11 +134,18 @@ def test_stops_are_counted_by_hand() -> None:
     }  # fmt: skip
 
 
-def test_potential_is_held_against_the_end_of_its_own_path() -> None:
-    ends = np.array([[True, False, True], [False, False, True]])
-    told = np.stack([np.where(ends, 1.0, -1.0), np.where(ends, -1.0, 1.0)], axis=2)
-    areas = areas_by_step(Opinions(np.zeros(told.shape), told, np.zeros(ends.shape)), ends)
-    assert areas == {"clarity": [0.5, 0.5], "potential": [1.0, 0.0]}
+def test_potential_is_held_against_the_end_of_its_own_path(toy_generator: Any) -> None:
+    drawn = toy_generator.draw([prompt.text for prompt in PROMPTS], 4, seed=1)
+    guesses = torch.stack([torch.stack([path.tokens for path in paths]) for paths in drawn])
+    verifier, texts = Moody(), ["text"] * 4
+    at_step_2 = torch.stack(
+        [verifier.score_turns(toy_generator.decode(g[:, 2]), texts, ("", ""))[:, 1] for g in guesses]
+    )
+    # As if the paths ended as their potential at step 3 foretells: the AUC is 1 there.
+    ends = (at_step_2 > at_step_2.median(dim=1, keepdim=True).values).numpy()
+    areas = areas_by_step(toy_generator, verifier, PROMPTS, guesses, ends)  # type: ignore[arg-type]
+    assert areas["potential"][2] == 1 and len(areas["clarity"]) == guesses.shape[2] - 1
+    assert areas_by_step(toy_generator, verifier, PROMPTS, guesses, ~ends)["potential"][2] == 0  # type: ignore[arg-type]
 
 
 def test_equal_cost_means_as_many_passes_seconds_or_flops() -> None:
