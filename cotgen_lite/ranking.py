@@ -26,7 +26,14 @@ from cotgen_lite.prompts import TAGS, Prompt, lite_prompts, meaning
 from cotgen_lite.sampling import Ledger, advance, branch, encode_prompts, predict, start, stream
 from cotgen_lite.showo import text_prefix
 from cotgen_lite.tokenizer import Magvit
-from cotgen_lite.verifier import CLARITY_QUESTION, ORM_QUESTION, POTENTIAL_QUESTION, PRM_QUESTION
+from cotgen_lite.verifier import (
+    CLARITY_QUESTION,
+    ORM_QUESTION,
+    POTENTIAL_QUESTION,
+    PRM_QUESTION,
+    REFLECTION_QUESTION,
+    REFUSAL,
+)
 from cotgen_lite.vocabulary import encode_text
 
 HOT = 1.3  # temperature of ranking data: more variety among a prompt's images, so that more prompts have both labels
@@ -38,6 +45,8 @@ PATHS = 10  # labelled side by side, and between two savings
 # paper, where the clear ones count among the 120 as well).
 UNCLEAR_UNTIL, CLEAR_FROM = 9, 12
 PROPORTIONS = {"unclear": 40, "potential": 80, "selection": 200}
+# PARM++'s reflection examples: how many beside the 200, and how many wrong images for each right one (80% : 20%).
+REFLECTIONS, WRONG_FOR_A_RIGHT = 120, 4
 
 
 @dataclass(frozen=True)
@@ -193,6 +202,28 @@ def parm_examples(paths: Pool, pool: Pool, most: int, seed: int) -> list[Example
     few = rng.permutation(len(blurry))[: round(share * PROPORTIONS["unclear"])]
     for path, t in (blurry[i] for i in few):
         examples.append(Example(paths.tokens[path, t], (_clarity(paths.prompts[path], "no"),)))
+    return [examples[i] for i in rng.permutation(len(examples))]
+
+
+def reflection_examples(pool: Pool, reasons: npt.NDArray, number: int, seed: int) -> list[Example]:
+    """PARM++'s reflection set, shuffled: finished images, answered yes, or no with the reasons written out.
+
+    pool: labelled images; reasons: of each (P, N), "" where it is right (`reasons.find_reasons`). number: examples;
+    fewer if there are not so many images. Of every prompt as many wrong images for each right one, so that the prompt
+    alone gives nothing away. ValueError if a dev or test prompt is among them. Paper: section 5.
+    """
+    refuse_held_out(pool.prompts)
+    rng, groups = np.random.default_rng(seed), []
+    for row, texts in enumerate(reasons):
+        right, wrong = (rng.permutation(np.flatnonzero(side)) for side in (texts == "", texts != ""))
+        for k in range(min(len(right), len(wrong) // WRONG_FOR_A_RIGHT)):
+            some = wrong[k * WRONG_FOR_A_RIGHT : (k + 1) * WRONG_FOR_A_RIGHT]
+            groups.append([(row, column) for column in (right[k], *some)])
+    few = rng.permutation(len(groups))[: round(number / (1 + WRONG_FOR_A_RIGHT))]
+    examples = []
+    for row, column in (place for group in few for place in groups[group]):
+        asked, why = REFLECTION_QUESTION.format(prompt=pool.prompts[row].text), reasons[row, column]
+        examples.append(Example(pool.tokens[row, column], ((asked, f"{REFUSAL}{why}" if why else "yes"),)))
     return [examples[i] for i in rng.permutation(len(examples))]
 
 

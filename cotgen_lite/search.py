@@ -1,10 +1,11 @@
 """Test-time search with a verifier; each search returns its choice together with what it cost.
 
 Paper: section 3.2 (best-of-n with an outcome reward model; step by step with a process reward model) and section 4
-(PARM: stop paths without potential, choose among the others).
+(PARM: stop paths without potential, choose among the others) and section 5 (PARM++: reflect, and correct).
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +26,14 @@ from cotgen_lite.sampling import (
     start,
 )
 from cotgen_lite.showo import text_prefix
-from cotgen_lite.verifier import CLARITY_QUESTION, ORM_QUESTION, POTENTIAL_QUESTION, PRM_QUESTION, Verifier
+from cotgen_lite.verifier import (
+    CLARITY_QUESTION,
+    ORM_QUESTION,
+    POTENTIAL_QUESTION,
+    PRM_QUESTION,
+    REFLECTION_QUESTION,
+    Verifier,
+)
 from cotgen_lite.vocabulary import encode_text
 
 
@@ -255,3 +263,74 @@ def parm_search(
         asking,
     )
     return ParmResult(prompt, guesses, clarity, potential, ran, survived, log_odds, running[best], images[best], cost)
+
+
+@dataclass(frozen=True)
+class ReflectResult:
+    """An image and what became of it in R rounds of correction.
+
+    codes: int16 (R + 1, L), the first image's first; images: uint8 (R + 1, 3, H, W); log_odds: float32 (R + 1,), of
+    yes to the reflection question; reasons: R texts, each of the image before; chosen: which image is kept.
+    """
+
+    prompt: str
+    codes: Tensor
+    images: Tensor
+    log_odds: Tensor
+    reasons: list[str]
+    chosen: int
+    cost: Cost
+
+    @property
+    def image(self) -> Tensor:
+        """The picture that is kept, uint8 (3, H, W)."""
+        return self.images[self.chosen]
+
+
+def reflect(
+    generator: Generator,
+    verifier: Verifier,
+    prompt: str,
+    codes: Tensor,
+    seed: int,
+    rounds: int = 3,
+    explain: Callable[[Tensor, str], str] | None = None,
+) -> ReflectResult:
+    """Ask whether an image is right; where not, have it corrected by the reasons given, until it is or rounds are over.
+
+    Each round draws one image from prompt, last image and reasons. Without a yes, the image with the highest log-odds
+    seen is kept. codes: of the first image, (L,). explain: from an image (3, H, W) and the prompt to the reasons; by
+    default the verifier's own. Paper: section 5 (at most three rounds).
+    """
+    started, asking, ledger = time.perf_counter(), 0.0, Ledger()
+    explain = explain or (lambda image, text: verifier.explain(image[None], [text])[0])
+    drawn, images = [codes.to("cpu", torch.int16)], [generator.decode(codes)[0]]
+    odds: list[float] = []
+    reasons: list[str] = []
+
+    def ask() -> float:
+        return verifier.score(images[-1][None], [prompt], REFLECTION_QUESTION).item()
+
+    while True:
+        began = time.perf_counter()
+        odds.append(ask())
+        if odds[-1] > 0 or len(reasons) == rounds:
+            asking += time.perf_counter() - began
+            break
+        reasons.append(explain(images[-1], prompt))
+        asking += time.perf_counter() - began
+        key = seed * 1000 + len(reasons)
+        drawn.append(generator.correct([prompt], drawn[-1][None], reasons[-1:], 1, key, ledger=ledger)[0][0].final)
+        images.append(generator.decode(drawn[-1])[0])
+
+    cost = Cost(
+        ledger.passes + ledger.prefix_passes,
+        len(odds) + len(reasons),
+        ledger.places,
+        time.perf_counter() - started - asking,
+        asking,
+    )
+    log_odds = torch.tensor(odds)
+    return ReflectResult(
+        prompt, torch.stack(drawn), torch.stack(images), log_odds, reasons, int(log_odds.argmax()), cost
+    )

@@ -242,6 +242,25 @@ def text_prefix(config: ShowoConfig, text_ids: Sequence[int]) -> list[int]:
     return [config.t2i_id, config.bos_token_id, *text_ids, config.eos_token_id]
 
 
+def correction_prefix(
+    config: ShowoConfig, text_ids: Sequence[int], reason_ids: Sequence[int], codes: Sequence[int]
+) -> list[int]:
+    """What stands before an image that corrects another: `[t2i][bos] prompt [eos] reasons [eos] [soi] codes [eoi]`.
+
+    codes: those of the image that is to be corrected. ValueError as in `text_prefix`, or if all of it, with the image
+    to be drawn, is longer than the model can read. The course's own layout, on the paper's three inputs (section 5).
+    """
+    before = [*text_prefix(config, text_ids), *reason_ids, config.eos_token_id]
+    prefix = [*before, config.soi_id, *(config.image_offset + int(code) for code in codes), config.eoi_id]
+    longest = config.max_position_embeddings - config.num_image_tokens - 2
+    if len(prefix) > longest:
+        raise ValueError(
+            f"Prompt, reasons and image take {len(prefix)} places; this model reads at most {longest} before a new "
+            "image: shorten the reasons."
+        )
+    return prefix
+
+
 def pad_prefixes(config: ShowoConfig, prefixes: Sequence[Sequence[int]], length: int | None = None) -> Tensor:
     """Left-pad prefixes to one length, by default the longest one's.
 
@@ -341,11 +360,27 @@ def training_loss(
     generator: torch.Generator,
     condition_dropout: float = 0.1,
 ) -> Tensor:
+    """Masked-token loss of captions and their images: `masked_loss` after `text_prefix`.
+
+    text_ids: B lists of word ids; the rest as there. ValueError for a prompt too long or tokens of another shape.
+    """
+    return masked_loss(
+        model, [text_prefix(model.config, ids) for ids in text_ids], tokens, generator, condition_dropout
+    )
+
+
+def masked_loss(
+    model: Showo,
+    prefixes: Sequence[Sequence[int]],
+    tokens: Tensor,
+    generator: torch.Generator,
+    condition_dropout: float = 0.1,
+) -> Tensor:
     """Masked-token loss: mean cross-entropy over the codes at hidden places, unshifted.
 
-    text_ids: B lists of word ids; tokens: codes (B, L); generator: a CPU generator for masks and dropped
-    prompts; condition_dropout: share of prompts replaced by the empty one, which guidance needs (10% in
-    Show-o, section 3). Returns a scalar. ValueError for a prompt too long or tokens of another shape.
+    prefixes: B lists of ids, whatever stands before the image; tokens: codes (B, L); generator: a CPU generator for
+    masks and dropped prefixes; condition_dropout: share of prefixes replaced by the empty prompt, which guidance needs
+    (10% in Show-o, section 3). Returns a scalar. ValueError for tokens of another shape.
     """
     config = model.config
     if tokens.ndim != 2 or tokens.shape[1] != config.num_image_tokens:
@@ -353,7 +388,6 @@ def training_loss(
     tokens = tokens.to(model.device)
     masked = draw_mask(len(tokens), config.num_image_tokens, generator).to(model.device)
     dropped = torch.rand(len(tokens), generator=generator) < condition_dropout
-    prefixes = [
-        text_prefix(config, [] if drop else text) for text, drop in zip(text_ids, dropped.tolist(), strict=True)
-    ]
-    return F.cross_entropy(image_logits(model, prefixes, tokens, masked), tokens[masked])
+    empty = text_prefix(config, [])
+    kept = [empty if drop else prefix for prefix, drop in zip(prefixes, dropped.tolist(), strict=True)]
+    return F.cross_entropy(image_logits(model, kept, tokens, masked), tokens[masked])
