@@ -35,7 +35,15 @@ from cotgen_lite.tokenizer import Magvit
 from cotgen_lite.tokenizer import lite_config as lite_pixels_config
 from cotgen_lite.tokenizer_training import train_tokenizer
 from cotgen_lite.training import thinned
-from cotgen_lite.tuned_verifiers import build_images, build_orm, build_parm, build_paths, build_prm, build_rollouts
+from cotgen_lite.tuned_verifiers import (
+    build_images,
+    build_orm,
+    build_parm,
+    build_parm_plus,
+    build_paths,
+    build_prm,
+    build_rollouts,
+)
 from cotgen_lite.verifier_training import train_verifier
 from cotgen_lite.vocabulary import lite_tokenizer
 
@@ -151,6 +159,7 @@ STEPS: dict[str, Callable[[Path, Path, Recipe], None]] = {
     "prm_results": build_prm_results,
     "paths": build_paths,
     "parm": build_parm,
+    "parm-plus-plus": build_parm_plus,
     "dpo": build_dpo,
     "dpo_images": build_dpo_images,
     "it-dpo": build_it_dpo,
@@ -180,6 +189,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "prm_results": ("orm_results", "prm"),
     "paths": ("generator",),
     "parm": ("paths", "images", "verifier"),
+    "parm-plus-plus": ("parm",),
     "dpo": ("images",),
     "dpo_images": ("dpo",),
     "it-dpo": ("dpo_images",),

@@ -1,8 +1,9 @@
 """The course's fine-tuned verifiers: their training data, and the learning rate of each chosen on dev prompts.
 
-Paper: section 3.2 (ORM, PRM), section 4 (PARM).
+Paper: section 3.2 (ORM, PRM), section 4 (PARM), section 5 (PARM++).
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from cotgen_lite.checkpoints import built_generator, publish_verifier, write_manifest
 from cotgen_lite.drawing import draw_pool, judge_tokens
-from cotgen_lite.files import file_sha256
+from cotgen_lite.files import MANIFEST, file_sha256
 from cotgen_lite.finetune import FineTuning, finetune_verifier
 from cotgen_lite.judges import TemplateJudge
 from cotgen_lite.pools import first_of_each_tag, load_pool, save_pool
@@ -21,6 +22,8 @@ from cotgen_lite.ranking import (
     HOT,
     IMAGES,
     MANY,
+    PROPORTIONS,
+    REFLECTIONS,
     Example,
     as_dataset,
     draw_labelled,
@@ -30,9 +33,11 @@ from cotgen_lite.ranking import (
     orm_examples,
     parm_examples,
     prm_examples,
+    reflection_examples,
     save_steps,
     train_prompts,
 )
+from cotgen_lite.reasons import find_reasons
 from cotgen_lite.recipes import Recipe
 from cotgen_lite.results import score_tokens
 from cotgen_lite.scoring import mean_area
@@ -106,6 +111,19 @@ def build_parm(out: Path, work: Path, recipe: Recipe) -> None:
     paths, images = (load_pool(out / "training" / name / IMAGES) for name in ("paths", "images"))
     examples = parm_examples(paths, images, recipe.most_of_a_label, seed=0)
     _finetune(out, "parm", examples, (FINISHED, CLEAR), recipe.parm_rates, work, recipe)
+
+
+def build_parm_plus(out: Path, work: Path, recipe: Recipe) -> None:
+    """PARM++: PARM's data and reflection examples with their reasons, learned together at PARM's learning rate."""
+    paths, images = (load_pool(out / "training" / name / IMAGES) for name in ("paths", "images"))
+    examples = parm_examples(paths, images, recipe.most_of_a_label, seed=0)
+    reasons = find_reasons(built_generator(out / "models"), TemplateJudge(), images.tokens, images.prompts, seed=0)
+    number = round(len(examples) * REFLECTIONS / sum(PROPORTIONS.values()))
+    examples += reflection_examples(images, reasons, number, seed=1)
+    examples = [examples[i] for i in np.random.default_rng(2).permutation(len(examples))]
+    manifest = json.loads((out / f"models/parm/{MANIFEST}").read_text(encoding="utf-8"))
+    rate = manifest["settings"].get("learning_rate", recipe.parm_rates[0])
+    _finetune(out, "parm-plus-plus", examples, (FINISHED, CLEAR), (rate,), work, recipe)
 
 
 def _finetune(

@@ -28,9 +28,17 @@ from cotgen_lite.ranking import (
     parm_examples,
     preference_pairs,
     prm_examples,
+    reflection_examples,
     train_prompts,
 )
-from cotgen_lite.verifier import CLARITY_QUESTION, ORM_QUESTION, POTENTIAL_QUESTION, PRM_QUESTION, Verifier
+from cotgen_lite.verifier import (
+    CLARITY_QUESTION,
+    ORM_QUESTION,
+    POTENTIAL_QUESTION,
+    PRM_QUESTION,
+    REFLECTION_QUESTION,
+    Verifier,
+)
 
 
 class DarkIsRight:
@@ -296,3 +304,23 @@ def test_shipped_rollouts_are_of_training_prompts_alone():
     assert few.ends_well.shape == (500, 18, 4) and many.ends_well.shape == (50, 18, 16)
     assert set(many.prompts) <= set(few.prompts) and {prompt.tag for prompt in few.prompts} == set(TAGS)
     assert (few.ends_well[:, -1] == few.ends_well[:, -1, :1]).all()  # after the last step nothing is left to roll out
+
+
+def test_reflection_examples_are_four_wrong_for_a_right_of_every_prompt():
+    prompts = lite_prompts("train")[:3]
+    codes = torch.arange(3 * 12).view(3, 12, 1).repeat(1, 1, 64).to(torch.int16)
+    reasons = np.full((3, 12), "there is no cat", dtype=object)
+    reasons[0, :2] = ""  # two right, ten wrong: two groups
+    reasons[1, :9] = ""  # nine right, three wrong: none
+    pool = Pool(prompts, codes, {}, {})
+    examples = reflection_examples(pool, reasons, number=100, seed=0)
+    assert len(examples) == 10 and len({int(example.codes[0]) for example in examples}) == 10
+    for example in examples:
+        column = int(example.codes[0])
+        ((asked, answer),) = example.turns
+        assert column < 12 and asked == REFLECTION_QUESTION.format(prompt=prompts[0].text)
+        assert answer == ("yes" if column < 2 else "no, there is no cat")
+    assert sum(example.turns[0][1] == "yes" for example in examples) == 2
+    assert len(reflection_examples(pool, reasons, number=5, seed=0)) == 5
+    with pytest.raises(ValueError, match="dev or test prompt"):
+        reflection_examples(replace(pool, prompts=lite_prompts("test")[:3]), reasons, 5, 0)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cotgen_lite.sampling import MASKED
-from cotgen_lite.search import best_of_n, parm_search, stepwise_best_of_n
-from cotgen_lite.verifier import CLARITY_QUESTION, POTENTIAL_QUESTION
+from cotgen_lite.search import best_of_n, parm_search, reflect, stepwise_best_of_n
+from cotgen_lite.verifier import CLARITY_QUESTION, POTENTIAL_QUESTION, REFLECTION_QUESTION
 
 PROMPT = "a photo of a red cat and a blue dog"
 
@@ -155,3 +155,54 @@ def test_assessed_at_the_first_clear_step_only(toy_generator: Any) -> None:
 def test_parm_needs_a_path(toy_generator: Any) -> None:
     with pytest.raises(ValueError, match="n must be 1 or more, got 0"):
         parm_search(toy_generator, Doubter(), PROMPT, n=0, seed=0)  # type: ignore[arg-type]
+
+
+class Critic:
+    """A verifier that says of the k-th image it sees the k-th of its log-odds, and why by number."""
+
+    def __init__(self, *odds: float) -> None:
+        self.odds, self.seen, self.explained = list(odds), [], 0  # type: ignore[var-annotated]
+
+    def score(self, images: torch.Tensor, prompts: list[str], question: str) -> torch.Tensor:
+        assert question == REFLECTION_QUESTION and prompts == [PROMPT]
+        self.seen.append(images[0])
+        return torch.tensor(self.odds[len(self.seen) - 1 : len(self.seen)])
+
+    def explain(self, images: torch.Tensor, prompts: list[str]) -> list[str]:
+        self.explained += 1
+        return [["there is no dog", "the cat is missing", "the dog is red, not blue"][self.explained - 1]]
+
+
+@pytest.mark.parametrize(
+    ("odds", "rounds", "chosen"),
+    [((0.5,), 0, 0), ((-1.0, 2.0), 1, 1), ((-1.0, -0.2, -3.0, -0.5), 3, 1), ((-0.1, -0.2, -3.0, 0.5), 3, 3)],
+)
+def test_reflection_stops_at_a_yes_and_else_keeps_the_best(
+    toy_generator: Any, odds: tuple[float, ...], rounds: int, chosen: int
+) -> None:
+    first, critic = torch.full((64,), 5), Critic(*odds)
+    result = reflect(toy_generator, critic, PROMPT, first, seed=2)  # type: ignore[arg-type]
+    assert len(result.reasons) == rounds and len(result.images) == len(result.codes) == rounds + 1
+    assert result.chosen == chosen and torch.equal(result.image, result.images[chosen])
+    assert result.log_odds.tolist() == pytest.approx(list(odds))
+    assert all(torch.equal(a, b) for a, b in zip(critic.seen, result.images, strict=True))
+    steps, cost = toy_generator.settings.steps, result.cost
+    # A round: its prefix and the empty prompt, then a conditional and an unconditional pass a step.
+    assert cost.generator_passes == rounds * (2 + 2 * steps) and cost.verifier_passes == 2 * rounds + 1
+    for done in range(rounds):  # each image is drawn from the one before it and the reasons given for that
+        again = toy_generator.correct([PROMPT], result.codes[done][None], [result.reasons[done]], 1, 2001 + done)
+        assert torch.equal(again[0][0].final, result.codes[done + 1])
+
+
+def test_reasons_may_come_from_elsewhere_and_rounds_be_fewer(toy_generator: Any) -> None:
+    critic = Critic(-1, -2, -3)
+    result = reflect(
+        toy_generator,
+        critic,
+        PROMPT,
+        torch.full((64,), 5),
+        seed=2,
+        rounds=2,
+        explain=lambda image, prompt: "",  # type: ignore[arg-type]
+    )
+    assert result.reasons == ["", ""] and critic.explained == 0 and result.chosen == 0

@@ -23,6 +23,7 @@ from cotgen_lite.verifier import (
     ORM_QUESTION,
     POTENTIAL_QUESTION,
     PRM_QUESTION,
+    REFLECTION_QUESTION,
     Verifier,
     probability_yes,
 )
@@ -118,6 +119,29 @@ def test_turns_read_in_one_pass_equal_turns_read_one_by_one(verifier, images):
     second = verifier.score(images, PROMPTS, POTENTIAL_QUESTION, turns=[(CLARITY_QUESTION, "yes")])
     assert (first - second).abs().min() > 1e-4  # so that equality says something
     torch.testing.assert_close(together, torch.stack([first, second], dim=1), atol=2e-5, rtol=1e-4)
+
+
+def test_reasons_are_written_word_by_word_as_if_each_image_were_alone(verifier, images):
+    tokenizer, expected = verifier.processor.tokenizer, []
+    for image, prompt in zip(images, PROMPTS, strict=True):
+        asked = [question_message(REFLECTION_QUESTION.format(prompt=prompt))]
+        text = verifier.processor.apply_chat_template(asked, add_generation_prompt=True) + "no, "
+        inputs = dict(verifier.processor(images=[image], text=[text], return_tensors="pt"))
+        start = inputs["input_ids"].shape[1]
+        for _ in range(6):
+            with torch.no_grad():
+                word = verifier.model(**inputs).logits[0, -1].argmax().view(1, 1)
+            inputs["input_ids"] = torch.cat([inputs["input_ids"], word], dim=1)
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+            if word.item() == tokenizer.eos_token_id:
+                break
+        said = tokenizer.decode(inputs["input_ids"][0, start:], skip_special_tokens=True)
+        expected.append(said.strip().replace(" ,", ",").replace(" :", ":"))
+    before = verifier.passes
+    assert verifier.explain(images, PROMPTS, max_new_tokens=6, batch_size=3) == expected
+    assert verifier.passes - before == len(PROMPTS)
+    # The untrained lite model says one word whatever it sees; of the others equality says something.
+    assert len(set(expected)) > 1 or tokenizer.unk_token
 
 
 def test_every_spelling_of_yes_counts(verifier):

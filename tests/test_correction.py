@@ -1,0 +1,104 @@
+"""Self-correction: lessons pair a wrong image with the nearest right one, training teaches it, drawing uses it."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cotgen_lite.correction import Correction, CorrectionTraining, corrections, train_correction
+from cotgen_lite.generator_training import CaptionedTokens
+from cotgen_lite.pools import Pool
+from cotgen_lite.prompts import lite_prompts
+from cotgen_lite.sampling import Ledger, SamplingSettings, encode_prompts, predict, predict_plainly, start
+from cotgen_lite.showo import attention_mask, build_sequences, correction_prefix, text_prefix
+from cotgen_lite.vocabulary import encode_text
+
+PROMPTS = lite_prompts("train")[:3]
+WHY = "the cat is blue, not red"
+
+
+def prefix_of(generator: Any, text: str, why: str, codes: list[int]) -> list[int]:
+    words = generator.words
+    return correction_prefix(generator.model.config, encode_text(words, text), encode_text(words, why), codes)
+
+
+def test_a_correction_stands_in_the_order_of_its_parts(toy_generator: Any) -> None:
+    config, words = toy_generator.model.config, toy_generator.words
+    prefix = prefix_of(toy_generator, PROMPTS[0].text, WHY, [5] * 64)
+    said, why = (encode_text(words, text) for text in (PROMPTS[0].text, WHY))
+    eos, image = config.eos_token_id, [config.image_offset + 5] * 64
+    assert prefix == [*text_prefix(config, said), *why, eos, config.soi_id, *image, config.eoi_id]
+    ids = build_sequences(config, [prefix], torch.zeros(1, 64))
+    seen = attention_mask(config, ids)[0, 0] == 0
+    target, rejected = len(prefix) + 1, len(prefix) - 60
+    assert seen[target, :].all()  # the new image sees prompt, reasons and both images
+    assert not seen[rejected, target] and seen[rejected, rejected + 5]  # the old one all of itself, not the new one
+    with pytest.raises(ValueError, match="shorten the reasons"):
+        prefix_of(toy_generator, PROMPTS[0].text, f"{WHY}, and " * 30, [5] * 64)
+
+
+def test_drawing_a_correction_equals_the_plain_loop_over_its_prefix(toy_generator: Any) -> None:
+    codes, ledger = torch.randint(1024, (2, 64), generator=torch.Generator().manual_seed(0)), Ledger()
+    prefixes = [prefix_of(toy_generator, p.text, WHY, row.tolist()) for p, row in zip(PROMPTS, codes, strict=False)]
+    cache = encode_prompts(toy_generator.model, prefixes, ledger)
+    state = start(toy_generator.model, cache, [(0, 0), (1, 0)], toy_generator.settings, 0, ledger)
+    torch.testing.assert_close(predict(toy_generator.model, state), predict_plainly(toy_generator.model, state))
+    texts = [p.text for p in PROMPTS[:2]]
+    both = toy_generator.correct(texts, codes, [WHY, WHY], n=2, seed=4, batch_size=3)
+    assert [len(row) for row in both] == [2, 2] and both[1][1].candidate == 1
+    alone = toy_generator.correct(texts[1:], codes[1:], [WHY], n=2, seed=4)
+    assert torch.equal(alone[0][1].tokens, both[1][1].tokens)
+    other = toy_generator.correct(texts[1:], codes[1:], [""], n=1, seed=4)
+    assert not torch.equal(other[0][0].tokens, alone[0][0].tokens)
+
+
+def test_lessons_take_the_nearest_right_image() -> None:
+    base = torch.zeros(64, dtype=torch.int16)
+    near, far, wrong = base.clone(), base.clone(), base.clone()
+    wrong[:10], near[:8], far[:] = 1, 1, 2
+    pool = Pool(PROMPTS, torch.stack([torch.stack([far, near, wrong, wrong + 2])] * 3), {}, {})
+    reasons = np.array([["", "", "a", "b"], ["", "", "", ""], ["a", "a", "b", "b"]], dtype=object)
+    lessons = corrections(pool, reasons, most=1, seed=0)
+    assert [lesson.prompt for lesson in lessons] == [PROMPTS[0]]  # the others' images are all alike
+    lessons = corrections(pool, reasons, most=5, seed=0)
+    by_reason = {lesson.reasons: lesson for lesson in lessons}
+    assert torch.equal(by_reason["a"].rejected, wrong) and torch.equal(by_reason["a"].target, near)
+    assert torch.equal(by_reason["b"].target, far)
+    with pytest.raises(ValueError, match="dev or test prompt"):
+        corrections(replace(pool, prompts=lite_prompts("test")[:3]), reasons, 1, 0)
+
+
+def test_training_teaches_to_go_by_the_reasons_and_resumes(toy_generator: Any, tmp_path: Path) -> None:
+    old, new = torch.full((64,), 7, dtype=torch.int16), torch.full((64,), 9, dtype=torch.int16)
+    lessons = [
+        Correction(PROMPTS[0], old, "the cat is blue, not red", new),
+        Correction(PROMPTS[0], old, "there is no cat", old),
+    ]
+    words = encode_text(toy_generator.words, PROMPTS[0].text)
+    replay = CaptionedTokens([words], torch.full((1, 64), 3), {"pictures": 1})
+    settings = CorrectionTraining(steps=200, learning_rate=2e-2, batch_size=8, without_reasons=0.0)
+
+    def train(folder: Path, steps: int = 200) -> Any:
+        taught = replace(
+            toy_generator,
+            model=copy.deepcopy(toy_generator.model),
+            settings=SamplingSettings(guidance_scale=0, steps=4),
+        )
+        log = train_correction(taught, lessons, replay, replace(settings, steps=steps), folder)
+        return taught, log
+
+    taught, log = train(tmp_path / "a")
+    assert log.losses[-1] < 1
+    drawn = taught.correct([PROMPTS[0].text] * 2, torch.stack([old, old]), [x.reasons for x in lessons], 1, seed=0)
+    assert (drawn[0][0].final == 9).float().mean() > 0.9 and (drawn[1][0].final == 7).float().mean() > 0.9
+    assert (taught.draw([PROMPTS[0].text], 1, seed=0)[0][0].final == 3).float().mean() > 0.9  # plain drawing stays
+    again, _ = train(tmp_path / "a")
+    assert all(torch.equal(a, b) for a, b in zip(taught.model.parameters(), again.model.parameters(), strict=True))
+    with pytest.raises(ValueError, match="checkpoint of a run"):
+        train(tmp_path / "a", steps=201)
+    with pytest.raises(ValueError, match="at least one correction"):
+        train_correction(taught, [], replay, settings, tmp_path / "b")

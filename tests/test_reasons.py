@@ -1,0 +1,68 @@
+"""Reasons in words: true to the findings, in words that the lite models know, only where something is wrong."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from cotgen_lite.geneval import Finding, evaluate
+from cotgen_lite.judges import TemplateJudge, scene_detections
+from cotgen_lite.prompts import OPPOSITE, TAGS, parse_prompt
+from cotgen_lite.reasons import find_reasons, write_reasons
+from cotgen_lite.scenes import SceneObject, random_scene, render, scene_for
+from cotgen_lite.verifier_questions import random_prompt
+from cotgen_lite.vocabulary import encode_text, lite_tokenizer
+
+
+def test_every_wording_is_in_words_the_models_know_and_names_what_is_wrong() -> None:
+    rng, words, kinds = np.random.default_rng(0), lite_tokenizer(), set()
+    for number in range(1500):
+        prompt = random_prompt(TAGS[number % 6], rng)
+        other = random_prompt(TAGS[rng.integers(6)], rng)
+        scene = random_scene(rng) if number % 2 else scene_for(other, rng)
+        verdict = evaluate(prompt, scene_detections(scene))
+        if verdict.correct:
+            continue
+        text = write_reasons(verdict.reasons, rng)
+        assert 0 < len(encode_text(words, text)) <= 40 and text == text.lower()
+        for finding, part in zip(verdict.reasons, text.split(", and "), strict=True):
+            kinds.add(finding.kind)
+            assert finding.name in part
+            if finding.kind == "color":
+                assert str(finding.expected) in part
+            if finding.kind == "position":
+                assert str(finding.expected) in part and str(finding.reference) in part
+                assert all(relation in part for relation in finding.found)  # type: ignore[union-attr]
+    assert kinds == {"missing", "count", "color", "position"}  # "extra", which chance hardly draws, is below
+
+
+def test_wordings_vary_and_say_the_numbers() -> None:
+    rng = np.random.default_rng(0)
+    few = {write_reasons([Finding("count", "bus", 3, 1)], rng) for _ in range(40)}
+    assert few == {
+        "there is only one bus, not three",
+        "there is one bus but there should be three",
+        "there are too few buses: three are asked for",
+    }
+    many = {write_reasons([Finding("extra", "bus", 2, 4)], rng) for _ in range(40)}
+    assert many == {
+        "there are four buses, not two",
+        "there are four buses but there should be two",
+        "there are too many buses: two are asked for",
+    }
+    unclear = write_reasons([Finding("color", "cat", "red", ("unknown",))], rng)
+    assert unclear == "the color of the cat is unclear but should be red"
+    with pytest.raises(ValueError, match="only a wrong image has reasons"):
+        write_reasons([], rng)
+
+
+def test_only_wrong_images_get_reasons() -> None:
+    prompt = parse_prompt("a photo of a cat left of a dog")
+    left, right = ((SceneObject("cat", "red", x, 16), SceneObject("dog", "blue", 40 - x, 16)) for x in (0, 40))
+    pictures = render([left, right, left[:1]])
+    generator = SimpleNamespace(decode=lambda codes: pictures[codes[:, 0]])
+    tokens = torch.arange(3)[None, :, None]
+    found = find_reasons(generator, TemplateJudge(), tokens, [prompt], seed=0)  # type: ignore[arg-type]
+    assert found.shape == (1, 3) and found[0, 0] == ""
+    assert OPPOSITE["left of"] in found[0, 1] and "dog" in found[0, 2]
