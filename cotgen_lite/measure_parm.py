@@ -24,6 +24,7 @@ from cotgen_lite.measure_alignment import ON_TOP, measure_generator
 from cotgen_lite.measure_verifiers import by_both_judges
 from cotgen_lite.pools import Pool, expected_best_of, first_of_each_tag, load_pool
 from cotgen_lite.prompts import Prompt
+from cotgen_lite.ranking import CLEAR_FROM
 from cotgen_lite.recipes import Recipe
 from cotgen_lite.results import SIZES, decide, merge_json, merge_rows, read_rows, score_rows, summed_up
 from cotgen_lite.sampling import Ledger
@@ -55,11 +56,13 @@ class Opinions:
 @dataclass(frozen=True)
 class Outcome:
     """What `parm_search` would do on a pool: steps that each path runs, int (P, N); whether it survives, bool (P, N);
-    and by which order the choice falls, float (P, N): survivors by selection, above the stopped ones by potential."""
+    and by which order the choice falls, float (P, N): survivors by selection, above the stopped ones by potential.
+    first_step: the first at which it asks, counted from 1."""
 
     steps: npt.NDArray[np.int64]
     survived: npt.NDArray[np.bool_]
     order: npt.NDArray[np.float64]
+    first_step: int = 1
 
 
 def measure_parm(out: Path, work: Path, recipe: Recipe) -> None:
@@ -84,10 +87,14 @@ def measure_parm(out: Path, work: Path, recipe: Recipe) -> None:
                 f"The paths drawn by {name} are not those of its pool: make the pool again on this machine."
             )
         opinions = ask_of_paths(generator, parm, guesses, pool.prompts, work / "opinions")
-        by_asking = {assess: stop_paths(opinions, assess) for assess in ASKED}
+        by_asking: dict[str, Outcome] = {assess: stop_paths(opinions, assess) for assess in ASKED}
         outcomes[name] = by_asking["every"]
         label = "parm" if name == "baseline" else f"{name}+parm"
-        methods = {label: by_asking["every"]} | ({f"{label}-first": by_asking["first"]} if name == "baseline" else {})
+        methods = {label: by_asking["every"]}
+        if name == "baseline":
+            late = ask_of_paths(generator, parm, guesses, pool.prompts, work / "opinions", CLEAR_FROM)
+            by_asking["late"] = stop_paths(late, first_step=CLEAR_FROM)
+            methods |= {"parm-first": by_asking["first"], f"parm-from-{CLEAR_FROM}": by_asking["late"]}
         about = {"generator": name, "verifier": "PARM", "seed": 0, "command": COMMAND}
         sizes = [size for size in SIZES if size <= recipe.pool_size]
         for method, outcome in methods.items():
@@ -102,13 +109,13 @@ def measure_parm(out: Path, work: Path, recipe: Recipe) -> None:
             "selection_alone": round(float(np.mean(list(tag_means(pool.prompts, selection).values()))), 4),
         }
         if name == "baseline":
-            _save_opinions(out / "pools/baseline_parm.safetensors", opinions)
             equal = at_equal_cost(pool, outcomes[name], units, guesses.shape[2])
-            steps = load_file(out / "pools/baseline_steps.safetensors")
-            kept = steps["pool_row"].tolist()
-            some, ends = [pool.prompts[row] for row in kept], pool.correct["learned"][kept]
-            areas = areas_by_step(generator, parm, some, steps["guesses"], ends)
-            found[name] |= {"units": units, "equal_cost": equal, "auc_within_prompts": areas}
+            kept = load_file(out / "pools/baseline_steps.safetensors")
+            some = [pool.prompts[row] for row in kept["pool_row"].tolist()]
+            everywhere = ask_every_step(generator, parm, some, kept["guesses"])
+            _save_opinions(out / "pools/baseline_steps_parm.safetensors", everywhere)
+            ends = pool.correct["learned"][kept["pool_row"]]
+            found[name] |= {"units": units, "equal_cost": equal, "auc_within_prompts": areas_by_step(everywhere, ends)}
     for name in BESIDE:
         pools[name] = load_pool(out / f"pools/{name}.safetensors")
     findings = {
@@ -261,19 +268,26 @@ def decide_best(pools: Mapping[str, Pool], outcomes: Mapping[str, Outcome], n: i
     return {"F8": f8, "F9": f9}
 
 
-def areas_by_step(
-    generator: Generator, verifier: Verifier, prompts: Sequence[Prompt], guesses: Tensor, correct: npt.NDArray[np.bool_]
-) -> dict[str, list[float]]:
-    """AUC among a prompt's paths, mean over prompts, of what PARM says at each step but the last against how the paths
-    end, whether it would have come to ask or not. guesses: (P, N, T, L); correct: (P, N)."""
+def ask_every_step(generator: Generator, verifier: Verifier, prompts: Sequence[Prompt], guesses: Tensor) -> Opinions:
+    """PARM's opinions of every step of every path, whether it would have come to ask or not; guesses (P, N, T, L)."""
     told = torch.empty(*guesses.shape[:2], guesses.shape[2] - 1, 2)
+    final = torch.empty(guesses.shape[:2])
     for row, prompt in enumerate(tqdm(prompts, desc="PARM, every step")):
+        texts = [prompt.text] * guesses.shape[1]
         for step in range(told.shape[2]):
-            images = generator.decode(guesses[row, :, step])
-            told[row, :, step] = verifier.score_turns(images, [prompt.text] * len(images), PARM_QUESTIONS)
+            told[row, :, step] = verifier.score_turns(generator.decode(guesses[row, :, step]), texts, PARM_QUESTIONS)
+        final[row] = verifier.score(generator.decode(guesses[row, :, -1]), texts)
+    clarity, potential, selection = (part.half().float().numpy() for part in (told[..., 0], told[..., 1], final))
+    return Opinions(clarity, potential, selection)
+
+
+def areas_by_step(opinions: Opinions, correct: npt.NDArray[np.bool_]) -> dict[str, list[float]]:
+    """AUC among a prompt's paths, mean over prompts, of what PARM says at each step but the last against how the paths
+    end; for opinions of every step."""
+    told = {"clarity": opinions.clarity, "potential": opinions.potential}
     return {
         name: [round(area_within_rows(odds[:, :, t], correct), 4) for t in range(odds.shape[2])]
-        for name, odds in zip(("clarity", "potential"), told.numpy().transpose(3, 0, 1, 2), strict=True)
+        for name, odds in told.items()
     }
 
 
@@ -308,13 +322,23 @@ def _save_opinions(path: Path, opinions: Opinions) -> None:
     part.replace(path)
 
 
+def load_opinions(path: Path) -> Opinions:
+    """Opinions from disk; FileNotFoundError if they are missing."""
+    return Opinions(**{key: value.float().numpy() for key, value in load_file(path).items()})
+
+
 def ask_of_paths(
-    generator: Generator, verifier: Verifier, guesses: Tensor, prompts: Sequence[Prompt], work_dir: Path
+    generator: Generator,
+    verifier: Verifier,
+    guesses: Tensor,
+    prompts: Sequence[Prompt],
+    work_dir: Path,
+    first_step: int = 1,
 ) -> Opinions:
     """PARM's opinions of a pool's guesses (P, N, T, L); resumes from shards in `work_dir`.
 
-    A path is asked about until it is clear and without potential, which is all that `stop_paths` needs. Opinions are
-    kept in half precision, as pools keep scores.
+    A path is asked about from first_step on (counted from 1) until it is clear and without potential, which is all that
+    `stop_paths` needs. Opinions are kept in half precision, as pools keep scores.
     """
     shards = [range(i, min(i + SHARD, len(prompts))) for i in range(0, len(prompts), SHARD)]
 
@@ -323,7 +347,7 @@ def ask_of_paths(
         final = []
         for place, row in enumerate(shard):
             prompt, running = prompts[row].text, torch.arange(guesses.shape[1])
-            for step in range(guesses.shape[2] - 1):
+            for step in range(first_step - 1, guesses.shape[2] - 1):
                 if not len(running):
                     break
                 images = generator.decode(guesses[row, running, step])
@@ -335,15 +359,16 @@ def ask_of_paths(
         return {"odds": odds.half(), "final": torch.stack(final).half()}
 
     about = [prompt.text for prompt in prompts], guesses.sum().item(), list(guesses.shape)
-    folder = work_dir / fingerprint((verifier.model, generator.pixels), *about)
+    folder = work_dir / f"{fingerprint((verifier.model, generator.pixels), *about)}-from-{first_step}"
     parts = in_shards(shards, ask, folder, "PARM")
     odds, final = (torch.cat([part[name] for part in parts]).float().numpy() for name in ("odds", "final"))
     return Opinions(odds[..., 0], odds[..., 1], final)
 
 
-def stop_paths(opinions: Opinions, assess: Assess = "every") -> Outcome:
+def stop_paths(opinions: Opinions, assess: Assess = "every", first_step: int = 1) -> Outcome:
     """How `parm_search` would treat the paths of a pool; exact, because paths do not depend on each other."""
     clear = opinions.clarity > 0
+    clear[:, :, : first_step - 1] = False
     if assess == "first":
         clear &= np.cumsum(clear, axis=2) == 1
     hopeless = clear & (opinions.potential <= 0)
@@ -353,7 +378,7 @@ def stop_paths(opinions: Opinions, assess: Assess = "every") -> Outcome:
     doubt = np.take_along_axis(opinions.potential, last[..., None], axis=2)[..., 0].astype(np.float64)
     # Log-odds of selection may be of any size: squeezed into 0..1, above what potential becomes, −1..0.
     order = np.where(survived, _squeeze(opinions.selection), _squeeze(doubt) - 1)
-    return Outcome(steps, survived, order)
+    return Outcome(steps, survived, order, first_step)
 
 
 def _squeeze(log_odds: npt.NDArray) -> npt.NDArray[np.float64]:
@@ -375,7 +400,7 @@ def spent_by_search(outcome: Outcome, n: int, steps: int) -> dict[str, float]:
     none_left = np.array([comb(int(d), n) / comb(number, n) for d in dead])
     remaining = np.where(outcome.survived, 0, steps - ran) / steps
     resumed = expected_best_of(outcome.order, remaining, n) * steps  # 0 wherever a survivor is among the n
-    guesses = n * np.minimum(ran, steps - 1).mean(axis=1)
+    guesses = n * (np.minimum(ran, steps - 1) - outcome.first_step + 1).mean(axis=1)
     finished = n * outcome.survived.mean(axis=1) + none_left
     generator = 2 + 2 + 2 * n * (ran.mean(axis=1) - 1) + 2 * resumed
     found = {"generator_passes": generator, "guesses_read": guesses, "finished_read": finished, "none_left": none_left}

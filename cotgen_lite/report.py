@@ -35,6 +35,7 @@ LABELS = {
     "ft-prm": "fine-tuned PRM, best of {n} at each step",
     "parm": "PARM, {n} paths",
     "parm-first": "PARM, {n} paths, asked once a path",
+    "parm-from-12": "PARM, {n} paths, asked from step 12 on",
     "oracle": "oracle, best of {n}",
     "dpo": "DPO",
     "it-dpo": "iterative DPO",

@@ -193,7 +193,13 @@ class ParmResult:
 
 
 def parm_search(
-    generator: Generator, verifier: Verifier, prompt: str, n: int, seed: int, assess: Assess = "every"
+    generator: Generator,
+    verifier: Verifier,
+    prompt: str,
+    n: int,
+    seed: int,
+    assess: Assess = "every",
+    first_step: int = 1,
 ) -> ParmResult:
     """Draw n paths, stop those that show no potential once they are clear, choose the best of the others.
 
@@ -203,11 +209,15 @@ def parm_search(
     least doubt (highest log-odds of potential) is resumed to the end.
 
     The paths are those of `best_of_n` with the same seed. assess: "every" asks about potential at every clear step, as
-    the paper's text says; "first" at a path's first clear step only, as its released code does. ValueError for n < 1.
+    the paper's text says; "first" at a path's first clear step only, as its released code does. first_step: the first
+    at which it asks, counted from 1; the paper's is 1. ValueError for n < 1 or a first_step outside 1..T.
     Paper: section 4.
     """
-    if n < 1:
-        raise ValueError(f"PARM chooses among n paths: n must be 1 or more, got {n}.")
+    if n < 1 or not 1 <= first_step <= generator.settings.steps:
+        raise ValueError(
+            f"PARM chooses among n paths: n must be 1 or more and first_step 1 to {generator.settings.steps}; "
+            f"got n = {n}, first_step = {first_step}."
+        )
     started, asking, asked, ledger, model = time.perf_counter(), 0.0, 0, Ledger(), generator.model
     cache = encode_prompts(model, [text_prefix(model.config, encode_text(generator.words, prompt))], ledger)
     state = start(model, cache, [(0, path) for path in range(n)], generator.settings, seed, ledger)
@@ -223,6 +233,8 @@ def parm_search(
         guesses[at, running], ran[running] = step.guess.to("cpu", torch.int16), at + 1
         if state.step == steps:
             break
+        if state.step < first_step:
+            continue
         images, began = generator.decode(step.guess), time.perf_counter()
         odds = verifier.score_turns(images, [prompt] * len(running), (CLARITY_QUESTION, POTENTIAL_QUESTION))
         asking, asked = asking + time.perf_counter() - began, asked + len(running)

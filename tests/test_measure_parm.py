@@ -14,6 +14,7 @@ from cotgen_lite.measure_parm import (
     Opinions,
     Outcome,
     areas_by_step,
+    ask_every_step,
     ask_of_paths,
     at_equal_cost,
     clear_at,
@@ -52,15 +53,19 @@ class Moody(torch.nn.Module):
 
 
 @pytest.mark.parametrize("assess", ["every", "first"])
-@pytest.mark.parametrize("doubt", [0.0, 2.0])  # with 2.0 every path is stopped at its first clear step
-def test_a_pool_tells_what_the_search_does(toy_generator: Any, tmp_path: Path, assess: Assess, doubt: float) -> None:
+# With a doubt of 2.0 every path is stopped at its first clear step.
+@pytest.mark.parametrize(("doubt", "first_step"), [(0.0, 1), (2.0, 1), (0.5, 3)])
+def test_a_pool_tells_what_the_search_does(
+    toy_generator: Any, tmp_path: Path, assess: Assess, doubt: float, first_step: int
+) -> None:
     n, verifier = 5, Moody(doubt)
     drawn = toy_generator.draw([prompt.text for prompt in PROMPTS], n, seed=3)
     guesses = torch.stack([torch.stack([path.tokens for path in paths]) for paths in drawn])
-    outcome = stop_paths(ask_of_paths(toy_generator, verifier, guesses, PROMPTS, tmp_path), assess)  # type: ignore[arg-type]
+    opinions = ask_of_paths(toy_generator, verifier, guesses, PROMPTS, tmp_path, first_step)  # type: ignore[arg-type]
+    outcome = stop_paths(opinions, assess, first_step)
     passes = []
     for row, prompt in enumerate(PROMPTS):
-        found = parm_search(toy_generator, verifier, prompt.text, n, seed=3, assess=assess)  # type: ignore[arg-type]
+        found = parm_search(toy_generator, verifier, prompt.text, n, 3, assess, first_step)  # type: ignore[arg-type]
         np.testing.assert_array_equal(outcome.survived[row], found.survived.numpy())
         assert int(outcome.order[row].argmax()) == found.chosen
         ran = outcome.steps[row].copy()
@@ -143,9 +148,10 @@ def test_potential_is_held_against_the_end_of_its_own_path(toy_generator: Any) -
     )
     # As if the paths ended as their potential at step 3 foretells: the AUC is 1 there.
     ends = (at_step_2 > at_step_2.median(dim=1, keepdim=True).values).numpy()
-    areas = areas_by_step(toy_generator, verifier, PROMPTS, guesses, ends)  # type: ignore[arg-type]
+    opinions = ask_every_step(toy_generator, verifier, PROMPTS, guesses)  # type: ignore[arg-type]
+    areas = areas_by_step(opinions, ends)
     assert areas["potential"][2] == 1 and len(areas["clarity"]) == guesses.shape[2] - 1
-    assert areas_by_step(toy_generator, verifier, PROMPTS, guesses, ~ends)["potential"][2] == 0  # type: ignore[arg-type]
+    assert areas_by_step(opinions, ~ends)["potential"][2] == 0
 
 
 def test_equal_cost_means_as_many_passes_seconds_or_flops() -> None:
