@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from torch import Tensor
 
 from cotgen_lite.plots import CEILING, CHANCE, OTHER, OURS, draw_images, wrap
@@ -55,7 +55,7 @@ def draw_budget(
     figure, axis = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
     for number, (name, spent) in enumerate(seconds.items()):
         color = (CHANCE, OTHER, OURS, CEILING)[number % 4]
-        label = f"{name} ({upfront[name]:.2g} s of it for training)" if upfront[name] else name
+        label = f"{name} ({upfront[name]:,.2f} s of it for training)" if upfront[name] else name
         x, y = np.asarray(spent, dtype=float), np.asarray(accuracy[name], dtype=float)
         axis.plot(x, y, color=color, marker="osD^"[number % 4], ms=4, lw=1.8, label=label)
         within = np.flatnonzero(x <= budget)
@@ -64,8 +64,9 @@ def draw_budget(
             axis.plot(x[best], y[best], "o", ms=13, mfc="none", mec=color, mew=2)
     axis.axvline(budget, color="#333333", lw=1, ls=":")
     axis.set_xscale("log")
-    for one in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
-        one(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_xlabel("seconds for one picture")
     axis.set_ylabel("GenEval accuracy")
     axis.grid(alpha=0.25)

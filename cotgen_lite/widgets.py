@@ -1,6 +1,8 @@
 """The notebooks' explorers: controls around one picture, which is drawn by a pure function of `plots`."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from threading import Lock, RLock
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +17,10 @@ from ipywidgets import (
     IntSlider,
     SelectionSlider,
     ToggleButtons,
+    ValueWidget,
     VBox,
 )
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from cotgen_lite.plots import (
@@ -36,6 +40,28 @@ Path = tuple[Tensor, Tensor]  # images (T, 3, H, W) and committed (T, L) of one 
 OWN_SIZE = {"align_self": "flex-start", "max_width": "100%"}  # a box would stretch a picture to its own width
 
 
+def keep_drawn(controls: Sequence[ValueWidget], draw: Callable[..., tuple[Figure, str]]) -> tuple[Image, HTML]:
+    """A picture and words beneath it, drawn now and again whenever a control moves: always those of the last values.
+
+    draw: the controls' values, in order → figure and words. The kernel calls back on several threads at once, so values
+    are read once, one drawing is made at a time, and what the controls have left behind meanwhile is not shown.
+    """
+    picture, words, drawing = Image(format="png", layout=OWN_SIZE), HTML(), Lock()
+
+    def redraw(_: object = None) -> None:
+        with drawing:
+            values = [control.value for control in controls]
+            figure, text = draw(*values)
+            drawn = to_png(figure)
+            if values == [control.value for control in controls]:  # else the move that came meanwhile draws next
+                picture.value, words.value = drawn, text
+
+    for control in controls:
+        control.observe(redraw, names="value")
+    redraw()
+    return picture, words
+
+
 def step_explorer(
     prompts: Sequence[str], draw_path: Callable[[str, int, float], Path], scale: float, steps: int = 18
 ) -> VBox:
@@ -48,21 +74,12 @@ def step_explorer(
     seed = IntSlider(value=0, min=0, max=20, description="seed", continuous_update=False)
     guidance = FloatSlider(value=scale, min=0, max=5, step=0.5, description="guidance", continuous_update=False)
     step = IntSlider(value=steps, min=1, max=steps, description="step")
-    picture = Image(format="png", layout=OWN_SIZE)
-    path: list[Path] = []
+    path = lru_cache(maxsize=1)(draw_path)  # moving along a path samples nothing anew
 
-    def redraw(_: object = None) -> None:
-        images, committed = path[-1]
-        picture.value = to_png(draw_one_step(images, committed, step.value, f"{prompt.value}, seed {seed.value}"))
+    def draw(text: str, number: int, guide: float, at: int) -> tuple[Figure, str]:
+        return draw_one_step(*path(text, number, guide), at, f"{text}, seed {number}"), ""
 
-    def resample(_: object = None) -> None:
-        path[:] = [draw_path(prompt.value, seed.value, guidance.value)]
-        redraw()
-
-    for control in (prompt, seed, guidance):
-        control.observe(resample, names="value")
-    step.observe(redraw, names="value")
-    resample()
+    picture, _ = keep_drawn((prompt, seed, guidance, step), draw)
     return VBox([HBox([prompt, seed]), HBox([guidance, step]), picture])
 
 
@@ -77,7 +94,7 @@ def pick_the_best(
     picks = ToggleButtons(options=[(str(i + 1), i) for i in range(belief.shape[1])], value=None, description="you keep")
     onward = Button(description="next prompt")
     picture, score = Image(format="png", layout=OWN_SIZE), HTML()
-    tally = {"round": 0, "you": 0, "verifier": 0, "prompts": 0}
+    tally, one_at_a_time = {"round": 0, "you": 0, "verifier": 0, "prompts": 0}, RLock()
 
     def redraw() -> None:
         row = tally["round"] % len(prompts)
@@ -87,17 +104,19 @@ def pick_the_best(
         score.value = f"you {tally['you']}, verifier {tally['verifier']} of {tally['prompts']} prompts right"
 
     def picked(change: dict) -> None:
-        row = tally["round"] % len(prompts)
-        if change["old"] is None and change["new"] is not None:  # only the first pick of a prompt counts
-            tally["prompts"] += 1
-            tally["you"] += int(verdict[row, change["new"]])
-            tally["verifier"] += int(verdict[row, belief[row].argmax()])
-        redraw()
+        with one_at_a_time:
+            row = tally["round"] % len(prompts)
+            if change["old"] is None and change["new"] is not None:  # only the first pick of a prompt counts
+                tally["prompts"] += 1
+                tally["you"] += int(verdict[row, change["new"]])
+                tally["verifier"] += int(verdict[row, belief[row].argmax()])
+            redraw()
 
     def go_on(_: object) -> None:
-        tally["round"] += 1
-        picks.value = None
-        redraw()
+        with one_at_a_time:
+            tally["round"] += 1
+            picks.value = None
+            redraw()
 
     picks.observe(picked, names="value")
     onward.on_click(go_on)
@@ -114,48 +133,44 @@ def generators_explorer(
     """
     prompt = Dropdown(options=list(prompts), description="prompt", layout={"width": "30em"})
     seed = IntSlider(value=0, min=0, max=20, description="seed", continuous_update=False)
-    picture = Image(format="png", layout=OWN_SIZE)
 
-    def redraw(_: object = None) -> None:
-        images, right = look(prompt.value, seed.value)
-        picture.value = to_png(draw_side_by_side(images, right, f"{prompt.value}, seed {seed.value}"))
+    def draw(text: str, number: int) -> tuple[Figure, str]:
+        return draw_side_by_side(*look(text, number), f"{text}, seed {number}"), ""
 
-    for control in (prompt, seed):
-        control.observe(redraw, names="value")
-    redraw()
+    picture, _ = keep_drawn((prompt, seed), draw)
     return VBox([HBox([prompt, seed]), picture])
 
 
 def budget_explorer(
     sizes: Sequence[int],
     accuracy: Mapping[str, npt.ArrayLike],
-    seconds_each: Mapping[str, float],
-    alignment: Mapping[str, float],
+    seconds_each: float,
+    training: Mapping[str, npt.ArrayLike],
 ) -> VBox:
     """Notebook 06: choose how many pictures are to be made and the budget of each, and see what is best to do.
 
     sizes: the n of best-of-n; accuracy: generator → (len(sizes),); seconds_each: seconds of drawing and reading one
-    candidate; alignment: seconds that the generator took to align, shared by all pictures.
+    candidate; training: generator → seconds of all training that best-of-n needs (len(sizes),), shared by all pictures.
     """
-    pictures = SelectionSlider(options=[10, 100, 1000, 10_000, 100_000], value=1000, description="pictures")
-    budget = FloatLogSlider(value=1.0, min=-1, max=2, step=0.1, description="seconds each", continuous_update=False)
-    picture, verdict = Image(format="png", layout=OWN_SIZE), HTML()
+    options = [(f"{number:,}", number) for number in (10, 100, 1000, 10_000, 100_000)]
+    pictures = SelectionSlider(options=options, value=10_000, description="pictures")
+    budget = FloatLogSlider(value=10**0.4, min=-1, max=2, step=0.1, description="seconds", continuous_update=False)
 
-    def redraw(_: object = None) -> None:
-        share = {name: alignment[name] / pictures.value for name in accuracy}
-        spent = {name: share[name] + np.asarray(sizes) * seconds_each[name] for name in accuracy}
-        picture.value = to_png(draw_budget(spent, accuracy, budget.value, share))
+    def draw(number: int, seconds: float) -> tuple[Figure, str]:
+        share = {name: np.asarray(training[name], dtype=float) / number for name in accuracy}
+        spent = {name: share[name] + np.asarray(sizes) * seconds_each for name in accuracy}
         best = {
-            name: float(np.asarray(accuracy[name])[spent[name] <= budget.value].max())
+            name: float(np.asarray(accuracy[name])[spent[name] <= seconds].max())
             for name in accuracy
-            if (spent[name] <= budget.value).any()
+            if (spent[name] <= seconds).any()
         }
-        name = max(best, key=lambda one: best[one]) if best else ""
-        verdict.value = f"best within the budget: {name}, {best[name]:.3f}" if best else "nothing fits this budget"
+        figure = draw_budget(spent, accuracy, seconds, {name: part[-1] for name, part in share.items()})
+        if not best:
+            return figure, "nothing fits this budget"
+        name = max(best, key=lambda one: best[one])
+        return figure, f"best within the budget: {name}, {best[name]:.3f}"
 
-    for control in (pictures, budget):
-        control.observe(redraw, names="value")
-    redraw()
+    picture, verdict = keep_drawn((pictures, budget), draw)
     return VBox([HBox([pictures, budget]), picture, verdict])
 
 
@@ -166,20 +181,16 @@ def calibration_explorer(log_odds: Mapping[str, npt.ArrayLike], correct: npt.Arr
     """
     tag = Dropdown(options=["all", *dict.fromkeys(tags)], description="tag")
     bins = IntSlider(value=10, min=2, max=20, description="bins", continuous_update=False)
-    picture, errors = Image(format="png", layout=OWN_SIZE), HTML()
     colors, truth = dict(zip(log_odds, (OTHER, OURS), strict=True)), np.asarray(correct, dtype=bool)
 
-    def redraw(_: object = None) -> None:
-        rows = np.array([tag.value in ("all", name) for name in tags])
+    def draw(chosen: str, number: int) -> tuple[Figure, str]:
+        rows = np.array([chosen in ("all", name) for name in tags])
         scores = {name: np.asarray(odds)[rows] for name, odds in log_odds.items()}
-        curves = {name: calibration(odds, truth[rows], bins.value) for name, odds in scores.items()}
-        picture.value = to_png(draw_calibration(curves, colors, tag.value))
-        off = {name: calibration_error(odds, truth[rows], bins.value) for name, odds in scores.items()}
-        errors.value = "mean distance from the diagonal: " + ", ".join(f"{n} {error:.3f}" for n, error in off.items())
+        curves = {name: calibration(odds, truth[rows], number) for name, odds in scores.items()}
+        off = [f"{name} {calibration_error(odds, truth[rows], number):.3f}" for name, odds in scores.items()]
+        return draw_calibration(curves, colors, chosen), f"mean distance from the diagonal: {', '.join(off)}"
 
-    for control in (tag, bins):
-        control.observe(redraw, names="value")
-    redraw()
+    picture, errors = keep_drawn((tag, bins), draw)
     return VBox([HBox([tag, bins]), picture, errors])
 
 
@@ -194,13 +205,9 @@ def rollout_explorer(
     belief = np.asarray(beliefs, dtype=float)
     path = Dropdown(options=[(text, i) for i, text in enumerate(prompts)], description="path", layout={"width": "30em"})
     step = IntSlider(value=1, min=1, max=belief.shape[1], description="step", continuous_update=False)
-    picture = Image(format="png", layout=OWN_SIZE)
 
-    def redraw(_: object = None) -> None:
-        guess, ends, right = look(path.value, step.value)
-        picture.value = to_png(draw_rollouts(guess, ends, right, belief[path.value], step.value, prompts[path.value]))
+    def draw(row: int, at: int) -> tuple[Figure, str]:
+        return draw_rollouts(*look(row, at), belief[row], at, prompts[row]), ""
 
-    for control in (path, step):
-        control.observe(redraw, names="value")
-    redraw()
+    picture, _ = keep_drawn((path, step), draw)
     return VBox([HBox([path, step]), picture])

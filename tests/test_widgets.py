@@ -1,8 +1,12 @@
 """Widgets redraw when a control moves, and keep count."""
 
+from threading import Event, Thread
+
 import numpy as np
+import pytest
 import torch
 
+from cotgen_lite import widgets
 from cotgen_lite.scoring import calibration_error
 from cotgen_lite.widgets import (
     budget_explorer,
@@ -104,18 +108,44 @@ def test_generators_explorer_draws_the_chosen_prompt_and_seed() -> None:
     assert picture.value != first and bytes(picture.value).startswith(b"\x89PNG")
 
 
+def test_a_slow_drawing_gives_way_to_the_last_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(widgets, "draw_side_by_side", lambda images, right, title: f"{images} titled {title}")
+    monkeypatch.setattr(widgets, "to_png", str.encode)
+    drawing, moved_on = Event(), Event()
+
+    def look(prompt: str, seed: int) -> tuple[str, list]:
+        if (prompt, seed) == ("a cat", 7):  # does not end before another control has moved
+            drawing.set()
+            assert moved_on.wait(60)
+        return f"{prompt}, seed {seed}", []
+
+    box = generators_explorer(["a cat", "a dog"], look)
+    (prompt, seed), picture, shown = box.children[0].children, box.children[1], []
+    picture.observe(lambda change: shown.append(bytes(change["new"]).decode()), names="value")
+    prompt.observe(lambda _: moved_on.set(), names="index")  # a Dropdown's index moves before its value's observers run
+    first = Thread(target=setattr, args=(seed, "value", 7))
+    second = Thread(target=setattr, args=(prompt, "value", "a dog"))
+    first.start()
+    assert drawing.wait(60)
+    second.start()
+    for thread in (first, second):
+        thread.join(60)
+    assert shown == ["a dog, seed 7 titled a dog, seed 7"]
+
+
 def test_budget_explorer_names_the_best_that_fits() -> None:
     accuracy = {"baseline": [0.5, 0.6, 0.7], "dpo": [0.65, 0.7, 0.8]}
-    box = budget_explorer([1, 4, 10], accuracy, {"baseline": 0.1, "dpo": 0.1}, {"baseline": 0.0, "dpo": 1000.0})
+    training = {"baseline": [0.0, 500.0, 500.0], "dpo": [1000.0, 1500.0, 1500.0]}
+    box = budget_explorer([1, 4, 10], accuracy, 0.12, training)
     (pictures, budget), picture, verdict = box.children[0].children, box.children[1], box.children[2]
-    assert (pictures.value, budget.value) == (1000, 1.0)  # a second each: ten of the baseline, none of the aligned
-    assert verdict.value == "best within the budget: baseline, 0.700"
+    assert pictures.value == 10_000 and verdict.value == "best within the budget: dpo, 0.800"
     first = picture.value
-    pictures.value = 10_000  # now alignment takes a tenth of a second each
-    budget.value = 0.3
-    assert verdict.value == "best within the budget: dpo, 0.650"
-    budget.value = 1.3
-    assert verdict.value == "best within the budget: dpo, 0.800" and picture.value != first
-    budget.value = 0.1
-    pictures.value = 10
+    budget.value = 0.3  # one picture of either: training takes a tenth of a second each
+    assert verdict.value == "best within the budget: dpo, 0.650" and picture.value != first
+    pictures.value = 1000
+    budget.value = 1.0  # four of the baseline and its verifier, none of the aligned
+    assert verdict.value == "best within the budget: baseline, 0.600"
+    pictures.value = 10  # one of the baseline takes no training
     assert verdict.value == "best within the budget: baseline, 0.500"
+    budget.value = 0.1  # the slider's least; a candidate takes more
+    assert verdict.value == "nothing fits this budget"
