@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 import torch
 
-from cotgen_lite import exercises_alignment
+from cotgen_lite import exercises_alignment, exercises_parm
 from cotgen_lite.exercises_alignment import expect, say_right
 
 
@@ -228,6 +228,9 @@ class check:
     online_pair = staticmethod(exercises_alignment.online_pair)
     guided = staticmethod(exercises_alignment.guided)
     break_even = staticmethod(exercises_alignment.break_even)
+    first_clear = staticmethod(exercises_parm.first_clear)
+    stops = staticmethod(exercises_parm.stops)
+    saved = staticmethod(exercises_parm.saved)
 
 
 def _committed(steps: int, places: int, rounded: Callable[[float], int]) -> list[int]:

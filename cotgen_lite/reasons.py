@@ -16,6 +16,7 @@ from cotgen_lite.geneval import Detector, Finding, evaluate
 from cotgen_lite.prompts import Prompt, plural, with_article
 from cotgen_lite.verifier_questions import pick
 
+AND = ", and "  # between two things that are wrong
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -26,18 +27,29 @@ def write_reasons(findings: Sequence[Finding], rng: np.random.Generator) -> str:
     """
     if not findings:
         raise ValueError("There is nothing to write about: only a wrong image has reasons.")
-    return ", and ".join(_write(finding, rng) for finding in findings)
+    return AND.join(pick(wordings(finding), rng) for finding in findings)
 
 
-def _write(finding: Finding, rng: np.random.Generator) -> str:
+def share_told(text: str, findings: Sequence[Finding]) -> tuple[float, float]:
+    """How far a text says what was found wrong: the share of its parts that are true, and of the findings it tells.
+
+    Word for word, in any of the wordings that `write_reasons` draws from.
+    """
+    parts, told = text.split(AND), [set(wordings(finding)) for finding in findings]
+    true = sum(any(part in one for one in told) for part in parts)
+    return true / len(parts), sum(bool(one & set(parts)) for one in told) / max(1, len(told))
+
+
+def wordings(finding: Finding) -> list[str]:
+    """All ways in which `write_reasons` may say one finding."""
     name, expected = finding.name, finding.expected
     match finding.kind:
         case "missing":
-            wordings = [f"there is no {name}", f"the {name} is missing", f"{with_article(name)} should be there too"]
+            return [f"there is no {name}", f"the {name} is missing", f"{with_article(name)} should be there too"]
         case "count" | "extra":
             seen, wanted = _number(finding.found, name), NUMBERS[int(expected)]
             few = finding.kind == "count"
-            wordings = [
+            return [
                 f"there {'is' if finding.found == 1 else 'are'} {'only ' if few else ''}{seen}, not {wanted}",
                 f"there {'is' if finding.found == 1 else 'are'} {seen} but there should be {wanted}",
                 f"there are too {'few' if few else 'many'} {plural(name)}: {wanted} are asked for",
@@ -45,8 +57,8 @@ def _write(finding: Finding, rng: np.random.Generator) -> str:
         case "color":
             others = [color for color in finding.found if color not in ("unknown", expected)]  # type: ignore[union-attr]
             if not others:
-                return f"the color of the {name} is unclear but should be {expected}"
-            wordings = [
+                return [f"the color of the {name} is unclear but should be {expected}"]
+            return [
                 f"the {name} is {others[0]}, not {expected}",
                 f"the {name} is {others[0]} but should be {expected}",
                 f"the {name} should be {expected} instead of {others[0]}",
@@ -54,13 +66,12 @@ def _write(finding: Finding, rng: np.random.Generator) -> str:
         case "position":
             place, other = " and ".join(finding.found), finding.reference  # type: ignore[arg-type]
             if not place:
-                return f"the {name} is not {expected} the {other}"
-            wordings = [
+                return [f"the {name} is not {expected} the {other}"]
+            return [
                 f"the {name} is {place} the {other}, not {expected} it",
                 f"the {name} should be {expected} the {other}, not {place} it",
                 f"the {name} is {place} the {other} but should be {expected} it",
             ]
-    return pick(wordings, rng)
 
 
 def _number(found: object, name: str) -> str:

@@ -38,6 +38,11 @@ def pairs(labels: np.ndarray, number: Callable) -> list[tuple[int, int]]:
     return chosen
 
 
+def first_true(hopeless: np.ndarray) -> np.ndarray:
+    """The first true step of each row, counted from 1; 0 where there is none."""
+    return np.where(hopeless.any(axis=1), hopeless.argmax(axis=1) + 1, 0)
+
+
 SOLUTIONS: dict[str, Callable] = {
     "schedule": lambda t, k: differences(t, k, lambda s: k * math.cos(math.pi * (s + 1) / (2 * t)) + 1e-9),
     "agreement": lambda tokens: (tokens == tokens[-1]).float().mean(dim=1),
@@ -60,6 +65,9 @@ SOLUTIONS: dict[str, Callable] = {
     "online_pair": lambda odds: (odds.argmax(), odds.argmin()),
     "guided": lambda offline, online, weight: -F.logsigmoid(offline).mean() - weight * F.logsigmoid(online).mean(),
     "break_even": lambda once, a, b: once / (a - b) if a > b else math.inf,
+    "first_clear": lambda clarity: np.where((clarity > 0).any(axis=1), (clarity > 0).argmax(axis=1) + 1, 0),
+    "stops": lambda clarity, potential: first_true((clarity > 0) & (potential <= 0)),
+    "saved": lambda ran, steps: 1 - ran.mean() / steps,
 }
 MISTAKES: list[tuple[str, Callable, str]] = [
     ("schedule", lambda t, k: plainly(t, k, lambda s: k * math.cos(math.pi * s / (2 * t))), r"\(s \+ 1\) / T"),
@@ -170,6 +178,24 @@ MISTAKES: list[tuple[str, Callable, str]] = [
     ("break_even", lambda once, a, b: once / (b - a), "sign"),
     ("break_even", lambda once, a, b: (a - b) / once, "Upside down"),
     ("break_even", lambda once, a, b: once / (a - b), "never pays"),
+    ("first_clear", lambda clarity: (clarity > 0).argmax(axis=1), "counted from 1"),
+    ("first_clear", lambda clarity: (clarity > 0).argmax(axis=1) + 1, "never clear"),
+    ("first_clear", lambda c: np.where((c > 0).any(axis=1), c.argmax(axis=1) + 1, 0), "clearest"),
+    ("first_clear", lambda clarity: (clarity > 0).sum(axis=1), "how many steps"),
+    ("first_clear", lambda clarity: (clarity > 0).any(axis=1).sum(), "One number a path"),
+    ("stops", lambda clarity, potential: first_true(potential <= 0), "only where the path is clear"),
+    (
+        "stops",
+        lambda c, p: first_true((c > 0) & (np.cumsum(c > 0, axis=1) == 1) & (p <= 0)),
+        "first clear step only",
+    ),
+    ("stops", lambda c, p: np.maximum(first_true((c > 0) & (p <= 0)) - 1, 0), "counted from 1"),
+    ("stops", lambda c, p: first_true((c > 0) & (p > 0)), "sign"),
+    ("stops", lambda c, p: (c > 0) & (p <= 0), "One number a path"),
+    ("saved", lambda ran, steps: ran.mean() / steps, "was spent"),
+    ("saved", lambda ran, steps: (ran < steps).mean(), "did run some steps"),
+    ("saved", lambda ran, steps: (steps - ran).sum(), "number of steps"),
+    ("saved", lambda ran, steps: 1 - ran[ran < steps].mean() / steps, "stopped paths only"),
 ]
 
 

@@ -153,7 +153,7 @@ def test_assessed_at_the_first_clear_step_only(toy_generator: Any) -> None:
 
 
 def test_parm_needs_a_path(toy_generator: Any) -> None:
-    with pytest.raises(ValueError, match="n must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="n must be 1 or more and first_step 1 to 5; got n = 0"):
         parm_search(toy_generator, Doubter(), PROMPT, n=0, seed=0)  # type: ignore[arg-type]
 
 
