@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cotgen_lite.alignment import build_dpo, build_dpo_images, build_guided_orm, build_guided_parm, build_it_dpo
 from cotgen_lite.checkpoints import publish, write_manifest
+from cotgen_lite.correction import build_self_correct
 from cotgen_lite.dpo_studies import measure_estimators, measure_far, measure_spread
 from cotgen_lite.files import MANIFEST, data_root
 from cotgen_lite.generator_training import make_captioned_tokens, train_generator
@@ -24,6 +25,7 @@ from cotgen_lite.judge_training import train_judge
 from cotgen_lite.measure import measure_all
 from cotgen_lite.measure_alignment import measure_alignment
 from cotgen_lite.measure_parm import measure_parm
+from cotgen_lite.measure_reflection import measure_reflection
 from cotgen_lite.measure_verifiers import measure_orm, measure_prm
 from cotgen_lite.prompts import lite_prompts, to_record
 from cotgen_lite.recipes import LITE, QUICK, Recipe
@@ -144,6 +146,11 @@ def build_parm_results(out: Path, work: Path, recipe: Recipe) -> None:
     measure_parm(out, work, recipe)
 
 
+def build_reflection_results(out: Path, work: Path, recipe: Recipe) -> None:
+    """PARM++ on the generator that corrects itself, with its controls; scores and findings."""
+    measure_reflection(out, work, recipe)
+
+
 STEPS: dict[str, Callable[[Path, Path, Recipe], None]] = {
     "prompts": build_prompts,
     "tokenizer": build_tokenizer,
@@ -167,6 +174,8 @@ STEPS: dict[str, Callable[[Path, Path, Recipe], None]] = {
     "it-dpo-guided-parm": build_guided_parm,
     "dpo_results": build_dpo_results,
     "parm_results": build_parm_results,
+    "self-correct": build_self_correct,
+    "reflection_results": build_reflection_results,
     "dpo_estimators": build_dpo_estimators,
     "dpo_far": build_dpo_far,
     "dpo_spread": build_dpo_spread,
@@ -197,6 +206,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "it-dpo-guided-parm": ("dpo_images", "parm"),
     "dpo_results": ("prm_results", "it-dpo", "it-dpo-guided-orm"),
     "parm_results": ("dpo_results", "it-dpo-guided-parm"),
+    "self-correct": ("images",),
+    "reflection_results": ("parm_results", "parm-plus-plus", "self-correct"),
     "dpo_estimators": ("dpo",),
     "dpo_far": ("judge", "it-dpo-guided-orm"),
     "dpo_spread": ("dpo_results",),
@@ -221,6 +232,7 @@ def last_file(step: str, out: Path) -> Path:
         "dpo_images": f"training/dpo_images/{MANIFEST}",
         "dpo_results": "results/alignment.json",
         "parm_results": "results/parm.json",
+        "reflection_results": "results/reflection.json",
         "dpo_estimators": "results/dpo_estimators.json",
         "dpo_far": "results/best_of_many.json",
         "dpo_spread": "results/dpo_spread.json",

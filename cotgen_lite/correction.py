@@ -3,8 +3,10 @@
 Paper: section 5 (self-correction fine-tuning).
 """
 
+import copy
+import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +14,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cotgen_lite.drawing import fingerprint
+from cotgen_lite.checkpoints import built_generator, publish
+from cotgen_lite.drawing import draw_pool, fingerprint, judge_tokens
+from cotgen_lite.files import MANIFEST
 from cotgen_lite.generator import Generator
-from cotgen_lite.generator_training import CaptionedTokens
-from cotgen_lite.pools import Pool
-from cotgen_lite.prompts import Prompt
-from cotgen_lite.ranking import refuse_held_out
+from cotgen_lite.generator_training import CaptionedTokens, make_captioned_tokens
+from cotgen_lite.judges import TemplateJudge
+from cotgen_lite.pools import Pool, first_of_each_tag, load_pool
+from cotgen_lite.prompts import Prompt, lite_prompts
+from cotgen_lite.ranking import IMAGES, refuse_held_out
+from cotgen_lite.reasons import find_reasons
+from cotgen_lite.recipes import Recipe
+from cotgen_lite.scenes import CaptionNoise
+from cotgen_lite.scoring import score
 from cotgen_lite.showo import correction_prefix, masked_loss, text_prefix
-from cotgen_lite.training import TrainingLog, train
+from cotgen_lite.training import TrainingLog, thinned, train
 from cotgen_lite.vocabulary import encode_text
 
 
@@ -104,3 +113,56 @@ def train_correction(
     return train(
         generator.model, loss_at, settings.steps, settings.learning_rate, work_dir, "self-correction", about=about
     )
+
+
+def build_self_correct(out: Path, work: Path, recipe: Recipe) -> None:
+    """The generator that can correct an image, with the learning rate that serves best on dev prompts."""
+    images, start = load_pool(out / "training/images" / IMAGES), built_generator(out / "models")
+    reasons = find_reasons(start, TemplateJudge(), images.tokens, images.prompts, seed=0)
+    lessons = corrections(images, reasons, recipe.corrections_a_pool, seed=0)
+    folder = out / "models/self-correct"
+    if not lessons:
+        print("no prompt has images of both labels: there is nothing to learn from, the generator stays as it is")
+        publish(start.model, folder, {"lessons": 0}, 0)
+        return
+    settings = json.loads((out / f"models/generator/{MANIFEST}").read_text(encoding="utf-8"))["settings"]
+    replay = make_captioned_tokens(
+        recipe.replayed, start.pixels, start.words, CaptionNoise(**settings["noise"]), seed=settings["seed"]
+    )
+    tried = {}
+    for rate in recipe.correction_rates:
+        generator = replace(start, model=copy.deepcopy(start.model))
+        training = CorrectionTraining(recipe.correction_steps, rate)
+        log = train_correction(generator, lessons, replay, training, work / f"{rate:g}")
+        tried[rate] = generator, log, asdict(training), try_on_dev(start, generator, work, recipe)
+    best = max(tried, key=lambda rate: tried[rate][3]["plain"] + tried[rate][3]["corrected"])
+    generator, log, training_settings, _ = tried[best]
+    dev = {f"{rate:g}": entry[3] for rate, entry in tried.items()}
+    about = {"start": "generator", "lessons": len(lessons), "replayed": recipe.replayed, "dev": dev}
+    publish(generator.model, folder, training_settings | about | {"losses": thinned(log.losses)}, log.seconds)
+
+
+def try_on_dev(start: Generator, generator: Generator, work: Path, recipe: Recipe) -> dict[str, float]:
+    """What a corrected generator can do on dev prompts, by the training judge: accuracy of its "plain" images, and of
+    the starting generator's images after each wrong one was "corrected" once by the judge's reasons, or "mute", without
+    reasons; "before" is theirs without correction."""
+    prompts = first_of_each_tag(lite_prompts("dev"), recipe.prompts_per_tag)
+    number, judge = recipe.aligned_dev_images, TemplateJudge()
+    pools = [
+        draw_pool(one, prompts, number, seed=5, work_dir=work / "dev")[0][:, :, -1].contiguous()
+        for one in (start, generator)
+    ]
+    right = [judge_tokens(generator, codes, prompts, judge) for codes in pools]
+    reasons = find_reasons(start, judge, pools[0], prompts, seed=0)
+    wrong = np.argwhere(~right[0])
+    found = {"before": right[0], "plain": right[1]}
+    for name, texts in (("corrected", reasons), ("mute", np.full_like(reasons, ""))):
+        now = right[0].copy()
+        if len(wrong):
+            rows, columns = wrong.T
+            asked, why = [prompts[row].text for row in rows], [texts[row, column] for row, column in wrong]
+            drawn = generator.correct(asked, pools[0][rows, columns], why, 1, seed=9)
+            codes = torch.stack([paths[0].final for paths in drawn])[:, None]
+            now[rows, columns] = judge_tokens(generator, codes, [prompts[row] for row in rows], judge)[:, 0]
+        found[name] = now
+    return {name: round(score(prompts, verdicts.mean(1)).overall, 4) for name, verdicts in found.items()}

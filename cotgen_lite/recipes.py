@@ -40,6 +40,10 @@ class Recipe:
     online_samples: int  # of each
     more_seeds: tuple[int, ...]  # other training seeds of both rounds
     seed_candidates: int  # images a pool by which these are measured
+    corrections_a_pool: int  # wrong images at most that the generator learns to correct
+    correction_steps: int
+    correction_rates: tuple[float, ...]  # learning rates tried; the best on dev prompts is taken
+    replayed: int  # pre-training pictures mixed in
     many_prompts: int  # of each tag but the easiest, for best-of-n far beyond the usual n
     many_candidates: int
 
@@ -82,6 +86,10 @@ LITE = Recipe(
     online_samples=4,
     more_seeds=(1, 2),
     seed_candidates=4,
+    corrections_a_pool=10,
+    correction_steps=600,
+    correction_rates=(5e-4,),
+    replayed=8000,
     many_prompts=8,
     many_candidates=200,
 )
@@ -116,6 +124,10 @@ QUICK = Recipe(
     online_samples=2,
     more_seeds=(1,),
     seed_candidates=1,
+    corrections_a_pool=2,
+    correction_steps=5,
+    correction_rates=(5e-4,),
+    replayed=64,
     many_prompts=1,
     many_candidates=6,
 )

@@ -25,6 +25,11 @@ PAPER = {
     "it-dpo-guided-orm+ft-orm": (0.98, 0.84, 0.64, 0.85, 0.66, 0.52, 0.75),
     "it-dpo-guided-parm": (0.97, 0.75, 0.60, 0.83, 0.54, 0.53, 0.69),
     "it-dpo-guided-parm+parm": (0.99, 0.86, 0.67, 0.84, 0.66, 0.64, 0.77),
+    "self-correct": (0.92, 0.50, 0.47, 0.79, 0.10, 0.27, 0.51),
+    "self-correct+ft-orm": (0.97, 0.57, 0.54, 0.86, 0.20, 0.35, 0.58),
+    "self-correct+parm": (0.98, 0.65, 0.61, 0.91, 0.26, 0.40, 0.64),
+    "self-correct+parm++": (0.97, 0.60, 0.58, 0.89, 0.24, 0.38, 0.61),
+    "self-correct+parm++reflect": (0.99, 0.71, 0.69, 0.95, 0.36, 0.49, 0.70),
 }
 LABELS = {
     "baseline": "baseline",
@@ -53,6 +58,16 @@ LABELS = {
     "it-dpo-guided-parm+zs-orm": "iterative DPO guided by PARM, zero-shot ORM on top, best of {n}",
     "it-dpo-guided-parm+ft-orm": "iterative DPO guided by PARM, fine-tuned ORM on top, best of {n}",
     "it-dpo-guided-parm+parm": "iterative DPO guided by PARM, PARM on top, {n} paths",
+    "self-correct": "self-correction fine-tuning",
+    "self-correct+zs-orm": "self-correction, zero-shot ORM, best of {n}",
+    "self-correct+ft-orm": "self-correction, fine-tuned ORM, best of {n}",
+    "self-correct+parm": "self-correction, PARM, {n} paths",
+    "self-correct+parm++": "self-correction, PARM++, {n} paths, not reflecting",
+    "self-correct+parm++reflect": "self-correction, PARM++, {n} paths, reflecting",
+    "self-correct+parm++-more-samples": "… more samples instead of reflection",
+    "self-correct+parm++-no-reasons": "… reflecting without reasons",
+    "self-correct+parm++-shuffled-reasons": "… with another image's reasons",
+    "self-correct+parm++-judges-reasons": "… with the training judge's reasons",
 }
 COLUMNS = ("single", "two", "counting", "colors", "position", "attribute", "overall")
 START, END = "<!-- results:start -->", "<!-- results:end -->"
