@@ -33,8 +33,8 @@ from cotgen_lite.search import Assess
 from cotgen_lite.verifier import CLARITY_QUESTION, POTENTIAL_QUESTION, Verifier
 
 COMMAND = "python -m cotgen_lite.build parm_results"
-GENERATORS = ("baseline", "dpo", "it-dpo", "it-dpo-guided-parm")  # under which PARM chooses; figures 3, 6 and 7
-BESIDE = ("it-dpo-guided-orm",)  # generators whose rows F8 is held against as well
+GENERATORS = ("baseline", "it-dpo", "it-dpo-guided-parm")  # under which PARM chooses; figures 3 and 7
+BESIDE = ("dpo", "it-dpo-guided-orm")  # generators whose rows F8 is held against as well
 PARM_QUESTIONS = (CLARITY_QUESTION, POTENTIAL_QUESTION)
 ASKED: tuple[Assess, ...] = ("every", "first")
 HARD = ("two_object", "position", "color_attr")  # F9
