@@ -16,8 +16,8 @@ from cotgen_lite.generator import Generator
 from cotgen_lite.geneval import Detector, evaluate
 from cotgen_lite.judges import TemplateJudge
 from cotgen_lite.measure_alignment import ON_TOP, measure_generator
-from cotgen_lite.measure_parm import ask_of_paths, spent_by_search, stop_paths
 from cotgen_lite.measure_verifiers import by_both_judges
+from cotgen_lite.parm_pools import ask_of_paths, spent_by_search, stop_paths
 from cotgen_lite.pools import load_pool
 from cotgen_lite.prompts import Prompt
 from cotgen_lite.reasons import share_told, write_reasons

@@ -1,15 +1,17 @@
 """The explorers of chapters 07 and 08: stop paths by hand, step through a reflection."""
 
 from collections.abc import Sequence
+from threading import RLock
 
 import numpy as np
 import numpy.typing as npt
 from ipywidgets import HTML, Button, Dropdown, HBox, Image, IntSlider, VBox
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from cotgen_lite.plots import to_png
 from cotgen_lite.plots_parm import draw_paths_now, draw_reflection
-from cotgen_lite.widgets import OWN_SIZE
+from cotgen_lite.widgets import OWN_SIZE, keep_drawn
 
 FIRST_LOOK, STRIDE = 2, 2  # the step shown first, and how many steps lie between two looks
 
@@ -42,6 +44,7 @@ def be_the_parm(
     onward, again = Button(description="go on"), Button(description="start again")
     picture, score = Image(format="png", layout=OWN_SIZE), HTML()
     state: dict = {"step": FIRST_LOOK, "stopped": [None] * number}
+    acting = RLock()  # the kernel calls back on several threads at once
 
     def redraw() -> None:
         row, step, stopped = prompt.value, state["step"], state["stopped"]
@@ -59,17 +62,20 @@ def be_the_parm(
         score.value = "<br>".join(lines) or "stop what has no potential, then go on"
 
     def stop(path: int) -> None:
-        if state["stopped"][path] is None and state["step"] < steps:
-            state["stopped"][path] = state["step"]
-            redraw()
+        with acting:
+            if state["stopped"][path] is None and state["step"] < steps:
+                state["stopped"][path] = state["step"]
+                redraw()
 
     def go_on(_: object = None) -> None:
-        state["step"] = min(steps, state["step"] + STRIDE)
-        redraw()
+        with acting:
+            state["step"] = min(steps, state["step"] + STRIDE)
+            redraw()
 
     def restart(_: object = None) -> None:
-        state.update(step=FIRST_LOOK, stopped=[None] * number)
-        redraw()
+        with acting:
+            state.update(step=FIRST_LOOK, stopped=[None] * number)
+            redraw()
 
     for path, button in enumerate(buttons):
         button.on_click(lambda _, path=path: stop(path))
@@ -95,15 +101,11 @@ def reflection_explorer(
         options=[(text, i) for i, text in enumerate(prompts)], description="prompt", layout={"width": "30em"}
     )
     seen = IntSlider(value=0, min=0, max=3, description="round")
-    picture = Image(format="png", layout=OWN_SIZE)
 
-    def redraw(_: object = None) -> None:
-        row = prompt.value
-        shown = min(seen.value, len(reasons[row])) + 1
+    def draw(row: int, done: int) -> tuple[Figure, str]:
+        shown = min(done, len(reasons[row])) + 1
         said = reasons[row][:shown]
-        picture.value = to_png(draw_reflection(images[row][:shown], right[row][:shown], said, beliefs[row][:shown]))
+        return draw_reflection(images[row][:shown], right[row][:shown], said, beliefs[row][:shown]), ""
 
-    for control in (prompt, seen):
-        control.observe(redraw, names="value")
-    redraw()
+    picture, _ = keep_drawn((prompt, seen), draw)
     return VBox([HBox([prompt, seen]), picture])

@@ -10,21 +10,20 @@ import pytest
 import torch
 
 from cotgen_lite.lite_verifier import lite_processor, lite_verifier
-from cotgen_lite.measure_parm import (
+from cotgen_lite.measure_parm import at_equal_cost, decide_best, decide_f7, unit_costs
+from cotgen_lite.parm_pools import (
     Opinions,
     Outcome,
     areas_by_step,
     ask_every_step,
     ask_of_paths,
-    at_equal_cost,
     clear_at,
-    decide_best,
-    decide_f7,
+    load_opinions,
+    save_opinions,
     spent_by_best_of_n,
     spent_by_search,
     stop_paths,
     stopping,
-    unit_costs,
 )
 from cotgen_lite.pools import Pool, expected_best_of
 from cotgen_lite.prompts import TAGS, lite_prompts
@@ -152,6 +151,15 @@ def test_potential_is_held_against_the_end_of_its_own_path(toy_generator: Any) -
     areas = areas_by_step(opinions, ends)
     assert areas["potential"][2] == 1 and len(areas["clarity"]) == guesses.shape[2] - 1
     assert areas_by_step(opinions, ~ends)["potential"][2] == 0
+
+
+def test_opinions_come_back_from_disk(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    some = Opinions(rng.normal(size=(2, 3, 4)), rng.normal(size=(2, 3, 4)), rng.normal(size=(2, 3)))
+    save_opinions(tmp_path / "some.safetensors", some)
+    back = load_opinions(tmp_path / "some.safetensors")
+    for name, values in vars(some).items():
+        np.testing.assert_array_equal(vars(back)[name], values.astype(np.float16).astype(np.float32))
 
 
 def test_equal_cost_means_as_many_passes_seconds_or_flops() -> None:
