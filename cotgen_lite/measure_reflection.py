@@ -1,5 +1,6 @@
 """What PARM++ brings: a generator that corrects itself, reflection with its controls, F11 and F12; chapter 08."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +154,8 @@ def run_reflections(
 
     def run(shard: range) -> dict[str, Tensor]:
         codes = torch.empty(len(shard), ROUNDS + 1, first.shape[1], dtype=torch.int16)
-        odds, told = torch.full((len(shard), ROUNDS + 1), torch.nan), []
+        odds = torch.full((len(shard), ROUNDS + 1), torch.nan)
+        told: list[list[str]] = []
         for place, row in enumerate(shard):
             done: list[str] = []
 
@@ -165,17 +167,16 @@ def run_reflections(
             found = reflect(generator, verifier, prompts[row].text, first[row], row, ROUNDS, speaker)
             codes[place] = found.codes[[min(k, len(found.codes) - 1) for k in range(ROUNDS + 1)]]
             odds[place, : len(found.log_odds)] = found.log_odds
-            told.append("\n".join(found.reasons))
-        text = "\n\n".join(told).encode()
-        return {"codes": codes, "odds": odds, "reasons": torch.frombuffer(bytearray(text or b" "), dtype=torch.uint8)}
+            told.append(found.reasons)
+        text = torch.frombuffer(bytearray(json.dumps(told).encode()), dtype=torch.uint8)
+        return {"codes": codes, "odds": odds, "reasons": text}
 
     about = [prompt.text for prompt in prompts], first.tolist()
     folder = work_dir / fingerprint((generator.model, verifier.model), *about)
     parts = in_shards(shards, run, folder, f"reflect ({work_dir.name})")
     odds = torch.cat([part["odds"] for part in parts]).numpy()
-    texts = [row for part in parts for row in bytes(part["reasons"].tolist()).decode().split("\n\n")]
+    reasons = [texts for part in parts for texts in json.loads(bytes(part["reasons"].tolist()))]
     rounds = (~np.isnan(odds)).sum(axis=1) - 1
-    reasons = [text.split("\n") if k else [] for text, k in zip(texts, rounds, strict=True)]
     chosen = np.nanargmax(odds, axis=1)
     return Reflections(torch.cat([part["codes"] for part in parts]), odds, rounds, chosen, reasons)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cotgen_lite import build
 from cotgen_lite.pools import Pool, load_pool, save_pool
@@ -21,16 +22,21 @@ def test_quick_build_makes_everything_once(
     monkeypatch.chdir(tmp_path)
     build.main(["--quick"])
     out = tmp_path / "build/quick/data"
-    aligned = ("dpo", "it-dpo", "it-dpo-guided-orm")
-    for name in ("tokenizer", "judge", "generator", "verifier", "orm", "prm", "parm", *aligned):
+    aligned = ("dpo", "it-dpo", "it-dpo-guided-orm", "it-dpo-guided-parm")
+    verifiers = ("verifier", "orm", "prm", "parm", "parm-plus-plus")
+    for name in ("tokenizer", "judge", "generator", *verifiers, *aligned, "self-correct"):
         manifest = json.loads((out / f"models/{name}/manifest.json").read_text())
         assert manifest["sha256"]["model.safetensors"]
     rows = found(out)
     alone = {"baseline", "random", "oracle", "zs-orm", "ft-orm", "zs-prm", "ft-prm", "dpo-guided-orm", *aligned}
-    assert alone | {f"{name}+{top}" for name in aligned for top in ("oracle", "zs-orm", "ft-orm")} == set(rows)
+    alone |= {"parm", "parm-first", "parm-from-12", "it-dpo+parm", "it-dpo-guided-parm+parm", "self-correct"}
+    controls = ("reflect", "-no-reasons", "-shuffled-reasons", "-judges-reasons", "-more-samples")
+    alone |= {f"self-correct+parm{kind}" for kind in ("", "++", *(f"++{control}" for control in controls))}
+    drawn = (*aligned, "self-correct")
+    assert alone | {f"{name}+{top}" for name in drawn for top in ("oracle", "zs-orm", "ft-orm")} == set(rows)
     assert rows["baseline"]["overall"] == rows["random"]["overall"] <= rows["oracle"]["overall"]
     listed = [method for method in rows if not method.endswith("+oracle")]
-    assert len(table_lines(out)) == 2 + len(listed) and len(finding_lines(out)) == 6
+    assert len(table_lines(out)) == 2 + len(listed) and len(finding_lines(out)) == 11
     assert {(row["method"], row["seed"]) for row in read_rows(out / "results/scores.jsonl")} >= {("it-dpo", 1)}
     capsys.readouterr()
     build.main(["--quick"])
@@ -40,20 +46,24 @@ def test_quick_build_makes_everything_once(
         """Made nothing."""
 
     teach_by_chance(out)
-    build.main(["orm", "prm", "parm", "dpo", "dpo_images", "--quick"])
+    for module in ("correction", "tuned_verifiers"):
+        monkeypatch.setattr(f"cotgen_lite.{module}.find_reasons", reasons_by_chance)
+    build.main(["orm", "prm", "parm", "parm-plus-plus", "dpo", "dpo_images", "self-correct", "--quick"])
     label_by_chance(out / "training/dpo_images/pool.safetensors")
-    build.main(["it-dpo", "it-dpo-guided-orm", "dpo_estimators", "--quick"])
+    build.main(["it-dpo", "it-dpo-guided-orm", "it-dpo-guided-parm", "dpo_estimators", "--quick"])
     estimators = json.loads((out / "results/dpo_estimators.json").read_text())
     assert all(found["noise"]["scatter"] >= 0 and found["steps"] > 0 for found in estimators.values())
-    for name in ("orm", "prm", "parm"):
+    for name in verifiers[1:]:
         settings = json.loads((out / f"models/{name}/manifest.json").read_text())["settings"]
         assert settings["examples"] > 0 and settings["learning_rate"] and settings["losses"]
         weights = [(out / f"models/{model}/model.safetensors").read_bytes() for model in (name, "verifier")]
         assert weights[0] != weights[1]
-    for name, start in zip(aligned, ("generator", "dpo", "dpo"), strict=True):
+    settings = json.loads((out / "models/self-correct/manifest.json").read_text())["settings"]
+    assert settings["lessons"] > 0 and {"before", "plain", "corrected", "mute"} == set(settings["dev"]["0.0005"])
+    for name, start in zip(aligned, ("generator", "dpo", "dpo", "dpo"), strict=True):
         settings = json.loads((out / f"models/{name}/manifest.json").read_text())["settings"]
         assert settings["start"] == start and settings["pairs"] > 0 and settings["steps"] > 0
-        assert ("online_margin" in settings) == name.endswith("guided-orm")
+        assert ("online_margin" in settings) == ("guided" in name)
     assert not build.last_file("orm_results", out).exists() and not build.last_file("dpo_results", out).exists()
 
     monkeypatch.setitem(build.STEPS, "tokenizer", nothing)
@@ -77,6 +87,13 @@ def teach_by_chance(out: Path) -> None:
     save_steps(StepLabels(prompts, codes, rng.random((2, 18, 4)) < 0.2), rollouts)
     ends = np.tile([[True], [False]], (1, 18))
     save_pool(Pool(prompts, codes, {}, {"template": ends}), out / "training/paths/pool.safetensors")
+
+
+def reasons_by_chance(generator: object, detector: object, tokens: torch.Tensor, *_: object) -> np.ndarray:
+    """A reason for four of five images, whatever they show."""
+    return np.where(
+        np.arange(tokens.shape[0] * tokens.shape[1]).reshape(tokens.shape[:2]) % 5 == 0, "", "there is no cat"
+    )
 
 
 def label_by_chance(images: Path) -> None:

@@ -38,7 +38,7 @@ class Picky(torch.nn.Module):
         return torch.sin(images.float().mean(dim=(1, 2, 3)) * 31) - 0.5
 
     def explain(self, images: torch.Tensor, prompts: list[str]) -> list[str]:
-        return ["there is no cat" if image.float().mean() % 1 < 0.5 else "the cat is missing" for image in images]
+        return ["" if image.float().mean() % 1 < 0.5 else "the cat is missing" for image in images]
 
 
 def test_rows_are_reflections_and_resume(toy_generator: Any, tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from cotgen_lite.ranking import balanced, label_steps
 from cotgen_lite.sampling import Ledger, SamplingSettings, encode_prompts, masked_after, predict, start
 from cotgen_lite.scenes import random_scene, render
 from cotgen_lite.scoring import area_under_curve
-from cotgen_lite.search import stepwise_best_of_n
+from cotgen_lite.search import parm_search, stepwise_best_of_n
 from cotgen_lite.showo import text_prefix
-from cotgen_lite.verifier import ORM_QUESTION, PRM_QUESTION
+from cotgen_lite.verifier import CLARITY_QUESTION, ORM_QUESTION, POTENTIAL_QUESTION, PRM_QUESTION
 from cotgen_lite.vocabulary import encode_text
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
@@ -150,3 +150,36 @@ def test_fresh_pair(toy_generator: Any) -> None:
     pair = online_pairs(toy_generator, verifier, [prompt], 1, 5, seed=1).draw(toy_generator.model, 4)[0]
     chosen, rejected = ours(toy_generator, verifier, prompt.text, 5, int(rng.integers(2**31)))
     assert torch.equal(chosen, pair.chosen) and torch.equal(rejected, pair.rejected)
+
+
+def test_parm_search(toy_generator: Any) -> None:
+    space = from_scratch("07_parm")
+    ours = space["search_with_parm"]
+    # The whole notebook's other names, as its first cells define them.
+    space |= {
+        "generator": toy_generator,
+        "CLARITY_QUESTION": CLARITY_QUESTION,
+        "POTENTIAL_QUESTION": POTENTIAL_QUESTION,
+    }
+    prompt, verifier, stopped = "a photo of a red cat and a blue dog", load_verifier("parm"), 0
+
+    class Moody:
+        """Answers that hang on the image, so that some paths are stopped."""
+
+        def score(self, images: torch.Tensor, prompts: list[str], question: str = "") -> torch.Tensor:
+            return torch.sin(images.float().mean(dim=(1, 2, 3)) * 31)
+
+        def score_turns(self, images: torch.Tensor, prompts: list[str], questions: tuple) -> torch.Tensor:
+            mean = images.float().mean(dim=(1, 2, 3))
+            return torch.stack([torch.sin(mean * 17), torch.sin(mean * 53) + 0.6], dim=1)
+
+    for one in (Moody(), verifier):
+        ledger = Ledger()
+        kept, running = ours(one, prompt, 5, ledger)
+        found = parm_search(toy_generator, one, prompt, 5, seed=0)  # type: ignore[arg-type]
+        stopped += 5 - len(running)
+        assert running == found.survived.nonzero()[:, 0].tolist()
+        if kept is not None:
+            assert kept == found.chosen
+            assert ledger.passes + ledger.prefix_passes == found.cost.generator_passes
+    assert stopped
