@@ -21,7 +21,6 @@ from cotgen_lite.parm_pools import (
     PARM_QUESTIONS,
     Outcome,
     areas_by_step,
-    ask_every_step,
     ask_of_paths,
     clear_at,
     save_opinions,
@@ -94,7 +93,7 @@ def measure_parm(out: Path, work: Path, recipe: Recipe) -> None:
             equal = at_equal_cost(pool, outcomes[name], units, guesses.shape[2])
             kept = load_file(out / "pools/baseline_steps.safetensors")
             some = [pool.prompts[row] for row in kept["pool_row"].tolist()]
-            everywhere = ask_every_step(generator, parm, some, kept["guesses"])
+            everywhere = ask_of_paths(generator, parm, kept["guesses"], some, work / "opinions", stop=False)
             save_opinions(out / "pools/baseline_steps_parm.safetensors", everywhere)
             ends = pool.correct["learned"][kept["pool_row"]]
             found[name] |= {"units": units, "equal_cost": equal, "auc_within_prompts": areas_by_step(everywhere, ends)}

@@ -13,7 +13,6 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from cotgen_lite.drawing import SHARD, fingerprint, in_shards
 from cotgen_lite.generator import Generator
@@ -30,8 +29,8 @@ PARM_QUESTIONS = (CLARITY_QUESTION, POTENTIAL_QUESTION)
 class Opinions:
     """What PARM says of the paths of a pool.
 
-    clarity, potential: log-odds float32 (P, N, T − 1), of every step but the last, NaN after the step at which a path
-    is stopped; selection: (P, N), of the finished images, those of stopped paths as well.
+    clarity, potential: log-odds float32 (P, N, T − 1), of every step but the last, NaN where not asked, as after the
+    step at which a path is stopped; selection: (P, N), of the finished images, those of stopped paths as well.
     """
 
     clarity: npt.NDArray[np.float32]
@@ -58,11 +57,12 @@ def ask_of_paths(
     prompts: Sequence[Prompt],
     work_dir: Path,
     first_step: int = 1,
+    stop: bool = True,
 ) -> Opinions:
     """PARM's opinions of a pool's guesses (P, N, T, L); resumes from shards in `work_dir`.
 
     A path is asked about from first_step on (counted from 1) until it is clear and without potential, which is all that
-    `stop_paths` needs. Opinions are kept in half precision, as pools keep scores.
+    `stop_paths` needs; or, without stop, to its end. Opinions are kept in half precision, as pools keep scores.
     """
     shards = [range(i, min(i + SHARD, len(prompts))) for i in range(0, len(prompts), SHARD)]
 
@@ -77,29 +77,18 @@ def ask_of_paths(
                 images = generator.decode(guesses[row, running, step])
                 said = verifier.score_turns(images, [prompt] * len(running), PARM_QUESTIONS)
                 odds[place, running, step] = said = said.half().float()
-                running = running[(said[:, 0] <= 0) | (said[:, 1] > 0)]
+                if stop:
+                    running = running[(said[:, 0] <= 0) | (said[:, 1] > 0)]
             images = generator.decode(guesses[row, :, -1])
             final.append(verifier.score(images, [prompt] * len(images)))
         return {"odds": odds.half(), "final": torch.stack(final).half()}
 
     about = [prompt.text for prompt in prompts], guesses.sum().item(), list(guesses.shape)
     folder = work_dir / f"{fingerprint((verifier.model, generator.pixels), *about)}-from-{first_step}"
+    folder = folder if stop else folder.with_name(f"{folder.name}-unstopped")
     parts = in_shards(shards, ask, folder, "PARM")
     odds, final = (torch.cat([part[name] for part in parts]).float().numpy() for name in ("odds", "final"))
     return Opinions(odds[..., 0], odds[..., 1], final)
-
-
-def ask_every_step(generator: Generator, verifier: Verifier, prompts: Sequence[Prompt], guesses: Tensor) -> Opinions:
-    """PARM's opinions of every step of every path, whether it would have come to ask or not; guesses (P, N, T, L)."""
-    told = torch.empty(*guesses.shape[:2], guesses.shape[2] - 1, 2)
-    final = torch.empty(guesses.shape[:2])
-    for row, prompt in enumerate(tqdm(prompts, desc="PARM, every step")):
-        texts = [prompt.text] * guesses.shape[1]
-        for step in range(told.shape[2]):
-            told[row, :, step] = verifier.score_turns(generator.decode(guesses[row, :, step]), texts, PARM_QUESTIONS)
-        final[row] = verifier.score(generator.decode(guesses[row, :, -1]), texts)
-    clarity, potential, selection = (part.half().float().numpy() for part in (told[..., 0], told[..., 1], final))
-    return Opinions(clarity, potential, selection)
 
 
 def stop_paths(opinions: Opinions, assess: Assess = "every", first_step: int = 1) -> Outcome:

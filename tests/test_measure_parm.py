@@ -15,7 +15,6 @@ from cotgen_lite.parm_pools import (
     Opinions,
     Outcome,
     areas_by_step,
-    ask_every_step,
     ask_of_paths,
     clear_at,
     load_opinions,
@@ -138,7 +137,7 @@ def test_stops_are_counted_by_hand() -> None:
     }  # fmt: skip
 
 
-def test_potential_is_held_against_the_end_of_its_own_path(toy_generator: Any) -> None:
+def test_potential_is_held_against_the_end_of_its_own_path(toy_generator: Any, tmp_path: Path) -> None:
     drawn = toy_generator.draw([prompt.text for prompt in PROMPTS], 4, seed=1)
     guesses = torch.stack([torch.stack([path.tokens for path in paths]) for paths in drawn])
     verifier, texts = Moody(), ["text"] * 4
@@ -147,7 +146,8 @@ def test_potential_is_held_against_the_end_of_its_own_path(toy_generator: Any) -
     )
     # As if the paths ended as their potential at step 3 foretells: the AUC is 1 there.
     ends = (at_step_2 > at_step_2.median(dim=1, keepdim=True).values).numpy()
-    opinions = ask_every_step(toy_generator, verifier, PROMPTS, guesses)  # type: ignore[arg-type]
+    opinions = ask_of_paths(toy_generator, verifier, guesses, PROMPTS, tmp_path, stop=False)  # type: ignore[arg-type]
+    assert not np.isnan(opinions.potential).any()
     areas = areas_by_step(opinions, ends)
     assert areas["potential"][2] == 1 and len(areas["clarity"]) == guesses.shape[2] - 1
     assert areas_by_step(opinions, ~ends)["potential"][2] == 0
