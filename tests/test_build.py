@@ -20,6 +20,7 @@ def test_quick_build_makes_everything_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cotgen_lite.measure_reflection.ROUNDS", 1)  # they are drawn one by one, and slow
     build.main(["--quick"])
     out = tmp_path / "build/quick/data"
     aligned = ("dpo", "it-dpo", "it-dpo-guided-orm", "it-dpo-guided-parm")
