@@ -24,7 +24,7 @@ from cotgen_lite.generator_training import make_captioned_tokens, train_generato
 from cotgen_lite.judge_training import train_judge
 from cotgen_lite.measure import measure_all
 from cotgen_lite.measure_alignment import measure_alignment
-from cotgen_lite.measure_parm import measure_parm
+from cotgen_lite.measure_parm import measure_guided, measure_parm
 from cotgen_lite.measure_reflection import measure_reflection
 from cotgen_lite.measure_verifiers import measure_orm, measure_prm
 from cotgen_lite.prompts import lite_prompts, to_record
@@ -146,6 +146,11 @@ def build_parm_results(out: Path, work: Path, recipe: Recipe) -> None:
     measure_parm(out, work, recipe)
 
 
+def build_parm_guided_results(out: Path, work: Path, recipe: Recipe) -> None:
+    """The generator that PARM guided, verifiers on top of it, PARM among them; scores and findings."""
+    measure_guided(out, work, recipe)
+
+
 def build_reflection_results(out: Path, work: Path, recipe: Recipe) -> None:
     """PARM++ on the generator that corrects itself, with its controls; scores and findings."""
     measure_reflection(out, work, recipe)
@@ -174,6 +179,7 @@ STEPS: dict[str, Callable[[Path, Path, Recipe], None]] = {
     "it-dpo-guided-parm": build_guided_parm,
     "dpo_results": build_dpo_results,
     "parm_results": build_parm_results,
+    "parm_guided_results": build_parm_guided_results,
     "self-correct": build_self_correct,
     "reflection_results": build_reflection_results,
     "dpo_estimators": build_dpo_estimators,
@@ -205,7 +211,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "it-dpo-guided-orm": ("dpo_images", "orm"),
     "it-dpo-guided-parm": ("dpo_images", "parm"),
     "dpo_results": ("prm_results", "it-dpo", "it-dpo-guided-orm"),
-    "parm_results": ("dpo_results", "it-dpo-guided-parm"),
+    "parm_results": ("dpo_results", "parm"),
+    "parm_guided_results": ("parm_results", "it-dpo-guided-parm"),
     "self-correct": ("images",),
     "reflection_results": ("parm_results", "parm-plus-plus", "self-correct"),
     "dpo_estimators": ("dpo",),
@@ -232,6 +239,7 @@ def last_file(step: str, out: Path) -> Path:
         "dpo_images": f"training/dpo_images/{MANIFEST}",
         "dpo_results": "results/alignment.json",
         "parm_results": "results/parm.json",
+        "parm_guided_results": "results/parm_guided.json",
         "reflection_results": "results/reflection.json",
         "dpo_estimators": "results/dpo_estimators.json",
         "dpo_far": "results/best_of_many.json",

@@ -1,13 +1,17 @@
 """What PARM brings: its three tasks on candidate pools, what stopping saves, and at equal cost; chapter 07."""
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,10 +19,11 @@ from cotgen_lite.checkpoints import built_generator, built_judges
 from cotgen_lite.drawing import draw_pool
 from cotgen_lite.files import write_json
 from cotgen_lite.generator import Generator
-from cotgen_lite.measure_alignment import ON_TOP, measure_generator
+from cotgen_lite.measure_alignment import ALIGNED, ON_TOP, measure_generator
 from cotgen_lite.measure_verifiers import by_both_judges
 from cotgen_lite.parm_pools import (
     PARM_QUESTIONS,
+    Opinions,
     Outcome,
     areas_by_step,
     ask_of_paths,
@@ -29,93 +34,142 @@ from cotgen_lite.parm_pools import (
     stop_paths,
     stopping,
 )
-from cotgen_lite.pools import Pool, expected_best_of, first_of_each_tag, load_pool
+from cotgen_lite.pools import Pool, expected_best_of, first_of_each_tag, load_pool, save_pool
 from cotgen_lite.prompts import Prompt
 from cotgen_lite.ranking import CLEAR_FROM
 from cotgen_lite.recipes import Recipe
 from cotgen_lite.results import SIZES, decide, merge_json, merge_rows, read_rows, score_rows, summed_up
 from cotgen_lite.sampling import Ledger
 from cotgen_lite.scoring import tag_means
-from cotgen_lite.search import Assess
 from cotgen_lite.verifier import Verifier
 
-COMMAND = "python -m cotgen_lite.build parm_results"
-GENERATORS = ("baseline", "it-dpo", "it-dpo-guided-parm")  # under which PARM chooses; figures 3 and 7
-BESIDE = ("dpo", "it-dpo-guided-orm")  # generators whose rows F8 is held against as well
-ASKED: tuple[Assess, ...] = ("every", "first")
+BUILD = "python -m cotgen_lite.build"
+GENERATORS = ("baseline", "it-dpo")  # under which PARM chooses; figures 3 and 7
+GUIDED = "it-dpo-guided-parm"
 HARD = ("two_object", "position", "color_attr")  # F9
 
 
 def measure_parm(out: Path, work: Path, recipe: Recipe) -> None:
-    """Let PARM stop and choose among the paths of each generator's pool, decide F7 to F9, compare at equal cost.
+    """Let PARM stop and choose among the paths of each generator's pool, decide F7, compare at equal cost; under `out`.
 
-    Results go under `out`; pools and opinions in `work` let it resume.
+    Pools and opinions in `work` let it resume.
     """
     models, results = out / "models", out / "results"
-    parm, baseline = Verifier.from_pretrained(models / "parm"), load_pool(out / "pools/baseline.safetensors")
-    units = unit_costs(built_generator(models), parm, baseline.prompts, recipe.pool_size)
-    measure_guided(out, work, recipe)
-    pools: dict[str, Pool] = {}
-    outcomes: dict[str, Outcome] = {}
-    found: dict[str, dict] = {}
-    equal: dict[str, list[dict]] = {}
-    for name in GENERATORS:
-        generator = built_generator(models, "generator" if name == "baseline" else name)
-        pools[name] = pool = load_pool(out / f"pools/{name}.safetensors")
-        guesses, _, _ = draw_pool(generator, pool.prompts, recipe.pool_size, seed=0, work_dir=work / "pool")
-        if not torch.equal(guesses[:, :, -1], pool.tokens):
-            raise ValueError(
-                f"The paths drawn by {name} are not those of its pool: make the pool again on this machine."
-            )
-        opinions = ask_of_paths(generator, parm, guesses, pool.prompts, work / "opinions")
-        by_asking: dict[str, Outcome] = {assess: stop_paths(opinions, assess) for assess in ASKED}
-        outcomes[name] = by_asking["every"]
-        label = "parm" if name == "baseline" else f"{name}+parm"
-        methods = {label: by_asking["every"]}
-        if name == "baseline":
-            late = ask_of_paths(generator, parm, guesses, pool.prompts, work / "opinions", CLEAR_FROM)
-            by_asking["late"] = stop_paths(late, first_step=CLEAR_FROM)
-            methods |= {"parm-first": by_asking["first"], f"parm-from-{CLEAR_FROM}": by_asking["late"]}
-        about = {"generator": name, "verifier": "PARM", "seed": 0, "command": COMMAND}
-        sizes = [size for size in SIZES if size <= recipe.pool_size]
-        for method, outcome in methods.items():
-            rows = score_rows(method, pool.prompts, outcome.order, pool.correct, sizes, about, {})
-            for row in rows:
-                row["cost"] = _cost(spent_by_search(outcome, row["n"], guesses.shape[2]), units)
-            merge_rows(results / "scores.jsonl", rows)
-        selection = expected_best_of(opinions.selection, pool.correct["learned"], recipe.pool_size)
-        found[name] = {
-            "clear_at": clear_at(opinions),
-            "stopping": {assess: stopping(outcome, pool) for assess, outcome in by_asking.items()},
-            "selection_alone": round(float(np.mean(list(tag_means(pool.prompts, selection).values()))), 4),
-        }
-        if name == "baseline":
-            equal = at_equal_cost(pool, outcomes[name], units, guesses.shape[2])
-            kept = load_file(out / "pools/baseline_steps.safetensors")
-            some = [pool.prompts[row] for row in kept["pool_row"].tolist()]
-            everywhere = ask_of_paths(generator, parm, kept["guesses"], some, work / "opinions", stop=False)
-            save_opinions(out / "pools/baseline_steps_parm.safetensors", everywhere)
-            ends = pool.correct["learned"][kept["pool_row"]]
-            found[name] |= {"units": units, "equal_cost": equal, "auc_within_prompts": areas_by_step(everywhere, ends)}
-    for name in BESIDE:
-        pools[name] = load_pool(out / f"pools/{name}.safetensors")
+    generator, parm = built_generator(models), Verifier.from_pretrained(models / "parm")
+    units = unit_costs(generator, parm, load_pool(out / "pools/baseline.safetensors").prompts, recipe.pool_size)
+    found = {name: measure_paths(out, work, name, parm, units, recipe) for name in GENERATORS}
+    pool, guesses, opinions = found["baseline"].pool, found["baseline"].guesses, found["baseline"].opinions
+    steps = guesses.shape[2]
+    late = ask_of_paths(generator, parm, guesses, pool.prompts, work / "opinions", CLEAR_FROM)
+    others = {
+        "parm-first": stop_paths(opinions, "first"),
+        f"parm-from-{CLEAR_FROM}": stop_paths(late, first_step=CLEAR_FROM),
+    }
+    for method, outcome in others.items():
+        save_rows(results, method, "baseline", pool, outcome, units, steps)
+    equal = at_equal_cost(pool, found["baseline"].outcome, units, steps)
+    kept = load_file(out / "pools/baseline_steps.safetensors")
+    some = [pool.prompts[row] for row in kept["pool_row"].tolist()]
+    everywhere = ask_of_paths(generator, parm, kept["guesses"], some, work / "opinions", stop=False)
+    save_opinions(out / "pools/baseline_steps_parm.safetensors", everywhere)
     findings = {
-        judge: {
-            "F7": decide_f7(pools["baseline"], outcomes["baseline"], recipe.pool_size, results, equal, judge),
-            **decide_best(pools, outcomes, recipe.pool_size, judge),
-        }
+        judge: decide_f7(pool, found["baseline"].outcome, recipe.pool_size, results, equal, judge)
         for judge in ("learned", "template")
     }
-    both = {key: by_both_judges({judge: one[key] for judge, one in findings.items()}) for key in findings["learned"]}
-    merge_json(results / "findings.json", both)
-    write_json(results / "parm.json", found)
+    merge_json(results / "findings.json", {"F7": by_both_judges(findings)})
+    summary = {name: one.summary for name, one in found.items()}
+    summary["baseline"] |= {
+        "stopping_otherwise": {method: stopping(outcome, pool) for method, outcome in others.items()},
+        "auc_within_prompts": areas_by_step(everywhere, pool.correct["learned"][kept["pool_row"]]),
+        "units": units,
+        "equal_cost": equal,
+    }
+    write_json(results / "parm.json", summary)
 
 
 def measure_guided(out: Path, work: Path, recipe: Recipe) -> None:
-    """The pool of the generator that PARM guided, and how ORMs choose in it."""
-    judges = built_judges(out / "models")
-    verifiers = {method: Verifier.from_pretrained(out / "models" / folder) for method, folder in ON_TOP.items()}
-    measure_generator(out, work, "it-dpo-guided-parm", judges, verifiers, recipe, COMMAND)
+    """The pool of the generator that PARM guided, verifiers' choices in it, F8 and F9; under `out`.
+
+    Pools and opinions in `work` let it resume.
+    """
+    models, results = out / "models", out / "results"
+    judges, parm = built_judges(models), Verifier.from_pretrained(models / "parm")
+    orms = {method: Verifier.from_pretrained(models / folder) for method, folder in ON_TOP.items()}
+    measure_generator(out, work, GUIDED, judges, orms, recipe, f"{BUILD} parm_guided_results")
+    units = json.loads((results / "parm.json").read_text(encoding="utf-8"))["baseline"]["units"]
+    summary = measure_paths(out, work, GUIDED, parm, units, recipe).summary
+    pools = {name: load_pool(out / f"pools/{name}.safetensors") for name in (*GENERATORS, *ALIGNED, GUIDED)}
+    by_judge = {judge: decide_best(pools, recipe.pool_size, judge) for judge in ("learned", "template")}
+    both = {key: by_both_judges({judge: one[key] for judge, one in by_judge.items()}) for key in ("F8", "F9")}
+    merge_json(results / "findings.json", both)
+    write_json(results / "parm_guided.json", summary)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """PARM under one generator: its pool and all guesses (P, N, T, L), what PARM says and does, and that in numbers."""
+
+    pool: Pool
+    guesses: Tensor
+    opinions: Opinions
+    outcome: Outcome
+    summary: dict
+
+
+def measure_paths(
+    out: Path,
+    work: Path,
+    name: str,
+    parm: Verifier,
+    units: Mapping[str, Mapping[str, float]],
+    recipe: Recipe,
+) -> Measured:
+    """PARM among the paths of one generator's pool, in which its order of them is kept beside the ORMs' scores.
+
+    ValueError if the generator does not draw the pool's images again on this machine.
+    """
+    generator = built_generator(out / "models", "generator" if name == "baseline" else name)
+    path = out / f"pools/{name}.safetensors"
+    pool = load_pool(path)
+    guesses, _, _ = draw_pool(generator, pool.prompts, recipe.pool_size, seed=0, work_dir=work / "pool")
+    if not torch.equal(guesses[:, :, -1], pool.tokens):
+        raise ValueError(f"The paths drawn by {name} are not those of its pool: make the pool again on this machine.")
+    opinions = ask_of_paths(generator, parm, guesses, pool.prompts, work / "opinions")
+    outcome = stop_paths(opinions)
+    save_pool(replace(pool, scores=pool.scores | {"parm": order_within_rows(outcome.order)}), path)
+    method = "parm" if name == "baseline" else f"{name}+parm"
+    save_rows(out / "results", method, name, pool, outcome, units, guesses.shape[2])
+    alone = expected_best_of(opinions.selection, pool.correct["learned"], recipe.pool_size)
+    summary = {
+        "clear_at": clear_at(opinions),
+        "stopping": stopping(outcome, pool),
+        "selection_alone": round(float(np.mean(list(tag_means(pool.prompts, alone).values()))), 4),
+    }
+    return Measured(pool, guesses, opinions, outcome, summary)
+
+
+def order_within_rows(order: npt.NDArray) -> npt.NDArray[np.float32]:
+    """Numbers (P, N) as whole ones from 0 upward, in the same order within each row, ties alike; a pool keeps them."""
+    return np.stack([np.unique(row, return_inverse=True)[1] for row in order]).astype(np.float32)
+
+
+def save_rows(
+    results: Path,
+    method: str,
+    generator: str,
+    pool: Pool,
+    outcome: Outcome,
+    units: Mapping[str, Mapping[str, float]],
+    steps: int,
+) -> None:
+    """PARM's rows of scores.jsonl for every n, with what a search costs."""
+    about = {"generator": generator, "verifier": "PARM", "seed": 0}
+    about["command"] = f"{BUILD} {'parm_guided_results' if generator == GUIDED else 'parm_results'}"
+    sizes = [size for size in SIZES if size <= outcome.order.shape[1]]
+    rows = score_rows(method, pool.prompts, outcome.order, pool.correct, sizes, about, {})
+    for row in rows:
+        row["cost"] = _cost(spent_by_search(outcome, row["n"], steps), units)
+    merge_rows(results / "scores.jsonl", rows)
 
 
 def unit_costs(
@@ -219,16 +273,15 @@ def decide_f7(
     return summed_up("parm − ft-orm > 0 and parm − ft-prm > 0", [over_orm, over_prm], beside, paper="0.63 → 0.67")
 
 
-def decide_best(pools: Mapping[str, Pool], outcomes: Mapping[str, Outcome], n: int, judge: str) -> dict[str, dict]:
+def decide_best(pools: Mapping[str, Pool], n: int, judge: str) -> dict[str, dict]:
     """F8 and F9 by their rules: is PARM with PARM's guidance above every other row, and which tags gain most by it?"""
     prompts = pools["baseline"].prompts
     right = {name: pool.correct[judge].mean(1) for name, pool in pools.items()}
     for name, pool in pools.items():
-        orders = dict(pool.scores) | ({"parm": outcomes[name].order} if name in outcomes else {})
-        for method, order in orders.items():
+        for method, order in pool.scores.items():
             label = method if name == "baseline" else f"{name}+{method}"
             right[label] = expected_best_of(order, pool.correct[judge], n)
-    best = "it-dpo-guided-parm+parm"
+    best = f"{GUIDED}+parm"
     others = {
         label: decide(f"{best} − {label} > 0", prompts, right[best] - one, paper="")
         for label, one in right.items()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cotgen_lite.lite_verifier import lite_processor, lite_verifier
-from cotgen_lite.measure_parm import at_equal_cost, decide_best, decide_f7, unit_costs
+from cotgen_lite.measure_parm import at_equal_cost, decide_best, decide_f7, order_within_rows, unit_costs
 from cotgen_lite.parm_pools import (
     Opinions,
     Outcome,
@@ -162,6 +162,11 @@ def test_opinions_come_back_from_disk(tmp_path: Path) -> None:
         np.testing.assert_array_equal(vars(back)[name], values.astype(np.float16).astype(np.float32))
 
 
+def test_a_pool_keeps_the_order_within_rows() -> None:
+    order = np.array([[0.1, 0.7, 0.1, -0.5], [3.0, 2.0, 1.0, 0.0]])
+    assert order_within_rows(order).tolist() == [[1, 2, 1, 0], [3, 2, 1, 0]]
+
+
 def test_equal_cost_means_as_many_passes_seconds_or_flops() -> None:
     rng, steps = np.random.default_rng(0), 5
     correct, orm = rng.random((6, 4)) < 0.5, rng.normal(size=(6, 4))
@@ -220,12 +225,13 @@ def test_findings_hold_parm_against_the_others(tmp_path: Path) -> None:
     assert f7["seen"] == "yes" and f7["parts"]["parm − ft-orm"]["delta"] == 1.0
     assert f7["parts"]["parm − ft-prm"]["ci"] == pytest.approx([0.5 - 0.1 * 2**0.5, 0.5 + 0.1 * 2**0.5], abs=1e-4)
     assert "at equal seconds" in f7["note"]
-    outcomes = {name: stopped for name in pools if name != "it-dpo-guided-orm"}
-    best = decide_best(pools, outcomes, 2, "learned")
+    for name in ("baseline", "dpo", "it-dpo", "it-dpo-guided-parm"):
+        pools[name].scores["parm"] = order_within_rows(stopped.order)
+    best = decide_best(pools, 2, "learned")
     assert best["F8"]["seen"] == "undecided" and best["F8"]["delta"] == 0  # all PARM rows are alike
     assert "surely above 10 of 13 rows" in best["F8"]["note"]
     # Two objects, position and attribute binding gain a half as well as the others do: no difference.
     assert best["F9"]["delta"] == 0
     easy = [prompt.tag in ("single_object", "counting", "colors") for prompt in pools["baseline"].prompts]
     pools["baseline"].correct["learned"][easy] = True
-    assert decide_best(pools, outcomes, 2, "learned")["F9"]["delta"] == pytest.approx(0.5)
+    assert decide_best(pools, 2, "learned")["F9"]["delta"] == pytest.approx(0.5)
