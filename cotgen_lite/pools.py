@@ -21,8 +21,8 @@ POOLS_PER_PROMPT = {"single_object": 4, "counting": 4}
 class Pool:
     """The candidates of P prompts, N each; a prompt that occurs several times has independent pools.
 
-    tokens: final image codes, int16 (P, N, L). scores: per verifier, log-odds of yes, float32 (P, N), of PARM its order of
-    the paths; none in a set for training. correct: per judge ("learned", "template"), bool (P, N).
+    tokens: final image codes, int16 (P, N, L). scores: per verifier, log-odds of yes, float32 (P, N), of PARM its order
+    of the paths; none in a set for training. correct: per judge ("learned", "template"), bool (P, N).
     """
 
     prompts: tuple[Prompt, ...]
