@@ -216,8 +216,8 @@ def at_equal_cost(
     """PARM against the fine-tuned ORM where both cost the same: in generator passes, in seconds, in FLOPs.
 
     For each n of the ORM's, the number of PARM's paths that costs as much (between whole numbers the accuracy is taken
-    between theirs), and the paired difference. An n for which PARM would need more paths than the pool has, or less
-    than one, is left out. units: from `unit_costs`; steps: T.
+    between theirs), and the paired difference. An n of 1, and one for which PARM would need more paths than the pool has
+    or less than one, is left out. units: from `unit_costs`; steps: T.
     """
     number = outcome.order.shape[1]
     every, correct = np.arange(1, number + 1), pool.correct[judge]
@@ -230,7 +230,7 @@ def at_equal_cost(
     for measure in ("generator_passes", "seconds", "flops"):
         parm, orm = (np.array([cost[measure] for cost in costs]) for costs in spent.values())
         found[measure] = []
-        for n in (n for n in SIZES if n <= number and parm[0] <= orm[n - 1] <= parm[-1]):
+        for n in (n for n in SIZES if 1 < n <= number and parm[0] <= orm[n - 1] <= parm[-1]):
             paths = float(np.interp(orm[n - 1], parm, every))
             low = min(int(paths), number - 1)
             between = accuracy[low - 1] + (paths - low) * (accuracy[low] - accuracy[low - 1])
@@ -310,6 +310,6 @@ def _cost(spent: Mapping[str, float], units: Mapping[str, Mapping[str, float]]) 
         "read": spent["finished_read"],
         "read_twice": spent["guesses_read"],
     }
-    reads = {"verifier_passes": spent["guesses_read"] + spent["finished_read"], "none_left": spent["none_left"]}
+    reads = {"verifier_passes": round(times["decode"], 4), "none_left": spent["none_left"]}
     sums = {key: sum(times[deed] * units[deed][key] for deed in times) for key in ("seconds", "flops")}
     return {"generator_passes": spent["generator_passes"]} | reads | {k: round(v, 4) for k, v in sums.items()}
