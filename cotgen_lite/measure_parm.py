@@ -216,8 +216,8 @@ def at_equal_cost(
     """PARM against the fine-tuned ORM where both cost the same: in generator passes, in seconds, in FLOPs.
 
     For each n of the ORM's, the number of PARM's paths that costs as much (between whole numbers the accuracy is taken
-    between theirs), and the paired difference. An n of 1, and one for which PARM would need more paths than the pool has
-    or less than one, is left out. units: from `unit_costs`; steps: T.
+    between theirs), and the paired difference. An n of 1 is left out, and one for which PARM would need more paths
+    than the pool has, or less than one. units: from `unit_costs`; steps: T.
     """
     number = outcome.order.shape[1]
     every, correct = np.arange(1, number + 1), pool.correct[judge]
