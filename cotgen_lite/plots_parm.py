@@ -135,10 +135,16 @@ def draw_lanes(
     return figure
 
 
-def draw_first_clear(shares: Mapping[str, Sequence[float]], marks: Mapping[str, tuple[float, float]]) -> Figure:
-    """At which step paths are first clear, as bars side by side; the last value of each is the share that never is.
+def draw_first_clear(
+    shares: Mapping[str, Sequence[float]],
+    marks: Mapping[str, tuple[float, float]],
+    xlabel: str = "step at which a path is clear for the first time",
+    never: bool = True,
+) -> Figure:
+    """At which step something happens to paths for the first time, as bars side by side.
 
-    shares: name → one value a step, and one for never; marks: name → first and last step of a shaded stretch.
+    shares: name → the share of paths for each step; never: whether the last value is the share to which it never does;
+    marks: name → first and last step of a shaded stretch.
     """
     figure, axis = plt.subplots(figsize=(6.8, 3.4), layout="constrained")
     wide = 0.8 / len(shares)
@@ -146,10 +152,12 @@ def draw_first_clear(shares: Mapping[str, Sequence[float]], marks: Mapping[str, 
         places = np.arange(1, len(values) + 1) + (number - (len(shares) - 1) / 2) * wide
         axis.bar(places, values, wide, color=(OURS, OTHER, CEILING)[number % 3], label=name)
     for name, (low, high) in marks.items():
-        axis.axvspan(low - 0.5, high + 0.5, color=CHANCE, alpha=0.15, lw=0, label=name)
+        axis.axvspan(low - 0.5, high + 0.5, color=CHANCE, alpha=0.15, lw=0)
+        place = axis.get_xaxis_transform()
+        axis.text((low + high) / 2, 1.02, name, ha="center", fontsize=8, color="#444444", transform=place)
     steps = len(next(iter(shares.values())))
-    axis.set_xticks(range(1, steps + 1), [*map(str, range(1, steps)), "never"], fontsize=8)
-    axis.set_xlabel("step at which a path is clear for the first time")
+    axis.set_xticks(range(1, steps + 1), [*map(str, range(1, steps)), "never" if never else str(steps)], fontsize=8)
+    axis.set_xlabel(xlabel)
     axis.set_ylabel("share of paths")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8)
