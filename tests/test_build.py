@@ -90,7 +90,7 @@ def teach_by_chance(out: Path) -> None:
     save_pool(Pool(prompts, codes, {}, {"template": ends}), out / "training/paths/pool.safetensors")
 
 
-def reasons_by_chance(generator: object, detector: object, tokens: torch.Tensor, *_: object) -> np.ndarray:
+def reasons_by_chance(generator: object, detector: object, tokens: torch.Tensor, *_: object, seed: int) -> np.ndarray:
     """A reason for four of five images, whatever they show."""
     return np.where(
         np.arange(tokens.shape[0] * tokens.shape[1]).reshape(tokens.shape[:2]) % 5 == 0, "", "there is no cat"
