@@ -115,12 +115,7 @@ def decide_alignment(pools: Mapping[str, Pool], n: int) -> dict[str, dict]:
 
 
 def _decide_by(pools: Mapping[str, Pool], n: int, judge: str) -> dict[str, dict]:
-    prompts = pools["baseline"].prompts
-    right = {name: pool.correct[judge].mean(1) for name, pool in pools.items()}
-    for name, pool in pools.items():
-        for method, odds in pool.scores.items():
-            label = method if name == "baseline" else f"{name}+{method}"
-            right[label] = expected_best_of(odds, pool.correct[judge], n)
+    prompts, right = pools["baseline"].prompts, right_by_method(pools, n, judge)
 
     def over(a: str, b: str) -> dict:
         return decide(f"{a} − {b} > 0", prompts, right[a] - right[b], paper="")
@@ -138,6 +133,19 @@ def _decide_by(pools: Mapping[str, Pool], n: int, judge: str) -> dict[str, dict]
         paper="0.65 (it. DPO), 0.63 (ft. ORM) → 0.67, 0.72, 0.75",
     )
     return {"F5": f5, "F6": f6}
+
+
+def right_by_method(pools: Mapping[str, Pool], n: int, judge: str) -> dict[str, npt.NDArray[np.float64]]:
+    """How often each method is right, for each prompt (P,): the generators alone, and every verifier on top of them.
+
+    pools: by generator; n: candidates that a verifier chooses among.
+    """
+    right = {name: pool.correct[judge].mean(1) for name, pool in pools.items()}
+    for name, pool in pools.items():
+        for method, order in pool.scores.items():
+            label = method if name == "baseline" else f"{name}+{method}"
+            right[label] = expected_best_of(order, pool.correct[judge], n)
+    return right
 
 
 def gains_by_tag(pools: Mapping[str, Pool]) -> dict[str, dict]:

@@ -19,7 +19,7 @@ from cotgen_lite.checkpoints import built_generator, built_judges
 from cotgen_lite.drawing import draw_pool
 from cotgen_lite.files import write_json
 from cotgen_lite.generator import Generator
-from cotgen_lite.measure_alignment import ALIGNED, ON_TOP, measure_generator
+from cotgen_lite.measure_alignment import ALIGNED, ON_TOP, measure_generator, right_by_method
 from cotgen_lite.measure_verifiers import by_both_judges
 from cotgen_lite.parm_pools import (
     PARM_QUESTIONS,
@@ -275,12 +275,7 @@ def decide_f7(
 
 def decide_best(pools: Mapping[str, Pool], n: int, judge: str) -> dict[str, dict]:
     """F8 and F9 by their rules: is PARM with PARM's guidance above every other row, and which tags gain most by it?"""
-    prompts = pools["baseline"].prompts
-    right = {name: pool.correct[judge].mean(1) for name, pool in pools.items()}
-    for name, pool in pools.items():
-        for method, order in pool.scores.items():
-            label = method if name == "baseline" else f"{name}+{method}"
-            right[label] = expected_best_of(order, pool.correct[judge], n)
+    prompts, right = pools["baseline"].prompts, right_by_method(pools, n, judge)
     best = f"{GUIDED}+parm"
     others = {
         label: decide(f"{best} − {label} > 0", prompts, right[best] - one, paper="")
