@@ -67,6 +67,7 @@ def measure_parm(out: Path, work: Path, recipe: Recipe) -> None:
     }
     for method, outcome in others.items():
         save_rows(results, method, "baseline", pool, outcome, units, steps)
+    orders = {method: outcome.order for method, outcome in others.items()} | {"unstopped": opinions.selection}
     equal = at_equal_cost(pool, found["baseline"].outcome, units, steps)
     kept = load_file(out / "pools/baseline_steps.safetensors")
     some = [pool.prompts[row] for row in kept["pool_row"].tolist()]
@@ -80,6 +81,7 @@ def measure_parm(out: Path, work: Path, recipe: Recipe) -> None:
     summary = {name: one.summary for name, one in found.items()}
     summary["baseline"] |= {
         "stopping_otherwise": {method: stopping(outcome, pool) for method, outcome in others.items()},
+        "over_orm": over_orm(pool, {"parm": found["baseline"].outcome.order} | orders, recipe.pool_size),
         "auc_within_prompts": areas_by_step(everywhere, pool.correct["learned"][kept["pool_row"]]),
         "units": units,
         "equal_cost": equal,
@@ -239,6 +241,17 @@ def at_equal_cost(
             about = {"orm_n": n, "parm_n": round(paths, 2), "cost": round(float(orm[n - 1]), 4)}
             found[measure].append(about | {key: one[key] for key in ("seen", "delta", "ci")})
     return found
+
+
+def over_orm(pool: Pool, orders: Mapping[str, npt.NDArray], n: int, judge: str = "learned") -> dict[str, dict]:
+    """Paired differences from the fine-tuned ORM's choice among n, for several orders of the paths (P, N)."""
+    correct = pool.correct[judge]
+    best = expected_best_of(pool.scores["ft-orm"], correct, n)
+    found = {
+        name: decide(f"{name} − ft-orm > 0", pool.prompts, expected_best_of(order, correct, n) - best, paper="")
+        for name, order in orders.items()
+    }
+    return {name: {key: one[key] for key in ("seen", "delta", "ci")} for name, one in found.items()}
 
 
 def decide_f7(

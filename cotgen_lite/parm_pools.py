@@ -148,8 +148,8 @@ def clear_at(opinions: Opinions) -> list[float]:
 
 def stopping(outcome: Outcome, pool: Pool) -> dict[str, float]:
     """How good the stops are: share of paths stopped; of the stopped, how many would have ended wrong (precision); of
-    those that end wrong, how many are stopped (recall); mean step of a stop; of the prompts with a right path, how many
-    lose all of them."""
+    those that end wrong, how many are stopped (recall); mean step of a stop; of the pools with a right path, how many
+    lose all of them; and how many pools lose all their paths."""
     wrong, stopped = ~pool.correct["learned"], ~outcome.survived
     possible = (~wrong).any(axis=1)
     lost = possible & ~(~wrong & outcome.survived).any(axis=1)
@@ -158,7 +158,8 @@ def stopping(outcome: Outcome, pool: Pool) -> dict[str, float]:
         "precision": wrong[stopped].mean() if stopped.any() else np.nan,
         "recall": stopped[wrong].mean() if wrong.any() else np.nan,
         "mean_step": outcome.steps[stopped].mean() if stopped.any() else np.nan,
-        "prompts_lost": lost.sum() / max(1, possible.sum()),
+        "pools_lost": lost.sum() / max(1, possible.sum()),
+        "none_left": (~outcome.survived.any(axis=1)).mean(),
     }
     return {key: round(float(np.nan_to_num(value)), 4) for key, value in found.items()}
 

@@ -130,10 +130,10 @@ def test_stops_are_counted_by_hand() -> None:
     assert first.steps.tolist() == [[4, 1, 4, 4]] and first.survived.tolist() == [[True, False, True, True]]
     pool = a_pool(np.array([[True, False, False, False]]), np.zeros((1, 4)))
     assert stopping(every, pool) == {
-        "stopped": 0.5, "precision": 0.5, "recall": 0.3333, "mean_step": 2.0, "prompts_lost": 1.0
+        "stopped": 0.5, "precision": 0.5, "recall": 0.3333, "mean_step": 2.0, "pools_lost": 1.0, "none_left": 0.0
     }  # fmt: skip
     assert stopping(first, pool) == {
-        "stopped": 0.25, "precision": 1.0, "recall": 0.3333, "mean_step": 1.0, "prompts_lost": 0.0
+        "stopped": 0.25, "precision": 1.0, "recall": 0.3333, "mean_step": 1.0, "pools_lost": 0.0, "none_left": 0.0
     }  # fmt: skip
 
 
