@@ -34,7 +34,7 @@ def test_every_wording_is_in_words_the_models_know_and_names_what_is_wrong() -> 
             if finding.kind == "position":
                 assert str(finding.expected) in part and str(finding.reference) in part
                 assert all(relation in part for relation in finding.found)  # type: ignore[union-attr]
-    assert kinds == {"missing", "count", "color", "position"}  # "extra", which chance hardly draws, is below
+    assert kinds >= {"missing", "count", "color", "position"}  # chance hardly draws "extra", which is below
 
 
 def test_wordings_vary_and_say_the_numbers() -> None:
