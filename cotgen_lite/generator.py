@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from cotgen_lite.sampling import Ledger, SamplingSettings, Trajectory, encode_prompts, sample, start, stream
+from cotgen_lite.sampling import Ledger, SamplingSettings, Trajectory, sample
 from cotgen_lite.showo import Showo, correction_prefix
 from cotgen_lite.tokenizer import Magvit
 from cotgen_lite.vocabulary import encode_text
@@ -83,24 +83,22 @@ class Generator:
         against the empty prompt; batch_size: images drawn at once. ValueError for a text that the model cannot read.
         Paper: section 5.
         """
-        ledger, model, drawn = Ledger() if ledger is None else ledger, self.model, []
         said, why = ([encode_text(self.words, text) for text in texts] for texts in (prompts, reasons))
         prefixes = [
-            correction_prefix(model.config, text, reason, image.tolist())
+            correction_prefix(self.model.config, text, reason, image.tolist())
             for text, reason, image in zip(said, why, codes, strict=True)
         ]
-        group = max(1, batch_size // n)
-        for first in range(0, len(prefixes), group):
-            some = prefixes[first : first + group]
-            paths = [(row, candidate) for row in range(len(some)) for candidate in range(n)]
-            cache = encode_prompts(model, some, ledger)
-            steps = list(stream(model, start(model, cache, paths, self.settings, seed, ledger)))
-            tokens = torch.stack([step.guess for step in steps], dim=1).to("cpu", torch.int16)
-            committed = torch.stack([step.committed for step in steps], dim=1).cpu()
-            for row in range(len(some)):
-                of_row = range(row * n, (row + 1) * n)
-                drawn.append([Trajectory(prompts[first + row], i % n, tokens[i], committed[i]) for i in of_row])
-        return drawn
+        return sample(
+            self.model,
+            self.words,
+            prompts,
+            n,
+            self.settings,
+            seed,
+            batch_size=batch_size,
+            ledger=ledger,
+            prefixes=prefixes,
+        )
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Pictures of tokens: any (..., L) becomes uint8 images (B, 3, H, W), in row order, on the CPU."""

@@ -360,18 +360,21 @@ def sample(
     batch_size: int = 20,
     ledger: Ledger | None = None,
     progress: bool = False,
+    prefixes: Sequence[Sequence[int]] | None = None,
 ) -> list[list[Trajectory]]:
     """N candidates of every prompt, decoded to the end.
 
     n: candidates a prompt, numbered from first_candidate; a prompt that is listed again gets the numbers that
     follow. Candidate k of a prompt draws the same noise whatever n, batch_size (paths at once) or the other prompts.
+    prefixes: what stands before each prompt's images, by default its `text_prefix`.
     Returns a list per prompt of n trajectories. ValueError for n < 1, no prompts, or a prompt the model cannot read.
     """
     if n < 1 or batch_size < 1 or not prompts:
         raise ValueError(f"Sampling needs n >= 1, batch_size >= 1 and a prompt, got {n}, {batch_size}, {len(prompts)}.")
     ledger = Ledger() if ledger is None else ledger
-    prefixes = [text_prefix(model.config, encode_text(tokenizer, prompt)) for prompt in prompts]
-    firsts = [first_candidate + n * list(prompts[:i]).count(prompt) for i, prompt in enumerate(prompts)]
+    prefixes = prefixes or [text_prefix(model.config, encode_text(tokenizer, prompt)) for prompt in prompts]
+    listed = list(zip(prompts, prefixes, strict=True))
+    firsts = [first_candidate + n * listed[:i].count(one) for i, one in enumerate(listed)]
     trajectories: list[list[Trajectory]] = [[] for _ in prompts]
     group_size = max(1, batch_size // n)
     with tqdm(total=len(prompts) * n, desc="images", disable=not progress) as bar:
