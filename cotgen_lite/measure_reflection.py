@@ -31,6 +31,13 @@ from cotgen_lite.verifier import REFLECTION_QUESTION, Verifier
 COMMAND = "python -m cotgen_lite.build reflection_results"
 ROUNDS = 3  # at most (paper: section 5)
 SLIGHT = (-0.06, 0.02)  # F11: what correction may cost the generator
+NAMES = {
+    "reflect": "reflect",
+    "empty": "-no-reasons",
+    "shuffled": "-shuffled-reasons",
+    "judge": "-judges-reasons",
+    "more": "-more-samples",
+}
 Explain = Callable[[int, int, Tensor, str], str]  # from row, round, image (3, H, W) and prompt to the reasons
 
 
@@ -99,8 +106,8 @@ def measure_reflection(out: Path, work: Path, recipe: Recipe) -> None:
     for kind, run in runs.items():
         right[kind] = {judge: verdicts[kind][judge][pick, run.chosen] for judge in judges}
     right["more"] = draw_more(generator, critic, prompts, first, own, judges, work / "more")
-    for kind in ("reflect", "empty", "shuffled", "judge", "more"):
-        label = f"self-correct+parm++{NAMES[kind]}"
+    for kind, name in NAMES.items():
+        label = f"self-correct+parm++{name}"
         shown = {judge: verdict[:, None] for judge, verdict in right[kind].items()}
         chance = np.zeros((len(prompts), 1))
         some = score_rows(label, prompts, chance, shown, (1,), about | {"verifier": "PARM++"}, {})
@@ -118,11 +125,9 @@ def measure_reflection(out: Path, work: Path, recipe: Recipe) -> None:
     both = {key: by_both_judges({judge: one[key] for judge, one in findings.items()}) for key in findings["learned"]}
     merge_json(results / "findings.json", both)
     lines = [
-        {"prompt": prompt.text, "codes": run.codes[row].tolist(), "reasons": run.reasons[row], "kind": kind}
-        | {"log_odds": [round(float(x), 3) for x in run.log_odds[row] if not np.isnan(x)]}
-        | {"right": verdicts[kind]["learned"][row].tolist(), "chosen": int(run.chosen[row])}
-        for kind, run in runs.items()
-        if kind == "reflect"
+        {"prompt": prompt.text, "codes": own.codes[row].tolist(), "reasons": own.reasons[row], "kind": "reflect"}
+        | {"log_odds": [round(float(x), 3) for x in own.log_odds[row] if not np.isnan(x)]}
+        | {"right": verdicts["reflect"]["learned"][row].tolist(), "chosen": int(own.chosen[row])}
         for row, prompt in enumerate(prompts)
     ]
     write_rows(out / "pools/reflections.jsonl", lines)
@@ -131,11 +136,6 @@ def measure_reflection(out: Path, work: Path, recipe: Recipe) -> None:
         "reasons": reasons_told(generator, own, prompts),
     }
     write_json(results / "reflection.json", summary)
-
-
-NAMES = {"reflect": "reflect", "empty": "-no-reasons", "shuffled": "-shuffled-reasons", "judge": "-judges-reasons"} | {
-    "more": "-more-samples"
-}
 
 
 def run_reflections(
