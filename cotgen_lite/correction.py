@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from cotgen_lite.checkpoints import built_generator, publish
 from cotgen_lite.drawing import draw_pool, fingerprint, judge_tokens
@@ -20,12 +21,13 @@ from cotgen_lite.files import MANIFEST
 from cotgen_lite.generator import Generator
 from cotgen_lite.generator_training import CaptionedTokens, make_captioned_tokens
 from cotgen_lite.judges import TemplateJudge
+from cotgen_lite.mending import mend
 from cotgen_lite.pools import Pool, first_of_each_tag, load_pool
 from cotgen_lite.prompts import Prompt, lite_prompts
 from cotgen_lite.ranking import IMAGES, refuse_held_out
 from cotgen_lite.reasons import find_reasons
 from cotgen_lite.recipes import Recipe
-from cotgen_lite.scenes import CaptionNoise
+from cotgen_lite.scenes import CaptionNoise, render
 from cotgen_lite.scoring import score
 from cotgen_lite.showo import correction_prefix, masked_loss, text_prefix
 from cotgen_lite.training import TrainingLog, thinned, train
@@ -74,6 +76,18 @@ def corrections(pool: Pool, reasons: npt.NDArray, most: int, seed: int) -> list[
     return [lessons[i] for i in rng.permutation(len(lessons))]
 
 
+def mended(generator: Generator, lessons: Sequence[Correction], seed: int) -> list[Correction]:
+    """The same lessons with other targets: what each wrong image shows, mended (`mending.mend`) and drawn."""
+    rng, judge, found = np.random.default_rng(seed), TemplateJudge(), []
+    for first in tqdm(range(0, len(lessons), 64), desc="mending"):
+        some = lessons[first : first + 64]
+        seen = judge.detect(generator.decode(torch.stack([lesson.rejected for lesson in some])))
+        scenes = [mend(lesson.prompt, detections, rng) for lesson, detections in zip(some, seen, strict=True)]
+        codes = generator.pixels.encode(render(scenes)).to("cpu", torch.int16)
+        found += [replace(lesson, target=target) for lesson, target in zip(some, codes, strict=True)]
+    return found
+
+
 def train_correction(
     generator: Generator,
     lessons: Sequence[Correction],
@@ -116,7 +130,7 @@ def train_correction(
 
 
 def build_self_correct(out: Path, work: Path, recipe: Recipe) -> None:
-    """The generator that can correct an image, with the learning rate that serves best on dev prompts."""
+    """The generator that can correct an image, taught with drawn or mended targets, whichever is better on dev."""
     images, start = load_pool(out / "training/images" / IMAGES), built_generator(out / "models")
     reasons = find_reasons(start, TemplateJudge(), images.tokens, images.prompts, seed=0)
     lessons = corrections(images, reasons, recipe.corrections_a_pool, seed=0)
@@ -129,17 +143,17 @@ def build_self_correct(out: Path, work: Path, recipe: Recipe) -> None:
     replay = make_captioned_tokens(
         recipe.replayed, start.pixels, start.words, CaptionNoise(**settings["noise"]), seed=settings["seed"]
     )
+    training = CorrectionTraining(recipe.correction_steps, recipe.correction_rate)
     tried = {}
-    for rate in recipe.correction_rates:
+    for targets, some in {"drawn": lessons, "mended": mended(start, lessons, seed=0)}.items():
         generator = replace(start, model=copy.deepcopy(start.model))
-        training = CorrectionTraining(recipe.correction_steps, rate)
-        log = train_correction(generator, lessons, replay, training, work / f"{rate:g}")
-        tried[rate] = generator, log, asdict(training), try_on_dev(start, generator, work, recipe)
-    best = max(tried, key=lambda rate: tried[rate][3]["plain"] + tried[rate][3]["corrected"])
-    generator, log, training_settings, _ = tried[best]
-    dev = {f"{rate:g}": entry[3] for rate, entry in tried.items()}
-    about = {"start": "generator", "lessons": len(lessons), "replayed": recipe.replayed, "dev": dev}
-    publish(generator.model, folder, training_settings | about | {"losses": thinned(log.losses)}, log.seconds)
+        log = train_correction(generator, some, replay, training, work / targets)
+        tried[targets] = generator, log, try_on_dev(start, generator, work, recipe)
+    dev = {targets: found for targets, (_, _, found) in tried.items()}
+    best = max(dev, key=lambda targets: dev[targets]["plain"] + dev[targets]["corrected"])
+    generator, log, _ = tried[best]
+    about = {"start": "generator", "lessons": len(lessons), "replayed": recipe.replayed, "targets": best, "dev": dev}
+    publish(generator.model, folder, asdict(training) | about | {"losses": thinned(log.losses)}, log.seconds)
 
 
 def try_on_dev(start: Generator, generator: Generator, work: Path, recipe: Recipe) -> dict[str, float]:

@@ -42,7 +42,7 @@ class Recipe:
     seed_candidates: int  # images a pool by which these are measured
     corrections_a_pool: int  # wrong images at most that the generator learns to correct
     correction_steps: int
-    correction_rates: tuple[float, ...]  # learning rates tried; the best on dev prompts is taken
+    correction_rate: float
     replayed: int  # pre-training pictures mixed in
     many_prompts: int  # of each tag but the easiest, for best-of-n far beyond the usual n
     many_candidates: int
@@ -88,7 +88,7 @@ LITE = Recipe(
     seed_candidates=4,
     corrections_a_pool=10,
     correction_steps=600,
-    correction_rates=(5e-4,),
+    correction_rate=5e-4,
     replayed=8000,
     many_prompts=8,
     many_candidates=200,
@@ -126,7 +126,7 @@ QUICK = Recipe(
     seed_candidates=1,
     corrections_a_pool=2,
     correction_steps=5,
-    correction_rates=(5e-4,),
+    correction_rate=5e-4,
     replayed=64,
     many_prompts=1,
     many_candidates=6,
