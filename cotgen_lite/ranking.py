@@ -45,8 +45,9 @@ PATHS = 10  # labelled side by side, and between two savings
 # paper, where the clear ones count among the 120 as well).
 UNCLEAR_UNTIL, CLEAR_FROM = 9, 12
 PROPORTIONS = {"unclear": 40, "potential": 80, "selection": 200}
-# PARM++'s reflection examples: how many beside the 200, and how many wrong images for each right one (80% : 20%).
-REFLECTIONS, WRONG_FOR_A_RIGHT = 120, 4
+# PARM++'s reflection examples: how many beside the 200, and how many wrong images for each right one (80% : 20%). The
+# paper's 120 are for a verifier that could write before; the lite one learns its first sentence from them.
+REFLECTIONS, WRONG_FOR_A_RIGHT = 300, 4
 
 
 @dataclass(frozen=True)
