@@ -231,6 +231,9 @@ class check:
     first_clear = staticmethod(exercises_parm.first_clear)
     stops = staticmethod(exercises_parm.stops)
     saved = staticmethod(exercises_parm.saved)
+    kept = staticmethod(exercises_parm.kept)
+    changed = staticmethod(exercises_parm.changed)
+    others_reasons = staticmethod(exercises_parm.others_reasons)
 
 
 def _committed(steps: int, places: int, rounded: Callable[[float], int]) -> list[int]:

@@ -1,7 +1,7 @@
 """The checkers pass solutions and catch the usual mistakes with a fitting hint."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -43,6 +43,17 @@ def first_true(hopeless: np.ndarray) -> np.ndarray:
     return np.where(hopeless.any(axis=1), hopeless.argmax(axis=1) + 1, 0)
 
 
+def passed_on(reasons: Sequence[str], tags: Sequence[str], by: int) -> list[str]:
+    """Each text at another place of its tag, so many places on."""
+    places = {tag: [k for k, one in enumerate(tags) if one == tag] for tag in tags}
+    return [reasons[places[tag][(places[tag].index(k) + by) % len(places[tag])]] for k, tag in enumerate(tags)]
+
+
+def kept_back(reasons: Sequence[str], tags: Sequence[str], place: int) -> str:
+    """The first text of the same tag that is not the place's own."""
+    return next(text for k, text in enumerate(reasons) if tags[k] == tags[place] and k != place)
+
+
 SOLUTIONS: dict[str, Callable] = {
     "schedule": lambda t, k: differences(t, k, lambda s: k * math.cos(math.pi * (s + 1) / (2 * t)) + 1e-9),
     "agreement": lambda tokens: (tokens == tokens[-1]).float().mean(dim=1),
@@ -68,6 +79,9 @@ SOLUTIONS: dict[str, Callable] = {
     "first_clear": lambda clarity: np.where((clarity > 0).any(axis=1), (clarity > 0).argmax(axis=1) + 1, 0),
     "stops": lambda clarity, potential: first_true((clarity > 0) & (potential <= 0)),
     "saved": lambda ran, steps: 1 - ran.mean() / steps,
+    "kept": lambda odds: next((k for k, one in enumerate(odds) if one > 0), int(np.argmax(odds))),
+    "changed": lambda before, after: ((~before & after).sum(), (before & ~after).sum()),
+    "others_reasons": lambda reasons, tags: passed_on(reasons, tags, 1),
 }
 MISTAKES: list[tuple[str, Callable, str]] = [
     ("schedule", lambda t, k: plainly(t, k, lambda s: k * math.cos(math.pi * s / (2 * t))), r"\(s \+ 1\) / T"),
@@ -196,6 +210,21 @@ MISTAKES: list[tuple[str, Callable, str]] = [
     ("saved", lambda ran, steps: (ran < steps).mean(), "did run some steps"),
     ("saved", lambda ran, steps: (steps - ran).sum(), "number of steps"),
     ("saved", lambda ran, steps: 1 - ran[ran < steps].mean() / steps, "stopped paths only"),
+    ("kept", lambda odds: int(np.argmax(odds)), "first yes ends it"),
+    ("kept", lambda odds: next((k for k, one in enumerate(odds) if one > 0), len(odds) - 1), "not the last"),
+    ("kept", lambda odds: next((k for k, one in enumerate(odds) if one > 0), 0), "not the first"),
+    ("kept", lambda odds: 1 + next((k for k, one in enumerate(odds) if one > 0), int(np.argmax(odds))), "from 0"),
+    ("kept", lambda odds: len(odds) - 1, "always the last"),
+    ("changed", lambda before, after: ((before & ~after).sum(), (~before & after).sum()), "other way round"),
+    ("changed", lambda before, after: after.sum() - before.sum(), "hides how many"),
+    ("changed", lambda before, after: (after.sum(), (~after).sum()), "were so before"),
+    ("changed", lambda before, after: (before.sum(), (~before).sum()), "both verdicts"),
+    ("changed", lambda before, after: ((~before & after).mean(), (before & ~after).mean()), "Those are shares"),
+    ("others_reasons", lambda reasons, tags: passed_on(reasons, ["all"] * len(tags), 1), "another tag"),
+    ("others_reasons", lambda reasons, tags: passed_on(reasons, tags, 2), "keeps its own"),
+    ("others_reasons", lambda reasons, tags: [""] * len(tags), "another control"),
+    ("others_reasons", lambda reasons, tags: [kept_back(reasons, tags, k) for k in range(len(tags))], "given twice"),
+    ("others_reasons", lambda reasons, tags: reasons[1:], "for each of 7"),
 ]
 
 
