@@ -79,15 +79,16 @@ class Generator:
     ) -> list[list[Trajectory]]:
         """N images of every prompt that make good what is wrong with another image of it; for generators taught to.
 
-        codes: those images', (P, L); reasons: what is wrong with each, "" for no word about it. Guided as always,
-        against the empty prompt; batch_size: images drawn at once. ValueError for a text that the model cannot read.
-        Paper: section 5.
+        codes: those images', (P, L); reasons: what is wrong with each, "" for no word about it. Guidance holds what the
+        words ask for against the image alone: against nothing at all it would mostly strengthen what is there.
+        batch_size: images drawn at once. ValueError for a text that the model cannot read. Paper: section 5.
         """
         said, why = ([encode_text(self.words, text) for text in texts] for texts in (prompts, reasons))
         prefixes = [
             correction_prefix(self.model.config, text, reason, image.tolist())
             for text, reason, image in zip(said, why, codes, strict=True)
         ]
+        unguided = [correction_prefix(self.model.config, [], [], image.tolist()) for image in codes]
         return sample(
             self.model,
             self.words,
@@ -98,6 +99,7 @@ class Generator:
             batch_size=batch_size,
             ledger=ledger,
             prefixes=prefixes,
+            unguided=unguided,
         )
 
     def decode(self, tokens: Tensor) -> Tensor:

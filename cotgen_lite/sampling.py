@@ -61,12 +61,14 @@ class Ledger:
 
 @dataclass(frozen=True)
 class PromptCache:
-    """Keys and values of Q prompts, and of the empty prompt in the last row, aligned at the right.
+    """Keys and values of Q prompts, and then of the E that they are guided against, aligned at the right.
 
-    prefixes: Q + 1 tuples of ids; keys and values: per layer (Q + 1, heads, S, head width); visible: bool (Q + 1, S).
+    prefixes: Q + E tuples of ids; keys and values: per layer (Q + E, heads, S, head width); visible: bool (Q + E, S).
+    against: (Q,), the row that each prompt is guided against; one for all, the empty prompt's, but for corrections.
     """
 
     prefixes: tuple[tuple[int, ...], ...]
+    against: Tensor
     keys: list[Tensor]
     values: list[Tensor]
     visible: Tensor
@@ -161,9 +163,20 @@ class _Recorder:
 
 
 @torch.inference_mode()
-def encode_prompts(model: Showo, prefixes: Sequence[Sequence[int]], ledger: Ledger) -> PromptCache:
-    """One pass over Q prefixes (`text_prefix`, or longer ones) and the empty prompt, charged to the ledger."""
-    every = [*prefixes, text_prefix(model.config, [])]
+def encode_prompts(
+    model: Showo,
+    prefixes: Sequence[Sequence[int]],
+    ledger: Ledger,
+    unguided: Sequence[Sequence[int]] | None = None,
+) -> PromptCache:
+    """One pass over Q prefixes (`text_prefix`, or longer ones) and what they are guided against, charged to the ledger.
+
+    unguided: the prefix against which each is guided, by default the empty prompt.
+    """
+    empty = [text_prefix(model.config, [])] * len(prefixes) if unguided is None else unguided
+    distinct = list(dict.fromkeys(tuple(prefix) for prefix in empty))
+    against = torch.tensor([len(prefixes) + distinct.index(tuple(prefix)) for prefix in empty])
+    every = [*prefixes, *distinct]
     ids = pad_prefixes(model.config, every).to(model.device)
     recorder = _Recorder()
     model.showo.model(
@@ -177,7 +190,7 @@ def encode_prompts(model: Showo, prefixes: Sequence[Sequence[int]], ledger: Ledg
     ledger.prefix_passes += len(every)
     ledger.places += sum(len(prefix) for prefix in every)
     visible = ids != model.config.pad_id
-    return PromptCache(tuple(tuple(prefix) for prefix in every), recorder.keys, recorder.values, visible)
+    return PromptCache(tuple(tuple(prefix) for prefix in every), against, recorder.keys, recorder.values, visible)
 
 
 def path_noise(key: Sequence[object], steps: int, length: int) -> Tensor:
@@ -246,18 +259,18 @@ def branch(state: DecodingState, paths: Sequence[int], seeds: Sequence[int]) -> 
 def predict(model: Showo, state: DecodingState) -> Tensor:
     """Guided logits over the codes at each path's open places, float32 (P, U, K), places in raster order.
 
-    Before the first step all paths of a prompt are alike: one pass per prompt, and one for the empty prompt.
+    Before the first step all paths of a prompt are alike: one pass per prompt, and one for what it is guided against.
     """
     g = state.settings.guidance_scale
+    prompts, tokens, cache = state.prompt, state.tokens, state.path_cache
+    against = state.prompts.against.to(prompts.device)[prompts]
     if state.step == 0:
-        prompts, member = state.prompt.unique(return_inverse=True)
-        tokens, empty_rows, cache = state.tokens[: len(prompts)], 1, []
-    else:
-        prompts, tokens, empty_rows, cache = state.prompt, state.tokens, len(state.tokens), state.path_cache
+        prompts, member = prompts.unique(return_inverse=True)
+        against, shared = state.prompts.against.to(prompts.device)[prompts].unique(return_inverse=True)
+        tokens, cache = tokens[: len(prompts)], []
     if g == 0:
-        empty_rows = 0
-    empty_prompt = prompts.new_full((empty_rows,), len(state.prompts.prefixes) - 1)
-    rows, row_tokens = torch.cat([prompts, empty_prompt]), torch.cat([tokens, tokens[:empty_rows]])
+        against = against[:0]
+    rows, row_tokens = torch.cat([prompts, against]), torch.cat([tokens, tokens[: len(against)]])
     if not cache:
         cache.append(_PathCache(state.prompts, rows, tokens.shape[1] + 2))
     hidden = _hidden_at_open_places(model, row_tokens, cache[0])
@@ -266,7 +279,8 @@ def predict(model: Showo, state: DecodingState) -> Tensor:
 
     guided = hidden[: len(prompts)]
     if g > 0:  # The head is linear, so guiding the hidden states is guiding the logits, at half the cost.
-        guided = (1 + g) * guided - g * hidden[len(prompts) :]
+        unguided = hidden[len(prompts) :]
+        guided = (1 + g) * guided - g * (unguided[shared] if state.step == 0 else unguided)
     logits = code_logits(model, guided).float()
     return logits[member] if state.step == 0 else logits
 
@@ -340,7 +354,7 @@ def predict_plainly(model: Showo, state: DecodingState) -> Tensor:
     """What `predict` computes, by the plain loop of Show-o's code: every sequence anew, over the whole vocabulary."""
     config, masked = model.config, state.tokens == MASKED
     prefixes = [state.prompts.prefixes[row] for row in state.prompt.tolist()]
-    empty = [state.prompts.prefixes[-1]] * len(prefixes)
+    empty = [state.prompts.prefixes[row] for row in state.prompts.against[state.prompt.cpu()].tolist()]
     ids = build_sequences(config, prefixes + empty, state.tokens.repeat(2, 1), masked.repeat(2, 1))
     logits = model(ids)[:, -masked.shape[1] - 1 : -1, config.image_offset : config.mask_id].float()
     conditional, unconditional = logits.chunk(2)
@@ -361,12 +375,14 @@ def sample(
     ledger: Ledger | None = None,
     progress: bool = False,
     prefixes: Sequence[Sequence[int]] | None = None,
+    unguided: Sequence[Sequence[int]] | None = None,
 ) -> list[list[Trajectory]]:
     """N candidates of every prompt, decoded to the end.
 
     n: candidates a prompt, numbered from first_candidate; a prompt that is listed again gets the numbers that
     follow. Candidate k of a prompt draws the same noise whatever n, batch_size (paths at once) or the other prompts.
-    prefixes: what stands before each prompt's images, by default its `text_prefix`.
+    prefixes: what stands before each prompt's images, by default its `text_prefix`; unguided: what guidance holds
+    against it, by default the empty prompt.
     Returns a list per prompt of n trajectories. ValueError for n < 1, no prompts, or a prompt the model cannot read.
     """
     if n < 1 or batch_size < 1 or not prompts:
@@ -380,7 +396,8 @@ def sample(
     with tqdm(total=len(prompts) * n, desc="images", disable=not progress) as bar:
         for at in range(0, len(prompts), group_size):
             group = range(at, min(at + group_size, len(prompts)))
-            cache = encode_prompts(model, prefixes[at : group.stop], ledger)
+            held_against = None if unguided is None else unguided[at : group.stop]
+            cache = encode_prompts(model, prefixes[at : group.stop], ledger, held_against)
             paths = [(i - at, firsts[i] + k) for i in group for k in range(n)]
             for chunk in (paths[j : j + batch_size] for j in range(0, len(paths), batch_size)):
                 steps = list(stream(model, start(model, cache, chunk, settings, seed, ledger)))

@@ -91,6 +91,21 @@ def test_guidance_has_show_os_form_over_the_empty_prompt(model):
     torch.testing.assert_close(predict(model, state)[0], expected, atol=2e-5, rtol=1e-5)
 
 
+def test_each_prompt_may_be_guided_against_another_prefix(model):
+    ledger, (dog, fruit, cats) = Ledger(), prefixes(model)
+    cache = encode_prompts(model, [dog, fruit, cats], ledger, [cats, dog, cats])
+    assert ledger.prefix_passes == 5  # three prompts, and two distinct prefixes held against them
+    state = start(model, cache, [(2, 0), (0, 0), (1, 0), (0, 1)], SETTINGS, 3, ledger)
+    for _ in range(SETTINGS.steps):
+        logits = predict(model, state)
+        torch.testing.assert_close(logits, predict_plainly(model, state), atol=1e-5, rtol=1e-5)
+        state, _ = advance(state, logits)
+    # Held against itself, a prompt is not guided at all: what it draws is what it draws without guidance.
+    cats_alone = start(model, cache, [(2, 0)], SETTINGS, 3, Ledger())
+    unguided = begin(model, [(2, 0)], SamplingSettings(0.0, steps=SETTINGS.steps))
+    assert torch.equal(run(model, cats_alone), run(model, unguided))
+
+
 def test_prefixes_may_hold_an_earlier_image(model):
     config = model.config
     earlier = [config.soi_id, *range(config.image_offset, config.image_offset + 16), config.eoi_id]
