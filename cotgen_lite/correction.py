@@ -49,14 +49,16 @@ class CorrectionTraining:
     """How a generator learns to correct itself.
 
     replay: share of each batch that is plain pre-training data, so that it keeps its old skill. without_reasons: share
-    of corrections whose reasons are left out, so that their absence is nothing strange.
+    of corrections whose reasons are left out, so that their absence is nothing strange; without_words: of those that
+    have no prompt either, which is what guidance holds the words against.
     """
 
     steps: int
     learning_rate: float
-    batch_size: int = 64
-    replay: float = 0.5
+    batch_size: int = 32
+    replay: float = 0.25
     without_reasons: float = 0.1
+    without_words: float = 0.1
     seed: int = 0
 
 
@@ -111,11 +113,13 @@ def train_correction(
         drawing = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         plain = round(settings.batch_size * settings.replay)
         some = torch.randint(len(lessons), (settings.batch_size - plain,), generator=drawing).tolist()
-        mute = (torch.rand(len(some), generator=drawing) < settings.without_reasons).tolist()
+        chance = torch.rand(len(some), generator=drawing)
+        blind = (chance < settings.without_words).tolist()
+        mute = (chance < settings.without_words + settings.without_reasons).tolist()
         old = torch.randint(len(replay.text_ids), (plain,), generator=drawing).tolist()
         prefixes = [
-            correction_prefix(config, said[i], [] if quiet else why[i], lessons[i].rejected.tolist())
-            for i, quiet in zip(some, mute, strict=True)
+            correction_prefix(config, [] if unsaid else said[i], [] if quiet else why[i], lessons[i].rejected.tolist())
+            for i, quiet, unsaid in zip(some, mute, blind, strict=True)
         ]
         prefixes += [text_prefix(config, replay.text_ids[i]) for i in old]
         return masked_loss(generator.model, prefixes, torch.cat([targets[some], replay.tokens[old].long()]), drawing)
@@ -130,7 +134,7 @@ def train_correction(
 
 
 def build_self_correct(out: Path, work: Path, recipe: Recipe) -> None:
-    """The generator that can correct an image, taught with drawn or mended targets, whichever is better on dev."""
+    """The generator that can correct an image."""
     images, start = load_pool(out / "training/images" / IMAGES), built_generator(out / "models")
     reasons = find_reasons(start, TemplateJudge(), images.tokens, images.prompts, seed=0)
     lessons = corrections(images, reasons, recipe.corrections_a_pool, seed=0)
@@ -144,15 +148,10 @@ def build_self_correct(out: Path, work: Path, recipe: Recipe) -> None:
         recipe.replayed, start.pixels, start.words, CaptionNoise(**settings["noise"]), seed=settings["seed"]
     )
     training = CorrectionTraining(recipe.correction_steps, recipe.correction_rate)
-    tried = {}
-    for targets, some in {"drawn": lessons, "mended": mended(start, lessons, seed=0)}.items():
-        generator = replace(start, model=copy.deepcopy(start.model))
-        log = train_correction(generator, some, replay, training, work / targets)
-        tried[targets] = generator, log, try_on_dev(start, generator, work, recipe)
-    dev = {targets: found for targets, (_, _, found) in tried.items()}
-    best = max(dev, key=lambda targets: dev[targets]["plain"] + dev[targets]["corrected"])
-    generator, log, _ = tried[best]
-    about = {"start": "generator", "lessons": len(lessons), "replayed": recipe.replayed, "targets": best, "dev": dev}
+    generator = replace(start, model=copy.deepcopy(start.model))
+    log = train_correction(generator, mended(start, lessons, seed=0), replay, training, work)
+    about = {"start": "generator", "lessons": len(lessons), "replayed": recipe.replayed}
+    about["dev"] = try_on_dev(start, generator, work, recipe)
     publish(generator.model, folder, asdict(training) | about | {"losses": thinned(log.losses)}, log.seconds)
 
 

@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from cotgen_lite.correction import Correction, CorrectionTraining, corrections, train_correction
+from cotgen_lite.checkpoints import load_generator
+from cotgen_lite.correction import Correction, CorrectionTraining, corrections, mended, train_correction
+from cotgen_lite.files import data_path
 from cotgen_lite.generator_training import CaptionedTokens
-from cotgen_lite.pools import Pool
+from cotgen_lite.geneval import evaluate
+from cotgen_lite.judges import TemplateJudge
+from cotgen_lite.pools import Pool, load_pool
 from cotgen_lite.prompts import lite_prompts
-from cotgen_lite.sampling import Ledger, SamplingSettings, encode_prompts, predict, predict_plainly, start
+from cotgen_lite.reasons import find_reasons
+from cotgen_lite.sampling import Ledger, SamplingSettings, encode_prompts, predict, predict_plainly, start, stream
 from cotgen_lite.showo import attention_mask, build_sequences, correction_prefix, text_prefix
 from cotgen_lite.vocabulary import encode_text
 
@@ -44,12 +49,15 @@ def test_a_correction_stands_in_the_order_of_its_parts(toy_generator: Any) -> No
 def test_drawing_a_correction_equals_the_plain_loop_over_its_prefix(toy_generator: Any) -> None:
     codes, ledger = torch.randint(1024, (2, 64), generator=torch.Generator().manual_seed(0)), Ledger()
     prefixes = [prefix_of(toy_generator, p.text, WHY, row.tolist()) for p, row in zip(PROMPTS, codes, strict=False)]
-    cache = encode_prompts(toy_generator.model, prefixes, ledger)
-    state = start(toy_generator.model, cache, [(0, 0), (1, 0)], toy_generator.settings, 0, ledger)
+    wordless = [correction_prefix(toy_generator.model.config, [], [], row.tolist()) for row in codes]
+    cache = encode_prompts(toy_generator.model, prefixes, ledger, wordless)
+    state = start(toy_generator.model, cache, [(0, 0), (1, 0)], toy_generator.settings, 4, ledger)
     torch.testing.assert_close(predict(toy_generator.model, state), predict_plainly(toy_generator.model, state))
+    plainly = list(stream(toy_generator.model, state))[-1].guess
     texts = [p.text for p in PROMPTS[:2]]
     both = toy_generator.correct(texts, codes, [WHY, WHY], n=2, seed=4, batch_size=3)
     assert [len(row) for row in both] == [2, 2] and both[1][1].candidate == 1
+    assert torch.equal(torch.stack([row[0].final for row in both]), plainly.to(torch.int16))
     alone = toy_generator.correct(texts[1:], codes[1:], [WHY], n=2, seed=4)
     assert torch.equal(alone[0][1].tokens, both[1][1].tokens)
     other = toy_generator.correct(texts[1:], codes[1:], [""], n=1, seed=4)
@@ -72,6 +80,34 @@ def test_lessons_take_the_nearest_right_image() -> None:
         corrections(replace(pool, prompts=lite_prompts("test")[:3]), reasons, 1, 0)
 
 
+def test_mended_targets_are_right_and_nearer_than_drawn_ones() -> None:
+    generator, pool = load_generator(), load_pool(data_path("training/images/pool.safetensors"))
+    rows = [60, 310, 500, 830]
+    few = Pool([pool.prompts[row] for row in rows], pool.tokens[rows], {}, {})
+    reasons = find_reasons(generator, TemplateJudge(), few.tokens, few.prompts, seed=0)
+    drawn = corrections(few, reasons, most=3, seed=0)
+    better = mended(generator, drawn, seed=0)
+    assert [lesson.rejected.tolist() for lesson in better] == [lesson.rejected.tolist() for lesson in drawn]
+    seen = TemplateJudge().detect(generator.decode(torch.stack([lesson.target for lesson in better])))
+    verdicts = [evaluate(lesson.prompt, found).correct for lesson, found in zip(better, seen, strict=True)]
+    assert np.mean(verdicts) > 0.9
+    kept = [[(x.target == x.rejected).float().mean() for x in lessons] for lessons in (better, drawn)]
+    assert np.mean(kept[0]) > np.mean(kept[1])
+
+
+def test_without_words_a_correction_sees_the_image_alone(toy_generator: Any, tmp_path: Path) -> None:
+    code, replay = torch.full((64,), 7, dtype=torch.int16), CaptionedTokens([[5]], torch.full((1, 64), 3), {})
+    losses = {}
+    for blind in (0.0, 1.0):
+        for number, prompt in enumerate(PROMPTS[:2]):
+            taught = replace(toy_generator, model=copy.deepcopy(toy_generator.model))
+            settings = CorrectionTraining(1, 1e-3, batch_size=4, without_words=blind, without_reasons=0.0)
+            folder = tmp_path / f"{blind}-{number}"
+            log = train_correction(taught, [Correction(prompt, code, WHY, code)], replay, settings, folder)
+            losses[blind, number] = log.losses
+    assert losses[1.0, 0] == losses[1.0, 1] and losses[0.0, 0] != losses[0.0, 1]
+
+
 def test_training_teaches_to_go_by_the_reasons_and_resumes(toy_generator: Any, tmp_path: Path) -> None:
     old, new = torch.full((64,), 7, dtype=torch.int16), torch.full((64,), 9, dtype=torch.int16)
     lessons = [
@@ -80,7 +116,9 @@ def test_training_teaches_to_go_by_the_reasons_and_resumes(toy_generator: Any, t
     ]
     words = encode_text(toy_generator.words, PROMPTS[0].text)
     replay = CaptionedTokens([words], torch.full((1, 64), 3), {"pictures": 1})
-    settings = CorrectionTraining(steps=200, learning_rate=2e-2, batch_size=8, without_reasons=0.0)
+    settings = CorrectionTraining(
+        steps=200, learning_rate=2e-2, batch_size=8, replay=0.5, without_reasons=0.0, without_words=0.0
+    )
 
     def train(folder: Path, steps: int = 200) -> Any:
         taught = replace(
