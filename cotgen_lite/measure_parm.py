@@ -38,7 +38,7 @@ from cotgen_lite.pools import Pool, expected_best_of, first_of_each_tag, load_po
 from cotgen_lite.prompts import Prompt
 from cotgen_lite.ranking import CLEAR_FROM
 from cotgen_lite.recipes import Recipe
-from cotgen_lite.results import SIZES, decide, merge_json, merge_rows, read_rows, score_rows, summed_up
+from cotgen_lite.results import SIZES, decide, merge_json, merge_rows, score_rows, summed_up
 from cotgen_lite.sampling import Ledger
 from cotgen_lite.scoring import tag_means
 from cotgen_lite.verifier import Verifier
@@ -69,12 +69,13 @@ def measure_parm(out: Path, work: Path, recipe: Recipe) -> None:
         save_rows(results, method, "baseline", pool, outcome, units, steps)
     orders = {method: outcome.order for method, outcome in others.items()} | {"unstopped": opinions.selection}
     equal = at_equal_cost(pool, found["baseline"].outcome, units, steps)
+    prm = load_pool(out / "pools/ft-prm.safetensors")
     kept = load_file(out / "pools/baseline_steps.safetensors")
     some = [pool.prompts[row] for row in kept["pool_row"].tolist()]
     everywhere = ask_of_paths(generator, parm, kept["guesses"], some, work / "opinions", stop=False)
     save_opinions(out / "pools/baseline_steps_parm.safetensors", everywhere)
     findings = {
-        judge: decide_f7(pool, found["baseline"].outcome, recipe.pool_size, results, equal, judge)
+        judge: decide_f7(pool, prm, found["baseline"].outcome, recipe.pool_size, equal, judge)
         for judge in ("learned", "template")
     }
     merge_json(results / "findings.json", {"F7": by_both_judges(findings)})
@@ -254,26 +255,21 @@ def over_orm(pool: Pool, orders: Mapping[str, npt.NDArray], n: int, judge: str =
     return {name: {key: one[key] for key in ("seen", "delta", "ci")} for name, one in found.items()}
 
 
-def decide_f7(
-    pool: Pool, outcome: Outcome, n: int, results: Path, equal: Mapping[str, Sequence[dict]], judge: str
-) -> dict:
+def decide_f7(pool: Pool, prm: Pool, outcome: Outcome, n: int, equal: Mapping[str, Sequence[dict]], judge: str) -> dict:
     """F7 by its rule: PARM's choice among n is better than the fine-tuned ORM's and the PRM's; at equal cost beside it.
 
-    The first by prompts in pairs; the second by the scores of both and their intervals, as if of different prompts,
-    because the PRM's choices are not kept. equal: from `at_equal_cost`, of which the largest n is told.
+    prm: what the PRM came to for each entry of the pool, one image each. equal: from `at_equal_cost`, of which the
+    largest n is told.
     """
-    correct, rows = pool.correct[judge], read_rows(results / "scores.jsonl")
-    difference = expected_best_of(outcome.order, correct, n) - expected_best_of(pool.scores["ft-orm"], correct, n)
-    over_orm = decide("parm − ft-orm > 0", pool.prompts, difference, paper="")
-    parm, prm = (
-        next(r for r in rows if (r["method"], r["judge"], r["n"]) == (method, judge, n))
-        for method in ("parm", "ft-prm")
+    correct = pool.correct[judge]
+    parm = expected_best_of(outcome.order, correct, n)
+    others = {
+        "ft-orm": expected_best_of(pool.scores["ft-orm"], correct, n),
+        "ft-prm": prm.correct[judge][:, 0].astype(float),
+    }
+    over_orm, over_prm = (
+        decide(f"parm − {name} > 0", pool.prompts, parm - right, paper="") for name, right in others.items()
     )
-    delta = parm["overall"] - prm["overall"]
-    margin = float(np.hypot(*((row["ci"][1] - row["ci"][0]) / 2 for row in (parm, prm))))
-    low, high = round(delta - margin, 4), round(delta + margin, 4)
-    seen = "yes" if low > 0 else "no" if high < 0 else "undecided"
-    over_prm = {"claim": "parm − ft-prm > 0", "seen": seen, "delta": round(delta, 4), "ci": [low, high]}
     beside = [
         found[-1]
         | {

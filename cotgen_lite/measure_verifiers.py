@@ -17,7 +17,7 @@ from cotgen_lite.drawing import SHARD, fingerprint, in_shards, judge_tokens
 from cotgen_lite.files import write_json
 from cotgen_lite.generator import Generator
 from cotgen_lite.measure import cost_of_drawing
-from cotgen_lite.pools import expected_best_of, first_of_each_tag, load_pool, save_pool
+from cotgen_lite.pools import Pool, expected_best_of, first_of_each_tag, load_pool, save_pool
 from cotgen_lite.prompts import TAGS, Prompt
 from cotgen_lite.ranking import FEW, MANY, StepLabels, load_steps
 from cotgen_lite.results import (
@@ -99,6 +99,7 @@ def measure_prm(out: Path, work: Path, n: int, first_steps: Mapping[str, Sequenc
             gains[label] = over_baseline(prompts, verdicts["learned"][:, 0], learned)
             if label == "ft-prm":
                 right = {judge: verdict[:, 0].astype(float) for judge, verdict in verdicts.items()}
+                save_pool(Pool(prompts, final, {}, verdicts), out / f"pools/{label}.safetensors")
             if label == "zs-prm":
                 guesses = run["guesses"]
     merge_rows(results / "scores.jsonl", rows)

@@ -1,5 +1,6 @@
 """PARM read off a pool: what `parm_search` does, path by path, and what it costs, for every n."""
 
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,6 @@ from cotgen_lite.parm_pools import (
 )
 from cotgen_lite.pools import Pool, expected_best_of
 from cotgen_lite.prompts import TAGS, lite_prompts
-from cotgen_lite.results import write_rows
 from cotgen_lite.search import Assess, best_of_n, parm_search
 from cotgen_lite.verifier import Verifier
 
@@ -200,30 +200,18 @@ def test_unit_costs_add_up_to_a_search(toy_generator: Any) -> None:
     assert (spent["generator_passes"], spent["finished_read"]) == (found.cost.generator_passes, n)
 
 
-def test_findings_hold_parm_against_the_others(tmp_path: Path) -> None:
+def test_findings_hold_parm_against_the_others() -> None:
     correct = np.tile([True, False], (6, 1))
     good, bad = np.tile([1.0, 0.0], (6, 1)), np.tile([0.0, 1.0], (6, 1))
     stopped = Outcome(np.full((6, 2), 18), np.ones((6, 2), dtype=bool), good)
-    rows = [
-        {
-            "method": m,
-            "generator": "baseline",
-            "seed": 0,
-            "judge": "learned",
-            "n": 2,
-            "overall": o,
-            "ci": [o - 0.1, o + 0.1],
-        }
-        for m, o in (("parm", 1.0), ("ft-prm", 0.5))
-    ]
-    write_rows(tmp_path / "scores.jsonl", rows)
     pools = {
         name: a_pool(correct, bad) for name in ("baseline", "dpo", "it-dpo", "it-dpo-guided-orm", "it-dpo-guided-parm")
     }
     equal = {"seconds": [{"orm_n": 2, "parm_n": 1.0, "seen": "no", "delta": -0.2, "ci": [-0.3, -0.1]}]}
-    f7 = decide_f7(pools["baseline"], stopped, 2, tmp_path, equal, "learned")
+    prm = replace(pools["baseline"], correct={"learned": np.arange(6)[:, None] % 2 == 0})
+    f7 = decide_f7(pools["baseline"], prm, stopped, 2, equal, "learned")
     assert f7["seen"] == "yes" and f7["parts"]["parm − ft-orm"]["delta"] == 1.0
-    assert f7["parts"]["parm − ft-prm"]["ci"] == pytest.approx([0.5 - 0.1 * 2**0.5, 0.5 + 0.1 * 2**0.5], abs=1e-4)
+    assert f7["parts"]["parm − ft-prm"]["delta"] == 0.5
     assert "at equal seconds" in f7["note"]
     for name in ("baseline", "dpo", "it-dpo", "it-dpo-guided-parm"):
         pools[name].scores["parm"] = order_within_rows(stopped.order)
