@@ -39,7 +39,7 @@ LABELS = {
     "zs-prm": "zero-shot PRM, best of {n} at each step",
     "ft-prm": "fine-tuned PRM, best of {n} at each step",
     "parm": "PARM, {n} paths",
-    "parm-first": "PARM, {n} paths, asked once a path",
+    "parm-first": "PARM, {n} paths, asked at the first clear step only",
     "parm-from-12": "PARM, {n} paths, asked from step 12 on",
     "oracle": "oracle, best of {n}",
     "dpo": "DPO",
