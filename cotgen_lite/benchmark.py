@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import torch
 
+from cotgen_lite.plain_decoding import predict_plainly
 from cotgen_lite.sampling import (
     Ledger,
     SamplingSettings,
     advance,
     encode_prompts,
     predict,
-    predict_plainly,
     start,
 )
 from cotgen_lite.showo import Showo, ShowoConfig, lite_config, text_prefix

@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerBase
 from cotgen_lite.showo import (
     Showo,
     attention_mask,
-    build_sequences,
     code_logits,
     image_span,
     pad_prefixes,
@@ -347,20 +346,6 @@ def stream(model: Showo, state: DecodingState) -> Iterator[Step]:
     while state.step < state.settings.steps:
         state, step = advance(state, predict(model, state))
         yield step
-
-
-@torch.inference_mode()
-def predict_plainly(model: Showo, state: DecodingState) -> Tensor:
-    """What `predict` computes, by the plain loop of Show-o's code: every sequence anew, over the whole vocabulary."""
-    config, masked = model.config, state.tokens == MASKED
-    prefixes = [state.prompts.prefixes[row] for row in state.prompt.tolist()]
-    empty = [state.prompts.prefixes[row] for row in state.prompts.against[state.prompt.cpu()].tolist()]
-    ids = build_sequences(config, prefixes + empty, state.tokens.repeat(2, 1), masked.repeat(2, 1))
-    logits = model(ids)[:, -masked.shape[1] - 1 : -1, config.image_offset : config.mask_id].float()
-    conditional, unconditional = logits.chunk(2)
-    g = state.settings.guidance_scale
-    guided = (1 + g) * conditional - g * unconditional
-    return guided[masked].view(len(prefixes), -1, config.codebook_size)
 
 
 def sample(

@@ -15,10 +15,11 @@ from cotgen_lite.files import data_path
 from cotgen_lite.generator_training import CaptionedTokens
 from cotgen_lite.geneval import evaluate
 from cotgen_lite.judges import TemplateJudge
+from cotgen_lite.plain_decoding import predict_plainly
 from cotgen_lite.pools import Pool, load_pool
 from cotgen_lite.prompts import lite_prompts
 from cotgen_lite.reasons import find_reasons
-from cotgen_lite.sampling import Ledger, SamplingSettings, encode_prompts, predict, predict_plainly, start, stream
+from cotgen_lite.sampling import Ledger, SamplingSettings, encode_prompts, predict, start, stream
 from cotgen_lite.showo import attention_mask, build_sequences, correction_prefix, text_prefix
 from cotgen_lite.vocabulary import encode_text
 

@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cotgen_lite.benchmark import decoding_flops, measure
+from cotgen_lite.plain_decoding import predict_plainly
 from cotgen_lite.sampling import (
     MASKED,
     DecodingState,
@@ -20,7 +21,6 @@ from cotgen_lite.sampling import (
     masked_after,
     path_noise,
     predict,
-    predict_plainly,
     sample,
     start,
     stream,
