@@ -172,11 +172,13 @@ def encode_prompts(
 
     unguided: the prefix against which each is guided, by default the empty prompt.
     """
-    empty = [text_prefix(model.config, [])] * len(prefixes) if unguided is None else unguided
-    distinct = list(dict.fromkeys(tuple(prefix) for prefix in empty))
-    against = torch.tensor([len(prefixes) + distinct.index(tuple(prefix)) for prefix in empty])
+    held_against = [text_prefix(model.config, [])] * len(prefixes) if unguided is None else unguided
+    distinct = list(dict.fromkeys(tuple(prefix) for prefix in held_against))
     every = [*prefixes, *distinct]
     ids = pad_prefixes(model.config, every).to(model.device)
+    against = torch.tensor(
+        [len(prefixes) + distinct.index(tuple(prefix)) for prefix in held_against], device=ids.device
+    )
     recorder = _Recorder()
     model.showo.model(
         ids,
@@ -261,12 +263,13 @@ def predict(model: Showo, state: DecodingState) -> Tensor:
     Before the first step all paths of a prompt are alike: one pass per prompt, and one for what it is guided against.
     """
     g = state.settings.guidance_scale
-    prompts, tokens, cache = state.prompt, state.tokens, state.path_cache
-    against = state.prompts.against.to(prompts.device)[prompts]
     if state.step == 0:
-        prompts, member = prompts.unique(return_inverse=True)
-        against, shared = state.prompts.against.to(prompts.device)[prompts].unique(return_inverse=True)
-        tokens, cache = tokens[: len(prompts)], []
+        prompts, member = state.prompt.unique(return_inverse=True)
+        against, shared = state.prompts.against[prompts].unique(return_inverse=True)
+        tokens, cache = state.tokens[: len(prompts)], []
+    else:
+        prompts, tokens, cache = state.prompt, state.tokens, state.path_cache
+        against = state.prompts.against[prompts]
     if g == 0:
         against = against[:0]
     rows, row_tokens = torch.cat([prompts, against]), torch.cat([tokens, tokens[: len(against)]])
