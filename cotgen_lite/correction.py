@@ -49,8 +49,8 @@ class CorrectionTraining:
     """How a generator learns to correct itself.
 
     replay: share of each batch that is plain pre-training data, so that it keeps its old skill. without_reasons: share
-    of corrections whose reasons are left out, so that their absence is nothing strange; without_words: of those that
-    have no prompt either, which is what guidance holds the words against.
+    of corrections whose reasons are left out, so that their absence is nothing strange; without_words: share of further
+    ones that have neither reasons nor prompt, which is what guidance holds the words against.
     """
 
     steps: int

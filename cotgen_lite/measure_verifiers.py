@@ -72,6 +72,8 @@ def measure_orm(out: Path) -> None:
 def measure_prm(out: Path, work: Path, n: int, first_steps: Mapping[str, Sequence[int]]) -> None:
     """Search step by step with both PRMs and decide F3 and F4; adds to scores and findings under `out`.
 
+    The fine-tuned PRM's images go to `pools/ft-prm.safetensors`, with which PARM is compared later.
+
     n: draws a step; first_steps: for "zs-prm" and "ft-prm", from which steps on it may speak, 1 among them. Runs in
     `work` let it resume.
     """

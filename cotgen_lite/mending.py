@@ -33,7 +33,8 @@ def mend(prompt: Prompt, detections: Sequence[Detection], rng: np.random.Generat
     """A scene that shows what the prompt asks for and nothing else, and changes what was seen as little as tries allow.
 
     detections: what is in the image that misses the prompt. An object may stay, change its colour, take the place of
-    another one, move, or be new; one whose place is taken is gone, colour and all.
+    another one, and its colour where that is free, move, or be new; one whose place is taken is gone, colour and all,
+    and so is what the prompt does not name.
     """
     seen = [_as_object(detection) for detection in detections if detection.score > FAITH]
     items = [item for item in prompt.include for _ in range(item.count)]

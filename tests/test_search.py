@@ -187,7 +187,7 @@ def test_reflection_stops_at_a_yes_and_else_keeps_the_best(
     assert result.log_odds.tolist() == pytest.approx(list(odds))
     assert all(torch.equal(a, b) for a, b in zip(critic.seen, result.images, strict=True))
     steps, cost = toy_generator.settings.steps, result.cost
-    # A round: its prefix and the empty prompt, then a conditional and an unconditional pass a step.
+    # A round: its prefix and that of the image alone, then a conditional and an unconditional pass a step.
     assert cost.generator_passes == rounds * (2 + 2 * steps) and cost.verifier_passes == 2 * rounds + 1
     for done in range(rounds):  # each image is drawn from the one before it and the reasons given for that
         again = toy_generator.correct([PROMPT], result.codes[done][None], [result.reasons[done]], 1, 2001 + done)
