@@ -204,7 +204,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "prm_results": ("orm_results", "prm"),
     "paths": ("generator",),
     "parm": ("paths", "images", "verifier"),
-    "parm-plus-plus": ("parm",),
+    "parm-plus-plus": ("paths", "images", "verifier"),
     "dpo": ("images",),
     "dpo_images": ("dpo",),
     "it-dpo": ("dpo_images",),

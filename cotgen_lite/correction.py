@@ -20,12 +20,13 @@ from cotgen_lite.drawing import draw_pool, fingerprint, judge_tokens
 from cotgen_lite.files import MANIFEST
 from cotgen_lite.generator import Generator
 from cotgen_lite.generator_training import CaptionedTokens, make_captioned_tokens
+from cotgen_lite.geneval import evaluate
 from cotgen_lite.judges import TemplateJudge
 from cotgen_lite.mending import mend
 from cotgen_lite.pools import Pool, first_of_each_tag, load_pool
 from cotgen_lite.prompts import Prompt, lite_prompts
 from cotgen_lite.ranking import IMAGES, refuse_held_out
-from cotgen_lite.reasons import find_reasons
+from cotgen_lite.reasons import find_reasons, write_reasons
 from cotgen_lite.recipes import Recipe
 from cotgen_lite.scenes import CaptionNoise, render
 from cotgen_lite.scoring import score
@@ -62,32 +63,32 @@ class CorrectionTraining:
     seed: int = 0
 
 
-def corrections(pool: Pool, reasons: npt.NDArray, most: int, seed: int) -> list[Correction]:
-    """Lessons from labelled images: up to `most` wrong ones of each prompt, each with the right one that is nearest.
+def corrections(
+    generator: Generator, judge: TemplateJudge, pool: Pool, wrong: npt.NDArray[np.bool_], most: int, seed: int
+) -> list[Correction]:
+    """Lessons from the wrong images of a pool, at most so many of each prompt, in random order.
 
-    Nearest by equal codes, so that what was good may stay as it is. reasons: of each image (P, N), "" where it is
-    right. Prompts of which all images are alike give none. Shuffled. ValueError if a dev or test prompt is among them.
+    Each has what the judge finds wrong with it, in words, and what it sees, mended (`mending.mend`) and drawn, as its
+    target. wrong: (P, N), which images are. An image in which the judge finds nothing wrong gives none. ValueError if
+    a dev or test prompt is among them.
     """
     refuse_held_out(pool.prompts)
-    rng, lessons = np.random.default_rng(seed), []
-    for prompt, codes, texts in zip(pool.prompts, pool.tokens, reasons, strict=True):
-        right, wrong = np.flatnonzero(texts == ""), rng.permutation(np.flatnonzero(texts != ""))
-        for column in wrong[:most] if len(right) else []:
-            alike = (codes[right] == codes[column]).sum(dim=1)
-            lessons.append(Correction(prompt, codes[column], texts[column], codes[right[int(alike.argmax())]]))
-    return [lessons[i] for i in rng.permutation(len(lessons))]
-
-
-def mended(generator: Generator, lessons: Sequence[Correction], seed: int) -> list[Correction]:
-    """The same lessons with other targets: what each wrong image shows, mended (`mending.mend`) and drawn."""
-    rng, judge, found = np.random.default_rng(seed), TemplateJudge(), []
-    for first in tqdm(range(0, len(lessons), 64), desc="mending"):
-        some = lessons[first : first + 64]
-        seen = judge.detect(generator.decode(torch.stack([lesson.rejected for lesson in some])))
-        scenes = [mend(lesson.prompt, detections, rng) for lesson, detections in zip(some, seen, strict=True)]
-        codes = generator.pixels.encode(render(scenes)).to("cpu", torch.int16)
-        found += [replace(lesson, target=target) for lesson, target in zip(some, codes, strict=True)]
-    return found
+    rng = np.random.default_rng(seed)
+    picks = [
+        (row, column) for row in range(len(wrong)) for column in rng.permutation(np.flatnonzero(wrong[row]))[:most]
+    ]
+    picks, lessons = [picks[i] for i in rng.permutation(len(picks))], []
+    for first in tqdm(range(0, len(picks), 64), desc="lessons"):
+        rows, columns = map(list, zip(*picks[first : first + 64], strict=True))
+        codes, scenes, whys = pool.tokens[rows, columns], [], []
+        for row, seen in zip(rows, judge.detect(generator.decode(codes)), strict=True):
+            found = evaluate(pool.prompts[row], seen).reasons
+            whys.append(write_reasons(found, rng) if found else "")
+            scenes.append(mend(pool.prompts[row], seen, rng))
+        targets = generator.pixels.encode(render(scenes)).to("cpu", torch.int16)
+        some = zip(rows, codes, whys, targets, strict=True)
+        lessons += [Correction(pool.prompts[row], one, why, target) for row, one, why, target in some if why]
+    return lessons
 
 
 def train_correction(
@@ -122,7 +123,8 @@ def train_correction(
             for i, quiet, unsaid in zip(some, mute, blind, strict=True)
         ]
         prefixes += [text_prefix(config, replay.text_ids[i]) for i in old]
-        return masked_loss(generator.model, prefixes, torch.cat([targets[some], replay.tokens[old].long()]), drawing)
+        new = torch.cat([targets[some], replay.tokens[old].long()])
+        return masked_loss(generator.model, prefixes, new, drawing, [0.0] * len(some) + [0.1] * plain)
 
     about = asdict(settings) | replay.about
     about["run"] = fingerprint(
@@ -136,23 +138,23 @@ def train_correction(
 def build_self_correct(out: Path, work: Path, recipe: Recipe) -> None:
     """The generator that can correct an image."""
     images, start = load_pool(out / "training/images" / IMAGES), built_generator(out / "models")
-    reasons = find_reasons(start, TemplateJudge(), images.tokens, images.prompts, seed=0)
-    lessons = corrections(images, reasons, recipe.corrections_a_pool, seed=0)
-    folder = out / "models/self-correct"
-    if not lessons:
-        print("no prompt has images of both labels: there is nothing to learn from, the generator stays as it is")
-        publish(start.model, folder, {"lessons": 0}, 0)
-        return
+    wrong = ~images.correct["template"]
+    lessons = corrections(start, TemplateJudge(), images, wrong, recipe.corrections_a_pool, seed=0)
     settings = json.loads((out / f"models/generator/{MANIFEST}").read_text(encoding="utf-8"))["settings"]
     replay = make_captioned_tokens(
         recipe.replayed, start.pixels, start.words, CaptionNoise(**settings["noise"]), seed=settings["seed"]
     )
     training = CorrectionTraining(recipe.correction_steps, recipe.correction_rate)
     generator = replace(start, model=copy.deepcopy(start.model))
-    log = train_correction(generator, mended(start, lessons, seed=0), replay, training, work)
+    log = train_correction(generator, lessons, replay, training, work)
     about = {"start": "generator", "lessons": len(lessons), "replayed": recipe.replayed}
     about["dev"] = try_on_dev(start, generator, work, recipe)
-    publish(generator.model, folder, asdict(training) | about | {"losses": thinned(log.losses)}, log.seconds)
+    publish(
+        generator.model,
+        out / "models/self-correct",
+        asdict(training) | about | {"losses": thinned(log.losses)},
+        log.seconds,
+    )
 
 
 def try_on_dev(start: Generator, generator: Generator, work: Path, recipe: Recipe) -> dict[str, float]:

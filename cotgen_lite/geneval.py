@@ -19,6 +19,8 @@ from cotgen_lite.prompts import Prompt, Requirement
 Box = tuple[float, float, float, float]
 Floats = npt.NDArray[np.float64]
 
+THRESHOLD = 0.3  # confidence that a detection has to exceed
+COUNTING_THRESHOLD = 0.9  # the same where objects are counted
 POSITION_MARGIN = 0.1  # share of both objects' sizes that an offset has to exceed before it counts
 POSITION_COMPONENT = 0.5  # what a component of the shrunk unit offset has to exceed
 
@@ -81,8 +83,8 @@ class Detector(Protocol):
 def evaluate(
     prompt: Prompt,
     detections: Sequence[Detection],
-    threshold: float = 0.3,
-    counting_threshold: float = 0.9,
+    threshold: float = THRESHOLD,
+    counting_threshold: float = COUNTING_THRESHOLD,
     max_per_class: int = 16,
 ) -> Verdict:
     """Hold one image's detections against a prompt by GenEval's rules.

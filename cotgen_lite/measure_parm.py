@@ -44,7 +44,7 @@ from cotgen_lite.scoring import tag_means
 from cotgen_lite.verifier import Verifier
 
 BUILD = "python -m cotgen_lite.build"
-GENERATORS = ("baseline", "it-dpo")  # under which PARM chooses; figures 3 and 7
+GENERATORS = ("baseline", "dpo", "it-dpo")  # under which PARM chooses; figures 3, 6 and 7
 GUIDED = "it-dpo-guided-parm"
 HARD = ("two_object", "position", "color_attr")  # F9
 

@@ -6,10 +6,13 @@ for.
 """
 
 from collections.abc import Sequence
+from functools import cache
+from itertools import product
 
 import numpy as np
+import numpy.typing as npt
 
-from cotgen_lite.geneval import Detection
+from cotgen_lite.geneval import COUNTING_THRESHOLD, THRESHOLD, Detection
 from cotgen_lite.prompts import COLORS, Prompt, Requirement
 from cotgen_lite.scenes import (
     IMAGE_SIZE,
@@ -17,37 +20,44 @@ from cotgen_lite.scenes import (
     OBJECT_SIZE,
     Scene,
     SceneObject,
-    _apart,
-    _clearly,
-    _layouts,
+    apart,
+    clearly,
     icon_box,
+    layouts,
     scene_for,
 )
 
-TRIES = 200  # of which the one that changes least is taken
-FAITH = 0.3  # least confidence of a detection, GenEval's
-STAYS, RECOLORED, MOVED, NEW = 0, 1, 2, 3  # what it costs to have an object otherwise than it is
+Place = tuple[int, int]
 
 
 def mend(prompt: Prompt, detections: Sequence[Detection], rng: np.random.Generator) -> Scene:
-    """A scene that shows what the prompt asks for and nothing else, and changes what was seen as little as tries allow.
+    """A scene that shows what the prompt asks for and nothing else, and changes what was seen as little as it can.
 
-    detections: what is in the image that misses the prompt. An object may stay, change its colour, take the place of
-    another one, and its colour where that is free, move, or be new; one whose place is taken is gone, colour and all,
-    and so is what the prompt does not name.
+    detections: what is in the image that misses the prompt. An object that is asked for stays where it is, in its
+    colour unless another one is asked for; what is missing takes place and colour of an object that is not asked for,
+    if there is one. For a relation as few as possible move, as short a way as possible. Everything else is drawn by
+    `rng`, and so is all if there is no room.
     """
-    seen = [_as_object(detection) for detection in detections if detection.score > FAITH]
+    limit = COUNTING_THRESHOLD if prompt.tag == "counting" else THRESHOLD
+    left = [_as_object(detection) for detection in detections if detection.score > limit]
     items = [item for item in prompt.include for _ in range(item.count)]
-    relation = next((item.position for item in prompt.include if item.position), None)
-    best, least = None, np.inf
-    for _ in range(TRIES):
-        scene = _try(items, seen, rng)
-        if scene is None or (relation and not _clearly(relation[0], scene[1 - relation[1]], scene[relation[1]])):
-            continue
-        change = sum(_change(item, seen) for item in scene)
-        if change < least:
-            best, least = scene, change
-    return best or scene_for(prompt, rng)
+    own = [_take(left, item) for item in items]
+    like = [one or (left.pop() if left else None) for one in own]
+    colors = [
+        item.color or (one.color if one and one.color in COLORS else COLORS[rng.integers(len(COLORS))])
+        for item, one in zip(items, like, strict=True)
+    ]
+    were = [(one.x, one.y) if one else None for one in like]
+    places: list[Place] | None
+    related = next(((i, item.position) for i, item in enumerate(prompt.include) if item.position), None)
+    if related:
+        item, (relation, reference) = related
+        places = _move(relation, item, reference, were, rng)
+    else:
+        places = _stay(were, [one is None for one in own], rng)
+    if places is None:
+        return scene_for(prompt, rng)
+    return tuple(SceneObject(i.name, color, *place) for i, color, place in zip(items, colors, places, strict=True))
 
 
 def _as_object(detection: Detection) -> SceneObject:
@@ -61,31 +71,47 @@ def _as_object(detection: Detection) -> SceneObject:
     return SceneObject(detection.name, detection.color or "unknown", x, y)
 
 
-def _try(items: Sequence[Requirement], seen: Sequence[SceneObject], rng: np.random.Generator) -> Scene | None:
-    """Every item where an object of its class was, or another one, or anywhere; None if two of them overlap."""
-    left = [seen[i] for i in rng.permutation(len(seen))]
-    scene: list[SceneObject] = []
-    for item in items:
-        own = next((one for one in left if one.name == item.name), None)
-        there = own if own and rng.random() < 0.7 else left[0] if left and rng.random() < 0.5 else None
-        options = _layouts()
-        x, y = (there.x, there.y) if there else options[rng.integers(len(options))]
-        like = own or there
-        color = item.color or (like.color if like and like.color in COLORS else COLORS[rng.integers(len(COLORS))])
-        for used in (own, there):
-            if used in left:
-                left.remove(used)
-        if any(not _apart((x, y), (other.x, other.y)) for other in scene):
-            return None
-        scene.append(SceneObject(item.name, color, x, y))
-    return tuple(scene)
+def _take(seen: list[SceneObject], item: Requirement) -> SceneObject | None:
+    """Takes an object of the item's class out of those seen, in its colour if there is one."""
+    own = sorted((one for one in seen if one.name == item.name), key=lambda one: one.color != item.color)
+    if not own:
+        return None
+    seen.remove(own[0])
+    return own[0]
 
 
-def _change(item: SceneObject, seen: Sequence[SceneObject]) -> int:
-    if item in seen:
-        return STAYS
-    if any((one.name, one.x, one.y) == (item.name, item.x, item.y) for one in seen):
-        return RECOLORED
-    if any(one.name == item.name or (one.x, one.y) == (item.x, item.y) for one in seen):
-        return MOVED
-    return NEW
+def _stay(were: Sequence[Place | None], later: Sequence[bool], rng: np.random.Generator) -> list[Place] | None:
+    """Everything where it was, those marked `later` only where there is still room, and what is left in free places."""
+    places: dict[int, Place] = {}
+    for i in sorted(range(len(were)), key=lambda i: later[i]):
+        was = were[i]
+        if was and all(apart(was, other) for other in places.values()):
+            places[i] = was
+    for i in range(len(were)):
+        if i not in places:
+            free = [spot for spot in layouts() if all(apart(spot, other) for other in places.values())]
+            if not free:
+                return None
+            places[i] = free[rng.integers(len(free))]
+    return [places[i] for i in range(len(were))]
+
+
+def _move(
+    relation: str, item: int, reference: int, were: Sequence[Place | None], rng: np.random.Generator
+) -> list[Place]:
+    """The places nearest to where two objects were in which the relation is clear: best if only one of them moves."""
+    pairs = rng.permutation(_related(relation))
+    cost = np.zeros(len(pairs))
+    for column, number in enumerate((item, reference)):
+        if (was := were[number]) is not None:
+            way = np.abs(pairs[:, column] - was).sum(axis=1)
+            cost += way + 4 * IMAGE_SIZE * (way > 0)
+    found = pairs[int(cost.argmin())].tolist()
+    return [tuple(found[number != item]) for number in range(2)]
+
+
+@cache
+def _related(relation: str) -> npt.NDArray[np.int64]:
+    """All pairs of places (K, 2, 2), of an item and its reference, that are clearly in the relation."""
+    pairs = product(layouts(), layouts())
+    return np.array([pair for pair in pairs if clearly(relation, *pair)])

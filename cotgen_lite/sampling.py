@@ -170,9 +170,11 @@ def encode_prompts(
 ) -> PromptCache:
     """One pass over Q prefixes (`text_prefix`, or longer ones) and what they are guided against, charged to the ledger.
 
-    unguided: the prefix against which each is guided, by default the empty prompt.
+    unguided: the prefix against which each is guided, by default the empty prompt. ValueError if not one for each.
     """
     held_against = [text_prefix(model.config, [])] * len(prefixes) if unguided is None else unguided
+    if len(held_against) != len(prefixes):
+        raise ValueError(f"{len(held_against)} prefixes to guide {len(prefixes)} against: give one for each.")
     distinct = list(dict.fromkeys(tuple(prefix) for prefix in held_against))
     every = [*prefixes, *distinct]
     ids = pad_prefixes(model.config, every).to(model.device)

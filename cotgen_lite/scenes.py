@@ -115,7 +115,8 @@ def scene_for(prompt: Prompt, rng: np.random.Generator) -> Scene:
     relation = next((item.position for item in prompt.include if item.position), None)
     while True:
         scene = _place([item.name for item in items], colors, rng)
-        if relation is None or _clearly(relation[0], scene[1 - relation[1]], scene[relation[1]]):
+        places = [(item.x, item.y) for item in scene]
+        if relation is None or clearly(relation[0], places[1 - relation[1]], places[relation[1]]):
             return scene
 
 
@@ -154,11 +155,11 @@ def _what_is_there(caption: Prompt, rng: np.random.Generator, noise: CaptionNois
 
 def _place(names: Sequence[str], colors: Sequence[str], rng: np.random.Generator) -> Scene:
     """Cells on the lattice, drawn one after the other among the free places; starts over when none is left."""
-    free = _layouts()
+    free = layouts()
     while True:
         places: list[tuple[int, int]] = []
         for _ in names:
-            open_places = [spot for spot in free if all(_apart(spot, taken) for taken in places)]
+            open_places = [spot for spot in free if all(apart(spot, taken) for taken in places)]
             if not open_places:
                 break
             places.append(open_places[rng.integers(len(open_places))])
@@ -167,18 +168,20 @@ def _place(names: Sequence[str], colors: Sequence[str], rng: np.random.Generator
 
 
 @cache
-def _layouts() -> list[tuple[int, int]]:
+def layouts() -> list[tuple[int, int]]:
+    """All places of an icon, x and y in pixels."""
     steps = range(0, IMAGE_SIZE - OBJECT_SIZE + 1, LATTICE)
     return list(product(steps, steps))
 
 
-def _apart(a: tuple[int, int], b: tuple[int, int]) -> bool:
+def apart(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Whether the cells of two icons at these places do not overlap."""
     return abs(a[0] - b[0]) >= OBJECT_SIZE or abs(a[1] - b[1]) >= OBJECT_SIZE
 
 
-def _clearly(relation: str, item: SceneObject, reference: SceneObject) -> bool:
+def clearly(relation: str, item: tuple[int, int], reference: tuple[int, int]) -> bool:
     """Whether the relation holds with room to spare: far enough along its axis, and more than along the other."""
-    dx, dy = item.x - reference.x, item.y - reference.y
+    dx, dy = item[0] - reference[0], item[1] - reference[1]
     along, across = {"left of": (-dx, dy), "right of": (dx, dy), "above": (-dy, dx), "below": (dy, dx)}[relation]
     return along >= OBJECT_SIZE and along > abs(across)
 

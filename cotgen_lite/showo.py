@@ -374,20 +374,20 @@ def masked_loss(
     prefixes: Sequence[Sequence[int]],
     tokens: Tensor,
     generator: torch.Generator,
-    condition_dropout: float = 0.1,
+    condition_dropout: float | Sequence[float] = 0.1,
 ) -> Tensor:
     """Masked-token loss: mean cross-entropy over the codes at hidden places, unshifted.
 
     prefixes: B lists of ids, whatever stands before the image; tokens: codes (B, L); generator: a CPU generator for
     masks and dropped prefixes; condition_dropout: share of prefixes replaced by the empty prompt, which guidance needs
-    (10% in Show-o, section 3). Returns a scalar. ValueError for tokens of another shape.
+    (10% in Show-o, section 3), one for all or one of each. Returns a scalar. ValueError for tokens of another shape.
     """
     config = model.config
     if tokens.ndim != 2 or tokens.shape[1] != config.num_image_tokens:
         raise ValueError(f"Tokens must be (B, {config.num_image_tokens}), got {tuple(tokens.shape)}.")
     tokens = tokens.to(model.device)
     masked = draw_mask(len(tokens), config.num_image_tokens, generator).to(model.device)
-    dropped = torch.rand(len(tokens), generator=generator) < condition_dropout
+    dropped = torch.rand(len(tokens), generator=generator) < torch.as_tensor(condition_dropout)
     empty = text_prefix(config, [])
     kept = [empty if drop else prefix for prefix, drop in zip(prefixes, dropped.tolist(), strict=True)]
     return F.cross_entropy(image_logits(model, kept, tokens, masked), tokens[masked])

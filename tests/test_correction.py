@@ -1,4 +1,4 @@
-"""Self-correction: lessons pair a wrong image with the nearest right one, training teaches it, drawing uses it."""
+"""Self-correction: lessons pair a wrong image with what it should have been, training teaches it, drawing uses it."""
 
 import copy
 from dataclasses import replace
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cotgen_lite.checkpoints import load_generator
-from cotgen_lite.correction import Correction, CorrectionTraining, corrections, mended, train_correction
+from cotgen_lite.correction import Correction, CorrectionTraining, corrections, train_correction
 from cotgen_lite.files import data_path
 from cotgen_lite.generator_training import CaptionedTokens
 from cotgen_lite.geneval import evaluate
@@ -18,9 +18,9 @@ from cotgen_lite.judges import TemplateJudge
 from cotgen_lite.plain_decoding import predict_plainly
 from cotgen_lite.pools import Pool, load_pool
 from cotgen_lite.prompts import lite_prompts
-from cotgen_lite.reasons import find_reasons
-from cotgen_lite.sampling import Ledger, SamplingSettings, encode_prompts, predict, start, stream
-from cotgen_lite.showo import attention_mask, build_sequences, correction_prefix, text_prefix
+from cotgen_lite.reasons import share_told
+from cotgen_lite.sampling import Ledger, SamplingSettings, advance, encode_prompts, predict, start
+from cotgen_lite.showo import attention_mask, build_sequences, correction_prefix, masked_loss, text_prefix
 from cotgen_lite.vocabulary import encode_text
 
 PROMPTS = lite_prompts("train")[:3]
@@ -53,8 +53,11 @@ def test_drawing_a_correction_equals_the_plain_loop_over_its_prefix(toy_generato
     wordless = [correction_prefix(toy_generator.model.config, [], [], row.tolist()) for row in codes]
     cache = encode_prompts(toy_generator.model, prefixes, ledger, wordless)
     state = start(toy_generator.model, cache, [(0, 0), (1, 0)], toy_generator.settings, 4, ledger)
-    torch.testing.assert_close(predict(toy_generator.model, state), predict_plainly(toy_generator.model, state))
-    plainly = list(stream(toy_generator.model, state))[-1].guess
+    for _ in range(toy_generator.settings.steps):
+        logits = predict_plainly(toy_generator.model, state)
+        torch.testing.assert_close(predict(toy_generator.model, state), logits, atol=1e-5, rtol=1e-5)
+        state, step = advance(state, logits)
+    plainly = step.guess
     texts = [p.text for p in PROMPTS[:2]]
     both = toy_generator.correct(texts, codes, [WHY, WHY], n=2, seed=4, batch_size=3)
     assert [len(row) for row in both] == [2, 2] and both[1][1].candidate == 1
@@ -63,37 +66,32 @@ def test_drawing_a_correction_equals_the_plain_loop_over_its_prefix(toy_generato
     assert torch.equal(alone[0][1].tokens, both[1][1].tokens)
     other = toy_generator.correct(texts[1:], codes[1:], [""], n=1, seed=4)
     assert not torch.equal(other[0][0].tokens, alone[0][0].tokens)
+    with pytest.raises(ValueError, match="one for each"):
+        encode_prompts(toy_generator.model, prefixes, ledger, wordless[:1])
 
 
-def test_lessons_take_the_nearest_right_image() -> None:
-    base = torch.zeros(64, dtype=torch.int16)
-    near, far, wrong = base.clone(), base.clone(), base.clone()
-    wrong[:10], near[:8], far[:] = 1, 1, 2
-    pool = Pool(PROMPTS, torch.stack([torch.stack([far, near, wrong, wrong + 2])] * 3), {}, {})
-    reasons = np.array([["", "", "a", "b"], ["", "", "", ""], ["a", "a", "b", "b"]], dtype=object)
-    lessons = corrections(pool, reasons, most=1, seed=0)
-    assert [lesson.prompt for lesson in lessons] == [PROMPTS[0]]  # the others' images are all alike
-    lessons = corrections(pool, reasons, most=5, seed=0)
-    by_reason = {lesson.reasons: lesson for lesson in lessons}
-    assert torch.equal(by_reason["a"].rejected, wrong) and torch.equal(by_reason["a"].target, near)
-    assert torch.equal(by_reason["b"].target, far)
-    with pytest.raises(ValueError, match="dev or test prompt"):
-        corrections(replace(pool, prompts=lite_prompts("test")[:3]), reasons, 1, 0)
-
-
-def test_mended_targets_are_right_and_nearer_than_drawn_ones() -> None:
+def test_lessons_are_the_wrong_images_mended() -> None:
     generator, pool = load_generator(), load_pool(data_path("training/images/pool.safetensors"))
-    rows = [60, 310, 500, 830]
-    few = Pool([pool.prompts[row] for row in rows], pool.tokens[rows], {}, {})
-    reasons = find_reasons(generator, TemplateJudge(), few.tokens, few.prompts, seed=0)
-    drawn = corrections(few, reasons, most=3, seed=0)
-    better = mended(generator, drawn, seed=0)
-    assert [lesson.rejected.tolist() for lesson in better] == [lesson.rejected.tolist() for lesson in drawn]
-    seen = TemplateJudge().detect(generator.decode(torch.stack([lesson.target for lesson in better])))
-    verdicts = [evaluate(lesson.prompt, found).correct for lesson, found in zip(better, seen, strict=True)]
-    assert np.mean(verdicts) > 0.9
-    kept = [[(x.target == x.rejected).float().mean() for x in lessons] for lessons in (better, drawn)]
-    assert np.mean(kept[0]) > np.mean(kept[1])
+    rows, judge = [60, 310, 500, 830], TemplateJudge()
+    few = Pool(tuple(pool.prompts[row] for row in rows), pool.tokens[rows], {}, {})
+    wrong = ~pool.correct["template"][rows]
+    lessons = corrections(generator, judge, few, wrong, most=3, seed=0)
+    assert len(lessons) == np.minimum(wrong.sum(axis=1), 3).sum()
+    rejected = {row: few.tokens[row][wrong[row]].tolist() for row in range(4)}
+    assert all(lesson.rejected.tolist() in rejected[few.prompts.index(lesson.prompt)] for lesson in lessons)
+    before, after = (
+        judge.detect(generator.decode(torch.stack([getattr(lesson, which) for lesson in lessons])))
+        for which in ("rejected", "target")
+    )
+    for lesson, seen in zip(lessons, before, strict=True):
+        assert share_told(lesson.reasons, evaluate(lesson.prompt, seen).reasons) == (1.0, 1.0)
+    assert np.mean([evaluate(lesson.prompt, seen).correct for lesson, seen in zip(lessons, after, strict=True)]) > 0.9
+    assert np.mean([(lesson.target == lesson.rejected).float().mean() for lesson in lessons]) > 0.6
+    again = corrections(generator, judge, few, wrong, most=3, seed=0)
+    assert [(a.reasons, a.target.tolist()) for a in again] == [(a.reasons, a.target.tolist()) for a in lessons]
+    assert corrections(generator, judge, few, np.zeros_like(wrong), most=3, seed=0) == []
+    with pytest.raises(ValueError, match="dev or test prompt"):
+        corrections(generator, judge, replace(few, prompts=lite_prompts("test")[:4]), wrong, 1, 0)
 
 
 def test_without_words_a_correction_sees_the_image_alone(toy_generator: Any, tmp_path: Path) -> None:
@@ -104,9 +102,21 @@ def test_without_words_a_correction_sees_the_image_alone(toy_generator: Any, tmp
             taught = replace(toy_generator, model=copy.deepcopy(toy_generator.model))
             settings = CorrectionTraining(1, 1e-3, batch_size=4, without_words=blind, without_reasons=0.0)
             folder = tmp_path / f"{blind}-{number}"
-            log = train_correction(taught, [Correction(prompt, code, WHY, code)], replay, settings, folder)
+            lesson = Correction(prompt, code, (WHY, "there is no cat")[number], code)
+            log = train_correction(taught, [lesson], replay, settings, folder)
             losses[blind, number] = log.losses
     assert losses[1.0, 0] == losses[1.0, 1] and losses[0.0, 0] != losses[0.0, 1]
+
+
+def test_only_plain_captions_are_dropped(toy_generator: Any) -> None:
+    config, codes = toy_generator.model.config, torch.full((2, 64), 7)
+    prefixes = [prefix_of(toy_generator, PROMPTS[0].text, WHY, [5] * 64), text_prefix(config, [5])]
+    bare = [prefixes[0], text_prefix(config, [])]
+    losses = [
+        masked_loss(toy_generator.model, some, codes, torch.Generator().manual_seed(0), dropout)
+        for some, dropout in ((prefixes, [0.0, 1.0]), (bare, 0.0), (prefixes, 0.0))
+    ]
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_training_teaches_to_go_by_the_reasons_and_resumes(toy_generator: Any, tmp_path: Path) -> None:

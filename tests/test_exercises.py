@@ -219,12 +219,18 @@ MISTAKES: list[tuple[str, Callable, str]] = [
     ("changed", lambda before, after: after.sum() - before.sum(), "hides how many"),
     ("changed", lambda before, after: (after.sum(), (~after).sum()), "were so before"),
     ("changed", lambda before, after: (before.sum(), (~before).sum()), "both verdicts"),
-    ("changed", lambda before, after: ((~before & after).mean(), (before & ~after).mean()), "Those are shares"),
+    ("changed", lambda before, after: ((~before & after).mean(), (before & ~after).mean()), "Those are shares: counts"),
+    (
+        "changed",
+        lambda before, after: ((~before & after).sum() / (~before).sum(), (before & ~after).sum() / before.sum()),
+        "shares of the wrong",
+    ),
     ("others_reasons", lambda reasons, tags: passed_on(reasons, ["all"] * len(tags), 1), "another tag"),
     ("others_reasons", lambda reasons, tags: passed_on(reasons, tags, 2), "keeps its own"),
     ("others_reasons", lambda reasons, tags: [""] * len(tags), "another control"),
     ("others_reasons", lambda reasons, tags: [kept_back(reasons, tags, k) for k in range(len(tags))], "given twice"),
     ("others_reasons", lambda reasons, tags: reasons[1:], "for each of 7"),
+    ("others_reasons", lambda reasons, tags: ["it is wrong"] * len(tags), "Only reasons that were given"),
 ]
 
 
