@@ -124,6 +124,7 @@ def train_correction(
         ]
         prefixes += [text_prefix(config, replay.text_ids[i]) for i in old]
         new = torch.cat([targets[some], replay.tokens[old].long()])
+        # Corrections are guided against the image alone, so their prefixes are not dropped to the empty prompt.
         return masked_loss(generator.model, prefixes, new, drawing, [0.0] * len(some) + [0.1] * plain)
 
     about = asdict(settings) | replay.about
@@ -148,13 +149,8 @@ def build_self_correct(out: Path, work: Path, recipe: Recipe) -> None:
     generator = replace(start, model=copy.deepcopy(start.model))
     log = train_correction(generator, lessons, replay, training, work)
     about = {"start": "generator", "lessons": len(lessons), "replayed": recipe.replayed}
-    about["dev"] = try_on_dev(start, generator, work, recipe)
-    publish(
-        generator.model,
-        out / "models/self-correct",
-        asdict(training) | about | {"losses": thinned(log.losses)},
-        log.seconds,
-    )
+    about |= {"dev": try_on_dev(start, generator, work, recipe), "losses": thinned(log.losses)}
+    publish(generator.model, out / "models/self-correct", asdict(training) | about, log.seconds)
 
 
 def try_on_dev(start: Generator, generator: Generator, work: Path, recipe: Recipe) -> dict[str, float]:

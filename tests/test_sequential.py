@@ -1,0 +1,169 @@
+"""Next-token drawing against a plain loop without any cache; the loss in closed form; states that can be resumed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from cotgen_lite.files import model_path
+from cotgen_lite.sampling import MASKED, Ledger, path_noise
+from cotgen_lite.sequential import Sequential, SequentialConfig, next_token_loss, pad_texts
+from cotgen_lite.sequential_sampling import (
+    GREY,
+    RunSettings,
+    SequentialGenerator,
+    advance_run,
+    begin,
+    keep_runs,
+)
+from cotgen_lite.tokenizer import Magvit
+from cotgen_lite.vocabulary import lite_tokenizer
+
+CODES, LENGTH, TEXTS = 1024, 64, [[7, 8, 9], [10, 11, 12, 13, 14]]
+SETTINGS = RunSettings(guidance_scale=1.5, steps=8, top_k=40)
+
+
+@pytest.fixture(scope="module")
+def model() -> Sequential:
+    torch.manual_seed(0)
+    config = SequentialConfig(
+        codebook_size=CODES,
+        grid=8,
+        text_length=7,
+        text_width=24,
+        text_vocab_size=len(lite_tokenizer()),
+        text_pad_id=lite_tokenizer().pad_token_id,
+        text_cosine=1.0,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        initializer_range=0.3,
+    )
+    return Sequential(config).eval()
+
+
+@torch.no_grad()
+def plain_logits(model: Sequential, text: list[int], codes: torch.Tensor, nothing: bool = False) -> torch.Tensor:
+    """Logits of the code behind each of these, (C + 1, K), the whole sequence anew and without any padding."""
+    features, visible = model.read(pad_texts(model.config, [text]))
+    features = model.nothing[None] if nothing else features
+    here = visible[0]
+    inputs = torch.cat([model.project(features)[:, here], model.llama.embed_tokens(codes)[None]], dim=1)
+    places = torch.arange(model.config.text_length + len(codes))
+    places = torch.cat([places[: model.config.text_length][here], places[model.config.text_length :]])
+    hidden = model.llama(inputs_embeds=inputs, position_ids=places[None]).last_hidden_state[0]
+    return model.head(hidden[here.sum() - 1 :])
+
+
+def draw_plainly(model: Sequential, text: list[int], settings: RunSettings, seed: int, candidate: int) -> torch.Tensor:
+    noise, codes = path_noise((seed, tuple(text), candidate), 1, LENGTH)[0, 0], torch.empty(0, dtype=torch.long)
+    for place in range(LENGTH):
+        with_text, without = (plain_logits(model, text, codes, nothing)[-1] for nothing in (False, True))
+        logits = with_text + settings.guidance_scale * (with_text - without)
+        order = logits.argsort(descending=True)[: settings.top_k or None]
+        chances = torch.zeros(CODES).index_copy(0, order, (logits[order] / settings.temperature).softmax(0))
+        codes = torch.cat([codes, (chances.cumsum(0) <= noise[place]).sum()[None]])
+    return codes
+
+
+def run(model: Sequential, state) -> torch.Tensor:
+    while state.step < state.settings.steps:
+        state, step = advance_run(model, state)
+    return step.guess
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, replace(SETTINGS, guidance_scale=0.0, top_k=0, temperature=0.7)])
+def test_drawing_equals_the_plain_loop(model: Sequential, settings: RunSettings) -> None:
+    state = begin(model, TEXTS, [(1, 0), (0, 3)], settings, 5, Ledger())
+    drawn = run(model, state)
+    for row, (text, candidate) in enumerate(((TEXTS[1], 0), (TEXTS[0], 3))):
+        assert torch.equal(drawn[row], draw_plainly(model, text, settings, 5, candidate))
+    assert len(drawn.unique()) > 5
+
+
+def test_pads_and_places_count_for_nothing_but_their_turning(model: Sequential) -> None:
+    codes = torch.randint(CODES, (LENGTH,), generator=torch.Generator().manual_seed(1))
+    ids = torch.cat([pad_texts(model.config, [TEXTS[0]]) + CODES, codes[None]], dim=1)
+    with torch.no_grad():
+        logits = model(ids).logits[0, model.config.text_length - 1 :]
+    torch.testing.assert_close(logits[:, :CODES], plain_logits(model, TEXTS[0], codes), atol=1e-5, rtol=1e-5)
+    assert (logits[:, CODES:] < -1000).all()
+    cosine, sine = model.llama.rotary_emb(torch.zeros(1), torch.arange(7 + LENGTH)[None])
+    width = model.config.hidden_size // model.config.num_attention_heads
+    assert cosine.shape == (1, 7 + LENGTH, width) and (cosine[0, :7] == 1).all() and (sine[0, :7] == 0).all()
+    at = 7 + 3 * 8 + 5  # row 3, column 5: the first quarter of each half turns by rows, the second by columns
+    speeds = [10000.0 ** (-k / (width // 4)) for k in range(width // 4)]
+    angles = torch.tensor([3 * speed for speed in speeds] + [5 * speed for speed in speeds])
+    torch.testing.assert_close(cosine[0, at], angles.cos().repeat(2))
+    torch.testing.assert_close(sine[0, at], angles.sin().repeat(2))
+
+
+def test_a_kept_path_goes_on_as_it_would_have(model: Sequential) -> None:
+    ledger = Ledger()
+    state = begin(model, TEXTS, [(0, 0), (0, 1), (1, 0)], SETTINGS, 2, ledger)
+    assert ledger.prefix_passes == 4  # two captions, each with and without
+    whole = run(model, state)
+    for _ in range(3):
+        state, _ = advance_run(model, state)
+    before, halted = ledger.passes, keep_runs(state, [2, 0])
+    assert torch.equal(run(model, halted), whole[[2, 0]])
+    assert ledger.passes - before == 2 * 2 * (5 * 8 - 1)  # two paths, with and without; the last code needs no pass
+    assert torch.equal(run(model, keep_runs(state, [1])), whole[[1]])  # the old state is as it was
+
+
+def test_unfinished_images_are_grey_or_the_likeliest(model: Sequential) -> None:
+    grey, likely = (
+        advance_run(model, begin(model, TEXTS, [(0, 0)], replace(SETTINGS, fill=fill), 2, Ledger()))[1]  # type: ignore
+        for fill in ("grey", "likeliest")
+    )
+    assert grey.committed.sum() == 8 and torch.equal(grey.committed, likely.committed)
+    assert (grey.guess[0, 8:] == MASKED).all() and torch.equal(grey.guess[0, :8], likely.guess[0, :8])
+    codes = grey.guess[0, :8]
+    for _ in range(8, LENGTH):
+        with_text, without = (plain_logits(model, TEXTS[0], codes, nothing)[-1] for nothing in (False, True))
+        codes = torch.cat([codes, (2.5 * with_text - 1.5 * without).argmax()[None]])
+    assert torch.equal(likely.guess[0], codes)
+
+
+def test_loss_is_the_mean_over_codes(model: Sequential) -> None:
+    codes = torch.randint(CODES, (2, LENGTH), generator=torch.Generator().manual_seed(3))
+    draw = torch.Generator().manual_seed(0)
+    for dropout, nothing in ((0.0, False), (1.0, True)):
+        found = next_token_loss(model, TEXTS, codes, draw, dropout)
+        each = [
+            plain_logits(model, text, row[:-1], nothing).log_softmax(1)[torch.arange(LENGTH), row].mean()
+            for text, row in zip(TEXTS, codes, strict=True)
+        ]
+        torch.testing.assert_close(found, -torch.stack(each).mean(), atol=1e-4, rtol=1e-4)
+
+
+def test_generator_draws_alike_in_any_company(model: Sequential) -> None:
+    generator = SequentialGenerator(model, lite_tokenizer(), Magvit.from_pretrained(model_path("tokenizer")), SETTINGS)
+    prompts = ["a photo of a cat", "a photo of a red car", "a photo of a cat"]
+    drawn = generator.draw(prompts, n=2, seed=1, batch_size=3)
+    assert [path.candidate for path in drawn[2]] == [2, 3] and drawn[0][0].tokens.shape == (8, LENGTH)
+    alone = generator.draw(prompts[:1], n=4, seed=1)[0]
+    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(alone, drawn[0] + drawn[2], strict=True))
+    images = generator.decode(alone[0].tokens)
+    assert images.shape == (8, 3, 64, 64)
+    assert (images[0, :, 8:] == GREY).all() and not (images[0, :, :8] == GREY).all()
+    finished = generator.pixels.decode(alone[0].final[None]).cpu()[0]
+    assert (images[-1].int() - finished.int()).abs().max() <= 1  # rounded otherwise in another batch
+    with pytest.raises(ValueError, match="n >= 1"):
+        generator.draw(prompts, n=0, seed=1)
+    with pytest.raises(ValueError, match="equal runs"):
+        replace(generator, settings=replace(SETTINGS, steps=9)).draw(prompts, n=1, seed=1)
+    with pytest.raises(ValueError, match="too long"):
+        generator.draw(["a photo of a red cat and a blue dog"], n=1, seed=1)
+
+
+def test_saved_and_loaded(model: Sequential, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    loaded = Sequential.from_pretrained(tmp_path)
+    ids = torch.cat([pad_texts(model.config, TEXTS) + CODES, torch.zeros(2, 4, dtype=torch.long)], dim=1)
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    (tmp_path / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="build or convert it again"):
+        Sequential.from_pretrained(tmp_path)
