@@ -22,10 +22,11 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 
 @dataclass(frozen=True)
 class Names:
-    """What prompts may speak of: object names and colour names."""
+    """What prompts may speak of: object names, colour names, and (name, plural) where `plural`'s rule gives none."""
 
     objects: tuple[str, ...]
     colors: tuple[str, ...]
+    plurals: tuple[tuple[str, str], ...] = ()
 
 
 LITE = Names(
@@ -149,7 +150,7 @@ def counting(name: str, count: int, names: Names = LITE) -> Prompt:
     _check("object", name, names.objects)
     if count not in _COUNT_WORDS:
         raise ValueError(f"The count {count!r} is not one of GenEval's: use 2, 3 or 4.")
-    text = f"a photo of {_COUNT_WORDS[count]} {plural(name)}"
+    text = f"a photo of {_COUNT_WORDS[count]} {plural(name, names)}"
     return Prompt(text, "counting", (Requirement(name, count),), (Requirement(name, count + 1),))
 
 
@@ -179,9 +180,9 @@ def color_attr(first: str, first_color: str, second: str, second_color: str, nam
     return Prompt(f"a photo of {parts[0]} and {parts[1]}", "color_attr", include)
 
 
-def plural(name: str) -> str:
-    """GenEval's plural, which only knows -s and -es: "buses", but also "benchs" and "knifes"."""
-    return f"{name}es" if name.endswith("s") else f"{name}s"
+def plural(name: str, names: Names = LITE) -> str:
+    """The plural listed in `names`; else GenEval's, which only knows -s and -es: "buses", but also "benchs"."""
+    return dict(names.plurals).get(name, f"{name}es" if name.endswith("s") else f"{name}s")
 
 
 def parse_prompt(text: str, names: Names = LITE) -> Prompt:
@@ -262,7 +263,7 @@ def read_geneval(path: str | Path) -> list[Prompt]:
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         try:
             prompts.append(from_record(json.loads(line)))
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"Line {number} of {path} is not a GenEval record (tag, include, prompt): {error}"
             ) from error
@@ -328,7 +329,7 @@ def _parse_counting(body: str, names: Names) -> Prompt:
     word, _, plural_name = body.partition(" ")
     if word not in COUNTS:
         raise ValueError(f'After "a photo of" comes a, an, {", ".join(COUNTS)}; got {word!r}.')
-    singular = {plural(name): name for name in names.objects}
+    singular = {plural(name, names): name for name in names.objects}
     _check("plural", plural_name, tuple(singular))
     return counting(singular[plural_name], COUNTS[word], names)
 
