@@ -22,7 +22,8 @@ class Pool:
     """The candidates of P prompts, N each; a prompt that occurs several times has independent pools.
 
     tokens: final image codes, int16 (P, N, L). scores: per verifier, log-odds of yes, float32 (P, N), of PARM its order
-    of the paths; none in a set for training. correct: per judge ("learned", "template"), bool (P, N).
+    of the paths; none in a set for training or where nothing was to be chosen. correct: per judge ("learned",
+    "template"), bool (P, N).
     """
 
     prompts: tuple[Prompt, ...]

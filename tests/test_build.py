@@ -30,7 +30,15 @@ def test_quick_build_makes_everything_once(
         assert manifest["sha256"]["model.safetensors"]
     rows = found(out)
     alone = {"baseline", "random", "oracle", "zs-orm", "ft-orm", "zs-prm", "ft-prm", "dpo-guided-orm", *aligned}
-    alone |= {"parm", "parm-first", "parm-from-12", "it-dpo+parm", "it-dpo-guided-parm+parm", "self-correct"}
+    alone |= {
+        "parm",
+        "parm-first",
+        "parm-from-12",
+        "dpo+parm",
+        "it-dpo+parm",
+        "it-dpo-guided-parm+parm",
+        "self-correct",
+    }
     controls = ("reflect", "-no-reasons", "-shuffled-reasons", "-judges-reasons", "-more-samples")
     alone |= {f"self-correct+parm{kind}" for kind in ("", "++", *(f"++{control}" for control in controls))}
     drawn = (*aligned, "self-correct")
