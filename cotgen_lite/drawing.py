@@ -1,6 +1,7 @@
 """Drawing and judging many images: shard by shard on disk, so that an interrupted run goes on where it was."""
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -46,13 +47,26 @@ def draw_pool(
     return torch.cat([part["guesses"] for part in parts]), torch.cat([part["committed_at"] for part in parts]), cost
 
 
-def judge_tokens(generator: Generator, tokens: Tensor, prompts: Sequence[Prompt], detector: Detector) -> npt.NDArray:
-    """A judge's verdicts on a pool's finished images; tokens (P, N, L), returns bool (P, N)."""
-    verdicts = [
-        judge(detector, generator.decode(candidates), [prompt] * len(candidates))
-        for prompt, candidates in zip(prompts, tqdm(tokens, desc=f"judge {type(detector).__name__}"), strict=True)
-    ]
-    return np.stack(verdicts)
+def judge_tokens(
+    generator: Generator, tokens: Tensor, prompts: Sequence[Prompt], detector: Detector, work_dir: Path | None = None
+) -> npt.NDArray:
+    """A judge's verdicts on a pool's finished images; tokens (P, N, L), returns bool (P, N).
+
+    With a `work_dir` verdicts are kept there in shards: for more images than are judged in one go.
+    """
+    rows = list(zip(prompts, tokens, strict=True))
+
+    def verdicts(some: Sequence[tuple[Prompt, Tensor]]) -> list[npt.NDArray]:
+        return [judge(detector, generator.decode(codes), [prompt] * len(codes)) for prompt, codes in some]
+
+    name = type(detector).__name__
+    if work_dir is None:
+        return np.stack(verdicts(tqdm(rows, desc=f"judge {name}")))
+    shards = [rows[at : at + SHARD] for at in range(0, len(rows), SHARD)]
+    digest = hashlib.sha256(tokens.contiguous().numpy().tobytes()).hexdigest()
+    folder = work_dir / fingerprint((generator.pixels,), name, [prompt.text for prompt in prompts], digest)
+    parts = in_shards(shards, lambda some: {"right": torch.from_numpy(np.stack(verdicts(some)))}, folder, name)
+    return torch.cat([part["right"] for part in parts]).numpy()
 
 
 def in_shards(
@@ -60,17 +74,20 @@ def in_shards(
 ) -> list[dict[str, Tensor]]:
     """What `make` gives for every shard, each kept in `work_dir` once it is made; a later call only reads it.
 
-    `work_dir` must belong to this very job (see `fingerprint`): shards are told apart by their number alone.
+    `work_dir` must belong to this very job (see `fingerprint`): shards are told apart by their number alone. Under
+    `accelerate launch` every process makes its share of them and waits for the others', so all return the same.
     """
+    rank, processes = (int(os.environ.get(name, number)) for name, number in (("RANK", 0), ("WORLD_SIZE", 1)))
     work_dir.mkdir(parents=True, exist_ok=True)
-    parts = []
-    for number, shard in enumerate(tqdm(shards, desc=label)):
-        path = work_dir / f"shard-{number:03d}.safetensors"
-        if not path.exists():
-            save_file(make(shard), path.with_suffix(".part"))
-            path.with_suffix(".part").replace(path)
-        parts.append(load_file(path))
-    return parts
+    paths = [work_dir / f"shard-{number:03d}.safetensors" for number in range(len(shards))]
+    for number in tqdm(range(rank, len(shards), processes), desc=label):
+        if not paths[number].exists():
+            part = paths[number].with_suffix(".part")
+            save_file(make(shards[number]), part)
+            part.replace(paths[number])
+    while not all(path.exists() for path in paths):  # no barrier: a process group would give up on slow shards
+        time.sleep(1)
+    return [load_file(path) for path in paths]
 
 
 def fingerprint(models: Sequence[nn.Module], *settings: object) -> str:

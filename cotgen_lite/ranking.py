@@ -102,7 +102,8 @@ def draw_labelled(
     hot = replace(generator, settings=replace(generator.settings, temperature=HOT))
     guesses, _, cost = draw_pool(hot, prompts, n, seed, work_dir)
     started, codes = time.monotonic(), guesses[:, :, -1].contiguous()
-    pool = Pool(tuple(prompts), codes, {}, {"template": judge_tokens(generator, codes, prompts, detector)})
+    labels = judge_tokens(generator, codes, prompts, detector, work_dir / "labels")
+    pool = Pool(tuple(prompts), codes, {}, {"template": labels})
     return pool, cost["seconds"] + time.monotonic() - started
 
 
