@@ -1,0 +1,233 @@
+"""Janus-Pro through transformers, drawn run by run; and its pixel tokenizer, which is LlamaGen's network as well.
+
+At full scale: "deepseek-community/Janus-Pro-1B" or "-7B", 24x24 codes, guidance 4 (its own scale 5), 16 runs of 36.
+Facts: transformers' models/janus, DeepSeek's code (MIT, github.com/deepseek-ai/Janus), arXiv 2501.17811.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    JanusForConditionalGeneration,
+    JanusVQVAE,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from cotgen_lite.sampling import Ledger, Step, Trajectory
+from cotgen_lite.sequential import SequentialConfig
+from cotgen_lite.sequential_sampling import RunSettings, RunState, SequentialGenerator, advance_run, begin_from
+from cotgen_lite.tokenizer import to_images, to_pixels
+
+CHUNK = 8  # images that pass through the pixel tokenizer at once: one feature map of a 384 px image takes 75 MB
+REQUEST = "<|User|>: {}\n\n<|Assistant|>:"  # Janus's chat template around a prompt, without a system prompt
+BEGIN_OF_IMAGE = "<begin_of_image>"
+
+
+@dataclass(frozen=True)
+class VqConfig:
+    """Sizes of a `VqTokenizer`, named as those of Magvit: K codes, grid x grid of them, patch_size px each."""
+
+    codebook_size: int
+    grid: int
+    patch_size: int
+
+    @property
+    def length(self) -> int:
+        return self.grid**2
+
+    @property
+    def image_size(self) -> int:
+        return self.grid * self.patch_size
+
+
+class VqTokenizer(nn.Module):
+    """Image <-> token grid by a learned codebook of directions, used like `Magvit`."""
+
+    def __init__(self, vq: JanusVQVAE) -> None:
+        super().__init__()
+        self.vq = vq.eval()
+        sizes = vq.config
+        self.config = VqConfig(sizes.num_embeddings, sizes.num_patches, 2 ** (len(sizes.channel_multiplier) - 1))
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Codes (B, L), int64, row by row, of uint8 images (B, 3, H, W); ValueError for another dtype or size."""
+        size = self.config.image_size
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1:] != (3, size, size):
+            raise ValueError(
+                f"Images are {images.dtype} {tuple(images.shape)}, but this tokenizer reads torch.uint8 "
+                f"(batch, 3, {size}, {size}): resize them and keep values 0..255."
+            )
+        codebook = F.normalize(self.vq.quantize.embedding.weight, dim=1)
+        codes = []
+        for chunk in images.to(codebook.device).split(CHUNK):
+            values = self.vq.quant_conv(self.vq.encoder(to_pixels(chunk).to(codebook.dtype)))
+            # The code of the nearest direction: LlamaGen compares unit vectors, transformers' own `encode` does not.
+            codes.append((codebook @ values.flatten(2)).argmax(dim=1))
+        return torch.cat(codes)
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """uint8 images (B, 3, H, W) of codes (B, L); ValueError for another length or a code that does not exist."""
+        length, size = self.config.length, self.config.codebook_size
+        if tokens.dim() != 2 or tokens.shape[1] != length or not bool(((tokens >= 0) & (tokens < size)).all()):
+            raise ValueError(
+                f"Codes are {tuple(tokens.shape)}, but this tokenizer draws an image from (batch, {length}) of "
+                f"0 to {size - 1}: pass {length} codes an image and leave no open place."
+            )
+        tokens = tokens.to(self.vq.quantize.embedding.weight.device)
+        return torch.cat([to_images(self.vq.decode(chunk)) for chunk in tokens.split(CHUNK)])
+
+
+class FullScaleGenerator(SequentialGenerator):
+    """A `SequentialGenerator` whose model puts prompts in a form of its own and reads them in its own way."""
+
+    def phrase(self, prompt: str) -> str:
+        """What the model is given for a prompt."""
+        raise NotImplementedError
+
+    def begin(
+        self, texts: Sequence[Sequence[int]], paths: Sequence[tuple[int, int]], seed: int, ledger: Ledger
+    ) -> RunState:
+        """Paths without a code yet, one for each (row of `texts`, candidate number), as `sequential_sampling.begin`."""
+        raise NotImplementedError
+
+    def draw(self, prompts: Sequence[str], *args: Any, **kwargs: Any) -> list[list[Trajectory]]:
+        """As `SequentialGenerator.draw`."""
+        drawn = super().draw([self.phrase(prompt) for prompt in prompts], *args, **kwargs)
+        return [[replace(path, prompt=prompt) for path in paths] for prompt, paths in zip(prompts, drawn, strict=True)]
+
+    def _run(
+        self, texts: Sequence[Sequence[int]], paths: Sequence[tuple[int, int]], seed: int, ledger: Ledger
+    ) -> list[Step]:
+        length, runs = self.model.config.num_image_tokens, self.settings.steps
+        if length % runs:
+            raise ValueError(f"{length} codes can not be cut into {runs} equal runs: take a divisor of {length}.")
+        rows = sorted({row for row, _ in paths})
+        of = [(rows.index(row), candidate) for row, candidate in paths]
+        state, steps = self.begin([texts[row] for row in rows], of, seed, ledger), []
+        while state.step < runs:
+            state, step = advance_run(self.model, state)
+            steps.append(step)
+        return steps
+
+
+@dataclass(frozen=True)
+class _CodeLlama:
+    """Janus's language model, fed with image codes where it has words."""
+
+    janus: JanusForConditionalGeneration
+
+    def embed_tokens(self, codes: Tensor) -> Tensor:
+        return self.janus.prepare_embeddings_for_image_generation(codes)
+
+    def __call__(self, inputs_embeds: Tensor, position_ids: Tensor | None = None, **inputs: Any) -> Any:
+        if position_ids is None:  # A prompt's. RoPE sees only distances: with the first code at 0, pads change nothing.
+            position_ids = torch.arange(-inputs_embeds.shape[1], 0, device=inputs_embeds.device)[None]
+        return self.janus.model.language_model(inputs_embeds=inputs_embeds, position_ids=position_ids, **inputs)
+
+
+@dataclass(frozen=True)
+class JanusRuns:
+    """Janus-Pro in the shape of `Sequential` that run-by-run drawing asks for.
+
+    nothing: for the start of a batch, the features that its prompts are guided against, (Q, S, width).
+    """
+
+    janus: JanusForConditionalGeneration
+    nothing: Tensor | None = None
+
+    @cached_property
+    def config(self) -> SequentialConfig:
+        """Sizes of its images; no caption length, for prompts end where the image begins, at place 0."""
+        sizes = self.janus.config.vq_config
+        return SequentialConfig(codebook_size=sizes.num_embeddings, grid=sizes.num_patches, text_length=0)
+
+    @property
+    def device(self) -> torch.device:
+        return self.janus.device
+
+    @property
+    def llama(self) -> _CodeLlama:
+        return _CodeLlama(self.janus)
+
+    @property
+    def head(self) -> nn.Module:
+        return self.janus.model.generation_head
+
+    def embed(self, features: Tensor, visible: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and mask of prompts whose features they are already; `codes` are none yet."""
+        return features, visible.long()
+
+
+@dataclass(frozen=True)
+class JanusGenerator(FullScaleGenerator):
+    """Janus-Pro with its tokenizers; draws and decodes like `SequentialGenerator`, at g = s - 1 of its own scale s."""
+
+    model: JanusRuns  # type: ignore[assignment]
+    pixels: VqTokenizer  # type: ignore[assignment]
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # all parts lie in one folder
+        cls, model: str | Path, settings: RunSettings, device: str = "auto", dtype: torch.dtype = torch.float32
+    ) -> "JanusGenerator":
+        """Load a folder or hub name. device: "auto" takes a GPU if there is one. dtype: torch.bfloat16 halves memory.
+
+        ValueError if files are missing or damaged, if weights do not fit, or if the tokenizer lacks what Janus needs.
+        """
+        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        try:
+            janus, info = JanusForConditionalGeneration.from_pretrained(model, dtype=dtype, output_loading_info=True)
+            # Its tokenizer.json as it stands: DeepSeek labels it a Llama tokenizer, which would lose the spaces.
+            words = PreTrainedTokenizerFast.from_pretrained(model)
+        except (OSError, EOFError, RuntimeError, ValueError, SafetensorError) as error:
+            raise ValueError(
+                f"No Janus model can be read from {model} ({str(error).strip().splitlines()[0]}): it needs intact "
+                "config, weights and tokenizer in transformers' format; download it again."
+            ) from error
+        wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
+        if wrong:
+            raise ValueError(f"The weights in {model} do not fit: {len(wrong)} names differ, {wrong[0]} first.")
+        _special_ids(words)
+        return cls(JanusRuns(janus.to(chosen).eval()), words, VqTokenizer(janus.model.vqmodel), settings)
+
+    def phrase(self, prompt: str) -> str:
+        """The prompt in Janus's chat template."""
+        return REQUEST.format(prompt.strip())
+
+    @torch.inference_mode()
+    def begin(
+        self, texts: Sequence[Sequence[int]], paths: Sequence[tuple[int, int]], seed: int, ledger: Ledger
+    ) -> RunState:
+        """Paths without a code yet; guided against the prompt with every word between its two ends a pad."""
+        start, image, pad = _special_ids(self.words)
+        longest = max(len(text) for text in texts) + 2
+        rows = [[pad] * (longest - 2 - len(text)) + [start, *text, image] for text in texts]
+        pads = torch.tensor([[longest - 2 - len(text)] for text in texts])
+        ids, visible = torch.tensor(rows), torch.arange(longest) >= pads
+        # As in transformers, the pads in place of words are seen, and how many they are.
+        blank = ids.where((ids == start) | (ids == image), pad)
+        features, nothing = self.model.janus.get_input_embeddings()(
+            torch.cat([ids, blank]).to(self.model.device)
+        ).chunk(2)
+        model: Any = replace(self.model, nothing=nothing)
+        keys = [tuple(text) for text in texts]
+        return begin_from(model, features, visible.to(self.model.device), keys, paths, self.settings, seed, ledger)
+
+
+def _special_ids(words: PreTrainedTokenizerBase) -> tuple[int, int, int]:
+    """Ids of the start, of the beginning of an image and of pads; ValueError if the tokenizer lacks one."""
+    ids = words.bos_token_id, words.convert_tokens_to_ids(BEGIN_OF_IMAGE), words.pad_token_id
+    if None in ids or ids[1] == words.unk_token_id:
+        raise ValueError(
+            f"This tokenizer lacks a start, a pad or {BEGIN_OF_IMAGE}: give the one of a Janus checkpoint."
+        )
+    return ids
