@@ -155,8 +155,8 @@ def build_self_correct(out: Path, work: Path, recipe: Recipe) -> None:
 
 def try_on_dev(start: Generator, generator: Generator, work: Path, recipe: Recipe) -> dict[str, float]:
     """What a corrected generator can do on dev prompts, by the training judge: accuracy of its "plain" images, and of
-    the starting generator's images after each wrong one was "corrected" once by the judge's reasons, or "mute", without
-    reasons; "before" is theirs without correction."""
+    the starting generator's images ("before") after each wrong one was corrected once, by the judge's reasons
+    ("corrected") or without reasons ("mute")."""
     prompts = first_of_each_tag(lite_prompts("dev"), recipe.prompts_per_tag)
     number, judge = recipe.aligned_dev_images, TemplateJudge()
     pools = [
@@ -165,15 +165,14 @@ def try_on_dev(start: Generator, generator: Generator, work: Path, recipe: Recip
     ]
     right = [judge_tokens(generator, codes, prompts, judge) for codes in pools]
     reasons = find_reasons(start, judge, pools[0], prompts, seed=0)
-    wrong = np.argwhere(~right[0])
+    rows, columns = np.nonzero(~right[0])
+    asked, wrong = [prompts[row] for row in rows], pools[0][rows, columns]
     found = {"before": right[0], "plain": right[1]}
     for name, texts in (("corrected", reasons), ("mute", np.full_like(reasons, ""))):
-        now = right[0].copy()
-        if len(wrong):
-            rows, columns = wrong.T
-            asked, why = [prompts[row].text for row in rows], [texts[row, column] for row, column in wrong]
-            drawn = generator.correct(asked, pools[0][rows, columns], why, 1, seed=9)
+        found[name] = now = right[0].copy()
+        if len(rows):
+            why = texts[rows, columns].tolist()
+            drawn = generator.correct([prompt.text for prompt in asked], wrong, why, 1, seed=9)
             codes = torch.stack([paths[0].final for paths in drawn])[:, None]
-            now[rows, columns] = judge_tokens(generator, codes, [prompts[row] for row in rows], judge)[:, 0]
-        found[name] = now
+            now[rows, columns] = judge_tokens(generator, codes, asked, judge)[:, 0]
     return {name: round(score(prompts, verdicts.mean(1)).overall, 4) for name, verdicts in found.items()}

@@ -21,10 +21,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from cotgen_lite.sampling import Ledger, Step, Trajectory
+from cotgen_lite.sampling import Ledger
 from cotgen_lite.sequential import SequentialConfig
-from cotgen_lite.sequential_sampling import RunSettings, RunState, SequentialGenerator, advance_run, begin_from
+from cotgen_lite.sequential_sampling import RunSettings, RunState, SequentialGenerator, begin_from
 from cotgen_lite.tokenizer import to_images, to_pixels
+from cotgen_lite.vocabulary import encode_text
 
 CHUNK = 8  # images that pass through the pixel tokenizer at once: one feature map of a 384 px image takes 75 MB
 REQUEST = "<|User|>: {}\n\n<|Assistant|>:"  # Janus's chat template around a prompt, without a system prompt
@@ -87,39 +88,6 @@ class VqTokenizer(nn.Module):
         return torch.cat([to_images(self.vq.decode(chunk)) for chunk in tokens.split(CHUNK)])
 
 
-class FullScaleGenerator(SequentialGenerator):
-    """A `SequentialGenerator` whose model puts prompts in a form of its own and reads them in its own way."""
-
-    def phrase(self, prompt: str) -> str:
-        """What the model is given for a prompt."""
-        raise NotImplementedError
-
-    def begin(
-        self, texts: Sequence[Sequence[int]], paths: Sequence[tuple[int, int]], seed: int, ledger: Ledger
-    ) -> RunState:
-        """Paths without a code yet, one for each (row of `texts`, candidate number), as `sequential_sampling.begin`."""
-        raise NotImplementedError
-
-    def draw(self, prompts: Sequence[str], *args: Any, **kwargs: Any) -> list[list[Trajectory]]:
-        """As `SequentialGenerator.draw`."""
-        drawn = super().draw([self.phrase(prompt) for prompt in prompts], *args, **kwargs)
-        return [[replace(path, prompt=prompt) for path in paths] for prompt, paths in zip(prompts, drawn, strict=True)]
-
-    def _run(
-        self, texts: Sequence[Sequence[int]], paths: Sequence[tuple[int, int]], seed: int, ledger: Ledger
-    ) -> list[Step]:
-        length, runs = self.model.config.num_image_tokens, self.settings.steps
-        if length % runs:
-            raise ValueError(f"{length} codes can not be cut into {runs} equal runs: take a divisor of {length}.")
-        rows = sorted({row for row, _ in paths})
-        of = [(rows.index(row), candidate) for row, candidate in paths]
-        state, steps = self.begin([texts[row] for row in rows], of, seed, ledger), []
-        while state.step < runs:
-            state, step = advance_run(self.model, state)
-            steps.append(step)
-        return steps
-
-
 @dataclass(frozen=True)
 class _CodeLlama:
     """Janus's language model, fed with image codes where it has words."""
@@ -169,11 +137,8 @@ class JanusRuns:
 
 
 @dataclass(frozen=True)
-class JanusGenerator(FullScaleGenerator):
+class JanusGenerator(SequentialGenerator):
     """Janus-Pro with its tokenizers; draws and decodes like `SequentialGenerator`, at g = s - 1 of its own scale s."""
-
-    model: JanusRuns  # type: ignore[assignment]
-    pixels: VqTokenizer  # type: ignore[assignment]
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # all parts lie in one folder
@@ -199,9 +164,9 @@ class JanusGenerator(FullScaleGenerator):
         _special_ids(words)
         return cls(JanusRuns(janus.to(chosen).eval()), words, VqTokenizer(janus.model.vqmodel), settings)
 
-    def phrase(self, prompt: str) -> str:
-        """The prompt in Janus's chat template."""
-        return REQUEST.format(prompt.strip())
+    def encode(self, prompt: str) -> list[int]:
+        """A prompt in Janus's chat template, as ids."""
+        return encode_text(self.words, REQUEST.format(prompt.strip()))
 
     @torch.inference_mode()
     def begin(

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoTokenizer, JanusVQVAE, JanusVQVAEConfig, PreTrainedTokenizerBase, T5EncoderModel
 
-from cotgen_lite.janus import FullScaleGenerator, VqTokenizer
+from cotgen_lite.janus import VqTokenizer
 from cotgen_lite.sampling import Ledger
 from cotgen_lite.sequential import Sequential, SequentialConfig
-from cotgen_lite.sequential_sampling import RunSettings, RunState, begin_from
+from cotgen_lite.sequential_sampling import RunSettings, RunState, SequentialGenerator, begin_from
 from cotgen_lite.vocabulary import encode_text
 
 _ENDS = {
@@ -198,10 +198,9 @@ def _read(
 
 
 @dataclass(frozen=True)
-class LlamaGenGenerator(FullScaleGenerator):
+class LlamaGenGenerator(SequentialGenerator):
     """LlamaGen with its tokenizers and T5; draws and decodes like `SequentialGenerator`."""
 
-    pixels: VqTokenizer  # type: ignore[assignment]
     encoder: T5EncoderModel
 
     @classmethod
@@ -236,9 +235,9 @@ class LlamaGenGenerator(FullScaleGenerator):
             )
         return generator
 
-    def phrase(self, prompt: str) -> str:
-        """The prompt in lower case."""
-        return plain_caption(prompt)
+    def encode(self, prompt: str) -> list[int]:
+        """A prompt in lower case, as T5's ids."""
+        return encode_text(self.words, plain_caption(prompt))
 
     def begin(
         self, texts: Sequence[Sequence[int]], paths: Sequence[tuple[int, int]], seed: int, ledger: Ledger

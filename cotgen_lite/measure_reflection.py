@@ -171,7 +171,7 @@ def run_reflections(
         text = torch.frombuffer(bytearray(json.dumps(told).encode()), dtype=torch.uint8)
         return {"codes": codes, "odds": odds, "reasons": text}
 
-    about = [prompt.text for prompt in prompts], first.tolist()
+    about = generator.settings, [prompt.text for prompt in prompts], first.tolist()
     folder = work_dir / fingerprint((generator.model, verifier.model), *about)
     parts = in_shards(shards, run, folder, f"reflect ({work_dir.name})")
     odds = torch.cat([part["odds"] for part in parts]).numpy()

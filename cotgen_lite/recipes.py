@@ -44,6 +44,7 @@ class Recipe:
     correction_steps: int
     correction_rate: float
     replayed: int  # pre-training pictures mixed in
+    sequential_steps: int  # of the next-token generator
     many_prompts: int  # of each tag but the easiest, for best-of-n far beyond the usual n
     many_candidates: int
 
@@ -90,6 +91,7 @@ LITE = Recipe(
     correction_steps=3000,
     correction_rate=1e-3,
     replayed=8000,
+    sequential_steps=4000,
     many_prompts=8,
     many_candidates=200,
 )
@@ -128,6 +130,7 @@ QUICK = Recipe(
     correction_steps=5,
     correction_rate=5e-4,
     replayed=64,
+    sequential_steps=10,
     many_prompts=1,
     many_candidates=6,
 )

@@ -173,16 +173,28 @@ class Sequential(PreTrainedModel):
         return torch.cat([texts, self.llama.embed_tokens(codes)], dim=1), seen.long()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> CausalLMOutput:
-        """Logits over codes and words (B, S, vocab_size), words never likely; the form in which trl trains models.
+        """Logits over codes (B, S, K) of whole sequences, in the form in which trl trains models.
 
-        input_ids: (B, text_length + C), word ids shifted by K and padded at the left, then codes.
+        input_ids: (B, text_length + C), word ids shifted by K and padded at the left (`sequence_ids`), then codes.
         """
+        return CausalLMOutput(logits=self.head(self.base_model(input_ids).last_hidden_state))
+
+    @property
+    def base_model(self) -> Any:
+        """All but the head: trl asks it for hidden states, and scores their codes through the head piece by piece."""
+        return self._hidden_states
+
+    def _hidden_states(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Any:
         length, size = self.config.text_length, self.config.codebook_size
         features, visible = self.read(input_ids[:, :length] - size)
-        # What trl pads behind short sequences never counts, and may be any code.
-        inputs, seen = self.embed(features, visible, input_ids[:, length:].clamp(max=size - 1))
-        logits = self.head(self.llama(inputs_embeds=inputs, attention_mask=seen).last_hidden_state)
-        return CausalLMOutput(logits=F.pad(logits, (0, self.config.text_vocab_size), value=-1e4))
+        inputs, seen = self.embed(features, visible, input_ids[:, length:])
+        return self.llama(inputs_embeds=inputs, attention_mask=seen)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.llama.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
 
 
 def pad_texts(config: SequentialConfig, texts: Sequence[Sequence[int]]) -> Tensor:
@@ -191,6 +203,11 @@ def pad_texts(config: SequentialConfig, texts: Sequence[Sequence[int]]) -> Tenso
         if len(text) > config.text_length:
             raise ValueError(f"A caption of {len(text)} words is too long: at most {config.text_length} can be read.")
     return torch.tensor([[config.text_pad_id] * (config.text_length - len(text)) + list(text) for text in texts])
+
+
+def sequence_ids(config: SequentialConfig, text: Sequence[int]) -> list[int]:
+    """A caption as the ids that stand before its image's codes in `Sequential.forward`. ValueError if too long."""
+    return (pad_texts(config, [text])[0] + config.codebook_size).tolist()
 
 
 def next_token_loss(

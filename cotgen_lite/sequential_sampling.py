@@ -7,7 +7,7 @@ generator's own likeliest continuation. Paper: section 6 (LlamaGen, Janus-Pro).
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +23,28 @@ from cotgen_lite.vocabulary import encode_text
 GREY = 128  # of places without a code, in 0..255
 Fill = Literal["grey", "likeliest"]
 KeysAndValues = tuple[tuple[Tensor, Tensor], ...]
+
+
+class RunModel(Protocol):
+    """What run-by-run drawing needs of a model; see `Sequential`."""
+
+    config: Any
+    device: Any
+    llama: Any
+    head: Any
+    nothing: Any
+
+    def embed(self, features: Tensor, visible: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class PixelTokenizer(Protocol):
+    """What turns codes into pictures; see `Magvit`."""
+
+    config: Any
+
+    def encode(self, images: Tensor) -> Tensor: ...
+
+    def decode(self, tokens: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -76,18 +98,15 @@ def begin(
 ) -> RunState:
     """Paths without a code yet, one for each (row of `texts`, candidate number); captions are read once.
 
-    ValueError if the image can not be cut into that many equal runs.
+    ValueError if the image cannot be cut into that many equal runs.
     """
-    length = model.config.num_image_tokens
-    if length % settings.steps:
-        raise ValueError(f"{length} codes can not be cut into {settings.steps} equal runs: take a divisor of {length}.")
     features, visible = model.read(pad_texts(model.config, texts).to(model.device))
     return begin_from(model, features, visible, [tuple(text) for text in texts], paths, settings, seed, ledger)
 
 
 @torch.inference_mode()
 def begin_from(
-    model: Sequential,
+    model: RunModel,
     features: Tensor,
     visible: Tensor,
     keys: Sequence[tuple[int, ...]],
@@ -98,6 +117,8 @@ def begin_from(
 ) -> RunState:
     """`begin` from captions' features (Q, text_length, text_width); keys: what each caption's noise is drawn from."""
     number, length = len(features), model.config.num_image_tokens
+    if length % settings.steps:
+        raise ValueError(f"{length} codes cannot be cut into {settings.steps} equal runs: take a divisor of {length}.")
     both = torch.cat([features, model.nothing.expand_as(features)]) if settings.guidance_scale else features
     seen = visible.repeat(len(both) // number, 1)
     inputs, mask = model.embed(both, seen, torch.empty(len(both), 0, dtype=torch.long, device=model.device))
@@ -129,7 +150,7 @@ def guided(logits: Tensor, guidance_scale: float) -> Tensor:
 
 
 @torch.inference_mode()
-def advance_run(model: Sequential, state: RunState) -> tuple[RunState, Step]:
+def advance_run(model: RunModel, state: RunState) -> tuple[RunState, Step]:
     """Draw the next run of codes. Returns the next state and what the step did; open places of its guess are MASKED if
     they are to be grey."""
     length = model.config.num_image_tokens
@@ -172,7 +193,7 @@ def _draw(logits: Tensor, settings: RunSettings, noise: Tensor) -> Tensor:
     return code.clamp(max=logits.shape[1] - 1)
 
 
-def _append(model: Sequential, state: RunState, codes: Tensor) -> RunState:
+def _append(model: RunModel, state: RunState, codes: Tensor) -> RunState:
     """The state behind one more code (P,) of each path; the last code of an image needs no pass."""
     new = torch.cat([state.codes, codes[:, None]], dim=1)
     if new.shape[1] == model.config.num_image_tokens:
@@ -198,9 +219,9 @@ def _append(model: Sequential, state: RunState, codes: Tensor) -> RunState:
 class SequentialGenerator:
     """The parts of a next-token generator, and how it draws; used like `generator.Generator`."""
 
-    model: Sequential
+    model: Any  # a RunModel
     words: PreTrainedTokenizerBase
-    pixels: Magvit
+    pixels: PixelTokenizer
     settings: RunSettings
 
     @classmethod
@@ -245,7 +266,7 @@ class SequentialGenerator:
         if n < 1 or batch_size < 1 or not prompts:
             raise ValueError(f"Drawing needs n >= 1, batch_size >= 1 and a prompt, got {n}, {batch_size}, {prompts}.")
         ledger = Ledger() if ledger is None else ledger
-        texts = [encode_text(self.words, prompt) for prompt in prompts]
+        texts = [self.encode(prompt) for prompt in prompts]
         firsts = [first_candidate + n * prompts[:row].count(prompt) for row, prompt in enumerate(prompts)]
         drawn: list[list[Trajectory]] = [[] for _ in prompts]
         paths = [(row, firsts[row] + k) for row in range(len(prompts)) for k in range(n)]
@@ -259,12 +280,22 @@ class SequentialGenerator:
                 bar.update(len(chunk))
         return drawn
 
+    def encode(self, prompt: str) -> list[int]:
+        """A prompt as the ids that `begin` reads. ValueError for words that the model does not know."""
+        return encode_text(self.words, prompt)
+
+    def begin(
+        self, texts: Sequence[Sequence[int]], paths: Sequence[tuple[int, int]], seed: int, ledger: Ledger
+    ) -> RunState:
+        """Paths without a code yet, one for each (row of `texts`, candidate number)."""
+        return begin(self.model, texts, paths, self.settings, seed, ledger)
+
     def _run(
         self, texts: Sequence[Sequence[int]], paths: Sequence[tuple[int, int]], seed: int, ledger: Ledger
     ) -> list[Step]:
         rows = sorted({row for row, _ in paths})
         of = [(rows.index(row), candidate) for row, candidate in paths]
-        state, steps = begin(self.model, [texts[row] for row in rows], of, self.settings, seed, ledger), []
+        state, steps = self.begin([texts[row] for row in rows], of, seed, ledger), []
         while state.step < self.settings.steps:
             state, step = advance_run(self.model, state)
             steps.append(step)

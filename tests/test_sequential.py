@@ -1,5 +1,6 @@
 """Next-token drawing against a plain loop without any cache; the loss in closed form; states that can be resumed."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import pytest
 import torch
 
 from cotgen_lite.files import model_path
+from cotgen_lite.prompts import parse_prompt
 from cotgen_lite.sampling import MASKED, Ledger, path_noise
-from cotgen_lite.sequential import Sequential, SequentialConfig, next_token_loss, pad_texts
+from cotgen_lite.sequential import Sequential, SequentialConfig, next_token_loss, pad_texts, sequence_ids
+from cotgen_lite.sequential_dpo import train_sequential_dpo
 from cotgen_lite.sequential_sampling import (
     GREY,
     RunSettings,
@@ -18,7 +21,7 @@ from cotgen_lite.sequential_sampling import (
     keep_runs,
 )
 from cotgen_lite.tokenizer import Magvit
-from cotgen_lite.vocabulary import lite_tokenizer
+from cotgen_lite.vocabulary import encode_text, lite_tokenizer
 
 CODES, LENGTH, TEXTS = 1024, 64, [[7, 8, 9], [10, 11, 12, 13, 14]]
 SETTINGS = RunSettings(guidance_scale=1.5, steps=8, top_k=40)
@@ -85,11 +88,10 @@ def test_drawing_equals_the_plain_loop(model: Sequential, settings: RunSettings)
 
 def test_pads_and_places_count_for_nothing_but_their_turning(model: Sequential) -> None:
     codes = torch.randint(CODES, (LENGTH,), generator=torch.Generator().manual_seed(1))
-    ids = torch.cat([pad_texts(model.config, [TEXTS[0]]) + CODES, codes[None]], dim=1)
+    ids = torch.tensor([sequence_ids(model.config, TEXTS[0]) + codes.tolist()])
     with torch.no_grad():
         logits = model(ids).logits[0, model.config.text_length - 1 :]
-    torch.testing.assert_close(logits[:, :CODES], plain_logits(model, TEXTS[0], codes), atol=1e-5, rtol=1e-5)
-    assert (logits[:, CODES:] < -1000).all()
+    torch.testing.assert_close(logits, plain_logits(model, TEXTS[0], codes), atol=1e-5, rtol=1e-5)
     cosine, sine = model.llama.rotary_emb(torch.zeros(1), torch.arange(7 + LENGTH)[None])
     width = model.config.hidden_size // model.config.num_attention_heads
     assert cosine.shape == (1, 7 + LENGTH, width) and (cosine[0, :7] == 1).all() and (sine[0, :7] == 0).all()
@@ -167,3 +169,32 @@ def test_saved_and_loaded(model: Sequential, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="build or convert it again"):
         Sequential.from_pretrained(tmp_path)
+
+
+def test_dpo_teaches_what_is_preferred_and_resumes(model: Sequential, tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(4)
+    chosen, rejected = (torch.randint(low, low + 40, (24, LENGTH), generator=draw) for low in (0, 500))
+    prompts = [parse_prompt("a photo of a cat"), parse_prompt("a photo of a red car")] * 12
+    triples = list(zip(prompts, chosen, rejected, strict=True))
+
+    def log_p(one: Sequential, codes: torch.Tensor) -> torch.Tensor:
+        texts = [encode_text(lite_tokenizer(), prompt.text) for prompt in prompts]
+        each = [
+            plain_logits(one, text, row[:-1]).log_softmax(1)[torch.arange(LENGTH), row].sum()
+            for text, row in zip(texts, codes, strict=True)
+        ]
+        return torch.stack(each)
+
+    taught = copy.deepcopy(model)
+    log = train_sequential_dpo(taught, lite_tokenizer(), triples, 1e-3, tmp_path, batch_size=4)
+    assert len(log) == 6 and log[0]["loss"] == pytest.approx(0.6931, abs=1e-3) and log[-1]["loss"] < 0.3
+    assert log[-1]["margin"] > 1 and log[-1]["accuracy"] == 1
+    gains = [(log_p(taught, codes) - log_p(model, codes)).mean() for codes in (chosen, rejected)]
+    assert gains[0] > gains[1]
+    again = copy.deepcopy(model)
+    train_sequential_dpo(again, lite_tokenizer(), triples, 1e-3, tmp_path, batch_size=4)
+    assert all(torch.equal(a, b) for a, b in zip(taught.parameters(), again.parameters(), strict=True))
+    with pytest.raises(ValueError, match="another run"):
+        train_sequential_dpo(copy.deepcopy(model), lite_tokenizer(), triples, 2e-3, tmp_path, batch_size=4)
+    with pytest.raises(ValueError, match="at least one pair"):
+        train_sequential_dpo(model, lite_tokenizer(), [], 1e-3, tmp_path / "none")
