@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cotgen_lite.files import model_path
+from cotgen_lite.generator_training import CaptionedTokens
 from cotgen_lite.prompts import parse_prompt
 from cotgen_lite.sampling import MASKED, Ledger, path_noise
 from cotgen_lite.sequential import Sequential, SequentialConfig, next_token_loss, pad_texts, sequence_ids
@@ -20,6 +21,7 @@ from cotgen_lite.sequential_sampling import (
     begin,
     keep_runs,
 )
+from cotgen_lite.sequential_training import train_sequential
 from cotgen_lite.tokenizer import Magvit
 from cotgen_lite.vocabulary import encode_text, lite_tokenizer
 
@@ -198,3 +200,15 @@ def test_dpo_teaches_what_is_preferred_and_resumes(model: Sequential, tmp_path: 
         train_sequential_dpo(copy.deepcopy(model), lite_tokenizer(), triples, 2e-3, tmp_path, batch_size=4)
     with pytest.raises(ValueError, match="at least one pair"):
         train_sequential_dpo(model, lite_tokenizer(), [], 1e-3, tmp_path / "none")
+
+
+def test_pre_training_learns_captions_and_resumes(model: Sequential, tmp_path: Path) -> None:
+    data = CaptionedTokens(TEXTS, torch.tensor([[3] * LENGTH, [5] * LENGTH]), {"pictures": 2})
+    taught, again = copy.deepcopy(model), copy.deepcopy(model)
+    log = train_sequential(taught, data, 30, tmp_path, seed=0, learning_rate=1e-2)
+    assert log.losses[-1] < 4 and not taught.training
+    with torch.no_grad():
+        for text, code in zip(TEXTS, (3, 5), strict=True):
+            assert plain_logits(taught, text, torch.empty(0, dtype=torch.long))[-1].argmax() == code
+    train_sequential(again, data, 30, tmp_path, seed=0, learning_rate=1e-2)
+    assert all(torch.equal(a, b) for a, b in zip(taught.parameters(), again.parameters(), strict=True))
