@@ -66,7 +66,7 @@ class CorrectionTraining:
 def corrections(
     generator: Generator, judge: TemplateJudge, pool: Pool, wrong: npt.NDArray[np.bool_], most: int, seed: int
 ) -> list[Correction]:
-    """Lessons from the wrong images of a pool, at most so many of each prompt, in random order.
+    """Lessons from the wrong images of a pool, at most so many of each row, in random order.
 
     Each has what the judge finds wrong with it, in words, and what it sees, mended (`mending.mend`) and drawn, as its
     target. wrong: (P, N), which images are. An image in which the judge finds nothing wrong gives none. ValueError if
@@ -129,7 +129,12 @@ def train_correction(
 
     about = asdict(settings) | replay.about
     about["run"] = fingerprint(
-        (generator.model,), [(a, b, t.tolist()) for a, b, t in zip(said, why, targets, strict=True)]
+        (generator.model,),
+        [
+            (a, b, lesson.rejected.tolist(), lesson.target.tolist())
+            for a, b, lesson in zip(said, why, lessons, strict=True)
+        ],
+        replay.tokens.sum(dim=1).tolist(),
     )
     return train(
         generator.model, loss_at, settings.steps, settings.learning_rate, work_dir, "self-correction", about=about

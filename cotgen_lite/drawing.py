@@ -52,7 +52,8 @@ def judge_tokens(
 ) -> npt.NDArray:
     """A judge's verdicts on a pool's finished images; tokens (P, N, L), returns bool (P, N).
 
-    With a `work_dir` verdicts are kept there in shards: for more images than are judged in one go.
+    With a `work_dir` verdicts are kept there in shards, by detector, images and prompts: for more images than are
+    judged in one go. A detector's weights count, its settings do not.
     """
     rows = list(zip(prompts, tokens, strict=True))
 
@@ -60,11 +61,12 @@ def judge_tokens(
         return [judge(detector, generator.decode(codes), [prompt] * len(codes)) for prompt, codes in some]
 
     name = type(detector).__name__
+    networks = [part for part in (detector, *vars(detector).values()) if isinstance(part, nn.Module)]
     if work_dir is None:
         return np.stack(verdicts(tqdm(rows, desc=f"judge {name}")))
     shards = [rows[at : at + SHARD] for at in range(0, len(rows), SHARD)]
     digest = hashlib.sha256(tokens.contiguous().numpy().tobytes()).hexdigest()
-    folder = work_dir / fingerprint((generator.pixels,), name, [prompt.text for prompt in prompts], digest)
+    folder = work_dir / fingerprint((generator.pixels, *networks), name, list(prompts), digest, SHARD)
     parts = in_shards(shards, lambda some: {"right": torch.from_numpy(np.stack(verdicts(some)))}, folder, name)
     return torch.cat([part["right"] for part in parts]).numpy()
 
@@ -75,9 +77,12 @@ def in_shards(
     """What `make` gives for every shard, each kept in `work_dir` once it is made; a later call only reads it.
 
     `work_dir` must belong to this very job (see `fingerprint`): shards are told apart by their number alone. Under
-    `accelerate launch` every process makes its share of them and waits for the others', so all return the same.
+    `accelerate launch` every process makes its share and waits for the others', in a folder that all can see, so all
+    return the same. ValueError if RANK and WORLD_SIZE contradict each other.
     """
     rank, processes = (int(os.environ.get(name, number)) for name, number in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if not 0 <= rank < processes:
+        raise ValueError(f"RANK is {rank} of WORLD_SIZE {processes}: start all processes with `accelerate launch`.")
     work_dir.mkdir(parents=True, exist_ok=True)
     paths = [work_dir / f"shard-{number:03d}.safetensors" for number in range(len(shards))]
     for number in tqdm(range(rank, len(shards), processes), desc=label):

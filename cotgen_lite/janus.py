@@ -4,7 +4,7 @@ At full scale: "deepseek-community/Janus-Pro-1B" or "-7B", 24x24 codes, guidance
 Facts: transformers' models/janus, DeepSeek's code (MIT, github.com/deepseek-ai/Janus), arXiv 2501.17811.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -123,6 +123,10 @@ class JanusRuns:
     def device(self) -> torch.device:
         return self.janus.device
 
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Its weights, by which pools of images are told apart."""
+        return self.janus.parameters()
+
     @property
     def llama(self) -> _CodeLlama:
         return _CodeLlama(self.janus)
@@ -178,7 +182,7 @@ class JanusGenerator(SequentialGenerator):
         rows = [[pad] * (longest - 2 - len(text)) + [start, *text, image] for text in texts]
         pads = torch.tensor([[longest - 2 - len(text)] for text in texts])
         ids, visible = torch.tensor(rows), torch.arange(longest) >= pads
-        # As in transformers, the pads in place of words are seen, and how many they are.
+        # As in transformers, the unguided prompt is as long, with pads that are seen in place of its words.
         blank = ids.where((ids == start) | (ids == image), pad)
         features, nothing = self.model.janus.get_input_embeddings()(
             torch.cat([ids, blank]).to(self.model.device)

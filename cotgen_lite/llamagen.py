@@ -52,7 +52,7 @@ def load_llamagen(path: str | Path, grid: int = 16, heads: int | None = None) ->
     length, text_width = _shape(state, "cls_embedding.uncond_embedding", 2)
     heads = heads or max(1, width // 64)
     if width % (4 * heads):
-        raise ValueError(f"{width} numbers can not be cut into {heads} heads of a multiple of 4: give another `heads`.")
+        raise ValueError(f"{width} numbers cannot be cut into {heads} heads of a multiple of 4: give another `heads`.")
     config = SequentialConfig(
         codebook_size=codes,
         grid=grid,
@@ -139,9 +139,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, KeyError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"{path} can not be read ({reason}): it must be an intact .pt file; fetch it again."
-        ) from error
+        raise ValueError(f"{path} cannot be read ({reason}): it must be an intact .pt file; fetch it again.") from error
     for part in ("model", "module", "state_dict"):
         if isinstance(checkpoint, dict) and isinstance(checkpoint.get(part), dict):
             return dict(checkpoint[part])

@@ -83,7 +83,7 @@ def read_instances(
     if not len(likely):
         return [], [], torch.zeros(0, *image_size, dtype=torch.bool)
     queries, labels = pairs // (classes.shape[1] - 1), pairs % (classes.shape[1] - 1)
-    # In two steps, as mmdet has it, and not yet cut: transformers' post-processing cuts at 384 x 384 px.
+    # In two steps, as mmdet's (alike for square images), and uncut: transformers' own cuts at 384 x 384 px.
     logits = F.interpolate(masks[queries][None], input_size, mode="bilinear", align_corners=False)
     logits = F.interpolate(logits, image_size, mode="bilinear", align_corners=False)[0]
     inside = logits > 0
@@ -158,8 +158,8 @@ class Mask2FormerDetector:
     ) -> "Mask2FormerDetector":
         """Load the detector.
 
-        detector_path, clip_path: folders or names on the hub; GenEval's are
-        "facebook/mask2former-swin-small-coco-instance" and "openai/clip-vit-large-patch14".
+        detector_path, clip_path: folders or names on the hub: "facebook/mask2former-swin-small-coco-instance", which is
+        GenEval's network, but not its (mmdet's) weights; and "openai/clip-vit-large-patch14".
         device: "auto" (a GPU if there is one), "cpu", "cuda", ... options: of the constructor.
         ValueError if the classes are not COCO's 80 or weights are missing; OSError if there is no such model.
         """

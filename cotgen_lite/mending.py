@@ -2,7 +2,7 @@
 
 The paper corrects an image towards another image of its prompt, chosen by preference (section 5). In the lite world two
 images of a prompt share little, and a reason says nothing about the other one; a mended scene is what the reasons ask
-for.
+for. What the prompt does not name is gone as well, which no reason asks for.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,6 @@ from cotgen_lite.scenes import (
     clearly,
     icon_box,
     layouts,
-    scene_for,
 )
 
 Place = tuple[int, int]
@@ -35,8 +34,7 @@ def mend(prompt: Prompt, detections: Sequence[Detection], rng: np.random.Generat
 
     detections: what is in the image that misses the prompt. An object that is asked for stays where it is, in its
     colour unless another one is asked for; what is missing takes place and colour of an object that is not asked for,
-    if there is one. For a relation as few as possible move, as short a way as possible. Everything else is drawn by
-    `rng`, and so is all if there is no room.
+    if there is one. For a relation as few as possible move, as short a way as possible. The rest is drawn by `rng`.
     """
     limit = COUNTING_THRESHOLD if prompt.tag == "counting" else THRESHOLD
     left = [_as_object(detection) for detection in detections if detection.score > limit]
@@ -48,15 +46,12 @@ def mend(prompt: Prompt, detections: Sequence[Detection], rng: np.random.Generat
         for item, one in zip(items, like, strict=True)
     ]
     were = [(one.x, one.y) if one else None for one in like]
-    places: list[Place] | None
     related = next(((i, item.position) for i, item in enumerate(prompt.include) if item.position), None)
     if related:
         item, (relation, reference) = related
         places = _move(relation, item, reference, were, rng)
     else:
         places = _stay(were, [one is None for one in own], rng)
-    if places is None:
-        return scene_for(prompt, rng)
     return tuple(SceneObject(i.name, color, *place) for i, color, place in zip(items, colors, places, strict=True))
 
 
@@ -80,8 +75,11 @@ def _take(seen: list[SceneObject], item: Requirement) -> SceneObject | None:
     return own[0]
 
 
-def _stay(were: Sequence[Place | None], later: Sequence[bool], rng: np.random.Generator) -> list[Place] | None:
-    """Everything where it was, those marked `later` only where there is still room, and what is left in free places."""
+def _stay(were: Sequence[Place | None], later: Sequence[bool], rng: np.random.Generator) -> list[Place]:
+    """Everything where it was, those marked `later` only where there is still room, and what is left in free places.
+
+    Up to four: any three icons leave room for another one.
+    """
     places: dict[int, Place] = {}
     for i in sorted(range(len(were)), key=lambda i: later[i]):
         was = were[i]
@@ -90,8 +88,6 @@ def _stay(were: Sequence[Place | None], later: Sequence[bool], rng: np.random.Ge
     for i in range(len(were)):
         if i not in places:
             free = [spot for spot in layouts() if all(apart(spot, other) for other in places.values())]
-            if not free:
-                return None
             places[i] = free[rng.integers(len(free))]
     return [places[i] for i in range(len(were))]
 

@@ -71,7 +71,14 @@ def _mean_of_ties(score: npt.NDArray[np.float64], right: npt.NDArray[np.float64]
 
 
 def save_pool(pool: Pool, path: Path) -> None:
-    """Write a pool as one safetensors file, atomically; scores in float16, codes bit by bit, prompts as metadata."""
+    """Write a pool as one safetensors file, atomically; scores in float16, codes bit by bit, prompts as metadata.
+
+    ValueError for open places (MASKED): a pool has room for codes alone.
+    """
+    if pool.prompts and int(pool.tokens.min()) < 0:
+        raise ValueError(
+            "A pool keeps whole images: some of these have places without a code; save the last step only."
+        )
     bits = max(1, int(pool.tokens.max()).bit_length()) if pool.prompts else 1
     arrays = {"codes": pack_codes(pool.tokens, bits)}
     arrays |= {f"scores.{name}": torch.from_numpy(np.float16(values)) for name, values in pool.scores.items()}

@@ -169,11 +169,13 @@ def draw_paths(
     refuse_held_out(prompts)
     guesses, _, cost = draw_pool(generator, prompts, n, seed, work_dir)
     started = time.monotonic()
-    right = judge_tokens(generator, guesses[:, :, -1].contiguous(), prompts, detector)
+    right = judge_tokens(generator, guesses[:, :, -1].contiguous(), prompts, detector, work_dir / "labels")
     chosen = balanced(right, 1, np.random.default_rng(seed))
     rows = [prompts[row] for row, _ in chosen]
     codes = torch.stack([guesses[place] for place in chosen]) if chosen else guesses[:0, 0]
-    labels = judge_tokens(generator, codes, rows, detector) if chosen else np.zeros((0, guesses.shape[2]), dtype=bool)
+    labels = np.zeros((0, guesses.shape[2]), dtype=bool)
+    if chosen:
+        labels = judge_tokens(generator, codes, rows, detector, work_dir / "labels")
     return Pool(tuple(rows), codes, {}, {"template": labels}), cost["seconds"] + time.monotonic() - started
 
 
@@ -305,7 +307,7 @@ def label_steps(
     parts = in_shards(shards, lambda shard: _draw_rollouts(generator, shard, rollouts, seed), folder, "rollouts")
     started = time.monotonic()
     codes, ends = (torch.cat([part[name] for part in parts]) for name in ("codes", "ends"))
-    right = judge_tokens(generator, ends.flatten(1, 2), prompts, detector)
+    right = judge_tokens(generator, ends.flatten(1, 2), prompts, detector, work_dir / "labels")
     seconds = sum(float(part["seconds"]) for part in parts) + time.monotonic() - started
     return StepLabels(tuple(prompts), codes, right.reshape(ends.shape[:3])), seconds
 

@@ -49,8 +49,8 @@ class SamplingSettings:
 class Ledger:
     """What decoding has cost so far.
 
-    passes: forward passes over an image's places, conditional and unconditional each counted; prefix_passes: those
-    over a prompt; places: sequence places computed in all of them.
+    passes: forward passes over an image's places, conditional and unconditional each counted (of next-token generators:
+    over one place each); prefix_passes: those over a prompt; places: sequence places computed in all of them.
     """
 
     passes: int = 0

@@ -1,5 +1,6 @@
-"""DPO of next-token generators with trl's own trainer: the log-probability of their images is exact.
+"""DPO of the lite next-token generator with trl's own trainer: the log-probability of its images is exact.
 
+Generators that read captions through another model (LlamaGen) or in words of their own (Janus) are not trained here.
 Paper: section 6, table 4.
 """
 
@@ -17,7 +18,7 @@ from trl import DPOConfig, DPOTrainer
 from cotgen_lite.drawing import fingerprint
 from cotgen_lite.prompts import Prompt
 from cotgen_lite.sequential import Sequential, sequence_ids
-from cotgen_lite.training import check_same_run
+from cotgen_lite.training import StepBar, check_same_run
 from cotgen_lite.vocabulary import encode_text
 
 
@@ -25,7 +26,7 @@ class _ReadyIds(DPOTrainer):
     """trl's trainer on ids as they are: there is no text to tokenise, and an image needs no end token."""
 
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
-        return dataset
+        return dataset  # trl's own would append an end token to every image
 
 
 def train_sequential_dpo(
@@ -77,8 +78,10 @@ def train_sequential_dpo(
     model.generation_config = GenerationConfig()  # where trl notes the pad
     reference = copy.deepcopy(model).eval().requires_grad_(False)
     trainer = _ReadyIds(model, reference, arguments, train_dataset=Dataset.from_list(rows), processing_class=words)
+    StepBar.attach(trainer, "DPO")
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work_dir)))
-    model.eval()
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
+    model.__dict__.pop("forward", None)  # trl's, which would follow a copy of the model around with the old weights
     names = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
     steps = [row for row in trainer.state.log_history if "rewards/margins" in row]
     return [{ours: row[theirs] for theirs, ours in names.items()} for row in steps]

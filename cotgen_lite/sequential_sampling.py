@@ -7,7 +7,7 @@ generator's own likeliest continuation. Paper: section 6 (LlamaGen, Janus-Pro).
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -65,14 +65,16 @@ class RunSettings:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.guidance_scale < 0 or not self.temperature > 0 or self.top_k < 0:
             raise ValueError(f"Drawing needs steps >= 1, guidance and top_k >= 0 and temperature > 0, got {self}.")
+        if self.fill not in get_args(Fill):
+            raise ValueError(f'Unfinished images are filled with "grey" or with the "likeliest", not {self.fill!r}.')
 
 
 @dataclass(frozen=True)
 class RunState:
     """P paths after `step` runs; never changed in place, so an old one can be resumed.
 
-    row: each path's caption, of those `visible` (Q, text_length) was made for; codes: (P, C) so far; logits: guided,
-    of the next code (P, K); past: keys and values of P rows with captions, then of P without if there is guidance;
+    visible: (P, S), which places of each path's caption are no pads; codes: (P, C) so far; logits: guided, of the next
+    code (P, K); past: keys and values of P rows with captions, then of P without if there is guidance;
     noise: uniforms (P, L).
     """
 
@@ -267,7 +269,7 @@ class SequentialGenerator:
             raise ValueError(f"Drawing needs n >= 1, batch_size >= 1 and a prompt, got {n}, {batch_size}, {prompts}.")
         ledger = Ledger() if ledger is None else ledger
         texts = [self.encode(prompt) for prompt in prompts]
-        firsts = [first_candidate + n * prompts[:row].count(prompt) for row, prompt in enumerate(prompts)]
+        firsts = [first_candidate + n * texts[:row].count(text) for row, text in enumerate(texts)]
         drawn: list[list[Trajectory]] = [[] for _ in prompts]
         paths = [(row, firsts[row] + k) for row in range(len(prompts)) for k in range(n)]
         with tqdm(total=len(paths), desc="images", disable=not progress) as bar:
@@ -305,7 +307,12 @@ class SequentialGenerator:
         """Pictures of tokens: any (..., L) becomes uint8 images (B, 3, H, W), in row order, on the CPU; MASKED places
         are grey."""
         codes = tokens.reshape(-1, tokens.shape[-1]).long()
-        images = self.pixels.decode(codes.clamp(min=0)).cpu()
         side = self.model.config.grid
+        if bool((codes == MASKED).any()):  # decoded as grey too, since the decoder looks beyond a code's own place
+            size = self.pixels.config.image_size
+            grey = self.pixels.encode(torch.full((1, 3, size, size), GREY, dtype=torch.uint8)).to(codes)
+            images = self.pixels.decode(torch.where(codes == MASKED, grey, codes)).cpu()
+        else:
+            images = self.pixels.decode(codes).cpu()
         hidden = (codes == MASKED).cpu().view(-1, 1, side, side).repeat_interleave(images.shape[-1] // side, 2)
         return images.masked_fill(hidden.repeat_interleave(images.shape[-1] // side, 3), GREY)

@@ -1,14 +1,22 @@
 """Pools drawn shard by shard: the same after an interrupt, and never another model's."""
 
 import copy
+import threading
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
+from safetensors.torch import save_file
 
-from cotgen_lite.drawing import draw_pool
+from cotgen_lite.checkpoints import load_generator, load_judge
+from cotgen_lite.drawing import draw_pool, in_shards, judge_tokens
+from cotgen_lite.files import data_path
 from cotgen_lite.generator import Generator
-from cotgen_lite.pools import pool_prompts
+from cotgen_lite.geneval import Detection
+from cotgen_lite.judges import TemplateJudge
+from cotgen_lite.pools import load_pool, pool_prompts
 
 
 def test_pool_is_the_same_after_an_interrupt(tmp_path: Path, toy_generator) -> None:
@@ -27,6 +35,52 @@ def test_pool_is_the_same_after_an_interrupt(tmp_path: Path, toy_generator) -> N
     # four pools of one prompt hold four different sets of candidates
     pools = {tuple(tokens[i, 0, -1].tolist()) for i in range(4)}
     assert prompts[0] == prompts[3] and len(pools) == 4
+
+
+def test_a_process_makes_its_share_and_waits_for_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    made: list[int] = []
+
+    def make(shard: int) -> dict[str, torch.Tensor]:
+        made.append(shard)
+        return {"shard": torch.tensor([shard])}
+
+    def other_process() -> None:
+        for number in (0, 2, 4):
+            part = tmp_path / f"part-{number}"
+            save_file({"shard": torch.tensor([number])}, part)
+            part.replace(tmp_path / f"shard-{number:03d}.safetensors")
+
+    late = threading.Timer(1.5, other_process)
+    late.start()
+    parts = in_shards(range(5), make, tmp_path, "shards")
+    assert made == [1, 3] and [int(part["shard"]) for part in parts] == [0, 1, 2, 3, 4]
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(ValueError, match="RANK is 1 of WORLD_SIZE 1"):
+        in_shards(range(5), make, tmp_path, "shards")
+
+
+def test_verdicts_are_kept_by_detector_and_images(tmp_path: Path) -> None:
+    generator, pool = load_generator(), load_pool(data_path("pools/baseline.safetensors"))
+    tokens, prompts = pool.tokens[300:310, :2], pool.prompts[300:310]
+    asked = []
+
+    class Counting(TemplateJudge):
+        def detect(self, images: torch.Tensor) -> list[list[Detection]]:
+            asked.append(len(images))
+            return super().detect(images)
+
+    first, again = (judge_tokens(generator, tokens, prompts, Counting(), tmp_path) for _ in range(2))
+    assert len(asked) == 10 and np.array_equal(first, again)
+    assert np.array_equal(first, judge_tokens(generator, tokens, prompts, TemplateJudge()))
+    judge_tokens(generator, tokens.flip(0), prompts, Counting(), tmp_path)
+    assert len(asked) == 20
+    for scale in (1.0, 1.1):
+        learned = load_judge()
+        next(learned.parameters()).data.mul_(scale)
+        judge_tokens(generator, tokens[:1], prompts[:1], learned, tmp_path / "learned")
+    assert len(list((tmp_path / "learned").iterdir())) == 2
 
 
 def test_shards_of_other_weights_are_not_reused(tmp_path: Path, toy_generator: Generator) -> None:

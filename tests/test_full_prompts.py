@@ -185,7 +185,7 @@ def test_command_makes_the_hashes(
 
 
 def test_shipped_hashes_are_those_of_geneval_itself() -> None:
-    path = Path(os.environ.get("GENEVAL_JSONL", Path(__file__).parents[2] / "shared/data/geneval_metadata.jsonl"))
+    path = Path(os.environ.get("GENEVAL_JSONL", "not given"))
     if not path.exists():
         pytest.skip("GENEVAL_JSONL does not name GenEval's evaluation_metadata.jsonl")
     assert sorted(f.forbidden_meanings(path)) == shipped_hashes()

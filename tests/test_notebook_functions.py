@@ -18,9 +18,15 @@ from cotgen_lite.ranking import balanced, label_steps
 from cotgen_lite.sampling import Ledger, SamplingSettings, encode_prompts, masked_after, predict, start
 from cotgen_lite.scenes import random_scene, render
 from cotgen_lite.scoring import area_under_curve
-from cotgen_lite.search import parm_search, stepwise_best_of_n
+from cotgen_lite.search import parm_search, reflect, stepwise_best_of_n
 from cotgen_lite.showo import text_prefix
-from cotgen_lite.verifier import CLARITY_QUESTION, ORM_QUESTION, POTENTIAL_QUESTION, PRM_QUESTION
+from cotgen_lite.verifier import (
+    CLARITY_QUESTION,
+    ORM_QUESTION,
+    POTENTIAL_QUESTION,
+    PRM_QUESTION,
+    REFLECTION_QUESTION,
+)
 from cotgen_lite.vocabulary import encode_text
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
@@ -183,3 +189,26 @@ def test_parm_search(toy_generator: Any) -> None:
             assert kept == found.chosen
             assert ledger.passes + ledger.prefix_passes == found.cost.generator_passes
     assert stopped
+
+
+def test_reflect(toy_generator: Any) -> None:
+    space = from_scratch("08_parm_plus_plus")
+    space["REFLECTION_QUESTION"] = REFLECTION_QUESTION
+    ours, prompt, lengths = space["reflect_on"], "a photo of a red cat and a blue dog", set()
+
+    class Moody:
+        """Answers that hang on the image, so that some reflections end early."""
+
+        def score(self, images: torch.Tensor, prompts: list[str], question: str = "") -> torch.Tensor:
+            return torch.sin(images.float().mean(dim=(1, 2, 3)) * 41) - 0.3
+
+        def explain(self, images: torch.Tensor, prompts: list[str]) -> list[str]:
+            return ["there is no cat" if image.float().mean() > 128 else "the dog is red" for image in images]
+
+    paths = toy_generator.draw([prompt], n=6, seed=4)[0]
+    for seed, path in enumerate(paths):
+        seen, why, kept = ours(toy_generator, Moody(), prompt, path.final, seed)
+        found = reflect(toy_generator, Moody(), prompt, path.final, seed)  # type: ignore[arg-type]
+        assert torch.equal(torch.stack(seen), found.codes) and (why, kept) == (found.reasons, found.chosen)
+        lengths.add(len(why))
+    assert len(lengths) > 1

@@ -61,7 +61,7 @@ def test_record_and_sentence_say_the_same(record: dict) -> None:
 
 
 def test_every_geneval_record_round_trips() -> None:
-    path = Path(os.environ.get("GENEVAL_JSONL", Path(__file__).parents[2] / "shared/data/geneval_metadata.jsonl"))
+    path = Path(os.environ.get("GENEVAL_JSONL", "not given"))
     if not path.exists():
         pytest.skip("GENEVAL_JSONL does not name GenEval's evaluation_metadata.jsonl")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
