@@ -78,7 +78,7 @@ def corrections(
         (row, column) for row in range(len(wrong)) for column in rng.permutation(np.flatnonzero(wrong[row]))[:most]
     ]
     picks, lessons = [picks[i] for i in rng.permutation(len(picks))], []
-    for first in tqdm(range(0, len(picks), 64), desc="lessons"):
+    for first in tqdm(range(0, len(picks), 64), desc="lessons", disable=len(picks) <= 64):
         rows, columns = map(list, zip(*picks[first : first + 64], strict=True))
         codes, scenes, whys = pool.tokens[rows, columns], [], []
         for row, seen in zip(rows, judge.detect(generator.decode(codes)), strict=True):

@@ -226,7 +226,7 @@ def decide_f11(prompts: Sequence[Prompt], difference: npt.NDArray) -> dict:
 def decide_f12(prompts: Sequence[Prompt], right: Mapping[str, npt.NDArray]) -> dict:
     """F12 by its rule: reflecting is better than not, and than each control at equal calls.
 
-    right: "not", "reflect", "more", "empty", "shuffled" → (P,), whether the image that is kept is right.
+    right: "not", "reflect", "more", "empty", "shuffled", "judge" → (P,), whether the image that is kept is right.
     """
     names = {"not": "not reflecting", "more": "more samples", "empty": "no reasons", "shuffled": "shuffled reasons"}
     parts = [
@@ -234,7 +234,8 @@ def decide_f12(prompts: Sequence[Prompt], right: Mapping[str, npt.NDArray]) -> d
         for kind, name in names.items()
     ]
     claim = "reflecting − not reflecting > 0, and above the controls at equal calls"
-    return summed_up(claim, parts, [], paper="0.61 → 0.70")
+    true = decide("the judge's reasons − no reasons > 0", prompts, right["judge"] - right["empty"], paper="")
+    return summed_up(claim, parts, [true], paper="0.61 → 0.70")
 
 
 def by_round(run: Reflections, right: npt.NDArray[np.bool_]) -> dict[str, list[float] | int]:

@@ -191,9 +191,11 @@ class Sequential(PreTrainedModel):
         return self.llama(inputs_embeds=inputs, attention_mask=seen)
 
     def get_input_embeddings(self) -> nn.Module:
+        """The embedding of codes."""
         return self.llama.embed_tokens
 
     def get_output_embeddings(self) -> nn.Module:
+        """The head, through which trl scores hidden states."""
         return self.head
 
 
