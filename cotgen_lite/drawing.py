@@ -61,7 +61,7 @@ def judge_tokens(
         return [judge(detector, generator.decode(codes), [prompt] * len(codes)) for prompt, codes in some]
 
     name = type(detector).__name__
-    networks = [part for part in (detector, *vars(detector).values()) if isinstance(part, nn.Module)]
+    networks = [part for part in (detector, *getattr(detector, "__dict__", {}).values()) if isinstance(part, nn.Module)]
     if work_dir is None:
         return np.stack(verdicts(tqdm(rows, desc=f"judge {name}")))
     shards = [rows[at : at + SHARD] for at in range(0, len(rows), SHARD)]
