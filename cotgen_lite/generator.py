@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,15 @@ from cotgen_lite.sampling import Ledger, SamplingSettings, Trajectory, sample
 from cotgen_lite.showo import Showo, correction_prefix
 from cotgen_lite.tokenizer import Magvit
 from cotgen_lite.vocabulary import encode_text
+
+
+def check_parts(ours: Any, theirs: Any, model: str | Path, pixels: str | Path) -> None:
+    """ValueError unless a generator draws the codes that a pixel tokenizer reads; by their configs, named by paths."""
+    if (ours.codebook_size, ours.num_image_tokens) != (theirs.codebook_size, theirs.length):
+        raise ValueError(
+            f"{model} draws {ours.num_image_tokens} tokens of {ours.codebook_size} codes, but {pixels} reads "
+            f"{theirs.length} of {theirs.codebook_size}: give the tokenizer that the generator was trained with."
+        )
 
 
 @dataclass(frozen=True)
@@ -44,12 +54,7 @@ class Generator:
             Magvit.from_pretrained(pixels).to(chosen),
             settings,
         )
-        ours, theirs = generator.model.config, generator.pixels.config
-        if (ours.codebook_size, ours.num_image_tokens) != (theirs.codebook_size, theirs.length):
-            raise ValueError(
-                f"{model} draws {ours.num_image_tokens} tokens of {ours.codebook_size} codes, but {pixels} reads "
-                f"{theirs.length} of {theirs.codebook_size}: give the tokenizer that the generator was trained with."
-            )
+        check_parts(generator.model.config, generator.pixels.config, model, pixels)
         return generator
 
     def draw(

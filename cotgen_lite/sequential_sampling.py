@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, DynamicCache, PreTrainedTokenizerBase
 
+from cotgen_lite.generator import check_parts
 from cotgen_lite.sampling import MASKED, Ledger, Step, Trajectory, path_noise
 from cotgen_lite.sequential import Sequential, pad_texts
 from cotgen_lite.tokenizer import Magvit
@@ -243,12 +244,7 @@ class SequentialGenerator:
             Magvit.from_pretrained(pixels).to(chosen),
             settings,
         )
-        ours, theirs = generator.model.config, generator.pixels.config
-        if (ours.codebook_size, ours.num_image_tokens) != (theirs.codebook_size, theirs.length):
-            raise ValueError(
-                f"{model} draws {ours.num_image_tokens} tokens of {ours.codebook_size} codes, but {pixels} reads "
-                f"{theirs.length} of {theirs.codebook_size}: give the tokenizer that the generator was trained with."
-            )
+        check_parts(generator.model.config, generator.pixels.config, model, pixels)
         return generator
 
     def draw(
