@@ -9,8 +9,21 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from cotgen_lite.sampling import Ledger, SamplingSettings, Trajectory, sample
-from cotgen_lite.showo import Showo, correction_prefix
+from cotgen_lite.memory import DrawingPlan, free_bytes, plan_drawing
+from cotgen_lite.sampling import (
+    DecodingState,
+    Ledger,
+    SamplingSettings,
+    Step,
+    Trajectory,
+    advance,
+    encode_prompts,
+    keep,
+    predict,
+    sample,
+    start,
+)
+from cotgen_lite.showo import Showo, correction_prefix, text_prefix
 from cotgen_lite.tokenizer import Magvit
 from cotgen_lite.vocabulary import encode_text
 
@@ -41,15 +54,19 @@ class Generator:
         pixels: str | Path,
         settings: SamplingSettings,
         device: str = "auto",
+        dtype: torch.dtype = torch.float32,
     ) -> "Generator":
         """Load the parts from folders or hub names.
 
         At full scale these are "showlab/show-o", "microsoft/phi-1_5" and "showlab/magvitv2".
-        device: "auto" takes a GPU if there is one. ValueError if the parts do not belong together.
+        device: "auto" takes a GPU if there is one. dtype: of the model; torch.bfloat16 halves its weights and caches,
+        while probabilities are computed from its logits in float32. The pixel tokenizer stays float32: it has little to
+        save, and in bfloat16, whose steps are about as coarse as a pixel's, the lite one's move by up to 3 of 255.
+        ValueError if the parts do not belong together.
         """
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         generator = cls(
-            Showo.from_pretrained(model).to(chosen),
+            Showo.from_pretrained(model, dtype=dtype).to(chosen),
             AutoTokenizer.from_pretrained(words),
             Magvit.from_pretrained(pixels).to(chosen),
             settings,
@@ -63,14 +80,59 @@ class Generator:
         n: int,
         seed: int,
         first_candidate: int = 0,
-        batch_size: int = 20,
+        batch_size: int | None = 20,
         ledger: Ledger | None = None,
         progress: bool = False,
     ) -> list[list[Trajectory]]:
-        """N candidates of every prompt, each a `Trajectory` of all steps; see `sampling.sample`."""
+        """N candidates of every prompt, each a `Trajectory` of all steps; see `sampling.sample`.
+
+        batch_size: candidates at once, None for as many as fit in memory, by `plan`. The images do not depend on it, up
+        to rounding; the ledger's passes do a little, since candidates that start together share their first.
+        """
+        if batch_size is None:
+            batch_size = self.plan(prompts, n).at_once
         return sample(
             self.model, self.words, prompts, n, self.settings, seed, first_candidate, batch_size, ledger, progress
         )
+
+    def plan(self, prompts: Sequence[str], n: int) -> DrawingPlan:
+        """How many candidates `draw` with batch_size None would draw at once in the memory that is free now.
+
+        Printed, it is one line to read before hours of drawing. ValueError if not even one fits, or as in `encode`.
+        """
+        prefixes = [text_prefix(self.model.config, encode_text(self.words, prompt)) for prompt in prompts]
+        return self._plan(prefixes, n)
+
+    def _plan(self, prefixes: Sequence[Sequence[int]], n: int) -> DrawingPlan:
+        return plan_drawing(
+            self.model.config,
+            self.pixels.config,
+            len(prefixes),
+            n,
+            max(map(len, prefixes), default=0),
+            self.settings.guidance_scale > 0,
+            self.model.dtype,
+            free_bytes(self.model.device),
+        )
+
+    def encode(self, prompt: str) -> list[int]:
+        """A prompt as the ids that `begin` reads. ValueError for words that the model does not know."""
+        return encode_text(self.words, prompt)
+
+    def begin(
+        self, texts: Sequence[Sequence[int]], paths: Sequence[tuple[int, int]], seed: int, ledger: Ledger
+    ) -> DecodingState:
+        """Paths without a code yet, one for each (row of `texts`, candidate number)."""
+        prefixes = [text_prefix(self.model.config, text) for text in texts]
+        return start(self.model, encode_prompts(self.model, prefixes, ledger), paths, self.settings, seed, ledger)
+
+    def advance(self, state: DecodingState) -> tuple[DecodingState, Step]:
+        """The next step of every path."""
+        return advance(state, predict(self.model, state))
+
+    def keep(self, state: DecodingState, paths: Sequence[int]) -> DecodingState:
+        """The state with only these paths, in this order."""
+        return keep(state, paths)
 
     def correct(
         self,
@@ -79,14 +141,14 @@ class Generator:
         reasons: Sequence[str],
         n: int,
         seed: int,
-        batch_size: int = 20,
+        batch_size: int | None = 20,
         ledger: Ledger | None = None,
     ) -> list[list[Trajectory]]:
         """N images of every prompt that make good what is wrong with another image of it; for generators taught to.
 
         codes: those images', (P, L); reasons: what is wrong with each, "" for no word about it. Guidance holds what the
         words ask for against the image alone: against nothing at all it would mostly strengthen what is there.
-        batch_size: images drawn at once. ValueError for a text that the model cannot read. Paper: section 5.
+        batch_size: as in `draw`. ValueError for a text that the model cannot read. Paper: section 5.
         """
         said, why = ([encode_text(self.words, text) for text in texts] for texts in (prompts, reasons))
         prefixes = [
@@ -101,7 +163,7 @@ class Generator:
             n,
             self.settings,
             seed,
-            batch_size=batch_size,
+            batch_size=self._plan(prefixes, n).at_once if batch_size is None else batch_size,
             ledger=ledger,
             prefixes=prefixes,
             unguided=unguided,

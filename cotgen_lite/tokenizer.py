@@ -17,7 +17,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-CHUNK = 256  # images that pass through the network at once: bounds memory, whatever the batch
+# Pixels that pass through the network at once, for memory follows them and not the number of images: 256 images of the
+# lite model, 16 of Show-o's 256 px (2.7 GB of float32 feature maps), 4 of its 512 px. It does not follow what is free:
+# convolutions that see more images or fewer round otherwise, by one in 255 at times, and pictures should not differ.
+PIXELS_AT_ONCE = 2**20
 
 
 class MagvitConfig(PreTrainedConfig):
@@ -77,6 +80,11 @@ def lite_config() -> MagvitConfig:
         bits=10,
         norm_groups=8,
     )
+
+
+def images_at_once(config: MagvitConfig) -> int:
+    """How many images pass through the network together, whatever the batch; at least one."""
+    return max(1, PIXELS_AT_ONCE // config.image_size**2)
 
 
 class ResnetBlock(nn.Module):
@@ -319,7 +327,7 @@ class Magvit(PreTrainedModel):
                 f"Images are {images.dtype} {tuple(images.shape)}, but this tokenizer reads torch.uint8 "
                 f"(batch, 3, {size}, {size}): resize them and keep values 0..255."
             )
-        tokens = [self._encode_chunk(chunk) for chunk in images.split(CHUNK)]
+        tokens = [self._encode_chunk(chunk) for chunk in images.split(images_at_once(self.config))]
         return torch.cat(tokens)
 
     def decode(self, tokens: Tensor) -> Tensor:
@@ -339,7 +347,7 @@ class Magvit(PreTrainedModel):
                 f"Tokens run from {int(tokens.min())} to {int(tokens.max())}, but this tokenizer knows 0 to "
                 f"{size - 1}: take off the generator's vocabulary offset and leave no mask token."
             )
-        return torch.cat([self._decode_chunk(chunk) for chunk in tokens.split(CHUNK)])
+        return torch.cat([self._decode_chunk(chunk) for chunk in tokens.split(images_at_once(self.config))])
 
     def rebuild(self, images: Tensor) -> Tensor:
         """What is left of images after encoding and decoding; uint8 (B, 3, H, W) in and out, errors as in `encode`."""

@@ -1,0 +1,168 @@
+"""What drawing takes: bounds held against what torch really allocates, and plans against brute force."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from cotgen_lite import memory, sampling, showo, tokenizer
+from cotgen_lite.memory import decoding_bytes, drawing_bytes, free_bytes, plan_drawing, weight_bytes
+from cotgen_lite.sampling import SamplingSettings, sample
+from cotgen_lite.showo import Showo, ShowoConfig, correction_prefix, text_prefix
+from cotgen_lite.tokenizer import Magvit, MagvitConfig, images_at_once
+from cotgen_lite.vocabulary import encode_text, lite_tokenizer
+
+WORDS = lite_tokenizer()
+PROMPTS = ["a photo of a dog", "a photo of a red apple and a blue car"]
+# Each makes another part of the formula the dearest.
+CACHED = {"num_hidden_layers": 6}
+MANY_CODES = {"num_hidden_layers": 1, "codebook_size": 4096}
+WIDE = {"num_hidden_layers": 1, "codebook_size": 64, "intermediate_size": 1024}
+
+
+def small_config(**changes: int) -> ShowoConfig:
+    sizes = {
+        "codebook_size": 256,
+        "num_image_tokens": 64,
+        "max_text_length": 40,
+        "hidden_size": 128,
+        "num_attention_heads": 4,
+        "intermediate_size": 512,
+        "max_position_embeddings": 256,
+        **changes,
+    }
+    return ShowoConfig(text_vocab_size=len(WORDS), bos_token_id=0, eos_token_id=0, **sizes)
+
+
+def small_model(dtype: torch.dtype, **changes: int) -> Showo:
+    torch.manual_seed(0)
+    return Showo(small_config(**changes)).eval().to(dtype)
+
+
+def most_allocated(work: Callable[[], object]) -> int:
+    """The most bytes that torch's allocator had given out at once, beyond what was there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        kept = work()
+    changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes.sort(key=lambda event: event.start_ns())
+    del kept
+    return max(accumulate(event.nbytes() for event in changes))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [ShowoConfig(), showo.lite_config(200, 0, 0), small_config(qk_layernorm=False)],
+    ids=["released", "lite", "no norms"],
+)
+def test_weights_are_counted_exactly(config: ShowoConfig) -> None:
+    with torch.device("meta"):
+        model = Showo(config)
+    assert weight_bytes(config, torch.float32) == sum(weight.nbytes for weight in model.parameters())
+    assert weight_bytes(config, torch.bfloat16) == weight_bytes(config, torch.float32) // 2
+
+
+@pytest.mark.parametrize("sizes", [CACHED, MANY_CODES, WIDE], ids=["cache", "logits", "activations"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("n", "at_once", "guidance"), [(4, 8, 1.5), (1, 2, 1.5), (8, 5, 1.5), (8, 8, 0.0)])
+def test_drawing_takes_no_more_than_it_says_and_hardly_less(
+    sizes: dict[str, int], dtype: torch.dtype, n: int, at_once: int, guidance: float
+) -> None:
+    model, settings = small_model(dtype, **sizes), SamplingSettings(guidance, steps=2)
+    taken = most_allocated(lambda: sample(model, WORDS, PROMPTS, n, settings, 0, batch_size=at_once))
+    longest = max(len(text_prefix(model.config, encode_text(WORDS, prompt))) for prompt in PROMPTS)
+    assert taken <= drawing_bytes(model.config, at_once, n, longest, guidance > 0, dtype) <= 1.3 * taken
+
+
+@pytest.mark.parametrize("sizes", [CACHED, MANY_CODES, WIDE], ids=["cache", "logits", "activations"])
+def test_prompts_that_hold_an_image_are_counted_too(sizes: dict[str, int]) -> None:
+    model = small_model(torch.float32, **sizes)
+    prefixes = [correction_prefix(model.config, [1, 2], [3], [code] * 64) for code in (0, 1)]
+    unguided = [correction_prefix(model.config, [], [], [code] * 64) for code in (0, 1)]
+    settings = SamplingSettings(1.5, steps=2)
+    for n in (1, 3):
+        taken = most_allocated(
+            lambda n=n: sample(
+                model, WORDS, PROMPTS, n, settings, 0, batch_size=2 * n, prefixes=prefixes, unguided=unguided
+            )
+        )
+        assert taken <= drawing_bytes(model.config, 2 * n, n, len(prefixes[0]), True, torch.float32) <= 1.4 * taken
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        tokenizer.lite_config(),
+        MagvitConfig(image_size=64, channels=16, norm_groups=8),  # the released shape, eight times narrower
+        MagvitConfig(image_size=64, channels=8, decoder_multipliers=(1, 6, 6), decoder_blocks=(1, 1, 1), norm_groups=8),
+        MagvitConfig(image_size=64, channels=8, decoder_multipliers=(1, 9, 9), decoder_blocks=(0, 1, 1), norm_groups=8),
+    ],
+    ids=["lite", "released", "narrowing", "no blocks"],
+)
+def test_decoding_takes_no_more_than_it_says(config: MagvitConfig) -> None:
+    config.encoder_multipliers = config.encoder_multipliers[: len(config.decoder_multipliers)]
+    config.encoder_blocks = config.encoder_blocks[: len(config.decoder_multipliers)]
+    model = Magvit(config).eval()
+    taken = most_allocated(lambda: model.decode(torch.zeros(6, config.length, dtype=torch.int64)))
+    assert taken <= decoding_bytes(config, 6) <= 1.8 * taken
+
+
+def test_large_images_pass_through_the_network_in_smaller_groups() -> None:
+    groups = [images_at_once(MagvitConfig(image_size=size)) for size in (64, 256, 512, 2048)]
+    assert groups == [256, 16, 4, 1]
+
+
+def test_the_plan_is_the_largest_that_fits() -> None:
+    config, pixels = ShowoConfig(), MagvitConfig()
+    for free in (4e9, 9e9, 30e9):
+        plan = plan_drawing(config, pixels, 4, 20, 20, True, torch.bfloat16, int(free))
+        taken = [drawing_bytes(config, candidates, 20, 20, True, torch.bfloat16) for candidates in range(1, 81)]
+        room = int(memory.SHARE * free)
+        assert plan.at_once == sum(each <= room for each in taken)
+        assert plan.taken == max(taken[plan.at_once - 1], decoding_bytes(pixels, 16)) <= room
+    assert plan.at_once == 80  # never more than there are
+    with pytest.raises(ValueError, match=r"takes 2\.7 GB, more than 80% of the 3\.0 GB .* bfloat16"):
+        plan_drawing(config, pixels, 4, 20, 20, True, torch.bfloat16, int(3e9))
+    larger = ShowoConfig(num_image_tokens=1024)
+    with pytest.raises(ValueError, match=r"takes 553\.\d MB"):  # for drawing this time: lite pixels are soon decoded
+        plan_drawing(larger, tokenizer.lite_config(), 1, 20, 20, True, torch.bfloat16, int(0.6e9))
+    with pytest.raises(ValueError, match="n >= 1 and a prompt"):
+        plan_drawing(config, pixels, 0, 20, 20, True, torch.bfloat16, int(30e9))
+
+
+@pytest.mark.parametrize(("prompts", "n", "at_once"), [(1, 20, 12), (5, 2, 4), (3, 2, 6), (2, 3, 1), (7, 2, 5)])
+def test_the_plan_counts_the_goes_that_drawing_takes(
+    prompts: int, n: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    start = sampling.start
+    monkeypatch.setattr(sampling, "start", lambda *args: started.append(args) or start(*args))
+    model = small_model(torch.float32, num_hidden_layers=1, num_image_tokens=4, codebook_size=8)
+    sample(model, WORDS, PROMPTS[:1] * prompts, n, SamplingSettings(0.0, steps=1), 0, batch_size=at_once)
+    plan = plan_drawing(model.config, tokenizer.lite_config(), prompts, n, 8, False, torch.float32, int(1e9))
+    assert replace(plan, at_once=at_once).goes == len(started)
+
+
+def test_a_plan_is_one_line() -> None:
+    plan = plan_drawing(
+        ShowoConfig(num_image_tokens=1024), MagvitConfig(image_size=512), 2, 20, 20, True, torch.bfloat16, 8 * 10**9
+    )
+    assert str(plan) == (
+        f"Show-o 512 px, bfloat16: weights 2.9 GB; {plan.at_once} candidates at once take "
+        f"{plan.taken / 1e9:.1f} GB of 8.0 GB free; 40 candidates in 4 goes"
+    )
+
+
+def test_free_memory_is_what_the_system_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *args, **kwargs: "MemTotal:  900 kB\nMemAvailable:   200 kB\n")
+    assert free_bytes(torch.device("cpu")) == 200 * 1024
+    monkeypatch.setattr(Path, "read_text", lambda *args, **kwargs: "MemTotal:  900 kB\n")
+    with pytest.raises(ValueError, match="give batch_size a number"):
+        free_bytes(torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 5000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)
+    assert free_bytes(torch.device("cuda")) == 1400
