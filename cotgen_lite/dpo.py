@@ -6,7 +6,7 @@ unlike the constant that the released code adds. Paper: sections 3.3 and 3.4; DP
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -137,16 +137,23 @@ def as_pairs(generator: Generator, triples: Sequence[tuple[Prompt, Tensor, Tenso
 
 
 def online_pairs(
-    generator: Generator, verifier: Verifier, prompts: Sequence[Prompt], a_step: int, samples: int, seed: int
+    generator: Generator,
+    verifier: Verifier,
+    prompts: Sequence[Prompt],
+    a_step: int,
+    samples: int,
+    seed: int,
+    held_out: Set[str] | None = None,
 ) -> Online:
     """Fresh pairs for reward guidance: of `samples` images of the policy's, the verifier's favourite against its last.
 
     generator: lends words, pixels and settings, the policy its weights. a_step: prompts drawn anew at each step.
-    ValueError for fewer than two samples, or if a dev or test prompt is among the prompts.
+    ValueError for fewer than two samples, or if a dev or test prompt is among the prompts; held_out: as in
+    `ranking.refuse_held_out`.
     """
     if samples < 2:
         raise ValueError(f"A pair needs two images: draw at least 2 samples, not {samples}.")
-    refuse_held_out(prompts)
+    refuse_held_out(prompts, held_out)
 
     def draw(policy: Showo, step: int) -> list[Pair]:
         rng = np.random.default_rng((seed, step))

@@ -3,6 +3,9 @@
 import hashlib
 import json
 import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 MANIFEST = "manifest.json"
@@ -47,14 +50,33 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file whole or not at all, so that an interrupt leaves the old one."""
+@contextmanager
+def in_place_of(path: Path) -> Iterator[Path]:
+    """Where to write what shall stand at `path`: a new file beside it, which takes its place once the block is done.
+
+    So the file is whole or not there at all, and an interrupt leaves the old one. The new file's name is nobody else's:
+    several processes may write the same file, and the last one's stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file whole or not at all; see `in_place_of`."""
+    with in_place_of(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: object) -> None:
     """Write a JSON file atomically, indented."""
     write_atomically(path, json.dumps(value, indent=1) + "\n")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says; its kind if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

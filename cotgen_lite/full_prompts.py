@@ -7,7 +7,6 @@ classes and 120 more. GenEval's prompts are not shipped: hashes of what they ask
 
 import argparse
 import hashlib
-import json
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -30,7 +29,6 @@ from cotgen_lite.prompts import (
     position,
     read_geneval,
     single_object,
-    to_record,
     two_object,
 )
 
@@ -56,15 +54,10 @@ def full_prompts() -> tuple[Prompt, ...]:
 
     ValueError if the shipped hashes of GenEval's meanings are not whole. Section 3.2, "ORM Ranking Data Curation".
     """
-    names, seen = everyday_names(), _shipped_meanings()
+    names, seen = everyday_names(), set(geneval_meanings())
     return tuple(
         prompt for tag, size in FULL_SIZES.items() for prompt in islice(_unseen(_candidates(tag, names), seen), size)
     )
-
-
-def write_full_prompts(path: Path) -> None:
-    """Write the 13,000 prompts as GenEval's records, one a line, atomically."""
-    write_atomically(path, "".join(json.dumps(to_record(prompt)) + "\n" for prompt in full_prompts()))
 
 
 def meaning_hash(prompt: Prompt) -> str:
@@ -90,9 +83,10 @@ def forbidden_meanings(path: str | Path) -> set[str]:
     return {meaning_hash(prompt) for prompt in prompts}
 
 
-def _shipped_meanings() -> set[str]:
+def geneval_meanings() -> frozenset[str]:
+    """The shipped hashes of what GenEval's 553 prompts ask for; ValueError if they are not whole."""
     path = data_path(MEANINGS_FILE)
-    hashes = set(path.read_text(encoding="utf-8").split())
+    hashes = frozenset(path.read_text(encoding="utf-8").split())
     if len(hashes) != GENEVAL_MEANINGS:
         raise ValueError(
             f"{path} is damaged (it has {len(hashes)} hashes, not {GENEVAL_MEANINGS}): restore it with "

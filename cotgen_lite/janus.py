@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from cotgen_lite.files import first_line
 from cotgen_lite.sampling import Ledger
 from cotgen_lite.sequential import SequentialConfig
 from cotgen_lite.sequential_sampling import RunSettings, RunState, SequentialGenerator, begin_from
@@ -159,7 +160,7 @@ class JanusGenerator(SequentialGenerator):
             words = PreTrainedTokenizerFast.from_pretrained(model)
         except (OSError, EOFError, RuntimeError, ValueError, SafetensorError) as error:
             raise ValueError(
-                f"No Janus model can be read from {model} ({str(error).strip().splitlines()[0]}): it needs intact "
+                f"No Janus model can be read from {model} ({first_line(error)}): it needs intact "
                 "config, weights and tokenizer in transformers' format; download it again."
             ) from error
         wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])

@@ -1,5 +1,6 @@
 """Candidate pools: N images of every prompt, drawn once, scored by any verifier, read for every best-of-n at once."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
@@ -11,10 +12,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from cotgen_lite.prompts import TAGS, Prompt, lite_prompts, parse_prompt
+from cotgen_lite.files import in_place_of
+from cotgen_lite.prompts import TAGS, Prompt, from_record, lite_prompts, parse_prompt, to_record
 
 # As GenEval draws four images a prompt: tags with few prompts get more pools, so that none hangs on a few coin flips.
 POOLS_PER_PROMPT = {"single_object": 4, "counting": 4}
+PACKED_AT_ONCE = 4096  # images whose bits lie side by side, unpacked, at once
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ def _mean_of_ties(score: npt.NDArray[np.float64], right: npt.NDArray[np.float64]
 def save_pool(pool: Pool, path: Path) -> None:
     """Write a pool as one safetensors file, atomically; scores in float16, codes bit by bit, prompts as metadata.
 
-    ValueError for open places (MASKED): a pool has room for codes alone.
+    Prompts are lines: of a lite prompt its text, which says all, of any other its record as JSON. ValueError for open
+    places (MASKED): a pool has room for codes alone.
     """
     if pool.prompts and int(pool.tokens.min()) < 0:
         raise ValueError(
@@ -83,11 +87,9 @@ def save_pool(pool: Pool, path: Path) -> None:
     arrays = {"codes": pack_codes(pool.tokens, bits)}
     arrays |= {f"scores.{name}": torch.from_numpy(np.float16(values)) for name, values in pool.scores.items()}
     arrays |= {f"correct.{name}": torch.from_numpy(values) for name, values in pool.correct.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    texts = "\n".join(prompt.text for prompt in pool.prompts)
-    save_file(arrays, part, metadata={"prompts": texts, "bits": str(bits), "length": str(pool.tokens.shape[-1])})
-    part.replace(path)
+    lines = "\n".join(map(_as_line, pool.prompts))
+    with in_place_of(path) as part:
+        save_file(arrays, part, metadata={"prompts": lines, "bits": str(bits), "length": str(pool.tokens.shape[-1])})
 
 
 def load_pool(path: Path) -> Pool:
@@ -109,18 +111,38 @@ def load_pool(path: Path) -> Pool:
         kind, _, name = key.partition(".")
         if kind in parts:
             parts[kind][name] = values.numpy() if kind == "correct" else values.float().numpy()
-    return Pool(tuple(map(parse_prompt, about["prompts"].splitlines())), tokens, parts["scores"], parts["correct"])
+    return Pool(tuple(map(_from_line, about["prompts"].splitlines())), tokens, parts["scores"], parts["correct"])
+
+
+def _as_line(prompt: Prompt) -> str:
+    try:
+        if parse_prompt(prompt.text) == prompt:
+            return prompt.text
+    except ValueError:  # it speaks of more than the lite world's objects and colours
+        pass
+    return json.dumps(to_record(prompt))
+
+
+def _from_line(line: str) -> Prompt:
+    return from_record(json.loads(line)) if line.startswith("{") else parse_prompt(line)
 
 
 def pack_codes(tokens: torch.Tensor, bits: int) -> torch.Tensor:
     """Codes (..., L) below 2**bits as bytes, uint8 (..., ⌈L·bits/8⌉): 10-bit codes take five eighths of int16."""
-    places = np.arange(bits - 1, -1, -1)
-    spread = (tokens.numpy()[..., None] >> places) & 1
-    flat = spread.reshape(*tokens.shape[:-1], tokens.shape[-1] * bits).astype(np.uint8)
-    return torch.from_numpy(np.packbits(flat, axis=-1))
+    length = tokens.shape[-1]
+    rows, places = tokens.numpy().reshape(-1, length), np.arange(bits - 1, -1, -1)
+    packed = np.empty((len(rows), -(-length * bits // 8)), dtype=np.uint8)
+    for at in range(0, len(rows), PACKED_AT_ONCE):
+        spread = (rows[at : at + PACKED_AT_ONCE, :, None] >> places) & 1
+        packed[at : at + PACKED_AT_ONCE] = np.packbits(spread.reshape(len(spread), -1).astype(np.uint8), axis=1)
+    return torch.from_numpy(packed.reshape(*tokens.shape[:-1], packed.shape[1]))
 
 
 def unpack_codes(packed: torch.Tensor, bits: int, length: int) -> torch.Tensor:
     """What `pack_codes` packed: codes int16 (..., length)."""
-    spread = np.unpackbits(packed.numpy(), axis=-1, count=length * bits).reshape(*packed.shape[:-1], length, bits)
-    return torch.from_numpy(spread @ (1 << np.arange(bits - 1, -1, -1)).astype(np.int16))
+    rows, worth = packed.numpy().reshape(-1, packed.shape[-1]), (1 << np.arange(bits - 1, -1, -1)).astype(np.int16)
+    codes = np.empty((len(rows), length), dtype=np.int16)
+    for at in range(0, len(rows), PACKED_AT_ONCE):
+        spread = np.unpackbits(rows[at : at + PACKED_AT_ONCE], axis=1, count=length * bits)
+        codes[at : at + PACKED_AT_ONCE] = spread.reshape(len(spread), length, bits) @ worth
+    return torch.from_numpy(codes.reshape(*packed.shape[:-1], length))

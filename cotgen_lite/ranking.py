@@ -2,14 +2,17 @@
 
 Paper: section 3.2. Outcome data labels finished images; process data labels each step of a path by whether any of a
 few rollouts from it ends well (Math-Shepherd, arXiv 2312.08935). Labels come from the training judge, never from the
-judge that reports, and no dev or test prompt is asked for, whatever its wording.
+judge that reports, and no dev or test prompt is asked for, whatever its wording: of the lite sets by default, and at
+full scale, with `held_out=geneval_meanings()`, of GenEval.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +21,14 @@ from datasets import Dataset
 from PIL import Image
 from torch import Tensor
 
-from cotgen_lite.drawing import draw_pool, fingerprint, in_shards, judge_tokens
+from cotgen_lite.drawing import draw_pool, fingerprint, in_shards, label_tokens
+from cotgen_lite.full_prompts import meaning_hash
 from cotgen_lite.generator import Generator
 from cotgen_lite.geneval import Detector
 from cotgen_lite.pools import Pool, load_pool, save_pool
-from cotgen_lite.prompts import TAGS, Prompt, lite_prompts, meaning
+from cotgen_lite.prompts import TAGS, Prompt, lite_prompts
 from cotgen_lite.sampling import Ledger, advance, branch, encode_prompts, predict, start, stream
+from cotgen_lite.sequential_sampling import AnyGenerator
 from cotgen_lite.showo import text_prefix
 from cotgen_lite.tokenizer import Magvit
 from cotgen_lite.verifier import (
@@ -86,7 +91,7 @@ def train_prompts(distinct: dict[str, int], seed: int) -> tuple[Prompt, ...]:
 
 
 def draw_labelled(
-    generator: Generator,
+    generator: AnyGenerator,
     detector: Detector,
     prompts: Sequence[Prompt],
     n: int,
@@ -97,14 +102,14 @@ def draw_labelled(
 
     Sampled hot (paper: section 3.2, ORM ranking data). Arguments, equal neighbours, resuming and errors as in
     `draw_pool`. Returns a pool without scores, its labels in `correct["template"]`, and the
-    seconds of drawing (of earlier calls too) and labelling.
+    seconds of drawing and labelling, of earlier calls and other processes too.
     """
-    hot = replace(generator, settings=replace(generator.settings, temperature=HOT))
-    guesses, _, cost = draw_pool(hot, prompts, n, seed, work_dir)
-    started, codes = time.monotonic(), guesses[:, :, -1].contiguous()
-    labels = judge_tokens(generator, codes, prompts, detector, work_dir / "labels")
-    pool = Pool(tuple(prompts), codes, {}, {"template": labels})
-    return pool, cost["seconds"] + time.monotonic() - started
+    settings: Any = generator.settings
+    hot: Any = replace(generator, settings=replace(settings, temperature=HOT))
+    finals, _, cost = draw_pool(hot, prompts, n, seed, work_dir, final_only=True)
+    codes = finals[:, :, 0].contiguous()
+    labels, seconds = label_tokens(generator, codes, prompts, detector, work_dir / "labels")
+    return Pool(tuple(prompts), codes, {}, {"template": labels}), cost["seconds"] + seconds
 
 
 def balanced(labels: npt.NDArray[np.bool_], most: int, rng: np.random.Generator) -> list[tuple[int, int]]:
@@ -120,13 +125,13 @@ def balanced(labels: npt.NDArray[np.bool_], most: int, rng: np.random.Generator)
     return chosen
 
 
-def orm_examples(pool: Pool, most: int, seed: int) -> list[Example]:
+def orm_examples(pool: Pool, most: int, seed: int, held_out: Set[str] | None = None) -> list[Example]:
     """The ORM's training set, shuffled: finished images, yes and no alike for every prompt.
 
     most: images of either label a pool; neighbouring pools of one prompt are balanced together. ValueError if a dev or
-    test prompt is among them, in whatever wording. Paper: section 3.2.
+    test prompt is among them, in whatever wording; held_out: as in `refuse_held_out`. Paper: section 3.2.
     """
-    refuse_held_out(pool.prompts)
+    refuse_held_out(pool.prompts, held_out)
     rng = np.random.default_rng(seed)
     labels = pool.correct["template"]
     examples = []
@@ -138,13 +143,14 @@ def orm_examples(pool: Pool, most: int, seed: int) -> list[Example]:
     return [examples[i] for i in rng.permutation(len(examples))]
 
 
-def prm_examples(steps: StepLabels, seed: int) -> list[Example]:
+def prm_examples(steps: StepLabels, seed: int, held_out: Set[str] | None = None) -> list[Example]:
     """The PRM's training set, shuffled: all steps' guesses with their labels, yes and no alike in each tag and step.
 
     Otherwise the verifier would learn from the tag, or from the blur, how likely a yes is. (A single prompt may still
-    tell: it has one path.) ValueError if a dev or test prompt is among them. Paper: section 3.2.
+    tell: it has one path.) ValueError if a dev or test prompt is among them; held_out: as in `refuse_held_out`. Paper:
+    section 3.2.
     """
-    refuse_held_out(steps.prompts)
+    refuse_held_out(steps.prompts, held_out)
     rng = np.random.default_rng(seed)
     labels = steps.labels
     examples = []
@@ -157,44 +163,50 @@ def prm_examples(steps: StepLabels, seed: int) -> list[Example]:
 
 
 def draw_paths(
-    generator: Generator, detector: Detector, prompts: Sequence[Prompt], n: int, seed: int, work_dir: Path
+    generator: AnyGenerator,
+    detector: Detector,
+    prompts: Sequence[Prompt],
+    n: int,
+    seed: int,
+    work_dir: Path,
+    held_out: Set[str] | None = None,
 ) -> tuple[Pool, float]:
     """Paths for PARM to learn from: of n drawn for each prompt one that ends right and one that ends wrong.
 
     Prompts of which all end alike give none. Returns a pool with a row for each path, a right one before the wrong one
     of its prompt, and the guesses of all steps as columns, judged one by one: tokens (P, T, L), `correct["template"]`
-    (P, T), whose last column is the path's label; and the seconds it took. Resumes from `work_dir`. ValueError if a dev
-    or test prompt is among them. Paper: section 4.
+    (P, T), whose last column is the path's label; and the seconds it took, earlier calls' and other processes' too.
+    Resumes from `work_dir`. ValueError if a dev or test prompt is among them; held_out: as in `refuse_held_out`. Paper:
+    section 4.
     """
-    refuse_held_out(prompts)
+    refuse_held_out(prompts, held_out)
     guesses, _, cost = draw_pool(generator, prompts, n, seed, work_dir)
-    started = time.monotonic()
-    right = judge_tokens(generator, guesses[:, :, -1].contiguous(), prompts, detector, work_dir / "labels")
+    right, seconds = label_tokens(generator, guesses[:, :, -1].contiguous(), prompts, detector, work_dir / "labels")
     chosen = balanced(right, 1, np.random.default_rng(seed))
     rows = [prompts[row] for row, _ in chosen]
     codes = torch.stack([guesses[place] for place in chosen]) if chosen else guesses[:0, 0]
-    labels = np.zeros((0, guesses.shape[2]), dtype=bool)
+    labels, more_seconds = np.zeros((0, guesses.shape[2]), dtype=bool), 0.0
     if chosen:
-        labels = judge_tokens(generator, codes, rows, detector, work_dir / "labels")
-    return Pool(tuple(rows), codes, {}, {"template": labels}), cost["seconds"] + time.monotonic() - started
+        labels, more_seconds = label_tokens(generator, codes, rows, detector, work_dir / "labels")
+    return Pool(tuple(rows), codes, {}, {"template": labels}), cost["seconds"] + seconds + more_seconds
 
 
-def parm_examples(paths: Pool, pool: Pool, most: int, seed: int) -> list[Example]:
+def parm_examples(paths: Pool, pool: Pool, most: int, seed: int, held_out: Set[str] | None = None) -> list[Example]:
     """PARM's training set, shuffled, in the paper's `PROPORTIONS`; fewer steps of paths if there are not so many.
 
     Finished images, as `orm_examples(pool, most, seed)`; guesses of unclear steps, answered no; and guesses of clear
     steps: clear, yes, and in a second turn whether the path has potential, that is, whether it ends right. A clear step
     is taken of the right and of the wrong path of a prompt alike, so that neither prompt nor blur gives that away.
-    ValueError for paths that do not come in pairs as `draw_paths` gives them, or if a dev or test prompt is among them.
-    Paper: section 4.
+    ValueError for paths that do not come in pairs as `draw_paths` gives them, or if a dev or test prompt is among them;
+    held_out: as in `refuse_held_out`. Paper: section 4.
     """
-    refuse_held_out(paths.prompts)
+    refuse_held_out(paths.prompts, held_out)
     ends = paths.correct["template"][:, -1]
     if (ends[::2] == ends[1::2]).any() or paths.prompts[::2] != paths.prompts[1::2]:
         raise ValueError(
             "Paths must come in pairs, a right and a wrong one of each prompt: give what `draw_paths` drew."
         )
-    rng, examples = np.random.default_rng(seed), orm_examples(pool, most, seed)
+    rng, examples = np.random.default_rng(seed), orm_examples(pool, most, seed, held_out)
     steps, share = paths.tokens.shape[1], len(examples) / PROPORTIONS["selection"]
     clear = [(pair, t) for pair in range(0, len(paths.prompts), 2) for t in range(CLEAR_FROM - 1, steps)]
     blurry = [(path, t) for path in range(len(paths.prompts)) for t in range(min(UNCLEAR_UNTIL, steps))]
@@ -209,14 +221,17 @@ def parm_examples(paths: Pool, pool: Pool, most: int, seed: int) -> list[Example
     return [examples[i] for i in rng.permutation(len(examples))]
 
 
-def reflection_examples(pool: Pool, reasons: npt.NDArray, number: int, seed: int) -> list[Example]:
+def reflection_examples(
+    pool: Pool, reasons: npt.NDArray, number: int, seed: int, held_out: Set[str] | None = None
+) -> list[Example]:
     """PARM++'s reflection set, shuffled: finished images, answered yes, or no with the reasons written out.
 
     pool: labelled images; reasons: of each (P, N), "" where it is right (`reasons.find_reasons`). number: examples;
     fewer if there are not so many images. Of every prompt as many wrong images for each right one, so that the prompt
-    alone gives nothing away. ValueError if a dev or test prompt is among them. Paper: section 5.
+    alone gives nothing away. ValueError if a dev or test prompt is among them; held_out: as in `refuse_held_out`.
+    Paper: section 5.
     """
-    refuse_held_out(pool.prompts)
+    refuse_held_out(pool.prompts, held_out)
     rng, groups = np.random.default_rng(seed), []
     for row, texts in enumerate(reasons):
         right, wrong = (rng.permutation(np.flatnonzero(side)) for side in (texts == "", texts != ""))
@@ -235,13 +250,15 @@ def _clarity(prompt: Prompt, answer: str) -> tuple[str, str]:
     return CLARITY_QUESTION.format(prompt=prompt.text), answer
 
 
-def preference_pairs(pool: Pool, most: int, seed: int) -> list[tuple[Prompt, Tensor, Tensor]]:
+def preference_pairs(
+    pool: Pool, most: int, seed: int, held_out: Set[str] | None = None
+) -> list[tuple[Prompt, Tensor, Tensor]]:
     """Pairs for DPO: of each pool up to `most` right images, each with a wrong one of its own; shuffled.
 
-    Returns (prompt, chosen codes (L,), rejected codes (L,)). ValueError if a dev or test prompt is among them.
-    Paper: section 3.3.
+    Returns (prompt, chosen codes (L,), rejected codes (L,)). ValueError if a dev or test prompt is among them;
+    held_out: as in `refuse_held_out`. Paper: section 3.3.
     """
-    refuse_held_out(pool.prompts)
+    refuse_held_out(pool.prompts, held_out)
     rng = np.random.default_rng(seed)
     labels = pool.correct["template"]
     pairs = []
@@ -253,19 +270,31 @@ def preference_pairs(pool: Pool, most: int, seed: int) -> list[tuple[Prompt, Ten
     return [pairs[i] for i in rng.permutation(len(pairs))]
 
 
-def refuse_held_out(prompts: Sequence[Prompt]) -> None:
-    """ValueError if a prompt asks what a dev or test prompt asks, in whatever wording."""
-    held_out = {meaning(prompt) for split in ("dev", "test") for prompt in lite_prompts(split)}
+def refuse_held_out(prompts: Sequence[Prompt], held_out: Set[str] | None = None) -> None:
+    """ValueError if a prompt asks what a dev or test prompt asks, in whatever wording.
+
+    held_out: what must not be asked, as hashes (`full_prompts.meaning_hash`); by default what the lite dev and test
+    prompts ask. At full scale the test is GenEval's: pass `full_prompts.geneval_meanings()`.
+    """
+    forbidden = _lite_meanings() if held_out is None else held_out
     for prompt in prompts:
-        if meaning(prompt) in held_out:
-            raise ValueError(f"{prompt.text!r} asks what a dev or test prompt asks: train on `train_prompts` only.")
+        if meaning_hash(prompt) in forbidden:
+            raise ValueError(
+                f"{prompt.text!r} asks what a dev or test prompt asks: train on `train_prompts` only, or at full scale "
+                "on `full_prompts` with `held_out=geneval_meanings()`."
+            )
+
+
+@cache
+def _lite_meanings() -> frozenset[str]:
+    return frozenset(meaning_hash(prompt) for split in ("dev", "test") for prompt in lite_prompts(split))
 
 
 def _example(prompt: Prompt, codes: Tensor, question: str, right: bool | np.bool_) -> Example:
     return Example(codes, ((question.format(prompt=prompt.text), "yes" if right else "no"),))
 
 
-def as_dataset(examples: Sequence[Example], pixels: Magvit) -> Dataset:
+def as_dataset(examples: Sequence[Example], pixels: Magvit | AnyGenerator) -> Dataset:
     """Examples as trl trains on them: rows of `messages` and `images` (one of Pillow's), decoded when they are read."""
     rows = [{"codes": example.codes.tolist(), "turns": [list(turn) for turn in example.turns]} for example in examples]
 
@@ -297,7 +326,8 @@ def label_steps(
 
     Path i is candidate i of its prompt, so a prompt that is listed again gets another path. Rollouts branch from the
     path's state; nothing before it is computed anew. Resumes from `work_dir`. Returns the labels, and the seconds of
-    drawing (of earlier calls too) and labelling. ValueError for rollouts < 1. Paper: section 3.2, PRM ranking data.
+    drawing and labelling, of earlier calls and other processes too. ValueError for rollouts < 1. Paper: section 3.2,
+    PRM ranking data.
     """
     if rollouts < 1:
         raise ValueError(f"A step is labelled by its rollouts: rollouts must be 1 or more, got {rollouts}.")
@@ -305,10 +335,9 @@ def label_steps(
     shards = [paths[i : i + PATHS] for i in range(0, len(paths), PATHS)]
     folder = work_dir / fingerprint((generator.model,), generator.settings, shards, rollouts, seed)
     parts = in_shards(shards, lambda shard: _draw_rollouts(generator, shard, rollouts, seed), folder, "rollouts")
-    started = time.monotonic()
     codes, ends = (torch.cat([part[name] for part in parts]) for name in ("codes", "ends"))
-    right = judge_tokens(generator, ends.flatten(1, 2), prompts, detector, work_dir / "labels")
-    seconds = sum(float(part["seconds"]) for part in parts) + time.monotonic() - started
+    right, seconds = label_tokens(generator, ends.flatten(1, 2), prompts, detector, work_dir / "labels")
+    seconds += sum(float(part["seconds"]) for part in parts)
     return StepLabels(tuple(prompts), codes, right.reshape(ends.shape[:3])), seconds
 
 

@@ -7,7 +7,7 @@ Paper: section 3.2 (best-of-n with an outcome reward model; step by step with a 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from torch import Tensor
 from cotgen_lite.generator import Generator
 from cotgen_lite.sampling import (
     MASKED,
-    DecodingState,
     Ledger,
     Trajectory,
     advance,
@@ -25,6 +24,7 @@ from cotgen_lite.sampling import (
     predict,
     start,
 )
+from cotgen_lite.sequential_sampling import AnyGenerator
 from cotgen_lite.showo import text_prefix
 from cotgen_lite.verifier import (
     CLARITY_QUESTION,
@@ -74,7 +74,7 @@ class SearchResult:
 
 
 def best_of_n(
-    generator: Generator,
+    generator: AnyGenerator,
     verifier: Verifier,
     prompt: str,
     n: int,
@@ -193,7 +193,7 @@ class ParmResult:
 
 
 def parm_search(
-    generator: Generator,
+    generator: AnyGenerator,
     verifier: Verifier,
     prompt: str,
     n: int,
@@ -218,17 +218,18 @@ def parm_search(
             f"PARM chooses among n paths: n must be 1 or more and first_step 1 to {generator.settings.steps}; "
             f"got n = {n}, first_step = {first_step}."
         )
-    started, asking, asked, ledger, model = time.perf_counter(), 0.0, 0, Ledger(), generator.model
-    cache = encode_prompts(model, [text_prefix(model.config, encode_text(generator.words, prompt))], ledger)
-    state = start(model, cache, [(0, path) for path in range(n)], generator.settings, seed, ledger)
+    started, asking, asked, ledger = time.perf_counter(), 0.0, 0, Ledger()
+    # The loop is the same for every generator, and so are its names; their states are not of one type.
+    source: Any = generator
+    state = source.begin([source.encode(prompt)], [(0, path) for path in range(n)], seed, ledger)
     steps, running = generator.settings.steps, list(range(n))
-    guesses = torch.full((steps, n, state.tokens.shape[1]), MASKED, dtype=torch.int16)
+    guesses = torch.full((steps, n, generator.model.config.num_image_tokens), MASKED, dtype=torch.int16)
     clarity, potential = torch.full((steps, n), torch.nan), torch.full((steps, n), torch.nan)
     ran, judged = torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.bool)
-    stopped: dict[int, DecodingState] = {}
+    stopped: dict[int, Any] = {}
 
     while running and state.step < steps:
-        state, step = advance(state, predict(model, state))
+        state, step = source.advance(state)
         at = step.index
         guesses[at, running], ran[running] = step.guess.to("cpu", torch.int16), at + 1
         if state.step == steps:
@@ -246,10 +247,10 @@ def parm_search(
         potential[at, running] = heard
         judged[running] |= clear
         hopeless = (heard <= 0).tolist()
-        stopped |= {path: keep(state, [row]) for row, path in enumerate(running) if hopeless[row]}
+        stopped |= {path: source.keep(state, [row]) for row, path in enumerate(running) if hopeless[row]}
         if any(hopeless):
             alive = [row for row in range(len(running)) if not hopeless[row]]
-            state, running = keep(state, alive), [running[row] for row in alive]
+            state, running = source.keep(state, alive), [running[row] for row in alive]
 
     survived = torch.zeros(n, dtype=torch.bool)
     survived[running] = True
@@ -258,7 +259,7 @@ def parm_search(
         running = [max(last, key=lambda path: last[path])]
         state = stopped[running[0]]
         while state.step < steps:
-            state, step = advance(state, predict(model, state))
+            state, step = source.advance(state)
             guesses[step.index, running] = step.guess.to("cpu", torch.int16)
         ran[running] = steps
 

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
+from cotgen_lite.files import first_line
+
 
 class SequentialConfig(PretrainedConfig):
     """Sizes of a next-token generator; the defaults are those of LlamaGen's released text-to-image model (GPT-XL).
@@ -152,7 +154,7 @@ class Sequential(PreTrainedModel):
             model, info = super().from_pretrained(folder, output_loading_info=True, **kwargs)
         except (OSError, EOFError, RuntimeError, SafetensorError) as error:
             raise ValueError(
-                f"No next-token generator can be read from {folder} ({str(error).strip().splitlines()[0]}): it needs "
+                f"No next-token generator can be read from {folder} ({first_line(error)}): it needs "
                 "an intact config.json and model.safetensors; build or convert it again."
             ) from error
         wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, DynamicCache, PreTrainedTokenizerBase
 
-from cotgen_lite.generator import check_parts
+from cotgen_lite.generator import Generator, check_parts
 from cotgen_lite.sampling import MASKED, Ledger, Step, Trajectory, path_noise
 from cotgen_lite.sequential import Sequential, pad_texts
 from cotgen_lite.tokenizer import Magvit
@@ -36,16 +36,6 @@ class RunModel(Protocol):
     nothing: Any
 
     def embed(self, features: Tensor, visible: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
-class PixelTokenizer(Protocol):
-    """What turns codes into pictures; see `Magvit`."""
-
-    config: Any
-
-    def encode(self, images: Tensor) -> Tensor: ...
-
-    def decode(self, tokens: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -224,7 +214,7 @@ class SequentialGenerator:
 
     model: Any  # a RunModel
     words: PreTrainedTokenizerBase
-    pixels: PixelTokenizer
+    pixels: Any  # a network that does what `Magvit` does
     settings: RunSettings
 
     @classmethod
@@ -288,6 +278,14 @@ class SequentialGenerator:
         """Paths without a code yet, one for each (row of `texts`, candidate number)."""
         return begin(self.model, texts, paths, self.settings, seed, ledger)
 
+    def advance(self, state: RunState) -> tuple[RunState, Step]:
+        """The next run of every path."""
+        return advance_run(self.model, state)
+
+    def keep(self, state: RunState, paths: Sequence[int]) -> RunState:
+        """The state with only these paths, in this order."""
+        return keep_runs(state, paths)
+
     def _run(
         self, texts: Sequence[Sequence[int]], paths: Sequence[tuple[int, int]], seed: int, ledger: Ledger
     ) -> list[Step]:
@@ -295,7 +293,7 @@ class SequentialGenerator:
         of = [(rows.index(row), candidate) for row, candidate in paths]
         state, steps = self.begin([texts[row] for row in rows], of, seed, ledger), []
         while state.step < self.settings.steps:
-            state, step = advance_run(self.model, state)
+            state, step = self.advance(state)
             steps.append(step)
         return steps
 
@@ -312,3 +310,6 @@ class SequentialGenerator:
             images = self.pixels.decode(codes).cpu()
         hidden = (codes == MASKED).cpu().view(-1, 1, side, side).repeat_interleave(images.shape[-1] // side, 2)
         return images.masked_fill(hidden.repeat_interleave(images.shape[-1] // side, 3), GREY)
+
+
+AnyGenerator = Generator | SequentialGenerator  # for all that asks nothing but what both can do

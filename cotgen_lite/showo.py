@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PhiConfig, PhiForCausalLM, PretrainedConfig, PreTrainedModel
 
+from cotgen_lite.files import first_line
+
 # After the text words and the pad, in this order (Show-o's vocabulary).
 SPECIAL_TOKENS = ("soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg")
 # Fields of the original checkpoint's config.json that say nothing about the network.
@@ -193,7 +195,7 @@ class Showo(PreTrainedModel):
                 raise OSError("no config.json there")
             model, info = super().from_pretrained(folder, output_loading_info=True, **kwargs)
         except (OSError, EOFError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise ValueError(
                 f"No Show-o model can be read from {folder} ({reason}): it needs an intact config.json and "
                 "model.safetensors; build or download it again."

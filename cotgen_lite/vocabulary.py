@@ -69,6 +69,8 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
             for word in text.split()
             if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"]
         ]
+        if tokenizer.unk_token != UNKNOWN:
+            raise ValueError(f"The model has no token for {', '.join(map(repr, unknown))}: use other words or signs.")
         raise ValueError(
             f"The lite models do not know {', '.join(map(repr, unknown))}: they know the objects {', '.join(OBJECTS)}; "
             f"the colours {', '.join(COLORS)}; the counts {', '.join(COUNTS)}; left of, right of, above and below."

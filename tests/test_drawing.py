@@ -2,21 +2,24 @@
 
 import copy
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
+from cotgen_lite import drawing
 from cotgen_lite.checkpoints import load_generator, load_judge
-from cotgen_lite.drawing import draw_pool, in_shards, judge_tokens
+from cotgen_lite.drawing import draw_pool, fingerprint, in_shards, judge_tokens, label_tokens
 from cotgen_lite.files import data_path
 from cotgen_lite.generator import Generator
 from cotgen_lite.geneval import Detection
 from cotgen_lite.judges import TemplateJudge
 from cotgen_lite.pools import load_pool, pool_prompts
+from cotgen_lite.tokenizer import Magvit, lite_config
 
 
 def test_pool_is_the_same_after_an_interrupt(tmp_path: Path, toy_generator) -> None:
@@ -76,6 +79,10 @@ def test_verdicts_are_kept_by_detector_and_images(tmp_path: Path) -> None:
     assert np.array_equal(first, judge_tokens(generator, tokens, prompts, TemplateJudge()))
     judge_tokens(generator, tokens.flip(0), prompts, Counting(), tmp_path)
     assert len(asked) == 20
+    # Seconds are kept as well: a later call tells how long the judging took, not the reading.
+    verdicts, seconds = label_tokens(generator, tokens, prompts, Counting(), tmp_path)
+    again, same = label_tokens(generator, tokens, prompts, Counting(), tmp_path)
+    assert len(asked) == 20 and seconds == same > 0 and np.array_equal(verdicts, first)
     for scale in (1.0, 1.1):
         learned = load_judge()
         next(learned.parameters()).data.mul_(scale)
@@ -93,3 +100,43 @@ def test_shards_of_other_weights_are_not_reused(tmp_path: Path, toy_generator: G
         next(model.parameters()).mul_(1 + 1e-4)
     draw_pool(replace(toy_generator, model=model), prompts, 2, 0, tmp_path)
     assert len(list(tmp_path.glob("*/shard-000.safetensors"))) == 3
+    half, whole = model.half(), copy.deepcopy(model).half().float()
+    assert fingerprint((half,)) != fingerprint((whole,))  # equal numbers, but computed with in another precision
+
+
+def test_finished_images_alone_are_kept_apart_and_equal(tmp_path: Path, toy_generator: Generator) -> None:
+    prompts = pool_prompts("test")[:2]
+    whole, committed_at, cost = draw_pool(toy_generator, prompts, 3, 0, tmp_path)
+    finals, same, final_cost = draw_pool(toy_generator, prompts, 3, 0, tmp_path, final_only=True)
+    assert torch.equal(finals, whole[:, :, -1:]) and torch.equal(same, committed_at)
+    assert final_cost["tokens"] == cost["tokens"] and len(list(tmp_path.iterdir())) == 2
+
+
+def test_every_network_that_shapes_the_codes_tells_shards_apart(tmp_path: Path, toy_generator: Generator) -> None:
+    @dataclass(frozen=True)
+    class WithReader(Generator):
+        reader: nn.Module
+
+    def drawn_with(reader: nn.Module, pixels: Magvit) -> int:
+        fields = {name: getattr(toy_generator, name) for name in ("model", "words", "settings")}
+        draw_pool(WithReader(**fields, pixels=pixels, reader=reader), pool_prompts("test")[:1], 1, 0, tmp_path)
+        return len(list(tmp_path.iterdir()))
+
+    one, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    assert drawn_with(one, toy_generator.pixels) == drawn_with(copy.deepcopy(one), toy_generator.pixels) == 1
+    assert drawn_with(one, Magvit(lite_config())) == 1  # pixels come after the codes
+    assert drawn_with(other, toy_generator.pixels) == 2
+
+
+def test_two_processes_may_write_the_same_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(shard: int) -> dict[str, torch.Tensor]:
+        return {"shard": torch.tensor([shard])}
+
+    def write_while_another_does(*given: object, **named: object) -> None:
+        save_file(*given, **named)
+        monkeypatch.setattr(drawing, "save_file", save_file)
+        in_shards([7], make, tmp_path, "shards")
+
+    monkeypatch.setattr(drawing, "save_file", write_while_another_does)
+    (part,) = in_shards([7], make, tmp_path, "shards")
+    assert part["shard"] == 7 and [path.name for path in tmp_path.iterdir()] == ["shard-000.safetensors"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cotgen_lite.build import write_manifest
-from cotgen_lite.files import data_path, data_root, file_sha256, model_path, write_atomically
+from cotgen_lite.files import data_path, data_root, file_sha256, first_line, in_place_of, model_path, write_atomically
 
 
 @pytest.fixture
@@ -68,8 +68,25 @@ def test_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     checksum = file_sha256(path)
     with pytest.raises(TypeError):
         write_atomically(path, 3)  # type: ignore[arg-type]
-    assert file_sha256(path) == checksum
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "half of the new" * 9999 + "\ud800")
+    assert file_sha256(path) == checksum and list(tmp_path.iterdir()) == [path]
     shutil.rmtree(tmp_path)
+
+
+def test_two_processes_may_write_the_same_file(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    with in_place_of(path) as one:
+        one.write_text("one")
+        with in_place_of(path) as other:  # meanwhile
+            other.write_text("other")
+        assert path.read_text() == "other"
+    assert path.read_text() == "one" and list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_without_words_is_called_by_its_kind() -> None:
+    assert first_line(ValueError("\none\ntwo")) == "one"
+    assert first_line(EOFError()) == "EOFError" and first_line(OSError(" \n")) == "OSError"
 
 
 def test_missing_file_says_how_to_get_it() -> None:

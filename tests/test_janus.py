@@ -202,7 +202,7 @@ def test_half_precision_draws(folder: Path) -> None:
 
 
 def test_bad_requests_and_folders_are_one_clear_sentence(
-    generator: JanusGenerator, folder: Path, tmp_path: Path
+    generator: JanusGenerator, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ValueError, match="divisor of 16"):
         replace(generator, settings=replace(SETTINGS, steps=5)).draw(PROMPTS, n=1, seed=1)
@@ -242,3 +242,10 @@ def test_bad_requests_and_folders_are_one_clear_sentence(
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="download it again"):
         JanusGenerator.from_pretrained(tmp_path / "nowhere", SETTINGS)
+
+    def end_of_file(*_: object, **__: object) -> None:
+        raise EOFError
+
+    monkeypatch.setattr(JanusForConditionalGeneration, "from_pretrained", end_of_file)
+    with pytest.raises(ValueError, match=r"\(EOFError\).*download it again"):
+        JanusGenerator.from_pretrained(folder, SETTINGS)

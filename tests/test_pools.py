@@ -6,8 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
+from cotgen_lite import pools
+from cotgen_lite.files import data_path, data_root
+from cotgen_lite.full_prompts import full_prompts
 from cotgen_lite.pools import Pool, expected_best_of, load_pool, pack_codes, pool_prompts, save_pool, unpack_codes
 
 
@@ -87,8 +91,56 @@ def test_pool_round_trip_and_damage(tmp_path: Path) -> None:
         load_pool(path)
 
 
+def test_full_scale_prompts_come_back(tmp_path: Path) -> None:
+    prompts = (*full_prompts(), *pool_prompts("dev"))
+    path = tmp_path / "pool.safetensors"
+    save_pool(Pool(prompts, torch.zeros(len(prompts), 1, 1, dtype=torch.int16), {}, {}), path)
+    assert load_pool(path).prompts == prompts
+
+
+def test_shipped_pools_hold_their_prompts_as_text_and_are_written_so_again(tmp_path: Path) -> None:
+    shipped = [path for folder in ("pools", "training") for path in (data_root() / folder).rglob("*.safetensors")]
+    found = 0
+    for path in shipped:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+        if "prompts" not in about:
+            continue
+        pool, found = load_pool(path), found + 1
+        assert [prompt.text for prompt in pool.prompts] == about["prompts"].splitlines()
+        few = Pool(pool.prompts, pool.tokens[:, :1, :1].contiguous(), {}, {})
+        save_pool(few, tmp_path / "again.safetensors")
+        with safe_open(tmp_path / "again.safetensors", framework="pt") as file:
+            assert file.metadata()["prompts"] == about["prompts"]
+    assert found >= 10
+
+
+def test_two_processes_may_write_the_same_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = load_pool(data_path("pools/ft-prm.safetensors"))
+    path = tmp_path / "pool.safetensors"
+
+    def write_while_another_does(*given: object, **named: object) -> None:
+        save_file(*given, **named)
+        monkeypatch.setattr(pools, "save_file", save_file)
+        save_pool(pool, path)
+
+    monkeypatch.setattr(pools, "save_file", write_while_another_does)
+    save_pool(pool, path)
+    assert torch.equal(load_pool(path).tokens, pool.tokens) and list(tmp_path.iterdir()) == [path]
+
+
+def test_unfinished_images_are_refused(tmp_path: Path) -> None:
+    tokens = torch.zeros(1, 2, 4, dtype=torch.int16)
+    tokens[0, 1, 3] = -1
+    with pytest.raises(ValueError, match="places without a code"):
+        save_pool(Pool(pool_prompts("dev")[:1], tokens, {}, {}), tmp_path / "pool.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("at_once", [4, 4096])
 @pytest.mark.parametrize(("bits", "length"), [(1, 9), (10, 64), (13, 5)])
-def test_codes_are_packed_bit_by_bit(bits: int, length: int) -> None:
+def test_codes_are_packed_bit_by_bit(bits: int, length: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "PACKED_AT_ONCE", at_once)
     tokens = torch.randint(0, 2**bits, (3, 2, length), generator=torch.Generator().manual_seed(bits)).to(torch.int16)
     packed = pack_codes(tokens, bits)
     assert packed.shape == (3, 2, -(-length * bits // 8))

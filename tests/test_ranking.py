@@ -11,8 +11,9 @@ from small_verifiers import save_lite
 from cotgen_lite import ranking
 from cotgen_lite.files import data_path
 from cotgen_lite.finetune import FineTuning, finetune_verifier
+from cotgen_lite.full_prompts import full_prompts, geneval_meanings, meaning_hash
 from cotgen_lite.pools import Pool, load_pool
-from cotgen_lite.prompts import TAGS, lite_prompts, meaning, two_object
+from cotgen_lite.prompts import GENEVAL, TAGS, lite_prompts, meaning, parse_prompt, two_object
 from cotgen_lite.ranking import (
     FEW,
     MANY,
@@ -173,7 +174,7 @@ def test_paths_are_a_right_and_a_wrong_one_of_each_prompt(toy_generator, tmp_pat
     ends = np.stack([judged(None, images, [None] * 4) for images in finals])
     paths, seconds = draw_paths(toy_generator, None, prompts, 4, seed=1, work_dir=tmp_path)
     usable = np.flatnonzero(ends.any(1) & ~ends.all(1))
-    assert len(usable) and seconds > 0
+    assert len(usable) and draw_paths(toy_generator, None, prompts, 4, seed=1, work_dir=tmp_path)[1] == seconds > 0
     assert paths.prompts == tuple(prompts[row] for row in usable for _ in range(2))
     right = paths.correct["template"]
     assert right[::2, -1].all() and not right[1::2, -1].any()
@@ -202,6 +203,40 @@ def test_held_out_prompts_are_refused_whatever_their_wording(split):
         parm_examples(replace(paths, prompts=lite_prompts("train")[:2]), fine, 1, 0)
 
 
+def test_full_scale_holds_out_geneval_and_not_the_lite_sets(tmp_path: Path):
+    held_out, labels = geneval_meanings(), np.array([[True, False], [False, True]])
+    lite = {meaning(prompt) for split in ("dev", "test") for prompt in lite_prompts(split)}
+    theirs = [prompt for prompt in full_prompts() if meaning(prompt) in lite]
+    bench = parse_prompt("a photo of a bench", GENEVAL)  # asked by GenEval, unknown to the lite world
+    assert len(theirs) == 99 and meaning_hash(bench) in held_out
+    codes, ends = torch.zeros(2, 2, 1, dtype=torch.int16), np.array([[True, True], [True, False]])
+    pair = (theirs[0],) * 2
+    pool, paths = (Pool(pair, codes, {}, {"template": right}) for right in (labels, ends))
+    assert orm_examples(pool, 1, 0, held_out) and parm_examples(paths, pool, 1, 0, held_out)
+    assert preference_pairs(pool, 1, 0, held_out)
+    assert prm_examples(StepLabels(pair, codes, labels[..., None]), 0, held_out)
+    reasons = np.where(labels, "", "there is no bench")
+    assert reflection_examples(pool, reasons, 5, 0, held_out) == []  # not refused, but there are too few wrong ones
+    one = Pool((theirs[0],), codes[:1], {}, {"template": labels[:1]})
+    for make in (
+        lambda prompts, **scale: orm_examples(replace(one, prompts=prompts), 1, 0, **scale),
+        lambda prompts, **scale: prm_examples(StepLabels(prompts, codes[:1], labels[:1, :, None]), 0, **scale),
+        lambda prompts, **scale: parm_examples(replace(one, prompts=prompts), one, 1, 0, **scale),
+        lambda prompts, **scale: parm_examples(
+            Pool(theirs[:1] * 2, codes, {}, {"template": ends}), replace(one, prompts=prompts), 1, 0, **scale
+        ),
+        lambda prompts, **scale: reflection_examples(
+            replace(one, prompts=prompts), np.array([["", "no"]]), 5, 0, **scale
+        ),
+        lambda prompts, **scale: preference_pairs(replace(one, prompts=prompts), 1, 0, **scale),
+        lambda prompts, **scale: draw_paths(None, None, prompts, 2, 0, tmp_path, **scale),
+    ):
+        with pytest.raises(ValueError, match=r"bench.*held_out=geneval_meanings\(\)"):
+            make((bench,), held_out=held_out)
+        with pytest.raises(ValueError, match="dev or test"):
+            make((theirs[0],))  # no scale is named: as strict as ever
+
+
 def test_the_dataset_decodes_when_it_is_read(toy_generator):
     codes = torch.randint(0, 1024, (3, 64), generator=torch.Generator().manual_seed(0)).to(torch.int16)
     turns = ((CLARITY_QUESTION, "yes"), (POTENTIAL_QUESTION, "no"))
@@ -220,7 +255,8 @@ def test_the_dataset_decodes_when_it_is_read(toy_generator):
 def test_labelled_images_are_hot_ones(toy_generator, tmp_path: Path, judged):
     prompts = lite_prompts("train")[:2]
     pool, seconds = draw_labelled(toy_generator, None, prompts, 3, seed=1, work_dir=tmp_path)
-    assert seconds > 0
+    again, same = draw_labelled(toy_generator, None, prompts, 3, seed=1, work_dir=tmp_path)
+    assert seconds == same > 0 and torch.equal(again.tokens, pool.tokens)  # seconds are kept with the shards
     hot = replace(toy_generator, settings=replace(toy_generator.settings, temperature=1.3))
     drawn = hot.draw([prompt.text for prompt in prompts], 3, seed=1)
     assert torch.equal(pool.tokens[1, 2].long(), drawn[1][2].final)
@@ -231,7 +267,8 @@ def test_labelled_images_are_hot_ones(toy_generator, tmp_path: Path, judged):
 def test_steps_are_labelled_by_how_their_rollouts_end(toy_generator, tmp_path: Path, judged, monkeypatch):
     prompts = (*lite_prompts("train")[:2], lite_prompts("train")[0])
     steps = toy_generator.settings.steps
-    labels, _ = label_steps(toy_generator, None, prompts, rollouts=3, seed=5, work_dir=tmp_path)
+    labels, seconds = label_steps(toy_generator, None, prompts, rollouts=3, seed=5, work_dir=tmp_path)
+    assert label_steps(toy_generator, None, prompts, rollouts=3, seed=5, work_dir=tmp_path)[1] == seconds > 0
     assert labels.codes.shape == (3, steps, 64) and labels.ends_well.shape == (3, steps, 3)
     # the paths are those that the generator draws, a prompt's second path being another candidate
     drawn = toy_generator.draw([prompts[0].text], 3, seed=5)[0]

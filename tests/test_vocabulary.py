@@ -1,6 +1,7 @@
 """The frozen lite vocabulary reads every prompt and names the words that it does not know."""
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from cotgen_lite.prompts import OBJECTS, lite_prompts, plural
 from cotgen_lite.vocabulary import encode_text, lite_tokenizer, lite_words
@@ -25,3 +26,11 @@ def test_words_are_unique_and_case_does_not_matter() -> None:
 def test_unknown_word_is_named() -> None:
     with pytest.raises(ValueError, match=r"'unicorn'.*airplane"):
         encode_text(lite_tokenizer(), "a photo of a unicorn")
+
+
+def test_other_models_words_are_not_said_to_be_the_lite_ones() -> None:
+    other = PreTrainedTokenizerFast(tokenizer_object=lite_tokenizer().backend_tokenizer, unk_token="<unk>")
+    other.add_tokens(["<unk>"])
+    text = "a photo of a <unk>"
+    with pytest.raises(ValueError, match=r"no token for '<unk>': use other words"):
+        encode_text(other, text)
