@@ -7,16 +7,25 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cotgen_lite.checkpoints import built_generator, built_judges
 from cotgen_lite.drawing import draw_pool, judge_tokens
-from cotgen_lite.files import write_json
+from cotgen_lite.files import in_place_of, write_json
 from cotgen_lite.generator import Generator
 from cotgen_lite.geneval import Detector
 from cotgen_lite.judge_training import measure_judge
 from cotgen_lite.plots import draw_overview, to_png
-from cotgen_lite.pools import Pool, expected_best_of, first_of_each_tag, pool_prompts, save_pool
+from cotgen_lite.pools import (
+    Pool,
+    expected_best_of,
+    first_of_each_tag,
+    pack_codes,
+    pool_prompts,
+    save_pool,
+    unpack_codes,
+)
 from cotgen_lite.prompts import TAGS, Prompt, lite_prompts
 from cotgen_lite.results import (
     SIZES,
@@ -35,6 +44,7 @@ from cotgen_lite.scoring import (
     paired_interval,
     score,
 )
+from cotgen_lite.sequential_sampling import AnyGenerator
 from cotgen_lite.verifier import Verifier
 from cotgen_lite.verifier_evaluation import evaluation_set, measure
 
@@ -83,7 +93,7 @@ def measure_all(
     # In half precision, as the pool keeps them, so that the file gives these very results.
     log_odds = log_odds.astype(np.float16).astype(np.float32)
     save_pool(Pool(prompts, final, {"zs-orm": log_odds}, correct), out / "pools/baseline.safetensors")
-    _save_steps(out / "pools/baseline_steps.safetensors", prompts, guesses, committed_at)
+    save_steps_of_pool(out / "pools/baseline_steps.safetensors", prompts, guesses, committed_at)
 
     images = final.shape[0] * final.shape[1]
     draw_cost, once = cost_of_drawing(generator, prompts[0].text)
@@ -137,7 +147,7 @@ def measure_all(
     )
 
 
-def cost_of_drawing(generator: Generator, prompt: str) -> tuple[dict[str, float], dict[str, float]]:
+def cost_of_drawing(generator: AnyGenerator, prompt: str) -> tuple[dict[str, float], dict[str, float]]:
     """Passes and sequence places of each further candidate, and what comes on top once: the prompt, the first step."""
     spent = []
     for n in (1, 2):
@@ -189,12 +199,27 @@ def kept_indices(prompts: Sequence[Prompt]) -> list[int]:
     return [index for tag in TAGS for index in by_tag[tag][:KEPT_PER_TAG]]
 
 
-def _save_steps(path: Path, prompts: Sequence[Prompt], guesses: torch.Tensor, committed_at: torch.Tensor) -> None:
+def save_steps_of_pool(
+    path: Path, prompts: Sequence[Prompt], guesses: torch.Tensor, committed_at: torch.Tensor
+) -> None:
+    """Write all steps' guesses (P, N, T, L) of `kept_indices`, and when each place got its code (P, N, L)."""
     chosen = kept_indices(prompts)
-    part = path.with_suffix(".part")
-    arrays = {"guesses": guesses[chosen].contiguous(), "committed_at": committed_at[chosen].contiguous()}
-    save_file(arrays | {"pool_row": torch.tensor(chosen)}, part)
-    part.replace(path)
+    kept, bits = guesses[chosen].contiguous(), max(1, int(guesses.max()).bit_length())
+    arrays = {"codes": pack_codes(kept, bits), "committed_at": committed_at[chosen].contiguous()}
+    about = {"bits": str(bits), "length": str(kept.shape[-1])}
+    with in_place_of(path) as part:
+        save_file(arrays | {"pool_row": torch.tensor(chosen)}, part, metadata=about)
+
+
+def load_steps_of_pool(path: Path) -> tuple[torch.Tensor, list[int]]:
+    """All steps' guesses int16 (P, N, T, L) of some of a pool's prompts, and which rows of the pool these are.
+
+    FileNotFoundError if the file is missing.
+    """
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata()
+        codes = unpack_codes(file.get_tensor("codes"), int(about["bits"]), int(about["length"]))
+        return codes, file.get_tensor("pool_row").tolist()
 
 
 def _areas(prompts: Sequence[Prompt], log_odds: npt.NDArray, correct: npt.NDArray) -> dict[str, float]:

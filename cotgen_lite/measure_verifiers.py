@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from cotgen_lite.checkpoints import built_generator, built_judges
 from cotgen_lite.drawing import SHARD, fingerprint, in_shards, judge_tokens
 from cotgen_lite.files import write_json
 from cotgen_lite.generator import Generator
-from cotgen_lite.measure import cost_of_drawing
+from cotgen_lite.measure import cost_of_drawing, load_steps_of_pool
 from cotgen_lite.pools import Pool, expected_best_of, first_of_each_tag, load_pool, save_pool
 from cotgen_lite.prompts import TAGS, Prompt
 from cotgen_lite.ranking import FEW, MANY, StepLabels, load_steps
@@ -106,14 +105,13 @@ def measure_prm(out: Path, work: Path, n: int, first_steps: Mapping[str, Sequenc
                 guesses = run["guesses"]
     merge_rows(results / "scores.jsonl", rows)
 
-    steps = load_file(out / "pools/baseline_steps.safetensors")
-    kept = steps["pool_row"].tolist()
-    beliefs = score_steps(generator, verifiers, [prompts[row] for row in kept], steps["guesses"])
+    whole, kept = load_steps_of_pool(out / "pools/baseline_steps.safetensors")
+    beliefs = score_steps(generator, verifiers, [prompts[row] for row in kept], whole)
     f3 = {
         judge: decide_f3(prompts, right[judge], expected_best_of(pool.scores["ft-orm"], verdicts, n), verdicts.mean(1))
         for judge, verdicts in pool.correct.items()
     }
-    f4 = decide_f4(beliefs["zs-orm"], learned[kept], steps["guesses"])
+    f4 = decide_f4(beliefs["zs-orm"], learned[kept], whole)
     merge_json(results / "findings.json", {"F3": by_both_judges(f3), "F4": f4})
     by_step = {
         "auc": {
@@ -124,7 +122,7 @@ def measure_prm(out: Path, work: Path, n: int, first_steps: Mapping[str, Sequenc
             name: [round(area_within_rows(odds[:, :, t], learned[kept]), 4) for t in range(odds.shape[2])]
             for name, odds in beliefs.items()
         },
-        "tokens_equal_to_final": [round(float(share), 4) for share in steps_profile(steps["guesses"])],
+        "tokens_equal_to_final": [round(float(share), 4) for share in steps_profile(whole)],
         "tuning_gains_early": tuning_gains_early(beliefs["zs-prm"], beliefs["ft-prm"], learned[kept]),
         "gain_over_baseline": gains,
         "seconds_of_best_of_n": time_search(prompts, partial(best_of_n, generator, verifiers["orm"], n=n)),

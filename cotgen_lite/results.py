@@ -12,17 +12,17 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from cotgen_lite.files import write_atomically, write_json
-from cotgen_lite.generator import Generator
 from cotgen_lite.pools import expected_best_of
 from cotgen_lite.prompts import Prompt
 from cotgen_lite.scoring import bootstrap_interval, score, tag_means
+from cotgen_lite.sequential_sampling import AnyGenerator
 from cotgen_lite.verifier import ORM_QUESTION, Verifier
 
 SIZES = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20)  # the n of curves
 
 
 def score_tokens(
-    generator: Generator,
+    generator: AnyGenerator,
     verifier: Verifier,
     tokens: Tensor,
     prompts: Sequence[Prompt],

@@ -1,6 +1,7 @@
 """The decisions of chapters 02 and 03, on data whose answer is known."""
 
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from cotgen_lite import measure_verifiers
 from cotgen_lite.checkpoints import load_verifier
+from cotgen_lite.measure import load_steps_of_pool, save_steps_of_pool
 from cotgen_lite.measure_verifiers import (
     compare_areas,
     decide_f2,
@@ -208,3 +210,11 @@ def test_a_prompt_that_is_listed_again_is_searched_anew(tmp_path, toy_generator)
     alone = stepwise_best_of_n(toy_generator, verifier, prompts[1].text, 2, 1)
     assert torch.equal(run["codes"][1], alone.trajectory.tokens[-1])
     assert cost["verifier_passes"] == 2 * toy_generator.settings.steps and cost["tokens"] == alone.cost.tokens > 0
+
+
+def test_steps_of_a_pool_come_back_as_they_were(tmp_path: Path) -> None:
+    prompts = [lite_prompts("train")[0]] * 2
+    guesses = torch.randint(0, 1024, (2, 3, 4, 64), dtype=torch.int16, generator=torch.Generator().manual_seed(0))
+    save_steps_of_pool(tmp_path / "steps.safetensors", prompts, guesses, torch.zeros(2, 3, 64, dtype=torch.uint8))
+    back, rows = load_steps_of_pool(tmp_path / "steps.safetensors")
+    assert rows == [0] and torch.equal(back, guesses[:1])  # of a prompt that occurs twice, its first pool
