@@ -27,6 +27,7 @@ from cotgen_lite.prompts import Prompt, lite_prompts
 from cotgen_lite.ranking import HOT, IMAGES, draw_labelled, preference_pairs, train_prompts
 from cotgen_lite.recipes import Recipe
 from cotgen_lite.scoring import paired_interval, score
+from cotgen_lite.sequential_sampling import AnyGenerator
 from cotgen_lite.verifier import Verifier
 
 WATCHED_EVERY = 8  # every so manieth dev prompt lends an image to the divergence
@@ -49,13 +50,11 @@ def attempt(
     out: Path, triples: Triples, settings: DpoTraining, work: Path, recipe: Recipe
 ) -> tuple[Generator, dict[str, Any]]:
     """A first round with some settings, and its log, with what it gains on dev prompts; resumes from `work`."""
-    baseline, prompts = built_generator(out / "models"), _dev_prompts(recipe)
+    baseline = built_generator(out / "models")
     name = f"{settings.learning_rate:g}-{settings.masks}-{settings.weighting}-{'' if settings.shared else 'not-'}shared"
     generator, log = align(baseline, triples, settings, work / name, recipe)
     before, right = (dev_verdicts(one, work, recipe) for one in (baseline, generator))
-    delta = score(prompts, right).overall - score(prompts, before).overall
-    interval = [round(bound, 4) for bound in paired_interval(prompts, right, before)]
-    return generator, log | {"dev": dev_score(right, recipe), "gain": {"delta": round(delta, 4), "ci": interval}}
+    return generator, log | {"dev": dev_score(right, recipe), "gain": dev_gain(right, before, recipe)}
 
 
 def build_dpo_images(out: Path, work: Path, recipe: Recipe) -> None:
@@ -119,13 +118,13 @@ def align(
         **how,
         "steps": len(steps),
         "seconds": round(seconds),
-        **{key: _in_parts([step[key] for step in steps]) for key in kept},
+        **{key: in_parts([step[key] for step in steps]) for key in kept},
         "divergence": [[done, round(watched, 3)] for done, watched in looks],
     }
     return generator, log
 
 
-def dev_verdicts(generator: Generator, work: Path, recipe: Recipe) -> npt.NDArray[np.float64]:
+def dev_verdicts(generator: AnyGenerator, work: Path, recipe: Recipe) -> npt.NDArray[np.float64]:
     """Share of right images of each dev prompt (P,), by the training judge."""
     prompts = _dev_prompts(recipe)
     guesses, _, _ = draw_pool(generator, prompts, recipe.aligned_dev_images, seed=5, work_dir=work / "dev")
@@ -137,6 +136,14 @@ def dev_score(right: npt.NDArray[np.float64], recipe: Recipe) -> dict:
     result = score(_dev_prompts(recipe), right)
     tags = {tag: round(value, 4) for tag, value in result.tags.items()}
     return {"overall": round(result.overall, 4), "ci": [round(bound, 4) for bound in result.ci], "tags": tags}
+
+
+def dev_gain(right: npt.NDArray[np.float64], before: npt.NDArray[np.float64], recipe: Recipe) -> dict:
+    """What one generator's `dev_verdicts` are above another's, with the paired interval."""
+    prompts = _dev_prompts(recipe)
+    delta = score(prompts, right).overall - score(prompts, before).overall
+    interval = [round(bound, 4) for bound in paired_interval(prompts, right, before)]
+    return {"delta": round(delta, 4), "ci": interval}
 
 
 def guidance(start: Generator, verifier: Verifier, recipe: Recipe) -> Online:
@@ -183,6 +190,6 @@ def publish_aligned(generator: Generator, log: Mapping, start: str, triples: Tri
     publish(generator.model, folder, about | dict(log), log["seconds"])
 
 
-def _in_parts(values: Sequence[float], parts: int = 20) -> list[float]:
+def in_parts(values: Sequence[float], parts: int = 20) -> list[float]:
     """Means of up to `parts` equal stretches."""
     return [round(float(part.mean()), 4) for part in np.array_split(np.array(values), parts) if len(part)]

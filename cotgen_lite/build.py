@@ -26,12 +26,14 @@ from cotgen_lite.measure import measure_all
 from cotgen_lite.measure_alignment import measure_alignment
 from cotgen_lite.measure_parm import measure_guided, measure_parm
 from cotgen_lite.measure_reflection import measure_reflection
+from cotgen_lite.measure_sequential import measure_sequential
 from cotgen_lite.measure_verifiers import measure_orm, measure_prm
 from cotgen_lite.prompts import lite_prompts, to_record
 from cotgen_lite.recipes import LITE, QUICK, Recipe
 from cotgen_lite.report import print_table, write_readme
 from cotgen_lite.results import write_rows
 from cotgen_lite.scenes import CaptionNoise, random_scene, render
+from cotgen_lite.sequential_training import build_sequential, build_sequential_dpo
 from cotgen_lite.showo import Showo, lite_config
 from cotgen_lite.tokenizer import Magvit
 from cotgen_lite.tokenizer import lite_config as lite_pixels_config
@@ -156,6 +158,11 @@ def build_reflection_results(out: Path, work: Path, recipe: Recipe) -> None:
     measure_reflection(out, work, recipe)
 
 
+def build_sequential_results(out: Path, work: Path, recipe: Recipe) -> None:
+    """The methods on next-token generators, with verifiers as they are and retaught; scores and findings."""
+    measure_sequential(out, work, recipe)
+
+
 STEPS: dict[str, Callable[[Path, Path, Recipe], None]] = {
     "prompts": build_prompts,
     "tokenizer": build_tokenizer,
@@ -182,6 +189,9 @@ STEPS: dict[str, Callable[[Path, Path, Recipe], None]] = {
     "parm_guided_results": build_parm_guided_results,
     "self-correct": build_self_correct,
     "reflection_results": build_reflection_results,
+    "sequential": build_sequential,
+    "sequential-dpo": build_sequential_dpo,
+    "sequential_results": build_sequential_results,
     "dpo_estimators": build_dpo_estimators,
     "dpo_far": build_dpo_far,
     "dpo_spread": build_dpo_spread,
@@ -215,6 +225,9 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "parm_guided_results": ("parm_results", "it-dpo-guided-parm"),
     "self-correct": ("images",),
     "reflection_results": ("parm_results", "parm-plus-plus", "self-correct"),
+    "sequential": ("prompts", "tokenizer"),
+    "sequential-dpo": ("sequential",),
+    "sequential_results": ("results", "orm", "parm", "sequential-dpo"),
     "dpo_estimators": ("dpo",),
     "dpo_far": ("judge", "it-dpo-guided-orm"),
     "dpo_spread": ("dpo_results",),
@@ -241,6 +254,7 @@ def last_file(step: str, out: Path) -> Path:
         "parm_results": "results/parm.json",
         "parm_guided_results": "results/parm_guided.json",
         "reflection_results": "results/reflection.json",
+        "sequential_results": "results/sequential.json",
         "dpo_estimators": "results/dpo_estimators.json",
         "dpo_far": "results/best_of_many.json",
         "dpo_spread": "results/dpo_spread.json",

@@ -14,17 +14,26 @@ from cotgen_lite.geneval import Detector
 from cotgen_lite.judges import LearnedJudge, TemplateJudge
 from cotgen_lite.lite_verifier import save_verifier
 from cotgen_lite.sampling import SamplingSettings
+from cotgen_lite.sequential_sampling import RunSettings, SequentialGenerator
 from cotgen_lite.verifier import Verifier
 
 logging.disable_progress_bar()  # lite models load at once; a bar for each would clutter the notebooks
 # Guidance was chosen on the dev prompts (data/results/dev.json).
 LITE_SETTINGS = SamplingSettings(guidance_scale=1.5)
+# Guidance, top-k and what an open place shows as well (data/results/sequential.json).
+SEQUENTIAL_SETTINGS = RunSettings(guidance_scale=0.5)
 
 
 def load_generator(name: str = "generator", device: str = "auto") -> Generator:
     """A shipped lite generator with its tokenizers; ValueError if a file is damaged, FileNotFoundError if missing."""
     parts = (model_path(name), model_path("words"), model_path("tokenizer"))
     return Generator.from_pretrained(*parts, LITE_SETTINGS, device)
+
+
+def load_sequential(name: str = "sequential", device: str = "auto") -> SequentialGenerator:
+    """A shipped lite next-token generator with its tokenizers; errors as in `load_generator`."""
+    parts = (model_path(name), model_path("words"), model_path("tokenizer"))
+    return SequentialGenerator.from_pretrained(*parts, SEQUENTIAL_SETTINGS, device)
 
 
 def load_verifier(name: str = "verifier", device: str = "auto") -> Verifier:
@@ -40,6 +49,12 @@ def load_judge() -> LearnedJudge:
 def built_generator(models: Path, name: str = "generator") -> Generator:
     """A lite generator of a folder of models that is being built; OSError if one is missing."""
     return Generator.from_pretrained(models / name, models / "words", models / "tokenizer", LITE_SETTINGS)
+
+
+def built_sequential(models: Path, name: str = "sequential") -> SequentialGenerator:
+    """A lite next-token generator of a folder of models that is being built; ValueError if one is missing."""
+    parts = (models / name, models / "words", models / "tokenizer")
+    return SequentialGenerator.from_pretrained(*parts, SEQUENTIAL_SETTINGS)
 
 
 def built_judges(models: Path) -> dict[str, Detector]:

@@ -26,6 +26,7 @@ from cotgen_lite.results import SIZES, decide, merge_json, merge_rows, score_row
 from cotgen_lite.scenes import LATTICE
 from cotgen_lite.scoring import bootstrap_interval, cohens_kappa, tag_means
 from cotgen_lite.search import best_of_n
+from cotgen_lite.sequential_sampling import AnyGenerator
 from cotgen_lite.verifier import Verifier
 
 COMMAND = "python -m cotgen_lite.build dpo_results"
@@ -78,7 +79,25 @@ def measure_generator(
 
     verifiers: of `ON_TOP`. Pool and scores go under `out`, their rows naming `command`; shards in `work` let it resume.
     """
-    prompts, generator = load_pool(out / "pools/baseline.safetensors").prompts, built_generator(out / "models", name)
+    generator = built_generator(out / "models", name)
+    return measure_drawn(out, work, generator, name, name, f"{name}+", judges, verifiers, recipe, command)
+
+
+def measure_drawn(
+    out: Path,
+    work: Path,
+    generator: AnyGenerator,
+    name: str,
+    alone: str,
+    on_top: str,
+    judges: Mapping[str, Detector],
+    verifiers: Mapping[str, Verifier],
+    recipe: Recipe,
+    command: str,
+) -> Pool:
+    """`measure_generator` of any generator: name, its pool's; alone, the method of its images without a choice; on_top,
+    what stands before the methods that choose."""
+    prompts = load_pool(out / "pools/baseline.safetensors").prompts
     sizes = [size for size in SIZES if size <= recipe.pool_size]
     guesses, _, drawing = draw_pool(generator, prompts, recipe.pool_size, seed=0, work_dir=work / "pool")
     final = guesses[:, :, -1].contiguous()
@@ -87,16 +106,16 @@ def measure_generator(
     each |= {"seconds": drawing["seconds"] / correct["learned"].size, "verifier_passes": 0.0}
     about = {"generator": name, "verifier": None, "seed": 0, "command": command}
     chance = np.zeros(correct["learned"].shape)
-    rows = score_rows(name, prompts, chance, correct, (1,), about, each, once)
+    rows = score_rows(alone, prompts, chance, correct, (1,), about, each, once)
     for judge, verdicts in correct.items():
-        rows += score_rows(f"{name}+oracle", prompts, verdicts, {judge: verdicts}, sizes, about, each, once)
+        rows += score_rows(f"{on_top}oracle", prompts, verdicts, {judge: verdicts}, sizes, about, each, once)
     scores = {}
     for method, verifier in verifiers.items():
         log_odds, seconds = score_tokens(generator, verifier, final, prompts)
         scores[method] = log_odds.astype(np.float16).astype(np.float32)
         asked = about | {"verifier": VERIFIER_NAMES[method]}
         cost = each | {"verifier_passes": 1.0, "seconds": each["seconds"] + seconds / log_odds.size}
-        rows += score_rows(f"{name}+{method}", prompts, scores[method], correct, sizes, asked, cost, once)
+        rows += score_rows(f"{on_top}{method}", prompts, scores[method], correct, sizes, asked, cost, once)
     merge_rows(out / "results/scores.jsonl", rows)
     pool = Pool(prompts, final, scores, correct)
     save_pool(pool, out / f"pools/{name}.safetensors")

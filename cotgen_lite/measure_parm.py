@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cotgen_lite.checkpoints import built_generator, built_judges
 from cotgen_lite.drawing import draw_pool
 from cotgen_lite.files import write_json
-from cotgen_lite.generator import Generator
+from cotgen_lite.measure import load_steps_of_pool
 from cotgen_lite.measure_alignment import ALIGNED, ON_TOP, measure_generator, right_by_method
 from cotgen_lite.measure_verifiers import by_both_judges
 from cotgen_lite.parm_pools import (
@@ -41,6 +40,7 @@ from cotgen_lite.recipes import Recipe
 from cotgen_lite.results import SIZES, decide, merge_json, merge_rows, score_rows, summed_up
 from cotgen_lite.sampling import Ledger
 from cotgen_lite.scoring import tag_means
+from cotgen_lite.sequential_sampling import AnyGenerator
 from cotgen_lite.verifier import Verifier
 
 BUILD = "python -m cotgen_lite.build"
@@ -70,9 +70,9 @@ def measure_parm(out: Path, work: Path, recipe: Recipe) -> None:
     orders = {method: outcome.order for method, outcome in others.items()} | {"unstopped": opinions.selection}
     equal = at_equal_cost(pool, found["baseline"].outcome, units, steps)
     prm = load_pool(out / "pools/ft-prm.safetensors")
-    kept = load_file(out / "pools/baseline_steps.safetensors")
-    some = [pool.prompts[row] for row in kept["pool_row"].tolist()]
-    everywhere = ask_of_paths(generator, parm, kept["guesses"], some, work / "opinions", stop=False)
+    whole, kept = load_steps_of_pool(out / "pools/baseline_steps.safetensors")
+    some = [pool.prompts[row] for row in kept]
+    everywhere = ask_of_paths(generator, parm, whole, some, work / "opinions", stop=False)
     save_opinions(out / "pools/baseline_steps_parm.safetensors", everywhere)
     findings = {
         judge: decide_f7(pool, prm, found["baseline"].outcome, recipe.pool_size, equal, judge)
@@ -83,7 +83,7 @@ def measure_parm(out: Path, work: Path, recipe: Recipe) -> None:
     summary["baseline"] |= {
         "stopping_otherwise": {method: stopping(outcome, pool) for method, outcome in others.items()},
         "over_orm": over_orm(pool, {"parm": found["baseline"].outcome.order} | orders, recipe.pool_size),
-        "auc_within_prompts": areas_by_step(everywhere, pool.correct["learned"][kept["pool_row"]]),
+        "auc_within_prompts": areas_by_step(everywhere, pool.correct["learned"][kept]),
         "units": units,
         "equal_cost": equal,
     }
@@ -171,12 +171,12 @@ def save_rows(
     sizes = [size for size in SIZES if size <= outcome.order.shape[1]]
     rows = score_rows(method, pool.prompts, outcome.order, pool.correct, sizes, about, {})
     for row in rows:
-        row["cost"] = _cost(spent_by_search(outcome, row["n"], steps), units)
+        row["cost"] = priced(spent_by_search(outcome, row["n"], steps), units)
     merge_rows(results / "scores.jsonl", rows)
 
 
 def unit_costs(
-    generator: Generator, verifier: Verifier, prompts: Sequence[Prompt], n: int
+    generator: AnyGenerator, verifier: Verifier, prompts: Sequence[Prompt], n: int
 ) -> dict[str, dict[str, float]]:
     """Seconds and FLOPs of what searches are made of, mean over a prompt of each tag, n images side by side.
 
@@ -225,8 +225,8 @@ def at_equal_cost(
     number = outcome.order.shape[1]
     every, correct = np.arange(1, number + 1), pool.correct[judge]
     spent = {
-        "parm": [_cost(spent_by_search(outcome, n, steps), units) for n in every],
-        "ft-orm": [_cost(spent_by_best_of_n(n, steps), units) for n in every],
+        "parm": [priced(spent_by_search(outcome, n, steps), units) for n in every],
+        "ft-orm": [priced(spent_by_best_of_n(n, steps), units) for n in every],
     }
     accuracy = np.stack([expected_best_of(outcome.order, correct, n) for n in every])
     found: dict[str, list[dict]] = {}
@@ -306,8 +306,8 @@ def decide_best(pools: Mapping[str, Pool], n: int, judge: str) -> dict[str, dict
     return {"F8": f8, "F9": f9}
 
 
-def _cost(spent: Mapping[str, float], units: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """A row's cost from what was spent, every image that is read being decoded first."""
+def priced(spent: Mapping[str, float], units: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """A row's cost from what was spent, every image that is read being decoded first; units: from `unit_costs`."""
     times = {
         "generator_pass": spent["generator_passes"],
         "decode": spent["guesses_read"] + spent["finished_read"],

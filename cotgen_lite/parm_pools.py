@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cotgen_lite.drawing import SHARD, fingerprint, in_shards
-from cotgen_lite.generator import Generator
+from cotgen_lite.files import in_place_of
 from cotgen_lite.pools import Pool, expected_best_of
 from cotgen_lite.prompts import Prompt
 from cotgen_lite.scoring import area_within_rows
 from cotgen_lite.search import Assess
+from cotgen_lite.sequential_sampling import AnyGenerator
 from cotgen_lite.verifier import CLARITY_QUESTION, POTENTIAL_QUESTION, Verifier
 
 PARM_QUESTIONS = (CLARITY_QUESTION, POTENTIAL_QUESTION)
@@ -51,7 +52,7 @@ class Outcome:
 
 
 def ask_of_paths(
-    generator: Generator,
+    generator: AnyGenerator,
     verifier: Verifier,
     guesses: Tensor,
     prompts: Sequence[Prompt],
@@ -133,6 +134,26 @@ def spent_by_search(outcome: Outcome, n: int, steps: int) -> dict[str, float]:
     return {key: round(float(value.mean()), 4) for key, value in found.items()}
 
 
+def spent_by_search_of_runs(outcome: Outcome, n: int, steps: int, length: int, preview: bool) -> dict[str, float]:
+    """The same of a next-token generator with guidance, whose passes are over one place each.
+
+    length: L, codes of an image; preview: whether every guess is filled with the likeliest codes, which takes a pass
+    for each. The last code of an image needs none.
+    """
+    run, whole = length // steps, length - 1
+
+    def passes(ran: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        drawn = np.minimum(ran * run, whole)
+        return drawn + (ran * whole - run * ran * (ran + 1) // 2 + (ran == steps) if preview else 0)
+
+    number, ran = outcome.steps.shape[1], outcome.steps
+    to_come = np.where(outcome.survived, 0, passes(np.full_like(ran, steps)) - passes(ran))
+    most = max(1, int(to_come.max()))
+    resumed = expected_best_of(outcome.order, to_come / most, n) * most  # 0 wherever a survivor is among the n
+    spent = 2 + 2 * n * passes(ran).sum(axis=1) / number + 2 * resumed
+    return spent_by_search(outcome, n, steps) | {"generator_passes": round(float(spent.mean()), 4)}
+
+
 def spent_by_best_of_n(n: int, steps: int) -> dict[str, float]:
     """The same of `best_of_n`, which reads finished images only."""
     return {"generator_passes": 4 + 2.0 * n * (steps - 1), "guesses_read": 0, "finished_read": n, "none_left": 0}
@@ -176,9 +197,8 @@ def areas_by_step(opinions: Opinions, correct: npt.NDArray[np.bool_]) -> dict[st
 
 def save_opinions(path: Path, opinions: Opinions) -> None:
     """Write opinions as one safetensors file, atomically."""
-    part = path.with_suffix(".part")
-    save_file({key: torch.from_numpy(value).half() for key, value in vars(opinions).items()}, part)
-    part.replace(path)
+    with in_place_of(path) as part:
+        save_file({key: torch.from_numpy(value).half() for key, value in vars(opinions).items()}, part)
 
 
 def load_opinions(path: Path) -> Opinions:

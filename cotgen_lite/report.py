@@ -30,6 +30,18 @@ PAPER = {
     "self-correct+parm": (0.98, 0.65, 0.61, 0.91, 0.26, 0.40, 0.64),
     "self-correct+parm++": (0.97, 0.60, 0.58, 0.89, 0.24, 0.38, 0.61),
     "self-correct+parm++reflect": (0.99, 0.71, 0.69, 0.95, 0.36, 0.49, 0.70),
+    "seq:baseline": (0.71, 0.34, 0.21, 0.58, 0.07, 0.04, 0.32),  # LlamaGen (table 4)
+    "seq:zs-orm": (0.75, 0.37, 0.24, 0.61, 0.08, 0.06, 0.35),
+    "seq:ft-orm": (0.80, 0.41, 0.29, 0.65, 0.10, 0.08, 0.39),
+    "seq:dpo": (0.78, 0.43, 0.30, 0.63, 0.19, 0.14, 0.41),
+    "seq:parm": (0.84, 0.45, 0.31, 0.67, 0.20, 0.21, 0.46),  # as printed; the mean of its tags is 0.447
+}
+JANUS = {
+    "seq:baseline": (0.99, 0.89, 0.59, 0.90, 0.79, 0.66, 0.80),  # Janus-Pro (table 4)
+    "seq:zs-orm": (0.99, 0.91, 0.77, 0.90, 0.79, 0.67, 0.84),
+    "seq:ft-orm": (0.99, 0.93, 0.82, 0.92, 0.91, 0.76, 0.89),
+    "seq:dpo": (0.99, 0.89, 0.65, 0.92, 0.82, 0.72, 0.83),
+    "seq:parm": (1.00, 0.95, 0.80, 0.93, 0.91, 0.85, 0.91),
 }
 LABELS = {
     "baseline": "baseline",
@@ -68,6 +80,16 @@ LABELS = {
     "self-correct+parm++-no-reasons": "… reflecting without reasons",
     "self-correct+parm++-shuffled-reasons": "… with another image's reasons",
     "self-correct+parm++-judges-reasons": "… with the training judge's reasons",
+    "seq:baseline": "next-token generator (paper: LlamaGen, here and below)",
+    "seq:oracle": "next-token generator, oracle, best of {n}",
+    "seq:zs-orm": "next-token generator, zero-shot ORM, best of {n}",
+    "seq:ft-orm": "next-token generator, fine-tuned ORM, best of {n}",
+    "seq:ft-orm-retaught": "… with an ORM taught on its own images",
+    "seq:parm": "next-token generator, PARM, {n} paths",
+    "seq:parm-retaught": "… with a PARM taught on its own images",
+    "seq:dpo": "next-token generator, DPO",
+    "seq:dpo+zs-orm": "next-token generator, DPO, zero-shot ORM on top, best of {n}",
+    "seq:dpo+ft-orm": "next-token generator, DPO, fine-tuned ORM on top, best of {n}",
 }
 COLUMNS = ("single", "two", "counting", "colors", "position", "attribute", "overall")
 START, END = "<!-- results:start -->", "<!-- results:end -->"

@@ -18,7 +18,7 @@ from trl import DPOConfig, DPOTrainer
 from cotgen_lite.drawing import fingerprint
 from cotgen_lite.prompts import Prompt
 from cotgen_lite.sequential import Sequential, sequence_ids
-from cotgen_lite.training import StepBar, check_same_run
+from cotgen_lite.training import StepBar, check_same_run, seconds_of_run
 from cotgen_lite.vocabulary import encode_text
 
 
@@ -38,11 +38,12 @@ def train_sequential_dpo(
     beta: float = 0.1,
     batch_size: int = 10,
     seed: int = 0,
-) -> list[dict[str, float]]:
+) -> tuple[list[dict[str, float]], float]:
     """Align a next-token generator in place, one epoch; the reference is what it is at the start, frozen.
 
     triples: prompt, chosen and rejected codes (L,). Resumes from `work_dir`. Returns the loss, reward margin and
-    accuracy of every step. ValueError without pairs, or for a `work_dir` that holds another run.
+    accuracy of every step, and the seconds of training. ValueError without pairs, or for a `work_dir` that holds
+    another run.
     """
     if not triples:
         raise ValueError("There is nothing to learn from: give at least one pair.")
@@ -79,9 +80,11 @@ def train_sequential_dpo(
     reference = copy.deepcopy(model).eval().requires_grad_(False)
     trainer = _ReadyIds(model, reference, arguments, train_dataset=Dataset.from_list(rows), processing_class=words)
     StepBar.attach(trainer, "DPO")
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work_dir)))
+    last = get_last_checkpoint(str(work_dir))
+    output = trainer.train(resume_from_checkpoint=last)
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
     model.__dict__.pop("forward", None)  # trl's, which would follow a copy of the model around with the old weights
     names = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
     steps = [row for row in trainer.state.log_history if "rewards/margins" in row]
-    return [{ours: row[theirs] for theirs, ours in names.items()} for row in steps]
+    told = [{ours: row[theirs] for theirs, ours in names.items()} for row in steps]
+    return told, seconds_of_run(work_dir, output, last)

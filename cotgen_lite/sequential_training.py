@@ -1,16 +1,24 @@
-"""Pre-training of the lite next-token generator, on the same noisy captions and pictures as the masked one."""
+"""The course's next-token generators: pre-training on the masked one's captions and pictures, then a round of DPO."""
 
-from dataclasses import asdict
+import copy
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cotgen_lite.checkpoints import publish
+from cotgen_lite.alignment import dev_gain, dev_score, dev_verdicts, in_parts
+from cotgen_lite.checkpoints import built_sequential, publish
 from cotgen_lite.generator_training import BATCH_SIZE, CaptionedTokens, make_captioned_tokens
+from cotgen_lite.judges import TemplateJudge
+from cotgen_lite.pools import Pool
+from cotgen_lite.ranking import draw_labelled, preference_pairs, train_prompts
 from cotgen_lite.recipes import Recipe
 from cotgen_lite.scenes import CaptionNoise
 from cotgen_lite.sequential import Sequential, lite_sequential_config, next_token_loss
+from cotgen_lite.sequential_dpo import train_sequential_dpo
+from cotgen_lite.sequential_sampling import SequentialGenerator
 from cotgen_lite.tokenizer import Magvit
 from cotgen_lite.training import TrainingLog, thinned, train
 from cotgen_lite.vocabulary import lite_tokenizer
@@ -39,3 +47,37 @@ def build_sequential(out: Path, work: Path, recipe: Recipe) -> None:
     log = train_sequential(model, data, recipe.sequential_steps, work, seed=0)
     settings = {"steps": log.steps, "pictures": recipe.pictures, "seed": 0, "noise": asdict(noise)}
     publish(model, out / "models/sequential", settings | {"losses": thinned(log.losses)}, log.seconds)
+
+
+def draw_ranking_data(generator: SequentialGenerator, work_dir: Path, recipe: Recipe) -> Pool:
+    """Hot images of training prompts by a next-token generator, labelled; kept in `work_dir`, not shipped."""
+    prompts = train_prompts(recipe.second_prompts, seed=0)
+    return draw_labelled(generator, TemplateJudge(), prompts, recipe.second_images, 20, work_dir)[0]
+
+
+def build_sequential_dpo(out: Path, work: Path, recipe: Recipe) -> None:
+    """The next-token generator after a round of DPO, with the learning rate that serves best on dev prompts."""
+    start = built_sequential(out / "models")
+    images = draw_ranking_data(start, work / "images", recipe)
+    triples = preference_pairs(images, recipe.pairs_a_pool, seed=0)
+    before, tried = dev_verdicts(start, work, recipe), {}
+    for rate in recipe.dpo_rates:
+        model, log = copy.deepcopy(start.model), dict[str, Any](learning_rate=rate)
+        if triples:
+            steps, seconds = train_sequential_dpo(model, start.words, triples, rate, work / f"{rate:g}")
+            log |= {"steps": len(steps), "seconds": round(seconds)}
+            log |= {key: in_parts([step[key] for step in steps]) for key in ("loss", "margin", "accuracy")}
+        right = dev_verdicts(replace(start, model=model), work, recipe)
+        log |= {"dev": dev_score(right, recipe), "gain": dev_gain(right, before, recipe)}
+        tried[f"learning rate {rate:g}"] = log, model
+    taken = max(tried, key=lambda name: tried[name][0]["dev"]["overall"])
+    log, model = tried[taken]
+    about = {"start": "sequential", "pairs": len(triples), "images": images.correct["template"].size}
+    others = {name: {key: one[key] for key in ("dev", "gain")} for name, (one, _) in tried.items()}
+    before_dev = dev_score(before, recipe)
+    publish(
+        model,
+        out / "models/sequential-dpo",
+        about | log | {"dev_before": before_dev, "tried": others},
+        log.get("seconds", 0),
+    )

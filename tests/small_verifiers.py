@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPVisionConfig,
@@ -127,3 +128,20 @@ def save_onevision(folder: Path) -> None:
         vision_feature_select_strategy="full",
         chat_template=CHAT_TEMPLATE,
     ).save_pretrained(folder)
+
+
+class Moody(torch.nn.Module):
+    """A verifier whose opinions hang on the image in some fixed, wild way."""
+
+    def __init__(self, doubt: float = 0.0) -> None:
+        super().__init__()
+        self.model, self.doubt = self, doubt
+
+    def _mood(self, images: torch.Tensor, by: float) -> torch.Tensor:
+        return torch.sin(images.float().mean(dim=(1, 2, 3)) * by).half().float()
+
+    def score(self, images: torch.Tensor, prompts: list[str], question: str = "") -> torch.Tensor:
+        return self._mood(images, 31.0)
+
+    def score_turns(self, images: torch.Tensor, prompts: list[str], questions: tuple[str, str]) -> torch.Tensor:
+        return torch.stack([self._mood(images, 17.0), (self._mood(images, 53.0) - self.doubt).half().float()], dim=1)

@@ -25,7 +25,8 @@ def test_quick_build_makes_everything_once(
     out = tmp_path / "build/quick/data"
     aligned = ("dpo", "it-dpo", "it-dpo-guided-orm", "it-dpo-guided-parm")
     verifiers = ("verifier", "orm", "prm", "parm", "parm-plus-plus")
-    for name in ("tokenizer", "judge", "generator", *verifiers, *aligned, "self-correct"):
+    sequential = ("sequential", "sequential-dpo")
+    for name in ("tokenizer", "judge", "generator", *verifiers, *aligned, "self-correct", *sequential):
         manifest = json.loads((out / f"models/{name}/manifest.json").read_text())
         assert manifest["sha256"]["model.safetensors"]
     rows = found(out)
@@ -41,11 +42,13 @@ def test_quick_build_makes_everything_once(
     }
     controls = ("reflect", "-no-reasons", "-shuffled-reasons", "-judges-reasons", "-more-samples")
     alone |= {f"self-correct+parm{kind}" for kind in ("", "++", *(f"++{control}" for control in controls))}
-    drawn = (*aligned, "self-correct")
+    alone |= {f"seq:{kind}" for kind in ("baseline", "oracle", "zs-orm", "ft-orm", "parm", "dpo")}
+    alone |= {"seq:ft-orm-retaught", "seq:parm-retaught"}
+    drawn = (*aligned, "self-correct", "seq:dpo")
     assert alone | {f"{name}+{top}" for name in drawn for top in ("oracle", "zs-orm", "ft-orm")} == set(rows)
     assert rows["baseline"]["overall"] == rows["random"]["overall"] <= rows["oracle"]["overall"]
     listed = [method for method in rows if not method.endswith("+oracle")]
-    assert len(table_lines(out)) == 2 + len(listed) and len(finding_lines(out)) == 11
+    assert len(table_lines(out)) == 2 + len(listed) and len(finding_lines(out)) == 12
     assert {(row["method"], row["seed"]) for row in read_rows(out / "results/scores.jsonl")} >= {("it-dpo", 1)}
     capsys.readouterr()
     build.main(["--quick"])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_verifiers import Moody
 
 from cotgen_lite.lite_verifier import lite_processor, lite_verifier
 from cotgen_lite.measure_parm import at_equal_cost, decide_best, decide_f7, order_within_rows, unit_costs
@@ -31,23 +32,6 @@ from cotgen_lite.search import Assess, best_of_n, parm_search
 from cotgen_lite.verifier import Verifier
 
 PROMPTS = lite_prompts("train")[:9:4]
-
-
-class Moody(torch.nn.Module):
-    """A verifier whose opinions hang on the image in some fixed, wild way."""
-
-    def __init__(self, doubt: float = 0.0) -> None:
-        super().__init__()
-        self.model, self.doubt = self, doubt
-
-    def _mood(self, images: torch.Tensor, by: float) -> torch.Tensor:
-        return torch.sin(images.float().mean(dim=(1, 2, 3)) * by).half().float()
-
-    def score(self, images: torch.Tensor, prompts: list[str], question: str = "") -> torch.Tensor:
-        return self._mood(images, 31.0)
-
-    def score_turns(self, images: torch.Tensor, prompts: list[str], questions: tuple[str, str]) -> torch.Tensor:
-        return torch.stack([self._mood(images, 17.0), (self._mood(images, 53.0) - self.doubt).half().float()], dim=1)
 
 
 @pytest.mark.parametrize("assess", ["every", "first"])

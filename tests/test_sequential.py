@@ -193,7 +193,7 @@ def test_dpo_teaches_what_is_preferred_and_resumes(
         return torch.stack(each)
 
     taught = copy.deepcopy(model)
-    log = train_sequential_dpo(taught, lite_tokenizer(), triples, 1e-3, tmp_path, batch_size=4)
+    log, _ = train_sequential_dpo(taught, lite_tokenizer(), triples, 1e-3, tmp_path, batch_size=4)
     assert len(log) == 6 and log[0]["loss"] == pytest.approx(0.6931, abs=1e-3) and log[-1]["loss"] < 0.3
     assert log[-1]["margin"] > 1 and log[-1]["accuracy"] == 1
     gains = [(log_p(taught, codes) - log_p(model, codes)).mean() for codes in (chosen, rejected)]
@@ -214,7 +214,9 @@ def test_dpo_teaches_what_is_preferred_and_resumes(
         train_sequential_dpo(model, lite_tokenizer(), [], 1e-3, tmp_path / "none")
 
 
-def test_pre_training_learns_captions_and_resumes(model: Sequential, tmp_path: Path) -> None:
+def test_pre_training_learns_captions_and_resumes(
+    model: Sequential, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = CaptionedTokens(TEXTS, torch.tensor([[3] * LENGTH, [5] * LENGTH]), {"pictures": 2})
     taught, again = copy.deepcopy(model), copy.deepcopy(model)
     log = train_sequential(taught, data, 30, tmp_path, seed=0, learning_rate=1e-2)
@@ -222,5 +224,6 @@ def test_pre_training_learns_captions_and_resumes(model: Sequential, tmp_path: P
     with torch.no_grad():
         for text, code in zip(TEXTS, (3, 5), strict=True):
             assert plain_logits(taught, text, torch.empty(0, dtype=torch.long))[-1].argmax() == code
+    monkeypatch.setattr("cotgen_lite.sequential_training.next_token_loss", None)  # nothing is left to do
     train_sequential(again, data, 30, tmp_path, seed=0, learning_rate=1e-2)
     assert all(torch.equal(a, b) for a, b in zip(taught.parameters(), again.parameters(), strict=True))

@@ -1,0 +1,104 @@
+"""PARM on next-token generators: what a pool tells is what the search does, at its cost; and F10's rule."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_verifiers import Moody
+
+from cotgen_lite.measure_sequential import decide_f10, save_choices
+from cotgen_lite.parm_pools import Outcome, ask_of_paths, spent_by_search_of_runs, stop_paths
+from cotgen_lite.pools import Pool
+from cotgen_lite.prompts import TAGS, lite_prompts
+from cotgen_lite.results import read_rows
+from cotgen_lite.search import best_of_n, parm_search
+from cotgen_lite.sequential import Sequential, SequentialConfig
+from cotgen_lite.sequential_sampling import Fill, RunSettings, SequentialGenerator
+from cotgen_lite.tokenizer import Magvit, lite_config
+from cotgen_lite.vocabulary import lite_tokenizer
+
+PROMPTS = lite_prompts("train")[:9:4]
+
+
+@pytest.fixture(scope="module")
+def generator() -> SequentialGenerator:
+    torch.manual_seed(0)
+    words = lite_tokenizer()
+    config = SequentialConfig(
+        codebook_size=1024,
+        grid=8,
+        text_length=16,
+        text_width=16,
+        text_vocab_size=len(words),
+        text_pad_id=words.pad_token_id,
+        text_cosine=1.0,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=32,
+        initializer_range=0.3,
+    )
+    return SequentialGenerator(Sequential(config).eval(), words, Magvit(lite_config()).eval(), RunSettings(1.5, 8))
+
+
+@pytest.mark.parametrize("fill", ["grey", "likeliest"])
+@pytest.mark.parametrize("doubt", [-0.9, 2.0])  # with a doubt of 2 every path is stopped at its first clear step
+def test_a_pool_tells_what_the_search_does(
+    generator: SequentialGenerator, tmp_path: Path, fill: Fill, doubt: float
+) -> None:
+    n, verifier = 4, Moody(doubt)
+    filled = replace(generator, settings=replace(generator.settings, fill=fill))
+    drawn = filled.draw([prompt.text for prompt in PROMPTS], n, seed=3)
+    guesses = torch.stack([torch.stack([path.tokens for path in paths]) for paths in drawn])
+    opinions = ask_of_paths(filled, verifier, guesses, PROMPTS, tmp_path)  # type: ignore[arg-type]
+    outcome, passes = stop_paths(opinions), []
+    for row, prompt in enumerate(PROMPTS):
+        found = parm_search(filled, verifier, prompt.text, n, seed=3)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(outcome.survived[row], found.survived.numpy())
+        assert int(outcome.order[row].argmax()) == found.chosen
+        for path in range(n):
+            ran = int(found.steps[path])
+            assert torch.equal(found.guesses[:ran, path], guesses[row, path, :ran])
+        passes.append([found.cost.generator_passes, found.cost.verifier_passes])
+    spent = spent_by_search_of_runs(outcome, n, 8, 64, preview=fill == "likeliest")
+    told = [spent["generator_passes"], spent["guesses_read"] + spent["finished_read"]]
+    assert told == pytest.approx(np.mean(passes, axis=0), abs=1e-4)
+    assert outcome.survived.any() == (doubt < 0) and not outcome.survived.all()
+
+
+def test_costs_of_choices_are_the_searches_own(generator: SequentialGenerator, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    correct, order = np.array([[True, False, False]] * 3), np.arange(9.0, dtype=np.float32).reshape(3, 3)
+    tokens = torch.zeros(3, 3, 64, dtype=torch.int16)
+    scores = dict.fromkeys(("parm", "parm-retaught", "ft-orm-retaught"), order)
+    pool = Pool(PROMPTS, tokens, scores, {"learned": correct, "template": correct})
+    whole = Outcome(np.full((3, 3), 8), np.ones((3, 3), dtype=bool), order)
+    units = {key: {"seconds": 1.0, "flops": 2.0} for key in ("generator_pass", "decode", "read", "read_twice")}
+    save_choices(tmp_path, generator, pool, {"parm": whole, "parm-retaught": whole}, units)
+    rows = {(row["method"], row["n"], row["judge"]): row for row in read_rows(tmp_path / "results/scores.jsonl")}
+    found = best_of_n(generator, Moody(), PROMPTS[0].text, 3, seed=0)  # type: ignore[arg-type]
+    cost = rows["seq:ft-orm-retaught", 3, "learned"]["cost"]
+    assert (cost["generator_passes"], cost["verifier_passes"]) == (found.cost.generator_passes, 3)
+    assert cost["seconds"] == found.cost.generator_passes + 3 + 3  # passes, decoding, reading
+    parm = rows["seq:parm", 3, "learned"]["cost"]
+    assert parm["generator_passes"] == cost["generator_passes"] and parm["verifier_passes"] == 3 * 7 + 3
+
+
+def test_f10_asks_that_each_method_gains() -> None:
+    rng = np.random.default_rng(0)
+    prompts = tuple(p for tag in TAGS for p in [p for p in lite_prompts("train") if p.tag == tag][:4])
+    correct = rng.random((len(prompts), 6)) < 0.5
+    correct[:, 0], correct[:, 1] = True, False
+    good, bad = correct.astype(np.float32), -correct.astype(np.float32)
+    scores = dict.fromkeys(("zs-orm", "ft-orm", "parm", "ft-orm-retaught", "parm-retaught"), good)
+    tokens = torch.zeros(*correct.shape, 64, dtype=torch.int16)
+    pool = Pool(prompts, tokens, scores, {"learned": correct})
+    always = replace(pool, scores={}, correct={"learned": np.ones_like(correct)})
+    assert decide_f10(pool, always, 6, "learned")["seen"] == "yes"
+    assert decide_f10(pool, pool, 6, "learned")["seen"] == "undecided"  # DPO that changes nothing
+    worse = replace(pool, scores=scores | {"parm": bad})
+    found = decide_f10(worse, always, 6, "learned")
+    assert found["seen"] == "no" and found["parts"]["parm − seq:baseline"]["seen"] == "no"
+    assert decide_f10(replace(pool, scores=scores | {"parm-retaught": bad}), always, 6, "learned")["seen"] == "yes"
