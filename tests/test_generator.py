@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from cotgen_lite import generator as generator_module
+from cotgen_lite import sampling, tokenizer
 from cotgen_lite.generator import Generator
-from cotgen_lite.sampling import SamplingSettings
+from cotgen_lite.memory import SHARE, drawing_bytes
+from cotgen_lite.sampling import SamplingSettings, Trajectory
 from cotgen_lite.showo import Showo, ShowoConfig
 from cotgen_lite.tokenizer import Magvit, MagvitConfig
 from cotgen_lite.vocabulary import lite_tokenizer
@@ -54,3 +57,41 @@ def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 def test_unknown_word_is_named(toy_generator: Generator) -> None:
     with pytest.raises(ValueError, match="'unicorn'"):
         toy_generator.draw(["a photo of a unicorn"], n=1, seed=0)
+
+
+def same_tokens(one: list[list[Trajectory]], other: list[list[Trajectory]]) -> bool:
+    tokens = [torch.stack([path.tokens for paths in drawn for path in paths]) for drawn in (one, other)]
+    return torch.equal(*tokens)
+
+
+def test_without_a_batch_size_as_many_are_drawn_as_fit(
+    toy_generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = ["a photo of a red cat", "a photo of two dogs"]
+    drawn = toy_generator.draw(prompts, n=4, seed=0)
+    codes, reasons = torch.stack([paths[0].final for paths in drawn]), ["a cat: missing", ""]
+    corrected = toy_generator.correct(prompts, codes, reasons, n=4, seed=0)
+    started, start = [], sampling.start
+    monkeypatch.setattr(sampling, "start", lambda *args: started.append(len(args[2])) or start(*args))
+    monkeypatch.setattr(tokenizer, "PIXELS_AT_ONCE", 1)  # decoding, one by one, is not what fills the memory
+    for at_once, goes in ((3, [3, 1, 3, 1]), (8, [8])):
+        room = drawing_bytes(toy_generator.model.config, at_once, 4, 9, True, torch.float32)
+        monkeypatch.setattr(generator_module, "free_bytes", lambda device, room=room: int(room / SHARE) + 1)
+        started.clear()
+        again = toy_generator.draw(prompts, n=4, seed=0, batch_size=None)
+        assert started == goes and toy_generator.plan(prompts, 4).at_once == at_once
+        assert same_tokens(drawn, again)
+    started.clear()
+    assert same_tokens(corrected, toy_generator.correct(prompts, codes, reasons, n=4, seed=0, batch_size=None))
+    assert max(started) < 8  # prompts that hold images take more
+    monkeypatch.setattr(generator_module, "free_bytes", lambda device: 1000)
+    with pytest.raises(ValueError, match="Not even one image"):
+        toy_generator.draw(prompts, n=4, seed=0, batch_size=None)
+
+
+def test_the_model_can_be_loaded_in_bfloat16(tmp_path: Path) -> None:
+    generator = Generator.from_pretrained(*save_parts(tmp_path), SETTINGS, device="cpu", dtype=torch.bfloat16)
+    assert (generator.model.dtype, generator.pixels.dtype) == (torch.bfloat16, torch.float32)
+    assert "64 px, bfloat16" in str(generator.plan(["a photo of two dogs"], 2))
+    final = generator.draw(["a photo of two dogs"], n=2, seed=0)[0][0].final
+    assert generator.decode(final).shape == (1, 3, 64, 64)

@@ -110,9 +110,15 @@ def test_decoding_takes_no_more_than_it_says(config: MagvitConfig) -> None:
     assert taken <= decoding_bytes(config, 6) <= 1.8 * taken
 
 
-def test_large_images_pass_through_the_network_in_smaller_groups() -> None:
+def test_large_images_pass_through_the_network_in_smaller_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     groups = [images_at_once(MagvitConfig(image_size=size)) for size in (64, 256, 512, 2048)]
     assert groups == [256, 16, 4, 1]
+    monkeypatch.setattr(tokenizer, "PIXELS_AT_ONCE", 2 * 64**2 + 100)
+    model, seen = Magvit(tokenizer.lite_config()).eval(), []
+    for part in (model.encoder, model.decoder):
+        part.register_forward_hook(lambda part, inputs, output: seen.append(len(output)))
+    model.rebuild(torch.zeros(5, 3, 64, 64, dtype=torch.uint8))
+    assert seen == [2, 2, 1] * 2
 
 
 def test_the_plan_is_the_largest_that_fits() -> None:

@@ -1,5 +1,6 @@
 """Decoding: the cache equals the plain loop, noise belongs to the path, schedule and guidance are Show-o's."""
 
+import copy
 import math
 from itertools import pairwise
 
@@ -289,3 +290,33 @@ def test_benchmark_counts_the_flops_that_torch_counts(model):
     attention = 4 * layers * 2 * config.hidden_size * 18 * (18 + longest) * 2  # which torch does not count on a CPU
     assert decoding_flops(config, 4, longest, logits.shape[0] * logits.shape[1]) == counted + attention
     assert measure(config, [3, 5], 2).images == 4
+
+
+def test_bfloat16_draws_valid_codes_from_float32_probabilities(model):
+    rounded = copy.deepcopy(model).to(torch.bfloat16)
+    state = begin(rounded, [(0, 0), (1, 0), (2, 1)])
+    for _ in range(2):
+        logits = predict(rounded, state)
+        assert logits.dtype == torch.float32
+        state, _ = advance(state, logits)
+    alone = predict(rounded, keep(state, [1]))[0]
+    together = predict(rounded, state)[1]
+    # Sums in another order may round otherwise: to one part in 2**8 of the largest logit at each of a few places.
+    assert (together - alone).abs().max() < together.abs().max() * 2**-5
+    drawn = sample(rounded, WORDS, PROMPTS, 5, SETTINGS, seed=1)
+    tokens = torch.stack([path.tokens for paths in drawn for path in paths])
+    assert tokens.min() >= 0 and tokens.max() < model.config.codebook_size
+    again = sample(rounded, WORDS, PROMPTS, 5, SETTINGS, seed=1)
+    assert torch.equal(tokens, torch.stack([path.tokens for paths in again for path in paths]))
+    # A rounding that turns one choice changes what follows; most images stay as they were, one by one or together.
+    one_by_one = sample(rounded, WORDS, PROMPTS, 5, SETTINGS, seed=1, batch_size=1)
+    same = tokens == torch.stack([path.tokens for paths in one_by_one for path in paths])
+    assert same.float().mean() > 0.8
+
+
+def test_probabilities_do_not_round_with_the_model(model, monkeypatch):
+    """1,000 codes all but equally likely: a cumulative sum in bfloat16 would stop growing long before its end."""
+    state = begin(copy.deepcopy(model).to(torch.bfloat16), [(0, candidate) for candidate in range(40)])
+    _, step = advance(state, torch.zeros(40, 16, 1000))
+    assert step.guess.float().mean().item() == pytest.approx(499.5, abs=45)
+    assert step.guess.max() > 950

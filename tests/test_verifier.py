@@ -7,6 +7,7 @@ import pytest
 import torch
 from small_verifiers import PROMPTS, save_lite, save_llava, save_onevision
 
+from cotgen_lite import verifier as verifier_module
 from cotgen_lite.geneval import Detection, evaluate, relations
 from cotgen_lite.lite_verifier import (
     CHAT_TEMPLATE,
@@ -119,6 +120,91 @@ def test_turns_read_in_one_pass_equal_turns_read_one_by_one(verifier, images):
     second = verifier.score(images, PROMPTS, POTENTIAL_QUESTION, turns=[(CLARITY_QUESTION, "yes")])
     assert (first - second).abs().min() > 1e-4  # so that equality says something
     torch.testing.assert_close(together, torch.stack([first, second], dim=1), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "questions",
+    [
+        (ORM_QUESTION, PRM_QUESTION, CLARITY_QUESTION),  # part soon after the image
+        (ORM_QUESTION, REFLECTION_QUESTION),  # share the prompt, whose length differs from image to image
+        (ORM_QUESTION, ORM_QUESTION),  # leave nothing apart
+        (PRM_QUESTION,),
+    ],
+    ids=["early", "late", "same", "one"],
+)
+def test_questions_asked_of_one_reading_equal_questions_asked_alone(verifier, images, questions):
+    before = verifier.passes
+    together = verifier.score_questions(images, PROMPTS, questions, batch_size=3)
+    assert verifier.passes - before == len(PROMPTS) * len(questions)
+    alone = torch.stack([verifier.score(images, PROMPTS, question) for question in questions], dim=1)
+    assert alone.std(dim=0).min() > 1e-3  # so that equality says something
+    if len(set(questions)) > 1:
+        assert (alone[:, 0] - alone[:, 1]).abs().max() > 1e-3
+    assert together.dtype == torch.float32
+    torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-4)
+
+
+def test_an_image_is_read_once_for_all_questions(verifier, images):
+    towers, places = [], []
+    inner = verifier.model.model
+    hooks = [
+        inner.vision_tower.register_forward_hook(lambda module, inputs, output: towers.append(1)),
+        inner.language_model.register_forward_pre_hook(
+            lambda module, inputs, named: places.append(named["inputs_embeds"].shape[1]), with_kwargs=True
+        ),
+    ]
+    verifier.score_questions(images, PROMPTS, (ORM_QUESTION, PRM_QUESTION))
+    verifier.score(images, PROMPTS, ORM_QUESTION)
+    for hook in hooks:
+        hook.remove()
+    assert len(towers) == 2  # one for each call
+    first, one, _, alone = places
+    assert first + one == alone
+
+
+def test_questions_are_checked_each(lite, images):
+    with pytest.raises(ValueError, match=r"\{prompt\}"):
+        lite.score_questions(images, PROMPTS, (ORM_QUESTION, POTENTIAL_QUESTION))
+    assert lite.score_questions(images[:0], [], (ORM_QUESTION, PRM_QUESTION)).shape == (0, 2)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_weights_in_few_bits_are_asked_of_bitsandbytes(bits, lite, tmp_path, monkeypatch):
+    save_lite(tmp_path)
+    asked = []
+    monkeypatch.setattr(
+        verifier_module.AutoModelForImageTextToText,
+        "from_pretrained",
+        lambda path, **options: asked.append(options) or Unmovable(lite.model),
+    )
+    monkeypatch.setattr(verifier_module, "is_bitsandbytes_available", lambda: True)
+    Verifier.from_pretrained(tmp_path, device="cpu", dtype=torch.bfloat16, bits=bits)
+    (options,) = asked
+    config = options.pop("quantization_config")
+    assert options == {"dtype": torch.bfloat16, "device_map": {"": "cpu"}}
+    assert (config.load_in_8bit, config.load_in_4bit) == (bits == 8, bits == 4)
+    if bits == 4:
+        assert (config.bnb_4bit_quant_type, config.bnb_4bit_compute_dtype) == ("nf4", torch.bfloat16)
+
+
+class Unmovable(torch.nn.Module):
+    """A model that was loaded in few bits: it raises when it is moved."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def to(self, *args, **kwargs):
+        raise ValueError("`.to` is not supported for this model.")
+
+
+def test_few_bits_need_their_extra(tmp_path, monkeypatch):
+    save_lite(tmp_path)
+    monkeypatch.setattr(verifier_module, "is_bitsandbytes_available", lambda: False)
+    with pytest.raises(ImportError, match=r'pip install -e "\.\[quantized\]"'):
+        Verifier.from_pretrained(tmp_path, bits=4)
+    with pytest.raises(ValueError, match="8 or 4 bits, not 16"):
+        Verifier.from_pretrained(tmp_path, bits=16)
 
 
 def test_reasons_are_written_word_by_word_as_if_each_image_were_alone(verifier, images):
