@@ -1,0 +1,290 @@
+"""The whole way of the paper at both released layouts: from files in their released formats to a corrected image.
+
+Show-o (256 or 1,024 codes, 129 text places, 8,192 codes), MAGVIT-v2 (13 bits, released block counts) and a
+LLaVA-OneVision, all with random weights and small in width, are saved as they are released and loaded by their paths.
+"""
+
+import copy
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_verifiers import byte_level_tokenizer, save_onevision
+from test_references import pictures, save_magvit, save_showo
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from cotgen_lite.dpo import DpoTraining, Pair, draw_masks, log_probability, train_dpo
+from cotgen_lite.generator import Generator
+from cotgen_lite.margins import reward_margins
+from cotgen_lite.sampling import MASKED, SamplingSettings
+from cotgen_lite.search import best_of_n, parm_search, reflect, stepwise_best_of_n
+from cotgen_lite.showo import Showo, correction_prefix, masked_loss, text_prefix
+from cotgen_lite.tokenizer import Magvit
+from cotgen_lite.verifier import CLARITY_QUESTION, POTENTIAL_QUESTION, PRM_QUESTION, REFLECTION_QUESTION, Verifier
+from cotgen_lite.vocabulary import encode_text
+
+PROMPT, OTHER = "a photo of a red apple and a blue car", "a photo of three dogs"
+STEPS = 4
+SETTINGS = SamplingSettings(guidance_scale=1.75, steps=STEPS)
+
+
+@dataclass(frozen=True)
+class Full:
+    """Both models of one layout; size: side of its pictures, px."""
+
+    size: int
+    generator: Generator
+    verifier: Verifier
+
+    @property
+    def length(self) -> int:
+        return (self.size // 16) ** 2
+
+    def prefix(self, prompt: str) -> list[int]:
+        return text_prefix(self.generator.model.config, encode_text(self.generator.words, prompt))
+
+
+def save_parts(folder: Path, size: int) -> tuple[Path, Path, Path]:
+    """The three parts of a generator, as released; returns where they are."""
+    parts = folder / "showo", folder / "words", folder / "magvit"
+    words = byte_level_tokenizer()
+    save_showo(parts[0], (size // 16) ** 2, len(words), 8192, words.eos_token_id, words.eos_token_id)
+    words.save_pretrained(parts[1])
+    save_magvit(parts[2])
+    return parts
+
+
+@pytest.fixture(scope="module", params=[256, 512], ids=["256px", "512px"])
+def full(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Full:
+    folder, size = tmp_path_factory.mktemp("full"), request.param
+    model, words, pixels = save_parts(folder, size)
+    torch.manual_seed(9)  # a verifier that is unsure: it finds some images right, some not
+    save_onevision(folder / "verifier")
+    if size == 256:
+        generator = Generator.from_pretrained(model, words, pixels, SETTINGS, device="cpu")
+    else:  # the released tokenizer does not know of the larger pictures, and is told
+        parts = AutoTokenizer.from_pretrained(words), Magvit.from_pretrained(pixels, image_size=512)
+        generator = Generator(Showo.from_pretrained(model), *parts, SETTINGS)
+    return Full(size, generator, Verifier.from_pretrained(folder / "verifier", device="cpu"))
+
+
+# Two images of 512 px do not fit before the model's last place.
+ONLY_256 = pytest.mark.parametrize("full", [256], indirect=True, ids=["256px"])
+
+
+def finals(full: Full, prompt: str, n: int, seed: int) -> Tensor:
+    """Codes (n, L) of n finished images."""
+    return torch.stack([path.final for path in full.generator.draw([prompt], n, seed)[0]])
+
+
+# --- an image, a sample, a score ---
+
+
+def test_a_picture_becomes_codes_and_a_picture_again(full: Full) -> None:
+    seen = pictures(2, full.size)
+    codes = full.generator.pixels.encode(seen)
+    assert codes.shape == (2, full.length) and codes.min() >= 0 and codes.max() < 8192
+    assert not torch.equal(codes[0], codes[1]) and codes.unique().numel() > 100
+    shown = full.generator.decode(codes.to(torch.int16))
+    assert shown.shape == seen.shape and shown.dtype == torch.uint8
+    assert (shown[0] != shown[1]).any() and shown.float().std() > 10
+    alone = full.generator.decode(codes[1])  # (L,) is one image
+    assert (alone[0].int() - shown[1].int()).abs().max() <= 1
+
+
+def test_the_same_seed_draws_the_same_images(full: Full) -> None:
+    drawn = full.generator.draw([PROMPT, OTHER], 2, seed=3)
+    assert [path.prompt for paths in drawn for path in paths] == [PROMPT] * 2 + [OTHER] * 2
+    for path in (path for paths in drawn for path in paths):
+        assert path.tokens.shape == path.committed.shape == (STEPS, full.length)
+        assert path.tokens.min() >= 0 and path.tokens.max() < 8192
+        left = [math.floor(full.length * math.cos(math.pi * done / (2 * STEPS))) for done in range(1, STEPS)]
+        assert (~path.committed).sum(dim=1).tolist() == [*left, 0]
+    finished = torch.stack([path.final for paths in drawn for path in paths])
+    assert len({tuple(codes) for codes in finished.tolist()}) == 4
+    assert torch.equal(finals(full, OTHER, 1, seed=3), finished[2:3])
+    assert not torch.equal(finals(full, OTHER, 1, seed=4), finished[2:3])
+
+
+def test_the_verifier_reads_what_was_drawn(full: Full) -> None:
+    images = full.generator.decode(finals(full, PROMPT, 2, seed=3))
+    asked = full.verifier.passes
+    odds = full.verifier.score(images[[0, 1, 0]], [PROMPT, PROMPT, OTHER])
+    assert full.verifier.passes - asked == 3 and odds.isfinite().all()
+    assert odds.unique().numel() == 3  # another image or another prompt, another score
+    torch.testing.assert_close(full.verifier.score(images[1:], [PROMPT])[0], odds[1], atol=1e-4, rtol=1e-4)
+
+
+# --- the searches ---
+
+
+def test_best_of_n_keeps_the_favourite(full: Full) -> None:
+    before = full.verifier.passes
+    found = best_of_n(full.generator, full.verifier, PROMPT, 3, seed=5)
+    cost = found.cost
+    assert found.images.shape == (3, 3, full.size, full.size)
+    assert torch.equal(torch.stack([path.final for path in found.trajectories]), finals(full, PROMPT, 3, seed=5))
+    odds = full.verifier.score(found.images, [PROMPT] * 3)
+    torch.testing.assert_close(found.log_odds, odds, atol=1e-4, rtol=1e-4)
+    assert found.chosen == int(odds.argmax()) and torch.equal(found.image, found.images[found.chosen])
+    # The prompt and the empty one; a first step that all share; then a pass with and one without the prompt for each.
+    assert cost.generator_passes == 2 + 2 + 2 * 3 * (STEPS - 1)
+    assert cost.tokens == (cost.generator_passes - 2) * (full.length + 2) + len(full.prefix(PROMPT)) + 3
+    assert cost.verifier_passes == 3 and full.verifier.passes - before == 3 + 3
+    assert cost.seconds == cost.generator_seconds + cost.verifier_seconds > 0
+
+
+def test_step_by_step_goes_on_from_the_favourite(full: Full) -> None:
+    before = full.verifier.passes
+    found = stepwise_best_of_n(full.generator, full.verifier, PROMPT, 2, seed=5, first_step=2)
+    assert found.guesses.shape == (STEPS, 2, full.length) and found.image.shape == (3, full.size, full.size)
+    assert found.log_odds[0].isnan().all() and found.log_odds[1:].isfinite().all() and found.chosen[0] == 0
+    assert torch.equal(found.chosen[1:], found.log_odds[1:].argmax(dim=1))
+    images = full.generator.decode(found.guesses[2])
+    odds = full.verifier.score(images, [PROMPT] * 2, PRM_QUESTION)
+    torch.testing.assert_close(found.log_odds[2], odds, atol=1e-4, rtol=1e-4)
+    for step in range(1, STEPS):  # both draws keep what the favourite of the step before had committed
+        kept = found.trajectory.committed[step - 1]
+        assert (found.guesses[step][:, kept] == found.trajectory.tokens[step - 1][kept]).all()
+    assert torch.equal(found.trajectory.final, found.guesses[-1, found.chosen[-1]].long())
+    assert found.cost.generator_passes == 2 + 2 * STEPS
+    assert found.cost.verifier_passes == 2 * (STEPS - 1) == full.verifier.passes - before - 2
+
+
+class Stricter(Verifier):
+    """The same verifier, whose log-odds of clarity and of potential must be above `bars` for a yes."""
+
+    bars = torch.zeros(2)
+
+    def score_turns(self, *args: Any, **kwargs: Any) -> Tensor:
+        return super().score_turns(*args, **kwargs) - self.bars
+
+
+def test_parm_stops_what_is_clear_and_hopeless(full: Full) -> None:
+    n, seed = (4 if full.size == 256 else 2), 6
+    whole = full.generator.draw([PROMPT], n, seed)[0]
+    guesses = torch.stack([path.tokens for path in whole], dim=1)  # (T, N, L)
+    images = full.generator.decode(guesses[:-1])
+    odds = full.verifier.score_turns(images, [PROMPT] * len(images), (CLARITY_QUESTION, POTENTIAL_QUESTION))
+    clarity, potential = odds.view(STEPS - 1, n, 2).unbind(dim=2)
+    # One image is not clear; of the clear ones' lowest potentials, a path's, the bar stands in the widest gap.
+    enough = clarity.flatten().sort().values[:2].mean()
+    heard = torch.where(clarity > enough, potential, math.inf)
+    lowest = heard.min(dim=0).values.sort().values
+    widest = int(lowest.diff().argmax())
+    verifier = Stricter(full.verifier.model, full.verifier.processor)
+    verifier.bars = torch.stack([enough, lowest[widest : widest + 2].mean()])
+    found = parm_search(full.generator, verifier, PROMPT, n, seed)
+    survivors = n - 1 - widest
+    assert found.survived.sum() == survivors < n and found.survived[found.chosen]
+    for path in range(n):
+        below = (heard[:, path] <= verifier.bars[1]).nonzero().flatten()
+        ran = int(below[0]) + 1 if len(below) else STEPS
+        assert found.steps[path] == ran and bool(found.survived[path]) == (ran == STEPS)
+        assert torch.equal(found.guesses[:ran, path], guesses[:ran, path])
+        assert (found.guesses[ran:, path] == MASKED).all()
+    finished = full.generator.decode(found.guesses[-1, found.survived])
+    best = full.verifier.score(finished, [PROMPT] * survivors)
+    torch.testing.assert_close(found.log_odds[found.survived], best, atol=1e-4, rtol=1e-4)
+    assert found.chosen == int(found.survived.nonzero()[int(best.argmax())])
+    assert found.cost.generator_passes == 2 + 2 + 2 * int((found.steps - 1).sum())
+    assert found.cost.verifier_passes == int(found.steps.clamp(max=STEPS - 1).sum()) + survivors == verifier.passes
+
+
+# --- alignment and self-correction ---
+
+
+def test_one_dpo_step_prefers_the_chosen_image(full: Full, tmp_path: Path) -> None:
+    found = best_of_n(full.generator, full.verifier, PROMPT, 2, seed=5)
+    codes = [found.trajectories[i].final for i in (int(found.log_odds.argmax()), int(found.log_odds.argmin()))]
+    pair = Pair(full.prefix(PROMPT), *codes)
+    policy = replace(full.generator, model=copy.deepcopy(full.generator.model))
+    steps, _ = train_dpo(policy.model, [pair], DpoTraining(1e-3, masks=2, warmup=0), tmp_path)
+    assert len(steps) == 1
+    assert steps[0]["margin"] == pytest.approx(0, abs=1e-3) and steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
+    # How much likelier each image became, under masks that it was not trained on.
+    masks = draw_masks(2, full.length, 4, "sum", torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        after, before = (
+            log_probability(one.model, one.model.config, [pair.prefix] * 2, torch.stack(codes), masks)
+            for one in (policy, full.generator)
+        )
+    chosen, rejected = after - before
+    assert chosen - rejected > 1
+    assert reward_margins(policy, full.generator, [pair], masks=4) > 0.1  # β times as much, so the loss is below log 2
+    assert reward_margins(full.generator, full.generator, [pair]) == 0  # the reference stayed what it was
+
+
+@ONLY_256
+def test_a_step_of_self_correction_lowers_its_loss_and_then_it_draws(full: Full) -> None:
+    generator, config = full.generator, full.generator.model.config
+    rejected, target = finals(full, PROMPT, 2, seed=3)
+    why = "the apple is blue, not red"
+    words, reasons = encode_text(generator.words, PROMPT), encode_text(generator.words, why)
+    taught = replace(generator, model=copy.deepcopy(generator.model))
+    prefix = correction_prefix(config, words, reasons, rejected.tolist())
+    optimizer = torch.optim.AdamW(taught.model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(2):
+        loss = masked_loss(taught.model, [prefix] * 2, target.repeat(2, 1), torch.Generator().manual_seed(1), 0.0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[1] < losses[0] - 0.1
+
+    codes = rejected[None]
+    drawn = taught.correct([PROMPT], codes, [why], 2, seed=8)[0]
+    assert [path.candidate for path in drawn] == [0, 1] and not torch.equal(drawn[0].final, drawn[1].final)
+    assert drawn[0].tokens.shape == (STEPS, full.length) and drawn[0].committed[-1].all()
+    assert torch.equal(taught.correct([PROMPT], codes, [why], 1, seed=8)[0][0].tokens, drawn[0].tokens)
+    # Without guidance, lest what is guided against hides whether the words and the image before it are read.
+    plain = replace(taught, settings=SamplingSettings(0.0, STEPS))
+    told = plain.correct([PROMPT], codes, [why], 1, seed=8)[0][0].tokens
+    for changed in (
+        plain.correct([OTHER], codes, [why], 1, seed=8),
+        plain.correct([PROMPT], codes, ["the car is missing"], 1, seed=8),
+        plain.correct([PROMPT], codes.flip(1), [why], 1, seed=8),
+        plain.correct([PROMPT], codes, [why], 1, seed=9),
+    ):
+        assert not torch.equal(changed[0][0].tokens, told)
+
+
+@ONLY_256
+def test_reflection_corrects_until_it_hears_yes(full: Full) -> None:
+    codes = finals(full, PROMPT, 4, seed=3)
+    odds = full.verifier.score(full.generator.decode(codes), [PROMPT] * 4, REFLECTION_QUESTION)
+    first, before = int(odds.argmin()), full.verifier.passes
+    assert odds[first] < 0
+    found = reflect(full.generator, full.verifier, PROMPT, codes[first], seed=2, rounds=2)
+    rounds = len(found.reasons)
+    assert 1 <= rounds <= 2 and found.images.shape == (rounds + 1, 3, 256, 256)
+    assert rounds == 2 or found.log_odds[-1] > 0
+    # Alone an image may be decoded otherwise by one in 255, and the verifier be that much surer or less sure.
+    assert found.log_odds[0].item() == pytest.approx(odds[first].item(), abs=1e-2)
+    assert torch.equal(found.codes[0].long(), codes[first]) and not torch.equal(found.codes[1], found.codes[0])
+    assert (found.images.int() - full.generator.decode(found.codes).int()).abs().max() <= 1
+    assert found.chosen == int(found.log_odds.argmax())
+    again = full.generator.correct([PROMPT], found.codes[:1], found.reasons[:1], 1, seed=2001)[0][0]
+    assert torch.equal(again.final, found.codes[1].long())
+    # A round: its prefix and that of the image alone, then a pass with and one without the words for each step.
+    assert found.cost.generator_passes == rounds * (2 + 2 * STEPS)
+    assert found.cost.verifier_passes == 2 * rounds + 1 == full.verifier.passes - before
+    right = int(odds.argmax())
+    assert odds[right] > 0.05  # an image that is right stays as it is
+    kept = reflect(full.generator, full.verifier, PROMPT, codes[right], seed=2)
+    assert kept.reasons == [] and len(kept.images) == 1 and kept.cost.generator_passes == 0
+
+
+def test_two_images_of_512_px_are_too_long_a_sequence(full: Full) -> None:
+    """2,048 places hold the prompt, reasons and two images of 256 codes, but not two of 1,024."""
+    codes = torch.zeros(1, full.length, dtype=torch.long)
+    if full.size == 256:
+        assert full.generator.correct([PROMPT], codes, [""], 1, seed=0)[0][0].final.shape == (256,)
+    else:
+        with pytest.raises(ValueError, match="this model reads at most 1022 before a new image"):
+            full.generator.correct([PROMPT], codes, [""], 1, seed=0)
