@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 import torch
 
-from cotgen_lite import exercises_alignment, exercises_parm
+from cotgen_lite import exercises_alignment, exercises_full, exercises_parm, exercises_sequential
 from cotgen_lite.exercises_alignment import expect, say_right
 
 
@@ -234,6 +234,12 @@ class check:
     kept = staticmethod(exercises_parm.kept)
     changed = staticmethod(exercises_parm.changed)
     others_reasons = staticmethod(exercises_parm.others_reasons)
+    whole_after = staticmethod(exercises_sequential.whole_after)
+    places = staticmethod(exercises_sequential.places)
+    image_log_probability = staticmethod(exercises_sequential.image_log_probability)
+    keys_and_values = staticmethod(exercises_full.keys_and_values)
+    hours = staticmethod(exercises_full.hours)
+    parm_over_best = staticmethod(exercises_full.parm_over_best)
 
 
 def _committed(steps: int, places: int, rounded: Callable[[float], int]) -> list[int]:

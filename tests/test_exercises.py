@@ -54,6 +54,20 @@ def kept_back(reasons: Sequence[str], tags: Sequence[str], place: int) -> str:
     return next(text for k, text in enumerate(reasons) if tags[k] == tags[place] and k != place)
 
 
+def log_p_of(chances: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """The sum over places of what each code got, (B,)."""
+    return chances.gather(2, codes[..., None])[..., 0].sum(1)
+
+
+def parm_cost(ran: np.ndarray, step: float, look: float, steps: int, at_the_end: bool = True) -> float:
+    """PARM's steps and looks, counted one path and one step at a time."""
+    cost = 0.0
+    for path in ran:
+        cost += sum(step + (look if number < steps else 0.0) for number in range(1, path + 1))
+        cost += look if at_the_end and path == steps else 0.0
+    return cost
+
+
 SOLUTIONS: dict[str, Callable] = {
     "schedule": lambda t, k: differences(t, k, lambda s: k * math.cos(math.pi * (s + 1) / (2 * t)) + 1e-9),
     "agreement": lambda tokens: (tokens == tokens[-1]).float().mean(dim=1),
@@ -82,6 +96,12 @@ SOLUTIONS: dict[str, Callable] = {
     "kept": lambda odds: next((k for k, one in enumerate(odds) if one > 0), int(np.argmax(odds))),
     "changed": lambda before, after: ((~before & after).sum(), (before & ~after).sum()),
     "others_reasons": lambda reasons, tags: passed_on(reasons, tags, 1),
+    "whole_after": lambda row, column, side, runs: (row * side + column) // (side * side // runs) + 1,
+    "places": lambda words, length, kept: words + length - 1 if kept else sum(words + k for k in range(length)),
+    "image_log_probability": lambda logits, codes: log_p_of(logits.log_softmax(2)[:, -len(codes[0]) - 1 : -1], codes),
+    "keys_and_values": lambda n, places, layers, heads, width, size: n * 2 * 2 * places * layers * heads * width * size,
+    "hours": lambda images, t, places, weights, rate, gpus: images * t * 2 * places * 2 * weights / rate / gpus / 3600,
+    "parm_over_best": lambda ran, t, step, look: parm_cost(ran, step, look, t) / (len(ran) * (t * step + look)),
 }
 MISTAKES: list[tuple[str, Callable, str]] = [
     ("schedule", lambda t, k: plainly(t, k, lambda s: k * math.cos(math.pi * s / (2 * t))), r"\(s \+ 1\) / T"),
@@ -231,6 +251,65 @@ MISTAKES: list[tuple[str, Callable, str]] = [
     ("others_reasons", lambda reasons, tags: [kept_back(reasons, tags, k) for k in range(len(tags))], "given twice"),
     ("others_reasons", lambda reasons, tags: reasons[1:], "for each of 7"),
     ("others_reasons", lambda reasons, tags: ["it is wrong"] * len(tags), "Only reasons that were given"),
+    ("whole_after", lambda row, column, side, runs: (row * side + column) // (side * side // runs), "from 1 here"),
+    ("whole_after", lambda row, column, side, runs: -(-(row * side + column) * runs // side**2), "it included"),
+    ("whole_after", lambda row, column, side, runs: row + 1, "counts rows"),
+    ("whole_after", lambda row, column, side, runs: (column * side + row) * runs // side**2 + 1, "row by row"),
+    ("whole_after", lambda row, column, side, runs: row * side + column + 1, "Those are codes"),
+    (
+        "places",
+        lambda words, length, kept: words + length if kept else sum(range(words, words + length + 1)),
+        "too many",
+    ),
+    ("places", lambda words, length, kept: length - 1 if kept else sum(range(length)), "words take places too"),
+    ("places", lambda words, length, kept: length, "Those are passes"),
+    ("places", lambda words, length, kept: SOLUTIONS["places"](words, length, not kept), "other way round"),
+    ("places", lambda words, length, kept: words + length - 1 if kept else (words + length) * length, "grows"),
+    (
+        "image_log_probability",
+        lambda logits, codes: log_p_of(logits.log_softmax(2)[:, -4:], codes),
+        "one place earlier",
+    ),
+    ("image_log_probability", lambda logits, codes: SOLUTIONS["image_log_probability"](logits, codes) / 4, "the mean"),
+    ("image_log_probability", lambda logits, codes: log_p_of(logits[:, 4:8], codes), "Those are logits"),
+    ("image_log_probability", lambda logits, codes: log_p_of(logits.softmax(2)[:, 4:8], codes), "add up: take the log"),
+    ("image_log_probability", lambda logits, codes: log_p_of(logits.log_softmax(1)[:, 4:8], codes), "over the codes"),
+    ("image_log_probability", lambda logits, codes: log_p_of(logits.log_softmax(2)[:, :4], codes), "at the end"),
+    ("image_log_probability", lambda logits, codes: -SOLUTIONS["image_log_probability"](logits, codes), "The sign"),
+    ("keys_and_values", lambda n, p, layers, h, w, size: n * 2 * p * layers * h * w * size, "That is half"),
+    ("keys_and_values", lambda n, p, layers, h, w, size: n * p * layers * h * w * size, "a quarter"),
+    ("keys_and_values", lambda n, p, layers, h, w, size: 4 * n * p * layers * h * w, "several bytes"),
+    ("keys_and_values", lambda n, p, layers, h, w, size: 4 * n * p * layers * w * size, "one head"),
+    ("keys_and_values", lambda n, p, layers, h, w, size: 4 * n * p * h * w * size, "one layer"),
+    ("keys_and_values", lambda n, p, layers, h, w, size: 4 * p * layers * h * w * size, "one candidate"),
+    ("keys_and_values", lambda n, p, layers, h, w, size: 4 * n * p * p * layers * h * w * size, "square"),
+    ("hours", lambda *case: 3600 * SOLUTIONS["hours"](*case), "Those are seconds"),
+    ("hours", lambda *case: 60 * SOLUTIONS["hours"](*case), "Those are minutes"),
+    ("hours", lambda *case: SOLUTIONS["hours"](*case) / 2, "Half of it"),
+    ("hours", lambda *case: SOLUTIONS["hours"](*case) / 4, "both double it"),
+    ("hours", lambda i, t, places, weights, rate, gpus: i * t * 4 * places * weights / rate / 3600, "share the work"),
+    ("hours", lambda i, t, places, weights, rate, gpus: i * 4 * places * weights / rate / gpus / 3600, "Every step"),
+    ("hours", lambda i, t, places, weights, rate, gpus: i * t * 4 * weights / rate / gpus / 3600, "every place"),
+    (
+        "parm_over_best",
+        lambda ran, t, step, look: parm_cost(ran, step, look, t, False) / (len(ran) * (t * step + look)),
+        "once more, to choose",
+    ),
+    (
+        "parm_over_best",
+        lambda ran, t, step, look: (ran.sum() * step + (ran == t).sum() * look) / (len(ran) * (t * step + look)),
+        "looks at every step",
+    ),
+    ("parm_over_best", lambda ran, t, step, look: t * (step + look) / (t * step + look), "Stopped paths cost"),
+    ("parm_over_best", lambda ran, t, step, look: ran.mean() / t, "generator alone"),
+    (
+        "parm_over_best",
+        lambda ran, t, step, look: (t * step + ran.mean() * look) / (t * step + look),
+        "as well as its looks",
+    ),
+    ("parm_over_best", lambda ran, t, step, look: ran.mean() * (step + look) / (t * step), "Best-of-n looks too"),
+    ("parm_over_best", lambda *case: 1 / SOLUTIONS["parm_over_best"](*case), "Upside down"),
+    ("parm_over_best", lambda *case: 1 - SOLUTIONS["parm_over_best"](*case), "what is saved"),
 ]
 
 
