@@ -85,7 +85,7 @@ def test_lite_weights_stay_small() -> None:
 
 
 def test_a_batch_in_chunks_equals_each_image_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer, "PIXELS_AT_ONCE", 2 * small_model().config.image_size**2)
+    monkeypatch.setattr(tokenizer, "PIXELS_AT_ONCE", 2 * small_model().config.image_size ** 2)
     model, images = small_model(), noise_images(5)
     tokens = model.encode(images)
     assert torch.equal(tokens, torch.cat([model.encode(image[None]) for image in images]))
