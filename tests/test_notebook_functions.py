@@ -12,6 +12,7 @@ from cotgen_lite import ranking
 from cotgen_lite.checkpoints import load_verifier
 from cotgen_lite.dpo import dpo_loss, draw_masks, log_probability, online_pairs
 from cotgen_lite.judges import TemplateJudge
+from cotgen_lite.memory import decoding_bytes, drawing_bytes, plan_drawing
 from cotgen_lite.pools import expected_best_of
 from cotgen_lite.prompts import lite_prompts, parse_prompt
 from cotgen_lite.ranking import balanced, label_steps
@@ -19,7 +20,8 @@ from cotgen_lite.sampling import Ledger, SamplingSettings, encode_prompts, maske
 from cotgen_lite.scenes import random_scene, render
 from cotgen_lite.scoring import area_under_curve
 from cotgen_lite.search import parm_search, reflect, stepwise_best_of_n
-from cotgen_lite.showo import text_prefix
+from cotgen_lite.showo import ShowoConfig, text_prefix
+from cotgen_lite.tokenizer import MagvitConfig, images_at_once
 from cotgen_lite.verifier import (
     CLARITY_QUESTION,
     ORM_QUESTION,
@@ -212,3 +214,18 @@ def test_reflect(toy_generator: Any) -> None:
         assert torch.equal(torch.stack(seen), found.codes) and (why, kept) == (found.reasons, found.chosen)
         lengths.add(len(why))
     assert len(lengths) > 1
+
+
+def test_most_candidates_at_once() -> None:
+    ours = from_scratch("10_full_scale")["most_at_once"]
+    config, pixels, found = ShowoConfig(), MagvitConfig(), set()
+    decoding = decoding_bytes(pixels, images_at_once(pixels))
+
+    def taken(candidates: int) -> int:
+        return max(decoding, drawing_bytes(config, candidates, 20, 30, True, torch.bfloat16))
+
+    for free in (3.5e9, 4e9, 6e9, 60e9, taken(7) / 0.8, taken(35) / 0.8):
+        plan = plan_drawing(config, pixels, 3, 20, 30, True, torch.bfloat16, int(np.ceil(free)))
+        found.add(ours(taken, 60, int(np.ceil(free))))
+        assert ours(taken, 60, int(np.ceil(free))) == plan.at_once
+    assert ours(taken, 60, 1e9) == 0 and 60 in found and len(found) > 3
