@@ -18,6 +18,7 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 IMPORT_NAMES = {"PIL": "pillow"}  # of packages that are imported under another name
+UNPINNED = {"bitsandbytes"}  # of use on a GPU alone, so that the course's environment does without
 
 
 def declared() -> dict[str, Requirement]:
@@ -61,14 +62,14 @@ def imported_packages() -> set[str]:
 
 
 def test_pins_and_ranges_name_the_same_packages() -> None:
-    assert set(pinned()) == set(declared())
+    assert set(pinned()) == set(declared()) - UNPINNED
 
 
 @pytest.mark.parametrize("name", sorted(declared()))
 def test_range_has_a_lower_bound_and_admits_the_pin(name: str) -> None:
     specifier = declared()[name].specifier
     assert any(part.operator == ">=" for part in specifier), f"{name} needs a lower bound"
-    assert pinned()[name] in specifier
+    assert name in UNPINNED or pinned()[name] in specifier
 
 
 def test_every_import_of_the_package_is_declared() -> None:
