@@ -25,7 +25,16 @@ def draw_stacks(
         axis.barh(names, [stacks[name][part] for name in names], 0.65, lefts, color=COLORS[number % 5], label=part)
     for at, name in enumerate(names):
         total = sum(stacks[name].values())
-        axis.text(total, at, f" {total:,.1f}", va="center", fontsize=8, color="#333333", bbox=WHITE)
+        axis.annotate(
+            f"{total:,.1f}",
+            (total, at),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color="#333333",
+            bbox=WHITE,
+        )
     for card, size in (lines or {}).items():
         axis.axvline(size, color="#333333", lw=1, ls="--")
         axis.text(size, 1.01, card, ha="center", va="bottom", fontsize=8, transform=axis.get_xaxis_transform())

@@ -16,7 +16,7 @@ def test_stacks_are_as_long_as_their_parts_and_lines_stand_where_they_should() -
     bars = [(bar.get_x(), bar.get_width()) for container in axis.containers for bar in container]
     assert bars == [(0.0, 3.5), (0.0, 1.0), (3.5, 2.0), (1.0, 0.5)]
     assert [list(line.get_xdata()) for line in axis.lines] == [[9.0, 9.0]] and axis.get_xlim()[1] > 9
-    assert [text.get_text() for text in axis.texts] == [" 5.5", " 1.5", "card"]
+    assert [text.get_text() for text in axis.texts] == ["5.5", "1.5", "card"]
     assert to_png(figure)
 
 
