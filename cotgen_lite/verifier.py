@@ -167,7 +167,7 @@ class Verifier:
 
         The image, and the words with which all questions begin, are read once; each question goes on from there with a
         copy of their keys and values. On a CPU, two to four questions to the lite verifier took about half the time
-        that they take alone; passes are counted as if they had been asked so, one for each image and question.
+        that they take one by one; passes are counted as if they had been asked so, one for each image and question.
         Arguments and errors as in `score`; questions: Q of them, each with {prompt}. Returns float32 (B, Q).
         """
         for question in questions:
