@@ -142,13 +142,17 @@ def measure_paths(
     save_pool(replace(pool, scores=pool.scores | {"parm": order_within_rows(outcome.order)}), path)
     method = "parm" if name == "baseline" else f"{name}+parm"
     save_rows(out / "results", method, name, pool, outcome, units, guesses.shape[2])
-    alone = expected_best_of(opinions.selection, pool.correct["learned"], recipe.pool_size)
-    summary = {
+    return Measured(pool, guesses, opinions, outcome, in_numbers(pool, opinions, outcome, recipe.pool_size))
+
+
+def in_numbers(pool: Pool, opinions: Opinions, outcome: Outcome, n: int) -> dict:
+    """When PARM says clear of a pool's paths, how good its stops are, and its choice among n if it stopped none."""
+    alone = expected_best_of(opinions.selection, pool.correct["learned"], n)
+    return {
         "clear_at": clear_at(opinions),
         "stopping": stopping(outcome, pool),
         "selection_alone": round(float(np.mean(list(tag_means(pool.prompts, alone).values()))), 4),
     }
-    return Measured(pool, guesses, opinions, outcome, summary)
 
 
 def order_within_rows(order: npt.NDArray) -> npt.NDArray[np.float32]:

@@ -13,28 +13,28 @@ from typing import get_args
 
 import numpy as np
 
+from cotgen_lite.alignment import dev_score
 from cotgen_lite.checkpoints import built_judges, built_sequential
 from cotgen_lite.drawing import draw_pool, judge_tokens
 from cotgen_lite.files import MANIFEST, write_json
 from cotgen_lite.finetune import FineTuning, finetune_verifier
 from cotgen_lite.judges import TemplateJudge
 from cotgen_lite.measure_alignment import ON_TOP, measure_drawn
-from cotgen_lite.measure_parm import order_within_rows, priced, unit_costs
+from cotgen_lite.measure_parm import in_numbers, order_within_rows, priced, unit_costs
 from cotgen_lite.measure_verifiers import by_both_judges
 from cotgen_lite.parm_pools import (
     Outcome,
     ask_of_paths,
-    clear_at,
+    spent_by_best_of_n,
     spent_by_search_of_runs,
     stop_paths,
-    stopping,
 )
 from cotgen_lite.pools import Pool, expected_best_of, first_of_each_tag, save_pool
 from cotgen_lite.prompts import lite_prompts
 from cotgen_lite.ranking import Example, as_dataset, draw_paths, orm_examples, parm_examples, train_prompts
 from cotgen_lite.recipes import Recipe
 from cotgen_lite.results import SIZES, decide, merge_json, merge_rows, score_rows, score_tokens, summed_up
-from cotgen_lite.scoring import area_within_rows, mean_area, score, tag_means
+from cotgen_lite.scoring import area_within_rows, mean_area, score
 from cotgen_lite.sequential_sampling import Fill, SequentialGenerator
 from cotgen_lite.sequential_training import draw_ranking_data
 from cotgen_lite.verifier import Verifier
@@ -55,11 +55,10 @@ def measure_sequential(out: Path, work: Path, recipe: Recipe) -> None:
     models, results, n = out / "models", out / "results", recipe.pool_size
     generator, judges = built_sequential(models), built_judges(models)
     dev = measure_settings(generator, work / "settings", recipe)
-    shipped = {name: Verifier.from_pretrained(models / folder) for name, folder in ON_TOP.items()}
-    shipped["parm"] = Verifier.from_pretrained(models / "parm")
+    orms = {name: Verifier.from_pretrained(models / folder) for name, folder in ON_TOP.items()}
     taught = teach_verifiers(out, generator, work, recipe)
-    asked = {name: shipped[name] for name in ON_TOP}
-    pool = measure_drawn(out, work, generator, "sequential", "seq:baseline", "seq:", judges, asked, recipe, COMMAND)
+    parms = {"parm": Verifier.from_pretrained(models / "parm"), "parm-retaught": taught["parm"]}
+    pool = measure_drawn(out, work, generator, "sequential", "seq:baseline", "seq:", judges, orms, recipe, COMMAND)
     aligned = measure_drawn(
         out,
         work,
@@ -68,7 +67,7 @@ def measure_sequential(out: Path, work: Path, recipe: Recipe) -> None:
         "seq:dpo",
         "seq:dpo+",
         judges,
-        asked,
+        orms,
         recipe,
         COMMAND,
     )
@@ -76,24 +75,18 @@ def measure_sequential(out: Path, work: Path, recipe: Recipe) -> None:
     log_odds, _ = score_tokens(generator, taught["orm"], pool.tokens, pool.prompts)
     orders = {"ft-orm-retaught": log_odds.astype(np.float16).astype(np.float32)}
     found, outcomes = {}, {}
-    for name, parm in {"parm": shipped["parm"], "parm-retaught": taught["parm"]}.items():
-        opinions = ask_of_paths(generator, parm, guesses, pool.prompts, work / "opinions")
+    for name, verifier in parms.items():
+        opinions = ask_of_paths(generator, verifier, guesses, pool.prompts, work / "opinions")
         outcomes[name] = outcome = stop_paths(opinions)
         orders[name] = order_within_rows(outcome.order)
-        alone = expected_best_of(opinions.selection, pool.correct["learned"], n)
-        found[name] = {
-            "clear_at": clear_at(opinions),
-            "stopping": stopping(outcome, pool),
-            "selection_alone": round(float(np.mean(list(tag_means(pool.prompts, alone).values()))), 4),
-        }
+        found[name] = in_numbers(pool, opinions, outcome, n)
     pool = replace(pool, scores=pool.scores | orders)
     save_pool(pool, out / "pools/sequential.safetensors")
-    units = unit_costs(generator, shipped["parm"], pool.prompts, n)
+    units = unit_costs(generator, parms["parm"], pool.prompts, n)
     save_choices(out, generator, pool, outcomes, units)
     by_judge = {judge: decide_f10(pool, aligned, n, judge) for judge in judges}
     merge_json(results / "findings.json", {"F10": by_both_judges(by_judge)})
-    readers = shipped | {"parm-retaught": taught["parm"]}
-    fills = measure_fills(generator, readers, work / "fills", recipe)
+    fills = measure_fills(generator, orms | parms, work / "fills", recipe)
     write_json(results / "sequential.json", {"settings": dev, "fills": fills, "parm": found, "units": units})
 
 
@@ -103,11 +96,8 @@ def measure_settings(generator: SequentialGenerator, work: Path, recipe: Recipe)
     for top_k, scale in product(TOP_KS, GUIDANCE_SCALES):
         tried = replace(generator, settings=replace(generator.settings, guidance_scale=scale, top_k=top_k))
         guesses, _, _ = draw_pool(tried, prompts, recipe.dev_candidates, seed=0, work_dir=work)
-        result = score(prompts, judge_tokens(generator, guesses[:, :, -1], prompts, TemplateJudge()).mean(1))
-        tags = {tag: round(value, 4) for tag, value in result.tags.items()}
-        interval = [round(bound, 4) for bound in result.ci]
-        rows.append({"guidance_scale": scale, "top_k": top_k, "tags": tags, "overall": round(result.overall, 4)})
-        rows[-1]["ci"] = interval
+        right = judge_tokens(generator, guesses[:, :, -1], prompts, TemplateJudge()).mean(1)
+        rows.append({"guidance_scale": scale, "top_k": top_k} | dev_score(right, recipe))
     return rows
 
 
@@ -145,21 +135,16 @@ def save_choices(
     """Rows of scores.jsonl: both PARMs' choices for every n, and the retaught ORM's, with what they cost."""
     length, number = pool.tokens.shape[2], pool.tokens.shape[1]
     sizes, steps = [size for size in SIZES if size <= number], generator.settings.steps
-    rows = []
+    rows, preview = [], generator.settings.fill == "likeliest"
     for name in (*outcomes, "ft-orm-retaught"):
         about = {"generator": "sequential", "verifier": VERIFIERS[name], "seed": 0, "command": COMMAND}
         some = score_rows(f"seq:{name}", pool.prompts, pool.scores[name], pool.correct, sizes, about, {})
         for row in some:
             n = row["n"]
-            spent = {
-                "generator_passes": 2 + 2.0 * n * (length - 1),
-                "guesses_read": 0,
-                "finished_read": n,
-                "none_left": 0,
-            }
             if name in outcomes:
-                preview = generator.settings.fill == "likeliest"
                 spent = spent_by_search_of_runs(outcomes[name], n, steps, length, preview)
+            else:
+                spent = spent_by_best_of_n(n, steps) | {"generator_passes": 2 + 2.0 * n * (length - 1)}
             row["cost"] = priced(spent, units)
         rows += some
     merge_rows(out / "results/scores.jsonl", rows)
