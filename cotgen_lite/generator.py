@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from cotgen_lite.sampling import (
     start,
 )
 from cotgen_lite.showo import Showo, correction_prefix, text_prefix
-from cotgen_lite.tokenizer import Magvit
+from cotgen_lite.tokenizer import Magvit, MagvitConfig
 from cotgen_lite.vocabulary import encode_text
 
 
@@ -58,21 +59,21 @@ class Generator:
     ) -> "Generator":
         """Load the parts from folders or hub names.
 
-        At full scale these are "showlab/show-o", "microsoft/phi-1_5" and "showlab/magvitv2".
+        At full scale these are "showlab/show-o" or "showlab/show-o-512x512", "microsoft/phi-1_5" and
+        "showlab/magvitv2". Its config names no size of pictures: they are as large as the model has codes for.
         device: "auto" takes a GPU if there is one. dtype: of the model; torch.bfloat16 halves its weights and caches,
         while probabilities are computed from its logits in float32. The pixel tokenizer stays float32: it has little to
         save, and in bfloat16, whose steps are about as coarse as a pixel's, the lite one's move by up to 3 of 255.
         ValueError if the parts do not belong together.
         """
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        generator = cls(
-            Showo.from_pretrained(model, dtype=dtype).to(chosen),
-            AutoTokenizer.from_pretrained(words),
-            Magvit.from_pretrained(pixels).to(chosen),
-            settings,
-        )
-        check_parts(generator.model.config, generator.pixels.config, model, pixels)
-        return generator
+        draws = Showo.from_pretrained(model, dtype=dtype).to(chosen)
+        config = MagvitConfig.from_pretrained(pixels)
+        if "image_size" not in MagvitConfig.get_config_dict(pixels)[0]:
+            config.image_size = isqrt(draws.config.num_image_tokens) * config.patch_size
+        reads = Magvit.from_pretrained(pixels, config=config).to(chosen)
+        check_parts(draws.config, config, model, pixels)
+        return cls(draws, AutoTokenizer.from_pretrained(words), reads, settings)
 
     def draw(
         self,

@@ -42,10 +42,11 @@ def drawing_bytes(
     image_places = config.num_image_tokens + 2
     cached_places = prompt_rows * prefix_length + rows * (prefix_length + image_places)
     cache = 2 * config.num_hidden_layers * config.hidden_size * cached_places * dtype.itemsize
-    places = max(prefix_length, image_places)  # of prompts that hold images there can be more than of images
+    # Prompts are read once for all their candidates; where they hold images, it may be they that are dearer to read.
+    places = max(prompt_rows * prefix_length, rows * image_places)
     activations = 2 * config.intermediate_size + 6 * config.hidden_size + prefix_length + image_places
     logits = 4 * candidates * config.num_image_tokens * config.codebook_size * torch.float32.itemsize
-    return cache + max(rows * places * activations * dtype.itemsize, logits)
+    return cache + max(places * activations * dtype.itemsize, logits)
 
 
 def decoding_bytes(config: MagvitConfig, images: int, dtype: torch.dtype = torch.float32) -> int:

@@ -256,9 +256,11 @@ def correction_prefix(
     prefix = [*before, config.soi_id, *(config.image_offset + int(code) for code in codes), config.eoi_id]
     longest = config.max_position_embeddings - config.num_image_tokens - 2
     if len(prefix) > longest:
+        fits = len(prefix) - len(reason_ids) <= longest
+        advice = "shorten the reasons" if fits else "only a model of smaller images, as of 256 px, can correct them"
         raise ValueError(
             f"Prompt, reasons and image take {len(prefix)} places; this model reads at most {longest} before a new "
-            "image: shorten the reasons."
+            f"image: {advice}."
         )
     return prefix
 

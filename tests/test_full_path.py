@@ -15,15 +15,13 @@ import torch
 from small_verifiers import byte_level_tokenizer, save_onevision
 from test_references import pictures, save_magvit, save_showo
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from cotgen_lite.dpo import DpoTraining, Pair, draw_masks, log_probability, train_dpo
 from cotgen_lite.generator import Generator
 from cotgen_lite.margins import reward_margins
 from cotgen_lite.sampling import MASKED, SamplingSettings
 from cotgen_lite.search import best_of_n, parm_search, reflect, stepwise_best_of_n
-from cotgen_lite.showo import Showo, correction_prefix, masked_loss, text_prefix
-from cotgen_lite.tokenizer import Magvit
+from cotgen_lite.showo import correction_prefix, masked_loss, text_prefix
 from cotgen_lite.verifier import CLARITY_QUESTION, POTENTIAL_QUESTION, PRM_QUESTION, REFLECTION_QUESTION, Verifier
 from cotgen_lite.vocabulary import encode_text
 
@@ -64,11 +62,7 @@ def full(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     model, words, pixels = save_parts(folder, size)
     torch.manual_seed(9)  # a verifier that is unsure: it finds some images right, some not
     save_onevision(folder / "verifier")
-    if size == 256:
-        generator = Generator.from_pretrained(model, words, pixels, SETTINGS, device="cpu")
-    else:  # the released tokenizer does not know of the larger pictures, and is told
-        parts = AutoTokenizer.from_pretrained(words), Magvit.from_pretrained(pixels, image_size=512)
-        generator = Generator(Showo.from_pretrained(model), *parts, SETTINGS)
+    generator = Generator.from_pretrained(model, words, pixels, SETTINGS, device="cpu")
     return Full(size, generator, Verifier.from_pretrained(folder / "verifier", device="cpu"))
 
 
@@ -286,5 +280,5 @@ def test_two_images_of_512_px_are_too_long_a_sequence(full: Full) -> None:
     if full.size == 256:
         assert full.generator.correct([PROMPT], codes, [""], 1, seed=0)[0][0].final.shape == (256,)
     else:
-        with pytest.raises(ValueError, match="this model reads at most 1022 before a new image"):
+        with pytest.raises(ValueError, match="at most 1022 before a new image: only a model of smaller images"):
             full.generator.correct([PROMPT], codes, [""], 1, seed=0)

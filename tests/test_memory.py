@@ -78,9 +78,10 @@ def test_drawing_takes_no_more_than_it_says_and_hardly_less(
 
 
 @pytest.mark.parametrize("sizes", [CACHED, MANY_CODES, WIDE], ids=["cache", "logits", "activations"])
-def test_prompts_that_hold_an_image_are_counted_too(sizes: dict[str, int]) -> None:
+@pytest.mark.parametrize("words", [1, 110], ids=["as long as an image", "longer"])
+def test_prompts_that_hold_an_image_are_counted_too(sizes: dict[str, int], words: int) -> None:
     model = small_model(torch.float32, **sizes)
-    prefixes = [correction_prefix(model.config, [1, 2], [3], [code] * 64) for code in (0, 1)]
+    prefixes = [correction_prefix(model.config, [1, 2], [3] * words, [code] * 64) for code in (0, 1)]
     unguided = [correction_prefix(model.config, [], [], [code] * 64) for code in (0, 1)]
     settings = SamplingSettings(1.5, steps=2)
     for n in (1, 3):
