@@ -24,7 +24,7 @@ from cotgen_lite.generator import Generator
 from cotgen_lite.prompts import Prompt
 from cotgen_lite.ranking import refuse_held_out
 from cotgen_lite.showo import Showo, draw_mask, image_logits, text_prefix
-from cotgen_lite.training import StepBar, check_same_run, seconds_of_run
+from cotgen_lite.training import StepBar, check_same_run, rising_share, seconds_of_run
 from cotgen_lite.verifier import Verifier
 from cotgen_lite.vocabulary import encode_text
 
@@ -225,7 +225,7 @@ def train_dpo(
         output_dir=str(work_dir),
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=settings.warmup,
+        warmup_steps=rising_share(settings.warmup, len(pairs) * settings.epochs, settings.batch_size),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
         seed=settings.seed,

@@ -12,7 +12,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from cotgen_lite.drawing import fingerprint
-from cotgen_lite.training import StepBar, check_same_run, seconds_of_run
+from cotgen_lite.training import StepBar, check_same_run, rising_share, seconds_of_run
 from cotgen_lite.verifier import Verifier
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def finetune_verifier(
         output_dir=str(work_dir),
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=settings.warmup,
+        warmup_steps=rising_share(settings.warmup, len(dataset) * settings.epochs, settings.batch_size),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
         seed=settings.seed,

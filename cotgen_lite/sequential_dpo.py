@@ -18,7 +18,7 @@ from trl import DPOConfig, DPOTrainer
 from cotgen_lite.drawing import fingerprint
 from cotgen_lite.prompts import Prompt
 from cotgen_lite.sequential import Sequential, sequence_ids
-from cotgen_lite.training import StepBar, check_same_run, seconds_of_run
+from cotgen_lite.training import StepBar, check_same_run, rising_share, seconds_of_run
 from cotgen_lite.vocabulary import encode_text
 
 
@@ -62,7 +62,7 @@ def train_sequential_dpo(
         beta=beta,
         learning_rate=learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=0.1,
+        warmup_steps=rising_share(0.1, len(triples), batch_size),
         num_train_epochs=1,
         per_device_train_batch_size=batch_size,
         seed=seed,

@@ -139,6 +139,11 @@ def _schedule(done: float, warmup: float) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
 
 
+def rising_share(warmup: float, examples: float, batch_size: int) -> float:
+    """`warmup` for transformers' trainers, which make at least one step of it, at rate 0: none where that is all."""
+    return warmup if examples > batch_size else 0.0
+
+
 def thinned(losses: Sequence[float]) -> list[float]:
     """Some forty to eighty of the losses of a run, evenly spread: for its manifest."""
     return [round(loss, 4) for loss in losses[:: max(1, len(losses) // 40)]]

@@ -220,6 +220,13 @@ def test_training_starts_at_log_two_and_prefers_the_chosen(tmp_path):
     assert gains[0].mean() > gains[1].mean()
 
 
+def test_a_run_of_a_single_step_learns_too(tmp_path):
+    model = tiny(length=9)
+    before = model.state_dict()["showo.lm_head.weight"].clone()
+    log, _ = train_dpo(model, pairs_of(model)[:4], DpoTraining(1e-3, batch_size=4), tmp_path)
+    assert len(log) == 1 and not torch.equal(model.state_dict()["showo.lm_head.weight"], before)
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_chosen_and_rejected_share_masks_if_asked(tmp_path, monkeypatch, shared):
     model, seen = tiny(), []
