@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from cotgen_lite.device import chosen_device
 from cotgen_lite.memory import DrawingPlan, free_bytes, plan_drawing
 from cotgen_lite.sampling import (
     DecodingState,
@@ -66,7 +67,7 @@ class Generator:
         save, and in bfloat16, whose steps are about as coarse as a pixel's, the lite one's move by up to 3 of 255.
         ValueError if the parts do not belong together.
         """
-        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        chosen = chosen_device(device)
         draws = Showo.from_pretrained(model, dtype=dtype).to(chosen)
         config = MagvitConfig.from_pretrained(pixels)
         if "image_size" not in MagvitConfig.get_config_dict(pixels)[0]:

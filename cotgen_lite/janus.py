@@ -1,4 +1,4 @@
-"""Janus-Pro through transformers, drawn run by run; and its pixel tokenizer, which is LlamaGen's network as well.
+"""Janus-Pro through transformers, drawn run by run.
 
 At full scale: "deepseek-community/Janus-Pro-1B" or "-7B", 24x24 codes, guidance 4 (its own scale 5), 16 runs of 36.
 Facts: transformers' models/janus, DeepSeek's code (MIT, github.com/deepseek-ai/Janus), arXiv 2501.17811.
@@ -13,80 +13,22 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import (
     JanusForConditionalGeneration,
-    JanusVQVAE,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
+from cotgen_lite.device import chosen_device
 from cotgen_lite.files import first_line
 from cotgen_lite.sampling import Ledger
 from cotgen_lite.sequential import SequentialConfig
 from cotgen_lite.sequential_sampling import RunSettings, RunState, SequentialGenerator, begin_from
-from cotgen_lite.tokenizer import to_images, to_pixels
 from cotgen_lite.vocabulary import encode_text
+from cotgen_lite.vq_tokenizer import VqTokenizer
 
-CHUNK = 8  # images that pass through the pixel tokenizer at once: one feature map of a 384 px image takes 75 MB
 REQUEST = "<|User|>: {}\n\n<|Assistant|>:"  # Janus's chat template around a prompt, without a system prompt
 BEGIN_OF_IMAGE = "<begin_of_image>"
-
-
-@dataclass(frozen=True)
-class VqConfig:
-    """Sizes of a `VqTokenizer`, named as those of Magvit: K codes, grid x grid of them, patch_size px each."""
-
-    codebook_size: int
-    grid: int
-    patch_size: int
-
-    @property
-    def length(self) -> int:
-        return self.grid**2
-
-    @property
-    def image_size(self) -> int:
-        return self.grid * self.patch_size
-
-
-class VqTokenizer(nn.Module):
-    """Image <-> token grid by a learned codebook of directions, used like `Magvit`."""
-
-    def __init__(self, vq: JanusVQVAE) -> None:
-        super().__init__()
-        self.vq = vq.eval()
-        sizes = vq.config
-        self.config = VqConfig(sizes.num_embeddings, sizes.num_patches, 2 ** (len(sizes.channel_multiplier) - 1))
-
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """Codes (B, L), int64, row by row, of uint8 images (B, 3, H, W); ValueError for another dtype or size."""
-        size = self.config.image_size
-        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1:] != (3, size, size):
-            raise ValueError(
-                f"Images are {images.dtype} {tuple(images.shape)}, but this tokenizer reads torch.uint8 "
-                f"(batch, 3, {size}, {size}): resize them and keep values 0..255."
-            )
-        codebook = F.normalize(self.vq.quantize.embedding.weight, dim=1)
-        codes = []
-        for chunk in images.to(codebook.device).split(CHUNK):
-            values = self.vq.quant_conv(self.vq.encoder(to_pixels(chunk).to(codebook.dtype)))
-            # The code of the nearest direction: LlamaGen compares unit vectors, transformers' own `encode` does not.
-            codes.append((codebook @ values.flatten(2)).argmax(dim=1))
-        return torch.cat(codes)
-
-    @torch.no_grad()
-    def decode(self, tokens: Tensor) -> Tensor:
-        """uint8 images (B, 3, H, W) of codes (B, L); ValueError for another length or a code that does not exist."""
-        length, size = self.config.length, self.config.codebook_size
-        if tokens.dim() != 2 or tokens.shape[1] != length or not bool(((tokens >= 0) & (tokens < size)).all()):
-            raise ValueError(
-                f"Codes are {tuple(tokens.shape)}, but this tokenizer draws an image from (batch, {length}) of "
-                f"0 to {size - 1}: pass {length} codes an image and leave no open place."
-            )
-        tokens = tokens.to(self.vq.quantize.embedding.weight.device)
-        return torch.cat([to_images(self.vq.decode(chunk)) for chunk in tokens.split(CHUNK)])
 
 
 @dataclass(frozen=True)
@@ -153,7 +95,7 @@ class JanusGenerator(SequentialGenerator):
 
         ValueError if files are missing or damaged, if weights do not fit, or if the tokenizer lacks what Janus needs.
         """
-        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        chosen = chosen_device(device)
         try:
             janus, info = JanusForConditionalGeneration.from_pretrained(model, dtype=dtype, output_loading_info=True)
             # Its tokenizer.json as it stands: DeepSeek labels it a Llama tokenizer, which would lose the spaces.

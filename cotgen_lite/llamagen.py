@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoTokenizer, JanusVQVAE, JanusVQVAEConfig, PreTrainedTokenizerBase, T5EncoderModel
 
-from cotgen_lite.janus import VqTokenizer
+from cotgen_lite.device import chosen_device
 from cotgen_lite.sampling import Ledger
 from cotgen_lite.sequential import Sequential, SequentialConfig
 from cotgen_lite.sequential_sampling import RunSettings, RunState, SequentialGenerator, begin_from
 from cotgen_lite.vocabulary import encode_text
+from cotgen_lite.vq_tokenizer import VqTokenizer
 
 _ENDS = {
     "tok_embeddings.weight": "llama.embed_tokens.weight",
@@ -216,7 +217,7 @@ class LlamaGenGenerator(SequentialGenerator):
 
         device: "auto" takes a GPU if there is one. dtype: of generator and T5. ValueError as in `load_llamagen`.
         """
-        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        chosen = chosen_device(device)
         generator = cls(
             load_llamagen(model, grid).to(chosen, dtype),
             AutoTokenizer.from_pretrained(words),

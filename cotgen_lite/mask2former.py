@@ -25,6 +25,7 @@ from transformers import (
     Mask2FormerModel,
 )
 
+from cotgen_lite.device import chosen_device
 from cotgen_lite.files import data_path, write_atomically
 from cotgen_lite.geneval import COUNTING_THRESHOLD, THRESHOLD, Box, Detection, Detector, evaluate
 from cotgen_lite.prompts import GENEVAL, Prompt, to_record
@@ -163,7 +164,7 @@ class Mask2FormerDetector:
         device: "auto" (a GPU if there is one), "cpu", "cuda", ... options: of the constructor.
         ValueError if the classes are not COCO's 80 or weights are missing; OSError if there is no such model.
         """
-        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        chosen = chosen_device(device)
         geneval_names(Mask2FormerConfig.from_pretrained(detector_path).id2label)  # before any weight is loaded
         models = _load(_Segmenter, detector_path, chosen), _load(CLIPModel, clip_path, chosen)
         readers = AutoTokenizer.from_pretrained(clip_path), CLIPImageProcessorPil.from_pretrained(clip_path)

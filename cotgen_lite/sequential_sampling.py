@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, DynamicCache, PreTrainedTokenizerBase
 
+from cotgen_lite.device import chosen_device
 from cotgen_lite.generator import Generator, check_parts
 from cotgen_lite.sampling import MASKED, Ledger, Step, Trajectory, path_noise
 from cotgen_lite.sequential import Sequential, pad_texts
@@ -227,7 +228,7 @@ class SequentialGenerator:
         device: str = "auto",
     ) -> "SequentialGenerator":
         """Load the parts from folders. device: "auto" takes a GPU if there is one. ValueError if they do not fit."""
-        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        chosen = chosen_device(device)
         generator = cls(
             Sequential.from_pretrained(model).to(chosen),
             AutoTokenizer.from_pretrained(words),

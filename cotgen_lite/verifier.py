@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.utils import is_accelerate_available, is_bitsandbytes_available
 
+from cotgen_lite.device import chosen_device
 from cotgen_lite.vocabulary import encode_text
 
 # The paper's questions, word for word; the image stands before the text.
@@ -95,8 +96,7 @@ class Verifier:
             ImportError: if bits are given and the extra "quantized" is not installed.
             OSError: if there is no such model.
         """
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = chosen_device(device)
         if bits is None:
             model = AutoModelForImageTextToText.from_pretrained(path_or_name, dtype=dtype).to(device)
         else:  # which must not be moved once it is loaded
