@@ -97,15 +97,16 @@ def draw_labelled(
     n: int,
     seed: int,
     work_dir: Path,
+    temperature: float = HOT,
 ) -> tuple[Pool, float]:
     """N images of every prompt, each labelled right or wrong by the training judge.
 
-    Sampled hot (paper: section 3.2, ORM ranking data). Arguments, equal neighbours, resuming and errors as in
-    `draw_pool`. Returns a pool without scores, its labels in `correct["template"]`, and the
+    Sampled hot (paper: section 3.2, ORM ranking data) unless told otherwise. Arguments, equal neighbours, resuming and
+    errors as in `draw_pool`. Returns a pool without scores, its labels in `correct["template"]`, and the
     seconds of drawing and labelling, of earlier calls and other processes too.
     """
     settings: Any = generator.settings
-    hot: Any = replace(generator, settings=replace(settings, temperature=HOT))
+    hot: Any = replace(generator, settings=replace(settings, temperature=temperature))
     finals, _, cost = draw_pool(hot, prompts, n, seed, work_dir, final_only=True)
     codes = finals[:, :, 0].contiguous()
     labels, seconds = label_tokens(generator, codes, prompts, detector, work_dir / "labels")

@@ -45,6 +45,7 @@ class Recipe:
     correction_rate: float
     replayed: int  # pre-training pictures mixed in
     sequential_steps: int  # of the next-token generator
+    sequential_dpo_rates: tuple[float, ...]  # learning rates tried on it
     many_prompts: int  # of each tag but the easiest, for best-of-n far beyond the usual n
     many_candidates: int
 
@@ -92,6 +93,7 @@ LITE = Recipe(
     correction_rate=1e-3,
     replayed=8000,
     sequential_steps=4000,
+    sequential_dpo_rates=(2e-5, 5e-5, 1e-4),
     many_prompts=8,
     many_candidates=200,
 )
@@ -131,6 +133,7 @@ QUICK = Recipe(
     correction_rate=5e-4,
     replayed=64,
     sequential_steps=10,
+    sequential_dpo_rates=(1e-4,),
     many_prompts=1,
     many_candidates=6,
 )

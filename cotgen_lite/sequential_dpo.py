@@ -41,9 +41,9 @@ def train_sequential_dpo(
 ) -> tuple[list[dict[str, float]], float]:
     """Align a next-token generator in place, one epoch; the reference is what it is at the start, frozen.
 
-    triples: prompt, chosen and rejected codes (L,). Resumes from `work_dir`. Returns the loss, reward margin and
-    accuracy of every step, and the seconds of training. ValueError without pairs, or for a `work_dir` that holds
-    another run.
+    triples: prompt, chosen and rejected codes (L,). Resumes from `work_dir`. Returns for every step the loss, reward
+    margin and accuracy, and the rewards of chosen and rejected images (β times what their log-probability has gained);
+    and the seconds of training. ValueError without pairs, or for a `work_dir` that holds another run.
     """
     if not triples:
         raise ValueError("There is nothing to learn from: give at least one pair.")
@@ -85,6 +85,7 @@ def train_sequential_dpo(
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
     model.__dict__.pop("forward", None)  # trl's, which would follow a copy of the model around with the old weights
     names = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
+    names |= {"rewards/chosen": "chosen", "rewards/rejected": "rejected"}
     steps = [row for row in trainer.state.log_history if "rewards/margins" in row]
     told = [{ours: row[theirs] for theirs, ours in names.items()} for row in steps]
     return told, seconds_of_run(work_dir, output, last)

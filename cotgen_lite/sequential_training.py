@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from cotgen_lite.checkpoints import built_sequential, publish
 from cotgen_lite.generator_training import BATCH_SIZE, CaptionedTokens, make_captioned_tokens
 from cotgen_lite.judges import TemplateJudge
 from cotgen_lite.pools import Pool
-from cotgen_lite.ranking import draw_labelled, preference_pairs, train_prompts
+from cotgen_lite.ranking import HOT, draw_labelled, preference_pairs, train_prompts
 from cotgen_lite.recipes import Recipe
 from cotgen_lite.scenes import CaptionNoise
 from cotgen_lite.sequential import Sequential, lite_sequential_config, next_token_loss
@@ -49,35 +50,35 @@ def build_sequential(out: Path, work: Path, recipe: Recipe) -> None:
     publish(model, out / "models/sequential", settings | {"losses": thinned(log.losses)}, log.seconds)
 
 
-def draw_ranking_data(generator: SequentialGenerator, work_dir: Path, recipe: Recipe) -> Pool:
-    """Hot images of training prompts by a next-token generator, labelled; kept in `work_dir`, not shipped."""
+def draw_ranking_data(generator: SequentialGenerator, work_dir: Path, recipe: Recipe, temperature: float = HOT) -> Pool:
+    """Images of training prompts by a next-token generator, labelled; kept in `work_dir`, not shipped."""
     prompts = train_prompts(recipe.second_prompts, seed=0)
-    return draw_labelled(generator, TemplateJudge(), prompts, recipe.second_images, 20, work_dir)[0]
+    return draw_labelled(generator, TemplateJudge(), prompts, recipe.second_images, 20, work_dir, temperature)[0]
 
 
 def build_sequential_dpo(out: Path, work: Path, recipe: Recipe) -> None:
-    """The next-token generator after a round of DPO, with the learning rate that serves best on dev prompts."""
+    """The next-token generator after a round of DPO: with the pairs and learning rate that serve best on dev prompts.
+
+    Pairs drawn hot, as everywhere else in the course, or at the temperature at which the generator is used.
+    """
     start = built_sequential(out / "models")
-    images = draw_ranking_data(start, work / "images", recipe)
-    triples = preference_pairs(images, recipe.pairs_a_pool, seed=0)
     before, tried = dev_verdicts(start, work, recipe), {}
-    for rate in recipe.dpo_rates:
-        model, log = copy.deepcopy(start.model), dict[str, Any](learning_rate=rate)
+    for temperature, rate in product((HOT, start.settings.temperature), recipe.sequential_dpo_rates):
+        images = draw_ranking_data(start, work / "images", recipe, temperature)
+        triples = preference_pairs(images, recipe.pairs_a_pool, seed=0)
+        model = copy.deepcopy(start.model)
+        log: dict[str, Any] = {"temperature": temperature, "learning_rate": rate}
+        log |= {"images": images.correct["template"].size, "pairs": len(triples)}
         if triples:
-            steps, seconds = train_sequential_dpo(model, start.words, triples, rate, work / f"{rate:g}")
+            folder = work / f"{temperature:g}-{rate:g}"
+            steps, seconds = train_sequential_dpo(model, start.words, triples, rate, folder)
             log |= {"steps": len(steps), "seconds": round(seconds)}
-            log |= {key: in_parts([step[key] for step in steps]) for key in ("loss", "margin", "accuracy")}
+            log |= {key: in_parts([step[key] for step in steps]) for key in steps[0]}
         right = dev_verdicts(replace(start, model=model), work, recipe)
         log |= {"dev": dev_score(right, recipe), "gain": dev_gain(right, before, recipe)}
-        tried[f"learning rate {rate:g}"] = log, model
+        tried[f"pairs at temperature {temperature:g}, learning rate {rate:g}"] = log, model
     taken = max(tried, key=lambda name: tried[name][0]["dev"]["overall"])
     log, model = tried[taken]
-    about = {"start": "sequential", "pairs": len(triples), "images": images.correct["template"].size}
-    others = {name: {key: one[key] for key in ("dev", "gain")} for name, (one, _) in tried.items()}
-    before_dev = dev_score(before, recipe)
-    publish(
-        model,
-        out / "models/sequential-dpo",
-        about | log | {"dev_before": before_dev, "tried": others},
-        log.get("seconds", 0),
-    )
+    logs = {name: one for name, (one, _) in tried.items()}
+    about = {"start": "sequential", "dev_before": dev_score(before, recipe), "taken": taken, "tried": logs}
+    publish(model, out / "models/sequential-dpo", about, log.get("seconds", 0))

@@ -1,6 +1,7 @@
 """The short from-scratch functions of the notebooks equal the package's."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,19 @@ import numpy as np
 import torch
 
 from cotgen_lite import ranking
-from cotgen_lite.checkpoints import load_verifier
+from cotgen_lite.checkpoints import load_sequential, load_verifier
 from cotgen_lite.dpo import dpo_loss, draw_masks, log_probability, online_pairs
 from cotgen_lite.judges import TemplateJudge
 from cotgen_lite.memory import decoding_bytes, drawing_bytes, plan_drawing
 from cotgen_lite.pools import expected_best_of
 from cotgen_lite.prompts import lite_prompts, parse_prompt
 from cotgen_lite.ranking import balanced, label_steps
-from cotgen_lite.sampling import Ledger, SamplingSettings, encode_prompts, masked_after, predict, start
+from cotgen_lite.sampling import Ledger, SamplingSettings, encode_prompts, masked_after, path_noise, predict, start
 from cotgen_lite.scenes import random_scene, render
 from cotgen_lite.scoring import area_under_curve
 from cotgen_lite.search import parm_search, reflect, stepwise_best_of_n
+from cotgen_lite.sequential import next_token_loss, pad_texts, sequence_ids
+from cotgen_lite.sequential_sampling import RunSettings
 from cotgen_lite.showo import ShowoConfig, text_prefix
 from cotgen_lite.tokenizer import MagvitConfig, images_at_once
 from cotgen_lite.verifier import (
@@ -229,3 +232,19 @@ def test_most_candidates_at_once() -> None:
         found.add(ours(taken, 60, int(np.ceil(free))))
         assert ours(taken, 60, int(np.ceil(free))) == plan.at_once
     assert ours(taken, 60, 1e9) == 0 and 60 in found and len(found) > 3
+
+
+def test_next_token_drawing_and_its_log_probability() -> None:
+    generator, space = load_sequential(), from_scratch("09_sequential_models")
+    space |= {"pad_texts": pad_texts, "sequence_ids": sequence_ids}
+    text, settings = encode_text(generator.words, "a photo of a red cat"), RunSettings(1.5, top_k=7)
+    drawn = replace(generator, settings=settings).draw(["a photo of a red cat"], n=2, seed=3)[0]
+    codes = torch.stack([path.final for path in drawn])
+    model = generator.model
+    with torch.inference_mode():
+        for path, row in enumerate(codes.tolist()):
+            uniforms = path_noise((3, tuple(text), path), 1, 64)[0, 0]
+            assert space["write_image"](model, text, uniforms, 1.5, top_k=7) == row
+        found = space["log_probability"](model, text, codes)
+        loss = next_token_loss(model, [text] * 2, codes, torch.Generator(), dropout=0.0)
+    torch.testing.assert_close(found.mean(), -64 * loss, atol=1e-3, rtol=1e-4)
