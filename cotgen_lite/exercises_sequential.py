@@ -54,7 +54,7 @@ def image_log_probability(function: Callable[[Tensor, Tensor], Tensor]) -> None:
     image's codes (B, L)."""
     torch.manual_seed(0)
     logits, codes = torch.randn(3, 5 + 4, 7), torch.randint(7, (3, 4))
-    got = torch.as_tensor(function(logits.clone(), codes.clone()))
+    got = torch.as_tensor(function(logits.clone(), codes.clone())).float()
     expect(got.shape == (3,), f"One number an image is wanted, shape (3,); got {tuple(got.shape)}: add up over places.")
 
     def told(seen: Tensor) -> Tensor:

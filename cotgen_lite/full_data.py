@@ -130,7 +130,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--dtype", choices=types, default="bfloat16", help="Show-o's; all else is float32 (%(default)s)"
     )
-    parser.add_argument("--estimate", action="store_true", help="only say what the whole job would take, as computed")
+    parser.add_argument(
+        "--estimate", action="store_true", help="only say what the whole job (with defaults) would take, as computed"
+    )
     options = parser.parse_args(arguments)
     if options.estimate:
         print(table())
@@ -142,10 +144,10 @@ def main(arguments: list[str] | None = None) -> None:
         rank, _ = rank_and_processes()
         detector = Mask2FormerDetector.from_pretrained(options.detector, options.clip, device)
         self_check(detector)  # before hours of drawing
-        generator = Generator.from_pretrained(options.generator, options.words, options.pixels, SETTINGS, device)
+        parts, dtype = (options.generator, options.words, options.pixels), getattr(torch, options.dtype)
+        generator = Generator.from_pretrained(*parts, SETTINGS, device, dtype)
     except (OSError, RuntimeError, ValueError) as error:
         parser.error(str(error))
-    generator.model.to(getattr(torch, options.dtype))
     every = judgeable(full_prompts())
     chosen = every[: options.prompts]
     seconds = make_full_data(generator, detector, chosen, options.images_a_prompt, options.seed, options.out)

@@ -54,4 +54,5 @@ def train_generator(
         chosen = torch.randint(len(data.text_ids), (BATCH_SIZE,), generator=generator)
         return training_loss(model, [data.text_ids[i] for i in chosen.tolist()], data.tokens[chosen].long(), generator)
 
-    return train(model, loss_at, steps, learning_rate, work_dir, "generator", about=data.about)
+    about = data.about | {"training_seed": seed}
+    return train(model, loss_at, steps, learning_rate, work_dir, "generator", about=about)

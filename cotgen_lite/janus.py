@@ -91,8 +91,9 @@ class JanusGenerator(SequentialGenerator):
     def from_pretrained(  # type: ignore[override]  # all parts lie in one folder
         cls, model: str | Path, settings: RunSettings, device: str = "auto", dtype: torch.dtype = torch.float32
     ) -> "JanusGenerator":
-        """Load a folder or hub name. device: "auto" takes a GPU if there is one. dtype: torch.bfloat16 halves memory.
+        """Load a folder or hub name.
 
+        device: "auto" takes a GPU if there is one. dtype: of all but the pixel tokenizer, which stays float32.
         ValueError if files are missing or damaged, if weights do not fit, or if the tokenizer lacks what Janus needs.
         """
         chosen = chosen_device(device)
@@ -109,7 +110,7 @@ class JanusGenerator(SequentialGenerator):
         if wrong:
             raise ValueError(f"The weights in {model} do not fit: {len(wrong)} names differ, {wrong[0]} first.")
         _special_ids(words)
-        return cls(JanusRuns(janus.to(chosen).eval()), words, VqTokenizer(janus.model.vqmodel), settings)
+        return cls(JanusRuns(janus.to(chosen).eval()), words, VqTokenizer(janus.model.vqmodel.float()), settings)
 
     def encode(self, prompt: str) -> list[int]:
         """A prompt in Janus's chat template, as ids."""

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, JanusVQVAE, JanusVQVAEConfig, PreTrainedTokenizerBase, T5EncoderModel
 
 from cotgen_lite.device import chosen_device
+from cotgen_lite.pretrained import load_complete
 from cotgen_lite.sampling import Ledger
 from cotgen_lite.sequential import Sequential, SequentialConfig
 from cotgen_lite.sequential_sampling import RunSettings, RunState, SequentialGenerator, begin_from
@@ -42,7 +43,7 @@ _VQ = {"encoder.down.": "encoder.conv_blocks.", "decoder.up.": "decoder.conv_blo
 _MIDDLE = {".mid.block_1.": ".mid.0.", ".mid.attn_1.": ".mid.1.", ".mid.block_2.": ".mid.2."}
 
 
-def load_llamagen(path: str | Path, grid: int = 16, heads: int | None = None) -> Sequential:
+def load_llamagen(path: str | Path, grid: int, heads: int | None = None) -> Sequential:
     """The generator in a released text-to-image file, in float32 and eval mode.
 
     grid: tokens along one side, of which the weights say nothing: 16 at 256 px, 32 at 512 px. heads: by default as
@@ -97,7 +98,7 @@ def _halves(weight: Tensor, heads: int) -> Tensor:
     return weight.view(heads, -1, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
-def load_vq(path: str | Path, grid: int = 16) -> VqTokenizer:
+def load_vq(path: str | Path, grid: int) -> VqTokenizer:
     """The pixel tokenizer in a released file, for images of any `grid` tokens a side; errors as in `load_llamagen`."""
     state = read_checkpoint(path)
     codes, numbers = _shape(state, "quantize.embedding.weight", 2)
@@ -166,25 +167,19 @@ def _check(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -
             )
 
 
-def t5_features(
-    encoder: T5EncoderModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int = 120
-) -> tuple[Tensor, Tensor]:
-    """T5's features of B captions (B, length, width), pads at the left, and which places are no pads, bool (B, length).
-
-    Captions are read in lower case, as LlamaGen's were. ValueError for one too long, where LlamaGen would cut it.
-    """
-    return _read(encoder, tokenizer, [encode_text(tokenizer, plain_caption(text)) for text in texts], length)
-
-
 def plain_caption(text: str) -> str:
     """A caption in lower case with single spaces; LlamaGen takes out links and the like besides."""
     return " ".join(text.lower().split())
 
 
 @torch.inference_mode()
-def _read(
-    encoder: T5EncoderModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Sequence[int]], length: int
+def t5_features(
+    encoder: T5EncoderModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Sequence[int]], length: int = 120
 ) -> tuple[Tensor, Tensor]:
+    """T5's features of B captions (B, length, width), pads at the left, and which places are no pads, bool (B, length).
+
+    texts: the captions' ids, by `LlamaGenGenerator.encode`. ValueError for one too long, where LlamaGen would cut it.
+    """
     ended = [[*text, tokenizer.eos_token_id] for text in texts]
     longest = max(len(text) for text in ended)
     if longest > length:
@@ -203,19 +198,20 @@ class LlamaGenGenerator(SequentialGenerator):
     encoder: T5EncoderModel
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # what its weights do not say has to be said
         cls,
         model: str | Path,
         words: str | Path,
         pixels: str | Path,
         settings: RunSettings,
+        grid: int,
         device: str = "auto",
-        grid: int = 16,
         dtype: torch.dtype = torch.float32,
     ) -> "LlamaGenGenerator":
         """Load LlamaGen's two files and, from a folder or hub name, `words`: T5 and its words; OSError without them.
 
-        device: "auto" takes a GPU if there is one. dtype: of generator and T5. ValueError as in `load_llamagen`.
+        grid: as in `load_llamagen`, as are errors. device: "auto" takes a GPU if there is one. dtype: of generator and
+        T5.
         """
         chosen = chosen_device(device)
         generator = cls(
@@ -223,7 +219,7 @@ class LlamaGenGenerator(SequentialGenerator):
             AutoTokenizer.from_pretrained(words),
             load_vq(pixels, grid).to(chosen),
             settings,
-            T5EncoderModel.from_pretrained(words, dtype=dtype).to(chosen).eval(),
+            load_complete(T5EncoderModel, words, dtype=dtype).to(chosen),
         )
         ours = generator.model.config.codebook_size, generator.model.config.text_width
         theirs = generator.pixels.config.codebook_size, generator.encoder.config.d_model
@@ -242,6 +238,6 @@ class LlamaGenGenerator(SequentialGenerator):
         self, texts: Sequence[Sequence[int]], paths: Sequence[tuple[int, int]], seed: int, ledger: Ledger
     ) -> RunState:
         """Paths without a code yet, one for each (row of `texts`, candidate number); T5 reads the captions once."""
-        features, visible = _read(self.encoder, self.words, texts, self.model.config.text_length)
+        features, visible = t5_features(self.encoder, self.words, texts, self.model.config.text_length)
         features, keys = features.to(self.model.dtype), [tuple(text) for text in texts]
         return begin_from(self.model, features, visible, keys, paths, self.settings, seed, ledger)

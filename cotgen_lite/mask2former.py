@@ -28,6 +28,7 @@ from transformers import (
 from cotgen_lite.device import chosen_device
 from cotgen_lite.files import data_path, write_atomically
 from cotgen_lite.geneval import COUNTING_THRESHOLD, THRESHOLD, Box, Detection, Detector, evaluate
+from cotgen_lite.pretrained import load_complete
 from cotgen_lite.prompts import GENEVAL, Prompt, to_record
 from cotgen_lite.scenes import BACKGROUND, PALETTE
 
@@ -119,17 +120,6 @@ class _Segmenter(Mask2FormerForUniversalSegmentation):
         self.post_init()
 
 
-def _load(kind: Any, path: str | Path, device: str) -> Any:
-    """A model in float32; ValueError if weights are missing, of which transformers makes a mere warning."""
-    model, report = kind.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-    if lacking := sorted(report["missing_keys"]):
-        raise ValueError(
-            f"{path} lacks {len(lacking)} weights of a {kind.__name__.strip('_')} ({lacking[0]}, ...), which would be "
-            "random: pass a Mask2Former as the detector and a CLIP as the reader of colours, both complete."
-        )
-    return model.to(device).eval()
-
-
 @dataclass(eq=False)
 class Mask2FormerDetector:
     """GenEval's detector: instances of COCO's 80 classes under GenEval's names, with GenEval's ten colours.
@@ -166,9 +156,10 @@ class Mask2FormerDetector:
         """
         chosen = chosen_device(device)
         geneval_names(Mask2FormerConfig.from_pretrained(detector_path).id2label)  # before any weight is loaded
-        models = _load(_Segmenter, detector_path, chosen), _load(CLIPModel, clip_path, chosen)
+        detector = load_complete(_Segmenter, detector_path, dtype=torch.float32).to(chosen)
+        clip = load_complete(CLIPModel, clip_path, dtype=torch.float32).to(chosen)
         readers = AutoTokenizer.from_pretrained(clip_path), CLIPImageProcessorPil.from_pretrained(clip_path)
-        return cls(*models, *readers, **options)
+        return cls(detector, clip, *readers, **options)
 
     @torch.inference_mode()
     def detect(self, images: Tensor) -> list[list[Detection]]:

@@ -253,7 +253,9 @@ class SequentialGenerator:
         ValueError for n < 1, no prompts, or a prompt that the model cannot read.
         """
         if n < 1 or batch_size < 1 or not prompts:
-            raise ValueError(f"Drawing needs n >= 1, batch_size >= 1 and a prompt, got {n}, {batch_size}, {prompts}.")
+            raise ValueError(
+                f"Drawing needs n >= 1, batch_size >= 1 and a prompt, got {n}, {batch_size}, {len(prompts)}."
+            )
         ledger = Ledger() if ledger is None else ledger
         texts = [self.encode(prompt) for prompt in prompts]
         firsts = [first_candidate + n * texts[:row].count(text) for row, text in enumerate(texts)]

@@ -36,7 +36,8 @@ def train_sequential(
         texts = [data.text_ids[i] for i in chosen.tolist()]
         return next_token_loss(model, texts, data.tokens[chosen].long(), generator)
 
-    return train(model, loss_at, steps, learning_rate, work_dir, "next-token generator", about=data.about)
+    about = data.about | {"training_seed": seed}
+    return train(model, loss_at, steps, learning_rate, work_dir, "next-token generator", about=about)
 
 
 def build_sequential(out: Path, work: Path, recipe: Recipe) -> None:

@@ -24,6 +24,7 @@ from transformers import (
 from transformers.utils import is_accelerate_available, is_bitsandbytes_available
 
 from cotgen_lite.device import chosen_device
+from cotgen_lite.pretrained import load_complete
 from cotgen_lite.vocabulary import encode_text
 
 # The paper's questions, word for word; the image stands before the text.
@@ -91,18 +92,17 @@ class Verifier:
                 `dtype`: with bfloat16 a model of 8 billion weights takes about 9 or 6 GB, not 16. By default none are.
 
         Raises:
-            ValueError: if the processor has no chat template, the tokenizer no single token for yes or for no, or bits
-                are others.
+            ValueError: if weights are missing or damaged, the processor has no chat template, the tokenizer no single
+                token for yes or for no, or bits are others.
             ImportError: if bits are given and the extra "quantized" is not installed.
             OSError: if there is no such model.
         """
         device = chosen_device(device)
         if bits is None:
-            model = AutoModelForImageTextToText.from_pretrained(path_or_name, dtype=dtype).to(device)
+            model = load_complete(AutoModelForImageTextToText, path_or_name, dtype=dtype).to(device)
         else:  # which must not be moved once it is loaded
-            model = AutoModelForImageTextToText.from_pretrained(
-                path_or_name, dtype=dtype, device_map={"": device}, quantization_config=_quantization(bits, dtype)
-            )
+            settings = {"device_map": {"": device}, "quantization_config": _quantization(bits, dtype)}
+            model = load_complete(AutoModelForImageTextToText, path_or_name, dtype=dtype, **settings)
         processor = _load_processor(path_or_name)
         if not getattr(processor, "chat_template", None):
             raise ValueError(
@@ -166,8 +166,7 @@ class Verifier:
         """Log-odds of yes at several questions, each asked as if it were the only one: what `score` gives for each.
 
         The image, and the words with which all questions begin, are read once; each question goes on from there with a
-        copy of their keys and values. On a CPU, two to four questions to the lite verifier took about half the time
-        that they take one by one; passes are counted as if they had been asked so, one for each image and question.
+        copy of their keys and values. Passes are counted as if all were asked apart, one for each image and question.
         Arguments and errors as in `score`; questions: Q of them, each with {prompt}. Returns float32 (B, Q).
         """
         for question in questions:

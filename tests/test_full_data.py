@@ -96,8 +96,7 @@ def test_command_makes_a_pool_to_learn_from_and_resumes(
     prompts = f.judgeable(full_prompts())[:3]
     assert pool.prompts == prompts and pool.tokens.shape == (3, 6, 16)
     hot = SamplingSettings(1.75, steps=18, temperature=ranking.HOT)
-    generator = Generator.from_pretrained(*folders[1:6:2], hot, device="cpu")
-    generator.model.to(torch.bfloat16)
+    generator = Generator.from_pretrained(*folders[1:6:2], hot, device="cpu", dtype=torch.bfloat16)
     finals = [torch.stack([path.final for path in one]) for one in generator.draw([p.text for p in prompts], 6, seed=4)]
     assert torch.equal(pool.tokens.long(), torch.stack(finals))
     labels = pool.correct["template"]

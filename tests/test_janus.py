@@ -198,6 +198,7 @@ def test_half_precision_draws(folder: Path) -> None:
     half = JanusGenerator.from_pretrained(folder, SETTINGS, device="cpu", dtype=torch.bfloat16)
     path = half.draw(PROMPTS[:1], n=1, seed=1)[0][0]
     assert half.model.janus.dtype == torch.bfloat16 and path.final.max() < CODES
+    assert half.pixels.vq.quantize.embedding.weight.dtype == torch.float32
     assert half.decode(path.final[None]).shape == (1, 3, 8, 8)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import JanusVQVAE, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from cotgen_lite.llamagen import LlamaGenGenerator, convert_gpt, load_llamagen, load_vq, t5_features
+from cotgen_lite.llamagen import LlamaGenGenerator, convert_gpt, load_llamagen, load_vq, plain_caption, t5_features
 from cotgen_lite.sampling import MASKED, Ledger, path_noise
 from cotgen_lite.sequential import Sequential
 from cotgen_lite.sequential_sampling import GREY, RunSettings, advance_run
@@ -140,9 +140,13 @@ def t5() -> T5EncoderModel:
     return encoder
 
 
+def ids_of(words: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
+    return [words(plain_caption(text), add_special_tokens=False)["input_ids"] for text in texts]
+
+
 @torch.no_grad()
 def test_captions_are_read_alone_and_stand_at_the_right(t5: T5EncoderModel, words: PreTrainedTokenizerFast) -> None:
-    features, visible = t5_features(t5, words, ["a Photo  of the CAT", *PROMPTS], length=WORDS)
+    features, visible = t5_features(t5, words, ids_of(words, ["a Photo  of the CAT", *PROMPTS]), length=WORDS)
     assert features.shape == (3, WORDS, TEXT_WIDTH) and visible.sum(dim=1).tolist() == [6, 6, 8]
     for row, text in enumerate(["a photo of the cat", *PROMPTS]):
         ids = words(text, add_special_tokens=False)["input_ids"] + [words.eos_token_id]
@@ -156,7 +160,7 @@ def test_captions_are_read_alone_and_stand_at_the_right(t5: T5EncoderModel, word
         moved = read.roll(WORDS - len(ids), dims=0) * visible[row][:, None]
         torch.testing.assert_close(features[row], moved, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="at most 5 can be read"):
-        t5_features(t5, words, PROMPTS, length=5)
+        t5_features(t5, words, ids_of(words, PROMPTS), length=5)
 
 
 def draw_plainly(
@@ -197,7 +201,7 @@ def test_drawing_equals_the_plain_loop(
     generator: LlamaGenGenerator, gpt: dict[str, Tensor], settings: RunSettings
 ) -> None:
     drawn = replace(generator, settings=settings).draw(PROMPTS, n=2, seed=5, batch_size=3)
-    features, visible = t5_features(generator.encoder, generator.words, PROMPTS, WORDS)
+    features, visible = t5_features(generator.encoder, generator.words, ids_of(generator.words, PROMPTS), WORDS)
     for row, prompt in enumerate(PROMPTS):
         key = tuple(generator.words(prompt, add_special_tokens=False)["input_ids"])
         for candidate, path in enumerate(drawn[row]):
@@ -240,6 +244,11 @@ def test_parts_are_loaded_together_or_refused(
     half = LlamaGenGenerator.from_pretrained(*parts, device="cpu", grid=GRID, dtype=torch.bfloat16)
     assert half.model.dtype == half.encoder.dtype == torch.bfloat16
     assert half.draw(PROMPTS, n=1, seed=1)[0][0].final.max() < CODES
+    state = generator.encoder.state_dict()
+    state.pop("encoder.final_layer_norm.weight")
+    generator.encoder.save_pretrained(tmp_path / "t5", state_dict=state)
+    with pytest.raises(ValueError, match="lacks 1 weights of a T5EncoderModel"):
+        LlamaGenGenerator.from_pretrained(*parts, device="cpu", grid=GRID)
     T5EncoderModel(T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).save_pretrained(
         tmp_path / "t5"
     )

@@ -1,6 +1,7 @@
 """PARM on next-token generators: what a pool tells is what the search does, at its cost; and F10's rule."""
 
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -62,10 +63,16 @@ def test_a_pool_tells_what_the_search_does(
             ran = int(found.steps[path])
             assert torch.equal(found.guesses[:ran, path], guesses[row, path, :ran])
         passes.append([found.cost.generator_passes, found.cost.verifier_passes])
-    spent = spent_by_search_of_runs(outcome, n, 8, 64, preview=fill == "likeliest")
+    preview, few = fill == "likeliest", []
+    spent = spent_by_search_of_runs(outcome, n, 8, 64, preview)
     told = [spent["generator_passes"], spent["guesses_read"] + spent["finished_read"]]
     assert told == pytest.approx(np.mean(passes, axis=0), abs=1e-4)
     assert outcome.survived.any() == (doubt < 0) and not outcome.survived.all()
+    for some in combinations(range(n), 2):  # what two of the paths cost is the mean over all pairs
+        part = Outcome(*(values[:, some] for values in (outcome.steps, outcome.survived, outcome.order)))
+        few.append(list(spent_by_search_of_runs(part, 2, 8, 64, preview).values()))
+    two = spent_by_search_of_runs(outcome, 2, 8, 64, preview)
+    assert list(two.values()) == pytest.approx(np.mean(few, axis=0), abs=2e-4)
 
 
 def test_costs_of_choices_are_the_searches_own(generator: SequentialGenerator, tmp_path: Path) -> None:

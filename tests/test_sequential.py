@@ -1,6 +1,7 @@
 """Next-token drawing against a plain loop without any cache; the loss in closed form; states that can be resumed."""
 
 import copy
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -198,10 +199,15 @@ def test_dpo_teaches_what_is_preferred_and_resumes(
     assert log[-1]["margin"] > 1 and log[-1]["accuracy"] == 1
     gains = [(log_p(taught, codes) - log_p(model, codes)).mean() for codes in (chosen, rejected)]
     assert gains[0] > gains[1]
-    # The log-ratio that trl counts is that of whole images, to the end.
-    before = torch.stack([log_p(model, codes) for codes in (chosen, rejected)])
-    after = torch.stack([log_p(taught, codes) for codes in (chosen, rejected)])
-    assert 0.1 * float((after - before)[0].mean() - (after - before)[1].mean()) > 0.8 * log[-1]["margin"]
+    assert log[-1]["chosen"] - log[-1]["rejected"] == pytest.approx(log[-1]["margin"], abs=1e-4)
+    # What trl counts is whole images, from the first code to the last: in a run of one batch, before its only step.
+    train_sequential_dpo(
+        copy.deepcopy(model), lite_tokenizer(), triples, 1e-3, tmp_path / "one", batch_size=len(triples)
+    )
+    (state,) = (tmp_path / "one").glob("checkpoint-*/trainer_state.json")
+    counted = json.loads(state.read_text())["log_history"][0]
+    for side, codes in (("chosen", chosen), ("rejected", rejected)):
+        assert counted[f"logps/{side}"] == pytest.approx(float(log_p(model, codes).mean()), abs=1e-3)
     monkeypatch.setattr(DPOTrainer, "training_step", None)  # nothing is left to do
     train_sequential_dpo(copy.deepcopy(model), lite_tokenizer(), triples, 1e-3, tmp_path, batch_size=4)
     ids = torch.tensor([sequence_ids(model.config, TEXTS[0]) + [3] * LENGTH])

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_verifiers import PROMPTS, save_lite, save_llava, save_onevision
 
 from cotgen_lite import verifier as verifier_module
@@ -272,6 +273,20 @@ def test_wrong_input_is_explained(lite, images, change, says):
 def test_a_question_without_the_prompt_is_refused(lite, images):
     with pytest.raises(ValueError, match=r"\{prompt\}"):
         lite.score(images, PROMPTS, POTENTIAL_QUESTION)
+
+
+@pytest.mark.parametrize("save", [save_lite, save_llava, save_onevision], ids=["lite", "llava", "onevision"])
+def test_a_verifier_without_all_its_weights_is_refused(save, tmp_path):
+    save(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    lost = sorted(name for name in weights if "layers.0" in name)[0]
+    save_file({name: weight for name, weight in weights.items() if name != lost}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 1 weights"):
+        Verifier.from_pretrained(tmp_path, device="cpu")
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="damaged"):
+        Verifier.from_pretrained(tmp_path, device="cpu")
 
 
 def test_no_images_no_scores(lite, images):
