@@ -8,7 +8,15 @@ from matplotlib.figure import Figure
 from cotgen_lite.plots import CEILING, OTHER, OURS, PAPER, RIGHT, WRONG
 
 WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind numbers that a line may cross
-COLORS = (OURS, OTHER, CEILING, "#D9D9D9", PAPER)
+# A part has one colour in every figure.
+COLORS = {
+    "Show-o, MAGVIT-v2": OURS,
+    "drawing": OURS,
+    "verifier": OTHER,
+    "drawing and reading": CEILING,
+    "decoding": CEILING,
+    "left free": "#D9D9D9",
+}
 
 
 def draw_stacks(
@@ -22,11 +30,11 @@ def draw_stacks(
     names, parts = list(stacks), list(next(iter(stacks.values())))
     for number, part in enumerate(parts):
         lefts = [sum(list(stacks[name].values())[:number]) for name in names]
-        axis.barh(names, [stacks[name][part] for name in names], 0.65, lefts, color=COLORS[number % 5], label=part)
+        axis.barh(names, [stacks[name][part] for name in names], 0.65, lefts, color=COLORS.get(part, PAPER), label=part)
     for at, name in enumerate(names):
         total = sum(stacks[name].values())
         axis.annotate(
-            f"{total:,.1f}",
+            f"{total:,.0f}" if total >= 100 else f"{total:.1f}",
             (total, at),
             xytext=(5, 0),
             textcoords="offset points",
@@ -43,7 +51,7 @@ def draw_stacks(
     axis.set_xlabel(xlabel)
     axis.tick_params(axis="y", labelsize=9)
     axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure
 
 

@@ -18,13 +18,13 @@ def memory_explorer(parts_of: Callable[[int, int, int], Mapping[str, float]], ca
     size = ToggleButtons(
         options=[("256 px", 256), ("512 px", 512)], description="images", style={"button_width": "5em"}
     )
-    n = IntSlider(value=20, min=1, max=60, description="candidates")
+    n = IntSlider(value=20, min=1, max=60, description="paths")
     bits = ToggleButtons(
         options=[("16 bits", 16), ("8", 8), ("4", 4)], description="verifier", style={"button_width": "4em"}
     )
 
     def draw(name: str, pixels: int, number: int, width: int) -> tuple[Figure, str]:
-        title = f"{number} candidates of {pixels} px at once, the verifier in {width} bits"
+        title = f"{number} paths of {pixels} px at once, the verifier in {width} bits"
         return draw_fit(parts_of(pixels, number, width), name, cards[name], title), ""
 
     picture, _ = keep_drawn((card, size, n, bits), draw)
