@@ -66,7 +66,7 @@ def decoding_bytes(config: MagvitConfig, images: int, dtype: torch.dtype = torch
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be taken on a device: a GPU's, or the computer's own.
+    """Bytes that can still be taken on a device: a GPU's, or the computer's own, or what a container is allowed of it.
 
     ValueError where the system does not say.
     """
@@ -76,9 +76,14 @@ def free_bytes(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0] + kept
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration) as error:
         raise ValueError("This system does not say how much memory is free: give batch_size a number.") from error
+    try:
+        limit, taken = (int(Path(f"/sys/fs/cgroup/memory.{part}").read_text()) for part in ("max", "current"))
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return free
+    return min(free, limit - taken)
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,16 @@ def test_quick_build_makes_everything_once(
         settings = json.loads((out / f"models/{name}/manifest.json").read_text())["settings"]
         assert settings["start"] == start and settings["pairs"] > 0 and settings["steps"] > 0
         assert ("online_margin" in settings) == ("guided" in name)
+    monkeypatch.setattr("cotgen_lite.drawing.judge", by_the_pixels)
+    build.main(["sequential-dpo", "sequential_results", "--quick"])
+    settings = json.loads((out / "models/sequential-dpo/manifest.json").read_text())["settings"]
+    assert len(settings["tried"]) == 2 and all(
+        one["pairs"] > 0 and one["steps"] > 0 for one in settings["tried"].values()
+    )
+    weights = [(out / f"models/{model}/model.safetensors").read_bytes() for model in sequential]
+    assert weights[0] != weights[1]
+    areas = json.loads((out / "results/sequential.json").read_text())["fills"]["grey"]["auc"]
+    assert areas["parm"] != areas["parm-retaught"] and all(0 <= one <= 1 for one in areas["parm"] if one is not None)
     assert not build.last_file("orm_results", out).exists() and not build.last_file("dpo_results", out).exists()
 
     monkeypatch.setitem(build.STEPS, "tokenizer", nothing)
@@ -106,6 +116,11 @@ def reasons_by_chance(generator: object, detector: object, tokens: torch.Tensor,
     return np.where(
         np.arange(tokens.shape[0] * tokens.shape[1]).reshape(tokens.shape[:2]) % 5 == 0, "", "there is no cat"
     )
+
+
+def by_the_pixels(detector: object, images: torch.Tensor, prompts: object) -> np.ndarray:
+    """A verdict that tells the pictures of an untrained generator apart."""
+    return (images.flatten(1).long().sum(1) % 2 == 0).numpy()
 
 
 def label_by_chance(images: Path) -> None:

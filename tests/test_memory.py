@@ -164,9 +164,19 @@ def test_a_plan_is_one_line() -> None:
 
 
 def test_free_memory_is_what_the_system_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "read_text", lambda *args, **kwargs: "MemTotal:  900 kB\nMemAvailable:   200 kB\n")
+    files = {"meminfo": "MemTotal:  900 kB\nMemAvailable:   200 kB\n"}
+
+    def read(path: Path, **_: str) -> str:
+        if path.name not in files:
+            raise OSError
+        return files[path.name]
+
+    monkeypatch.setattr(Path, "read_text", read)
     assert free_bytes(torch.device("cpu")) == 200 * 1024
-    monkeypatch.setattr(Path, "read_text", lambda *args, **kwargs: "MemTotal:  900 kB\n")
+    for limit, free in (("max", 200 * 1024), ("150000", 50000), ("900000", 200 * 1024)):  # of a container
+        files |= {"memory.max": limit, "memory.current": "100000"}
+        assert free_bytes(torch.device("cpu")) == free
+    files["meminfo"] = "MemTotal:  900 kB\n"
     with pytest.raises(ValueError, match="give batch_size a number"):
         free_bytes(torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 5000))
