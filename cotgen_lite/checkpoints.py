@@ -20,7 +20,7 @@ from cotgen_lite.verifier import Verifier
 logging.disable_progress_bar()  # lite models load at once; a bar for each would clutter the notebooks
 # Guidance was chosen on the dev prompts (data/results/dev.json).
 LITE_SETTINGS = SamplingSettings(guidance_scale=1.5)
-# Guidance and top-k were chosen on the dev prompts as well (`measure_sequential.measure_settings`).
+# Guidance, top-k and fill were chosen on the dev prompts as well (data/results/sequential.json).
 SEQUENTIAL_SETTINGS = RunSettings(guidance_scale=0.5)
 
 

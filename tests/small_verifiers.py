@@ -140,7 +140,7 @@ class Moody(torch.nn.Module):
     def _mood(self, images: torch.Tensor, by: float) -> torch.Tensor:
         return torch.sin(images.float().mean(dim=(1, 2, 3)) * by).half().float()
 
-    def score(self, images: torch.Tensor, prompts: list[str], question: str = "") -> torch.Tensor:
+    def score(self, images: torch.Tensor, prompts: list[str], *_: object) -> torch.Tensor:
         return self._mood(images, 31.0)
 
     def score_turns(self, images: torch.Tensor, prompts: list[str], questions: tuple[str, str]) -> torch.Tensor:

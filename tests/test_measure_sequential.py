@@ -3,17 +3,20 @@
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from small_verifiers import Moody
 
-from cotgen_lite.measure_sequential import decide_f10, save_choices
-from cotgen_lite.parm_pools import Outcome, ask_of_paths, spent_by_search_of_runs, stop_paths
-from cotgen_lite.pools import Pool
+from cotgen_lite.measure_sequential import decide_f10, measure_fills, save_choices
+from cotgen_lite.parm_pools import PARM_QUESTIONS, Outcome, ask_of_paths, spent_by_search_of_runs, stop_paths
+from cotgen_lite.pools import Pool, first_of_each_tag
 from cotgen_lite.prompts import TAGS, lite_prompts
+from cotgen_lite.recipes import QUICK
 from cotgen_lite.results import read_rows
+from cotgen_lite.scoring import area_within_rows, mean_area
 from cotgen_lite.search import best_of_n, parm_search
 from cotgen_lite.sequential import Sequential, SequentialConfig
 from cotgen_lite.sequential_sampling import Fill, RunSettings, SequentialGenerator
@@ -91,6 +94,32 @@ def test_costs_of_choices_are_the_searches_own(generator: SequentialGenerator, t
     assert cost["seconds"] == found.cost.generator_passes + 3 + 3  # passes, decoding, reading
     parm = rows["seq:parm", 3, "learned"]["cost"]
     assert parm["generator_passes"] == cost["generator_passes"] and parm["verifier_passes"] == 3 * 7 + 3
+
+
+def test_fills_are_compared_run_by_run(
+    generator: SequentialGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(QUICK, prompts_per_tag=1, aligned_dev_images=4)
+    prompts = first_of_each_tag(lite_prompts("dev"), 1)
+    right = np.random.default_rng(0).permuted(np.tile([True, True, False, False], (len(prompts), 1)), axis=1)
+    monkeypatch.setattr("cotgen_lite.measure_sequential.judge_tokens", lambda *_: right)
+    moody, grumpy = Moody(-0.9), Moody(0.2)
+    verifiers: Any = {"zs-orm": moody, "parm": moody, "parm-retaught": grumpy}
+    found = measure_fills(generator, verifiers, tmp_path, recipe)
+    for fill in get_args(Fill):
+        filled = replace(generator, settings=replace(generator.settings, fill=fill))
+        drawn = filled.draw([prompt.text for prompt in prompts], 4, seed=5)
+        for run in (0, 6):
+            odds, clear = np.zeros((2, *right.shape))
+            for row, paths in enumerate(drawn):
+                images = generator.decode(torch.stack([path.tokens[run] for path in paths]))
+                odds[row] = moody.score(images, [prompts[row].text] * 4)
+                clear[row] = grumpy.score_turns(images, [prompts[row].text] * 4, PARM_QUESTIONS)[:, 0] > 0
+            told = found[fill]["auc"]["zs-orm"][run], found[fill]["auc_within_prompts"]["zs-orm"][run]
+            wanted = mean_area(prompts, odds, right), area_within_rows(odds, right)
+            assert told == pytest.approx([round(value, 4) for value in wanted])
+            assert found[fill]["parm-retaught_clear"][run] == pytest.approx(clear.mean(), abs=1e-4)
+    assert found["likeliest"]["generator_passes"] > 5 * found["grey"]["generator_passes"]
 
 
 def test_f10_asks_that_each_method_gains() -> None:
