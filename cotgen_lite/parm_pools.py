@@ -3,6 +3,7 @@
 Exact, because paths do not depend on each other: `search.parm_search` would do the same. Paper: section 4.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
@@ -84,7 +85,8 @@ def ask_of_paths(
             final.append(verifier.score(images, [prompt] * len(images)))
         return {"odds": odds.half(), "final": torch.stack(final).half()}
 
-    about = [prompt.text for prompt in prompts], guesses.sum().item(), list(guesses.shape)
+    digest = hashlib.sha256(guesses.contiguous().numpy().tobytes()).hexdigest()
+    about = [prompt.text for prompt in prompts], digest, list(guesses.shape), SHARD
     folder = work_dir / f"{fingerprint((verifier.model, generator.pixels), *about)}-from-{first_step}"
     folder = folder if stop else folder.with_name(f"{folder.name}-unstopped")
     parts = in_shards(shards, ask, folder, "PARM")

@@ -118,7 +118,7 @@ def test_fills_are_compared_run_by_run(
             told = found[fill]["auc_within_prompts"]["zs-orm"][run]
             assert told == pytest.approx(area_within_rows(odds, right), abs=1e-4)
             assert found[fill]["parm-retaught_clear"][run] == pytest.approx(clear.mean(), abs=1e-4)
-    assert found["likeliest"]["generator_passes"] > 5 * found["grey"]["generator_passes"]
+    assert found["likeliest"]["generator_passes"] > 4 * found["grey"]["generator_passes"]
 
 
 def test_f10_asks_that_each_method_gains() -> None:
