@@ -22,8 +22,9 @@ def draw_rows(
     under that row's pictures; right: N verdicts, drawn as frames and a check or cross in the heads.
     """
     number = len(heads)
-    size = (1.35 * number + 1.2, (1.35 + 0.2 * bool(notes)) * len(rows) + 0.4 + 0.3 * bool(title))
-    figure, axes = plt.subplots(len(rows), number, figsize=size, squeeze=False, layout="constrained")
+    size = (1.35 * number + 1.2, (1.35 + 0.3 * bool(notes)) * len(rows) + 0.4 + 0.3 * bool(title))
+    figure, axes = plt.subplots(len(rows), number, figsize=size, squeeze=False)
+    figure.set_layout_engine("constrained", h_pad=0.08 if notes else 0.04)  # notes belong to the pictures above them
     for row, (label, images) in enumerate(rows.items()):
         for column, axis in enumerate(axes[row]):
             _bare(axis)
@@ -35,7 +36,7 @@ def draw_rows(
                 sign = ("✓ " if right[column] else "✗ ") if len(right) else ""
                 axis.set_title(sign + heads[column], fontsize=9)
             if notes:
-                axis.set_xlabel(notes[label][column], fontsize=8)
+                axis.set_xlabel(notes[label][column], fontsize=8, labelpad=1)
         axes[row, 0].set_ylabel(label, fontsize=9)
     if title:
         figure.suptitle(title, fontsize=10)

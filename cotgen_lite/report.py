@@ -141,7 +141,7 @@ def finding_lines(out: Path) -> list[str]:
         f"- **{name}** ({found['claim']}): {found['seen']}; difference {found['delta']:+.3f}, "
         f"95% interval {found['ci'][0]:+.3f} to {found['ci'][1]:+.3f}; paper {found['paper']}"
         f"{'; ' + found['note'] if found['note'] else ''}."
-        for name, found in findings.items()
+        for name, found in sorted(findings.items(), key=lambda one: int(one[0].removeprefix("F")))
     ]
 
 
