@@ -10,7 +10,13 @@ from itertools import combinations
 import numpy as np
 import torch
 
-from cotgen_lite import exercises_alignment, exercises_full, exercises_parm, exercises_sequential
+from cotgen_lite import (
+    exercises_alignment,
+    exercises_full,
+    exercises_parm,
+    exercises_results,
+    exercises_sequential,
+)
 from cotgen_lite.exercises_alignment import expect, say_right
 
 
@@ -237,6 +243,8 @@ class check:
     whole_after = staticmethod(exercises_sequential.whole_after)
     places = staticmethod(exercises_sequential.places)
     image_log_probability = staticmethod(exercises_sequential.image_log_probability)
+    verdict = staticmethod(exercises_results.verdict)
+    paired_difference = staticmethod(exercises_results.paired_difference)
     keys_and_values = staticmethod(exercises_full.keys_and_values)
     hours = staticmethod(exercises_full.hours)
     parm_over_best = staticmethod(exercises_full.parm_over_best)

@@ -1,7 +1,7 @@
 """The table of what was found, read from the result files: on the terminal and in the README."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cotgen_lite.files import write_atomically
@@ -91,6 +91,40 @@ LABELS = {
     "seq:dpo+zs-orm": "next-token generator, DPO, zero-shot ORM on top, best of {n}",
     "seq:dpo+ft-orm": "next-token generator, DPO, fine-tuned ORM on top, best of {n}",
 }
+# Rows of the paper's tables, with our controls among them; table 2 has those of table 1 as its parts.
+TABLES = {
+    1: ("baseline", "random", "zs-orm", "ft-orm", "zs-prm", "ft-prm", "oracle", "dpo", "it-dpo"),
+    2: ("it-dpo-guided-orm", "it-dpo+zs-orm", "it-dpo+ft-orm", "it-dpo-guided-orm+ft-orm"),
+    3: (
+        "baseline",
+        "ft-orm",
+        "parm",
+        "parm-from-12",
+        "it-dpo+parm",
+        "it-dpo-guided-parm",
+        "it-dpo-guided-parm+parm",
+    ),
+    4: (
+        "seq:baseline",
+        "seq:zs-orm",
+        "seq:ft-orm",
+        "seq:ft-orm-retaught",
+        "seq:parm",
+        "seq:parm-retaught",
+        "seq:oracle",
+        "seq:dpo",
+    ),
+    5: (
+        "baseline",
+        "self-correct",
+        "self-correct+ft-orm",
+        "self-correct+parm",
+        "self-correct+parm++",
+        "self-correct+parm++reflect",
+        "self-correct+parm++-more-samples",
+        "self-correct+parm++-no-reasons",
+    ),
+}
 COLUMNS = ("single", "two", "counting", "colors", "position", "attribute", "overall")
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 
@@ -143,6 +177,26 @@ def finding_lines(out: Path) -> list[str]:
         f"{'; ' + found['note'] if found['note'] else ''}."
         for name, found in sorted(findings.items(), key=lambda one: int(one[0].removeprefix("F")))
     ]
+
+
+def paper_table(out: Path, tables: Sequence[int]) -> list[str]:
+    """Rows of the paper's tables as lines of markdown: ours by tag, overall with its interval, by the template judge,
+    the paper's overall, and what one image costs in passes of generator and verifier."""
+    ours, template = found(out), found(out, "template")
+    head = (*COLUMNS, "95% interval", "template judge", "paper", "passes", "looks")
+    lines = [f"| method | {' | '.join(head)} |", f"|{'---|' * (len(head) + 1)}"]
+    for method in (method for table in tables for method in TABLES[table]):
+        row = ours[method]
+        spent = (row["cost"].get(key) for key in ("generator_passes", "verifier_passes"))
+        tags = " | ".join(f"{row['tags'][tag]:.2f}" for tag in TAGS)
+        paper = f"{PAPER[method][-1]:.2f}" if method in PAPER else "–"
+        label = LABELS[method].format(n=row["n"]).replace(" (paper: LlamaGen, here and below)", "")
+        lines.append(
+            f"| {label} | {tags} | **{row['overall']:.3f}** | {row['ci'][0]:.3f} to {row['ci'][1]:.3f} "
+            f"| {template[method]['overall']:.3f} | {paper} "
+            f"| {' | '.join('–' if number is None else f'{number:,.0f}' for number in spent)} |"
+        )
+    return lines
 
 
 def reading_lines(out: Path) -> list[str]:

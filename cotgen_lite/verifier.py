@@ -100,9 +100,10 @@ class Verifier:
         device = chosen_device(device)
         if bits is None:
             model = load_complete(AutoModelForImageTextToText, path_or_name, dtype=dtype).to(device)
-        else:  # which must not be moved once it is loaded
-            settings = {"device_map": {"": device}, "quantization_config": _quantization(bits, dtype)}
-            model = load_complete(AutoModelForImageTextToText, path_or_name, dtype=dtype, **settings)
+        else:  # which must not be moved once it is loaded; what it calls missing was not seen here, so it is not judged
+            model = AutoModelForImageTextToText.from_pretrained(
+                path_or_name, dtype=dtype, device_map={"": device}, quantization_config=_quantization(bits, dtype)
+            )
         processor = _load_processor(path_or_name)
         if not getattr(processor, "chat_template", None):
             raise ValueError(

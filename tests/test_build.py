@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from cotgen_lite import build
+from cotgen_lite.checkpoints import built_sequential
+from cotgen_lite.measure_sequential import teach_verifiers
 from cotgen_lite.pools import Pool, load_pool, save_pool
 from cotgen_lite.ranking import StepLabels, load_steps, save_steps
+from cotgen_lite.recipes import QUICK
 from cotgen_lite.report import finding_lines, found, table_lines, write_readme
 from cotgen_lite.results import read_rows
 
@@ -77,7 +80,7 @@ def test_quick_build_makes_everything_once(
         assert settings["start"] == start and settings["pairs"] > 0 and settings["steps"] > 0
         assert ("online_margin" in settings) == ("guided" in name)
     monkeypatch.setattr("cotgen_lite.drawing.judge", by_the_pixels)
-    build.main(["sequential-dpo", "sequential_results", "--quick"])
+    build.main(["sequential-dpo", "--quick"])
     settings = json.loads((out / "models/sequential-dpo/manifest.json").read_text())["settings"]
     assert len(settings["tried"]) == 2 and all(
         one["pairs"] > 0 and one["steps"] > 0 for one in settings["tried"].values()
@@ -85,6 +88,7 @@ def test_quick_build_makes_everything_once(
     weights = [(out / f"models/{model}/model.safetensors").read_bytes() for model in sequential]
     assert weights[0] != weights[1]
     taught = tmp_path / "build/quick/work/sequential_results"
+    teach_verifiers(out, built_sequential(out / "models"), taught, QUICK)
     assert list((taught / "orm").glob("checkpoint-*")) and list((taught / "parm").glob("checkpoint-*"))
     assert not build.last_file("orm_results", out).exists() and not build.last_file("dpo_results", out).exists()
 

@@ -1,0 +1,99 @@
+"""What chapter 11 stands on: guesses that are kept, tables of the paper's rows, and its figures and explorer."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import nbformat
+import pytest
+
+from cotgen_lite import guesses
+from cotgen_lite.files import data_root
+from cotgen_lite.plots import to_png
+from cotgen_lite.plots_results import draw_findings, draw_guesses
+from cotgen_lite.report import LABELS, PAPER, TABLES, found, paper_table
+from cotgen_lite.widgets_results import draw_two, method_explorer
+
+
+@pytest.fixture
+def own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("COTGEN_GUESSES", str(tmp_path / "mine" / "guesses.json"))
+    return tmp_path / "mine" / "guesses.json"
+
+
+def test_guesses_are_kept_and_changed(own_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    guesses.guess("parm", None)
+    assert "No guess yet" in capsys.readouterr().out and not own_file.exists() and guesses.kept() == {}
+    guesses.guess("parm", 0.9)
+    guesses.guess("baseline", 1)
+    guesses.guess("parm", 0.7)
+    assert "Kept: 0.70 for PARM, 20 paths" in capsys.readouterr().out
+    assert list(guesses.kept().items()) == [("baseline", 1.0), ("parm", 0.7)]
+    assert guesses.mean_distance(guesses.kept(), {"baseline": 0.5, "parm": 0.8, "dpo": 0}) == pytest.approx(0.3)
+    with pytest.raises(ValueError, match=r"write \.5 for 50%"):
+        guesses.guess("parm", 70)
+    with pytest.raises(ValueError, match="'nothing' is not guessed"):
+        guesses.guess("nothing", 0.5)
+    assert guesses.kept()["parm"] == 0.7
+
+
+def test_each_guess_is_asked_for_in_its_chapter_and_has_a_result() -> None:
+    results = found(data_root())
+    for method, chapter in guesses.GUESSED.items():
+        (notebook,) = (data_root().parent / "notebooks").glob(f"{chapter}_*.ipynb")
+        cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+        assert sum(f'guess("{method}", None)' in source for source in cells) == 1, chapter
+        assert method in results and method in PAPER
+
+
+def test_tables_hold_the_papers_rows_and_ours() -> None:
+    results = found(data_root())
+    assert {method for method in PAPER if method.startswith("seq:")} <= set(TABLES[4])
+    assert set(PAPER) <= {method for methods in TABLES.values() for method in methods}
+    for table, methods in TABLES.items():
+        lines = paper_table(data_root(), (table,))
+        assert len(lines) == 2 + len(methods) and len({line.count("|") for line in lines}) == 1
+        for line, method in zip(lines[2:], methods, strict=True):
+            assert f"| **{results[method]['overall']:.3f}** |" in line
+            assert (f"| {PAPER[method][-1]:.2f} |" if method in PAPER else "| – |") in line
+    assert paper_table(data_root(), (1, 2))[2:] == [
+        line for table in (1, 2) for line in paper_table(data_root(), (table,))[2:]
+    ]
+
+
+def test_guesses_stand_where_they_should() -> None:
+    figure = draw_guesses(["a", "b"], [(0.5, 0.4, 0.6), (0.8, 0.7, 0.9)], [0.4, 0.6], [None, 0.3])
+    axis = figure.axes[0]
+    points = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axis.lines}
+    assert points["your guess"] == [(0.3, 1)] and points["the paper's"] == [(0.4, 0), (0.6, 1)]
+    assert to_png(figure)
+    figure = draw_guesses(["a"], [(0.5, 0.4, 0.6)], [0.4], [None])
+    assert "your guess" not in [line.get_label() for line in figure.axes[0].lines]
+    plt.close(figure)
+
+
+def test_findings_are_told_apart_by_sign_too() -> None:
+    entry = {"claim": "a > b", "delta": 0.1, "ci": [0.0, 0.3]}
+    figure = draw_findings(
+        {"F1": entry | {"seen": "yes"}, "F2": entry | {"seen": "no"}, "F3": entry | {"seen": "undecided"}}
+    )
+    marks = [line.get_marker() for line in figure.axes[0].lines if line.get_marker() not in ("None", "", None)]
+    assert len(set(marks)) == 3
+    assert figure.axes[0].get_yticklabels()[0].get_text() == "F1: a > b"
+    assert to_png(figure)
+
+
+def test_the_explorer_draws_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, labels = found(data_root()), {method: label.format(n=20) for method, label in LABELS.items()}
+    drawn = []
+
+    def draw(*asked: object) -> object:
+        drawn.append(asked[2:])
+        return draw_two(rows, labels, *asked[2:])  # type: ignore[arg-type]
+
+    monkeypatch.setattr("cotgen_lite.widgets_results.draw_two", draw)
+    first, second, picture = method_explorer(rows, labels, "baseline", "ft-orm").children
+    before = picture.value
+    first.value = "parm"
+    second.value = "parm"  # twice the same is one bar
+    assert drawn == [("baseline", "ft-orm"), ("parm", "ft-orm"), ("parm", "parm")] and picture.value != before
+    assert len(first.options) == len(second.options) > 30
