@@ -2,6 +2,7 @@
 # make lab        open JupyterLab on notebook 00
 # make test       environment, lint, unit tests, every notebook once
 # make notebooks  execute every notebook and keep the new outputs in notebooks/
+# make site       all notebooks and pages as HTML in build/site/, to read without running anything
 # make clean      remove the environment, executed copies and caches
 #
 # make test PYTHON=python3.12 VENV=/some/folder PIP_ARGS="--index-url ..."   # another Python, place or wheel index
@@ -15,7 +16,7 @@ ENV := $(VENV)/.complete
 COPIES := build/notebooks
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: course lab test lint check copies notebooks env clean
+.PHONY: course lab test lint check copies notebooks site env clean
 .DELETE_ON_ERROR:
 
 # The course needs no network: loading a model by a hub name by mistake fails at once instead of downloading.
@@ -54,6 +55,9 @@ notebooks: $(ENV) copies
 	$(BIN)/nbstripout --keep-output --keep-count --keep-id \
 		--extra-keys "metadata.language_info.version" $(COPIES)/*.ipynb
 	cp $(COPIES)/*.ipynb notebooks
+
+site: $(ENV)
+	$(BIN)/python -m cotgen_lite.site build/site
 
 env: $(ENV)
 
