@@ -117,6 +117,12 @@ def as_text(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
+def check_up() -> None:
+    """Print what is wrong with this machine and what mends it, or that it is ready; for a notebook's first cell."""
+    wrong = [one for one in examine() if one.mend]
+    print(as_text(wrong) if wrong else "This machine is ready for the course.")
+
+
 def main() -> None:
     """Print what was found; exit status 1 if anything is wrong."""
     findings = examine()

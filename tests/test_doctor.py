@@ -17,6 +17,11 @@ def test_a_ready_machine_is_fine(capsys: pytest.CaptureFixture[str], monkeypatch
     with pytest.raises(SystemExit) as end:
         doctor.main()
     told = capsys.readouterr().out
+    doctor.check_up()
+    assert capsys.readouterr().out == "This machine is ready for the course.\n"
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1000)
+    doctor.check_up()
+    assert capsys.readouterr().out.startswith("✗ cores")
     assert not end.value.code and "✗" not in told and "all whole" in told and "torch" in told
 
 
