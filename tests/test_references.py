@@ -360,7 +360,7 @@ def middle(x: Tensor, state: State, name: str) -> Tensor:
 def reference_values(state: State, images: Tensor) -> Tensor:
     """What the signs are read off: images uint8 (B, 3, H, W) to (B, 13, H/16, W/16)."""
     state = {name.removeprefix("encoder."): value for name, value in state.items() if "encoder." in name}
-    x = conv(images.float() / 255 * 2 - 1, state, "conv_in")
+    x = conv(images.to(state["conv_in.weight"].dtype) / 255 * 2 - 1, state, "conv_in")
     for level in range(5):
         for i in range(ENCODER_BLOCKS[level]):
             x = block(x, state, f"down.{level}.block.{i}")
@@ -408,13 +408,14 @@ def test_magvit_encodes_as_the_reference(tmp_path: Path, size: int, batch: int) 
     digits = (values > 0).permute(0, 2, 3, 1).flatten(1, 2).tolist()
     expected = torch.tensor([[int("".join(str(int(one)) for one in place), 2) for place in row] for row in digits])
     model = Magvit.from_pretrained(tmp_path, image_size=size)
-    with torch.no_grad():
-        torch.testing.assert_close(model.encoder(to_pixels(images)), values, atol=3e-4, rtol=1e-4)
     tokens = model.encode(images)
     assert tokens.shape == (batch, (size // 16) ** 2) and tokens.unique().numel() > 50
-    sure = (values.abs() > 3e-4).all(dim=1).flatten(1)  # elsewhere rounding may turn a sign
+    sure = (values.abs() > 1e-4).all(dim=1).flatten(1)  # elsewhere rounding may turn a sign
     assert sure.float().mean() > 0.95
     assert torch.equal(tokens[sure], expected[sure])
+    with torch.no_grad():  # as numbers, in float64: after so many convolutions float32 is off by up to 2e-4
+        exact = reference_values({name: value.double() for name, value in state.items()}, images)
+        torch.testing.assert_close(model.double().encoder(to_pixels(images).double()), exact, atol=1e-5, rtol=1e-5)
 
 
 @SIZES
