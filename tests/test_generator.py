@@ -84,6 +84,9 @@ def test_without_a_batch_size_as_many_are_drawn_as_fit(
     started.clear()
     assert same_tokens(corrected, toy_generator.correct(prompts, codes, reasons, n=4, seed=0, batch_size=None))
     assert max(started) < 8  # prompts that hold images take more
+    monkeypatch.setattr(generator_module, "free_bytes", lambda device: 10**9)
+    long = "a photo of a red cat and a blue dog"
+    assert toy_generator.plan([prompts[0], long], 4).taken == toy_generator.plan([long, long], 4).taken
     monkeypatch.setattr(generator_module, "free_bytes", lambda device: 1000)
     with pytest.raises(ValueError, match="Not even one image"):
         toy_generator.draw(prompts, n=4, seed=0, batch_size=None)
