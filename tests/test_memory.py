@@ -1,5 +1,6 @@
 """What drawing takes: bounds held against what torch really allocates, and plans against brute force."""
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate
@@ -45,8 +46,13 @@ def small_model(dtype: torch.dtype, **changes: int) -> Showo:
 
 def most_allocated(work: Callable[[], object]) -> int:
     """The most bytes that torch's allocator had given out at once, beyond what was there before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        kept = work()
+    gc.collect()  # what earlier tests left behind is not to be freed, and counted, in between
+    gc.disable()
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            kept = work()
+    finally:
+        gc.enable()
     changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     changes.sort(key=lambda event: event.start_ns())
     del kept
