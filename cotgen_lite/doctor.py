@@ -44,7 +44,7 @@ def examine() -> list[Finding]:
 
 def look_at_packages(required: Sequence[str]) -> list[Finding]:
     """The installed packages beside what is required, as in a package's metadata; those of extras only if too old."""
-    findings, whole = [], True
+    findings = []
     for line in required:
         one = Requirement(line)
         try:
@@ -54,11 +54,11 @@ def look_at_packages(required: Sequence[str]) -> list[Finding]:
         if version and one.specifier.contains(version, prereleases=True):
             continue
         if version or one.marker is None:  # extras need not be there, but what is there should fit
-            whole = False
             mend = f'pip install "{one.name}{one.specifier}"'
             findings.append(Finding(one.name, version or "missing", mend))
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers") if whole)
-    return findings or [Finding("packages", versions)]
+    if findings:
+        return findings
+    return [Finding("packages", ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers")))]
 
 
 def look_at_cores() -> Finding:

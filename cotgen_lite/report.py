@@ -157,15 +157,16 @@ def table_lines(out: Path) -> list[str]:
     for method, label in LABELS.items():
         if method not in ours:
             continue
-        row = ours[method]
-        values = [f"{row['tags'][tag]:.2f}" for tag in TAGS] + [f"**{row['overall']:.3f}**"]
-        paper = f"{PAPER[method][-1]:.2f}" if method in PAPER else "–"
-        low, high = row["ci"]
-        lines.append(
-            f"| {label.format(n=row['n'])} | {' | '.join(values)} | {low:.3f} to {high:.3f} "
-            f"| {template[method]['overall']:.3f} | {paper} |"
-        )
+        lines.append(f"| {label.format(n=ours[method]['n'])} | {_cells(method, ours, template)} |")
     return lines
+
+
+def _cells(method: str, ours: Mapping[str, dict], template: Mapping[str, dict]) -> str:
+    """A method's numbers by tag, overall, its interval, the template judge's and the paper's."""
+    row = ours[method]
+    values = [f"{row['tags'][tag]:.2f}" for tag in TAGS] + [f"**{row['overall']:.3f}**"]
+    values += ["{:.3f} to {:.3f}".format(*row["ci"]), f"{template[method]['overall']:.3f}"]
+    return " | ".join([*values, f"{PAPER[method][-1]:.2f}" if method in PAPER else "–"])
 
 
 def finding_lines(out: Path) -> list[str]:
@@ -188,14 +189,9 @@ def paper_table(out: Path, tables: Sequence[int]) -> list[str]:
     for method in (method for table in tables for method in TABLES[table]):
         row = ours[method]
         spent = (row["cost"].get(key) for key in ("generator_passes", "verifier_passes"))
-        tags = " | ".join(f"{row['tags'][tag]:.2f}" for tag in TAGS)
-        paper = f"{PAPER[method][-1]:.2f}" if method in PAPER else "–"
         label = LABELS[method].format(n=row["n"]).replace(" (paper: LlamaGen, here and below)", "")
-        lines.append(
-            f"| {label} | {tags} | **{row['overall']:.3f}** | {row['ci'][0]:.3f} to {row['ci'][1]:.3f} "
-            f"| {template[method]['overall']:.3f} | {paper} "
-            f"| {' | '.join('–' if number is None else f'{number:,.0f}' for number in spent)} |"
-        )
+        costs = " | ".join("–" if number is None else f"{number:,.0f}" for number in spent)
+        lines.append(f"| {label} | {_cells(method, ours, template)} | {costs} |")
     return lines
 
 

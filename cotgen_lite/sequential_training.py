@@ -64,9 +64,12 @@ def build_sequential_dpo(out: Path, work: Path, recipe: Recipe) -> None:
     """
     start = built_sequential(out / "models")
     before, tried = dev_verdicts(start, work, recipe), {}
-    for temperature, rate in product((HOT, start.settings.temperature), recipe.sequential_dpo_rates):
-        images = draw_ranking_data(start, work / "images", recipe, temperature)
-        triples = preference_pairs(images, recipe.pairs_a_pool, seed=0)
+    drawn = {t: draw_ranking_data(start, work / "images", recipe, t) for t in (HOT, start.settings.temperature)}
+    pairs = {
+        temperature: preference_pairs(images, recipe.pairs_a_pool, seed=0) for temperature, images in drawn.items()
+    }
+    for temperature, rate in product(drawn, recipe.sequential_dpo_rates):
+        images, triples = drawn[temperature], pairs[temperature]
         model = copy.deepcopy(start.model)
         log: dict[str, Any] = {"temperature": temperature, "learning_rate": rate}
         log |= {"images": images.correct["template"].size, "pairs": len(triples)}
