@@ -23,7 +23,7 @@ class Recipe:
     images: dict[str, tuple[int, int]]  # of each tag: distinct training prompts, and pools of each
     images_a_pool: int
     paths: dict[str, int]  # of each tag: training prompts with a path whose steps are labelled
-    noise_every: int  # for every so manieth of those prompts another path is labelled with more rollouts
+    noise_every: int  # of one in so many of those prompts another path is labelled with more rollouts
     learning_rates: tuple[float, ...]  # tried on ORM and PRM; the best on dev images is taken
     dev_images: int  # a prompt, for choosing it
     most_of_a_label: int  # images a pool and label that the ORM learns from

@@ -91,7 +91,8 @@ def pick_the_best(
     images: per prompt, uint8 (N, 3, H, W); beliefs: P(yes) (P, N); right: verdicts (P, N).
     """
     belief, verdict = np.asarray(beliefs, dtype=float), np.asarray(right, dtype=bool)
-    picks = ToggleButtons(options=[(str(i + 1), i) for i in range(belief.shape[1])], value=None, description="you keep")
+    options = [(str(i + 1), i) for i in range(belief.shape[1])]
+    picks = ToggleButtons(options=options, value=None, description="you keep", style={"button_width": "4.5em"})
     onward = Button(description="next prompt")
     picture, score = Image(format="png", layout=OWN_SIZE), HTML()
     tally, one_at_a_time = {"round": 0, "you": 0, "verifier": 0, "prompts": 0}, RLock()
