@@ -30,7 +30,7 @@ from cotgen_lite.scoring import paired_interval, score
 from cotgen_lite.sequential_sampling import AnyGenerator
 from cotgen_lite.verifier import Verifier
 
-WATCHED_EVERY = 8  # every so manieth dev prompt lends an image to the divergence
+WATCHED_EVERY = 8  # one dev prompt in so many lends an image to the divergence
 Triples = Sequence[tuple[Prompt, Tensor, Tensor]]
 
 

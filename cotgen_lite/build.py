@@ -1,12 +1,13 @@
 """`python -m cotgen_lite.build`: makes everything under `data/` from nothing, one step after the other.
 
-A finished step is skipped, an interrupted one goes on where it was. `--quick` runs the whole path at toy size, `--out`
-builds into another folder, and step names (`python -m cotgen_lite.build results`) run these steps only.
-`python -m cotgen_lite.build table` prints what was found.
+`--all` does so in a folder of its own, build/all, in many hours; `--quick` at toy size, in minutes; `--out` in a folder
+that you name. A finished step is skipped, an interrupted one goes on where it was. Step names, with `--out`, make these
+steps again. `python -m cotgen_lite.build table` prints what was found.
 """
 
 import argparse
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -278,7 +279,9 @@ def build(steps: list[str], out: Path, work: Path, recipe: Recipe) -> None:
             if depends_on(later, step):
                 last_file(later, out).unlink(missing_ok=True)
                 shutil.rmtree(work / later, ignore_errors=True)
+        start = time.monotonic()
         make(out, work / step, recipe)
+        print(f"{step}: done in {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -287,16 +290,24 @@ def main(arguments: list[str] | None = None) -> None:
     names = [*STEPS, "table"]
     parser.add_argument("steps", nargs="*", metavar="step", help=f"only these, made again: {', '.join(names)}")
     parser.add_argument("--quick", action="store_true", help="toy size, into build/quick unless --out says otherwise")
+    parser.add_argument("--all", action="store_true", help="everything from nothing, into build/all")
     parser.add_argument("--out", type=Path, help="folder to build into; by default the course's own data")
     options = parser.parse_args(arguments)
+    if options.all and (options.steps or options.quick or options.out):
+        parser.error("--all stands alone: it makes every step, at full size, in build/all")
     unknown = [step for step in options.steps if step not in names]
     if unknown:
         parser.error(f"unknown step {unknown[0]!r}: use {', '.join(names)}")
-    out = options.out or (Path("build/quick/data") if options.quick else data_root())
+    home = Path("build/quick" if options.quick else "build/all" if options.all else "build")
+    out = options.out or (data_root() if home == Path("build") else home / "data")
     if options.steps == ["table"]:
         print_table(out)
         return
-    work = Path("build/quick/work" if options.quick else "build/work")
+    if options.steps and not (options.quick or options.out):
+        later = [step for step in STEPS if any(depends_on(step, other) for other in options.steps)]
+        lost = f", and undo what hangs on it ({', '.join(later)})" if later else ""
+        parser.error(f"this would make {', '.join(options.steps)} in {out} again{lost}; to do so, add --out {out}")
+    work = home / "work"
     build(options.steps, out, work, QUICK if options.quick else LITE)
     if last_file("results", out).exists():
         write_readme(out)

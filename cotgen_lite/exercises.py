@@ -229,7 +229,7 @@ class check:
     margin = staticmethod(exercises_alignment.margin)
     pull = staticmethod(exercises_alignment.pull)
     elbo = staticmethod(exercises_alignment.elbo)
-    usable = staticmethod(exercises_alignment.usable)
+    pairs = staticmethod(exercises_alignment.pairs)
     chance_of_a_pair = staticmethod(exercises_alignment.chance_of_a_pair)
     online_pair = staticmethod(exercises_alignment.online_pair)
     guided = staticmethod(exercises_alignment.guided)

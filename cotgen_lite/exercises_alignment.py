@@ -78,19 +78,19 @@ def elbo(function: Callable[[torch.Tensor, torch.Tensor], float]) -> None:
     say_right()
 
 
-def usable(function: Callable[[np.ndarray], float]) -> None:
-    """Notebook 05: the share of prompts that can give a pair, from verdicts (P, N)."""
-    labels = np.array([[1, 1, 1], [0, 0, 1], [0, 0, 0], [1, 0, 1], [0, 1, 1]], dtype=bool)
-    got = float(function(labels))
-    if math.isclose(got, 0.8):
-        expect(False, "That asks for one label only: a pair needs a right image *and* a wrong one.")
-    if math.isclose(got, 0.4):
-        expect(False, "Those are the prompts that can *not* give a pair.")
-    if math.isclose(got, labels.mean()):
-        expect(False, "That is the share of right images: count prompts.")
-    if math.isclose(got, 1.0):
-        expect(False, "That looks along the wrong axis: each row is a prompt.")
-    expect(math.isclose(got, 0.6), f"Three of five prompts have both labels: expected 0.6, got {got:.3f}.")
+def pairs(function: Callable[[np.ndarray, int], int]) -> None:
+    """Notebook 05: how many pairs verdicts (P, N) give, each image used once, at most `most` a prompt."""
+    labels = np.array([[1] * 5, [0, 0, 0, 0, 1], [0] * 5, [1, 1, 1, 0, 0], [1, 0, 1, 1, 1]], dtype=bool)
+    right, wrong = labels.sum(axis=1), (~labels).sum(axis=1)
+    across = np.minimum(labels.sum(axis=0), (~labels).sum(axis=0)).sum()
+    got = float(function(labels, 10))
+    expect(got != (right * wrong).sum(), "Each image is used once: three right and two wrong make two pairs, not six.")
+    expect(got != right.sum(), "Each right image needs a wrong one of its prompt.")
+    expect(got != min(right.sum(), wrong.sum()), "Both images of a pair are of one prompt: count by prompt, then add.")
+    expect(got != across, "That looks along the wrong axis: each row is a prompt.")
+    expect(got == 4, f"The five prompts give 0, 1, 0, 2 and 1 pairs: expected 4, got {got:g}.")
+    got = float(function(labels, 1))
+    expect(got == 3, f"With most = 1, the fourth prompt gives one of its two pairs: expected 3 in all, got {got:g}.")
     say_right()
 
 

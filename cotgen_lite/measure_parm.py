@@ -287,7 +287,7 @@ def decide_f7(pool: Pool, prm: Pool, outcome: Outcome, n: int, equal: Mapping[st
 
 
 def decide_best(pools: Mapping[str, Pool], n: int, judge: str) -> dict[str, dict]:
-    """F8 and F9 by their rules: is PARM with PARM's guidance above every other row, and which tags gain most by it?"""
+    """F8 and F9 by their rules: is PARM with PARM's guidance the best of all, and which tags gain most by it?"""
     prompts, right = pools["baseline"].prompts, right_by_method(pools, n, judge)
     best = f"{GUIDED}+parm"
     others = {
@@ -296,8 +296,11 @@ def decide_best(pools: Mapping[str, Pool], n: int, judge: str) -> dict[str, dict
         if label != best
     }
     above = [label for label, one in others.items() if one["seen"] == "yes"]
-    f8 = summed_up(f"{best} − every other row > 0", list(others.values()), [], paper="0.77, the best of all")
-    f8["note"] = f"the weakest difference; surely above {len(above)} of {len(others)} rows: {', '.join(above)}"
+    f8 = summed_up(
+        f"{best} − each of {len(others)} others > 0", list(others.values()), [], paper="0.77, the best of all"
+    )
+    told = f"surely above {len(above)} of {len(others)} rows: {', '.join(above)}"
+    f8["note"] = f"the weakest difference; {told}; PRMs and self-correction are not among them"
     # The mean over tags of a difference, doubled and with its sign turned for half of them, is that of their means.
     hard = np.array([prompt.tag in HARD for prompt in prompts])
     f9 = decide(

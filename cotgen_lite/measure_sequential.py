@@ -1,7 +1,7 @@
 """Do the methods carry over to next-token generators? Table 4 and finding F10, chapter 09.
 
 The verifiers are those that learned from the masked generator's images; beside them the same, taught on the next-token
-generator's own. Paper: section 6.
+generator's own. Paper: section 4.
 """
 
 import json

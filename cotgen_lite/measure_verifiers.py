@@ -244,8 +244,9 @@ def decide_f4(log_odds: npt.NDArray, correct: npt.NDArray, guesses: Tensor) -> d
     low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
     holds = (high[0] < BLURRY, low[1] > CLEARER, low[2] > SETTLED)
     fails = (low[0] > BLURRY, high[1] < CLEARER, high[2] < SETTLED)
-    gain = f"gain by step {LATE}"
-    names = (f"AUC at step {EARLY}", gain, f"tokens final at step {LATE}", "AUC within prompts", gain)
+    early_auc, gain = f"AUC at step {EARLY}", f"gain from there to step {LATE}"
+    also = [f"within prompts, {name}" for name in (early_auc, gain)]
+    names = (early_auc, gain, f"tokens final at step {LATE}", *also)
     parts = [f"{name} {x:.3f} [{a:.3f}, {b:.3f}]" for name, x, a, b in zip(names, everything, low, high, strict=True)]
     return {
         "claim": f"AUC < {BLURRY} at step {EARLY}, {CLEARER} more at {LATE}, where {SETTLED:.0%} of tokens are final",

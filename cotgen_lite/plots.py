@@ -11,7 +11,7 @@ import numpy.typing as npt
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
 from torch import Tensor
 
 # Okabe and Ito's palette, one meaning each throughout the course.
@@ -272,7 +272,9 @@ def draw_curves(
     ticks = max((list(ns) for ns, _, _ in curves.values()), key=len)
     if log:
         axis.set_xscale("log")
+        axis.set_xticks(ticks)
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_locator(NullLocator())
     elif len(ticks) > 12:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     else:
@@ -298,7 +300,7 @@ def draw_beliefs(log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> Figure:
     axis.hist(belief[~truth], bins, weights=wrong, histtype="step", color=WRONG, lw=2, label="wrong images")
     axis.set_yscale("log")
     axis.set_xlabel("the verifier's P(yes)")
-    axis.set_ylabel("share of images (log)")
+    axis.set_ylabel("share of right, or of wrong, images (log)")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
     return figure

@@ -35,8 +35,8 @@ def draw_side_by_side(images: Mapping[str, Tensor], right: Mapping[str, npt.Arra
     verdicts = [bool(verdict) for name in images for verdict in np.asarray(right[name])]
     figure = draw_images(torch.cat(list(images.values())), columns=number, right=verdicts, size=1.3)
     for row, name in enumerate(images):
-        share = np.asarray(right[name], dtype=float).mean()
-        figure.axes[row * number].set_ylabel(f"{wrap(name, 12)}\n{share:.0%} right", fontsize=8)
+        count = int(np.asarray(right[name]).sum())
+        figure.axes[row * number].set_ylabel(f"{wrap(name, 12)}\n{count} of {number} right", fontsize=8)
     figure.suptitle(title, fontsize=10)
     return figure
 

@@ -51,7 +51,7 @@ def draw_parm_plus_plus() -> Figure:
         ("ask", "done", "yes"),
         ("ask", "fix", "no"),
         ("fix", "ask", ""),
-        ("fix", "best", "no yes yet"),
+        ("ask", "best", "no yes yet"),
     ]
     return _flow(boxes, arrows, (8.4, 3.1))
 
@@ -152,7 +152,7 @@ def draw_first_clear(
         places = np.arange(1, len(values) + 1) + (number - (len(shares) - 1) / 2) * wide
         axis.bar(places, values, wide, color=(OURS, OTHER, CEILING)[number % 3], label=name)
     for name, (low, high) in marks.items():
-        axis.axvspan(low - 0.5, high + 0.5, color=CHANCE, alpha=0.15, lw=0)
+        axis.axvspan(low - 0.5, high + 0.5, color=CHANCE, alpha=0.15, lw=0, zorder=0)
         place = axis.get_xaxis_transform()
         axis.text((low + high) / 2, 1.02, name, ha="center", fontsize=8, color="#444444", transform=place)
     steps = len(next(iter(shares.values())))

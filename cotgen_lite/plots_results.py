@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from cotgen_lite.plots import CHANCE, OTHER, OURS, PAPER, WRONG
+from cotgen_lite.plots import CHANCE, OTHER, OURS, PAPER, WRONG, wrap
 
 SIGNS = {"yes": (OURS, "o"), "no": (WRONG, "X"), "undecided": (CHANCE, "D")}
 
@@ -39,12 +39,12 @@ def draw_guesses(
     return figure
 
 
-def draw_findings(findings: Mapping[str, Mapping]) -> Figure:
-    """The difference that each finding is decided by, with its interval: right of zero is seen, left of it is not.
+def draw_findings(findings: Mapping[str, Mapping], texts: Mapping[str, str]) -> Figure:
+    """The difference that each finding is decided by, with its interval: whether that leaves zero, and to which side.
 
-    findings: name → entry of results/findings.json. Colour and sign tell the verdict.
+    findings: name → entry of results/findings.json; texts: name → what it claims. Colour and sign tell the verdict.
     """
-    figure, axis = plt.subplots(figsize=(8, 0.36 * len(findings) + 1.1), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8.5, 0.42 * len(findings) + 1.1), layout="constrained")
     drawn = set()
     for place, entry in enumerate(findings.values()):
         color, marker = SIGNS[entry["seen"]]
@@ -52,9 +52,9 @@ def draw_findings(findings: Mapping[str, Mapping]) -> Figure:
         label = None if entry["seen"] in drawn else {"yes": "seen", "no": "not seen"}.get(entry["seen"], "undecided")
         drawn.add(entry["seen"])
         bars = [[entry["delta"] - low], [high - entry["delta"]]]
-        axis.errorbar(entry["delta"], place, xerr=bars, fmt=marker, color=color, ms=7, lw=1.8, label=label)
+        axis.errorbar(entry["delta"], place, xerr=bars, fmt=marker, color=color, ms=5, lw=1.2, capsize=4, label=label)
     axis.axvline(0, color="#333333", lw=0.8)
-    axis.set_yticks(range(len(findings)), [f"{name}: {one['claim']}" for name, one in findings.items()], fontsize=8)
+    axis.set_yticks(range(len(findings)), [wrap(f"{name}: {texts[name]}", 46) for name in findings], fontsize=8)
     axis.set_ylim(len(findings) - 0.5, -0.5)
     axis.set_xlabel("difference in accuracy (F4: in AUC)")
     axis.grid(axis="x", alpha=0.25)

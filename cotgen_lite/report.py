@@ -125,6 +125,20 @@ TABLES = {
         "self-correct+parm++-no-reasons",
     ),
 }
+FINDINGS = {  # the paper's, in plain words
+    "F1": "a zero-shot ORM that chooses among twenty helps",
+    "F2": "fine-tuning it helps further, and the curve over n rises faster",
+    "F3": "a PRM gains less than half of what an ORM does",
+    "F4": "early guesses are too blurry to judge, later ones are clear",
+    "F5": "DPO helps, and a second round helps further",
+    "F6": "DPO and ORM together are better than either, in all three ways to combine them",
+    "F7": "PARM chooses better than the ORM and the PRM",
+    "F8": "PARM as a guide and on top is the best of all",
+    "F9": "it gains most in two objects, position and attribute binding",
+    "F10": "the methods carry over to next-token generators",
+    "F11": "learning to correct costs the generator a little",
+    "F12": "reflecting helps, and its reasons do: more than other samples, or no reasons, at equal cost",
+}
 COLUMNS = ("single", "two", "counting", "colors", "position", "attribute", "overall")
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 
@@ -169,15 +183,30 @@ def _cells(method: str, ours: Mapping[str, dict], template: Mapping[str, dict]) 
     return " | ".join([*values, f"{PAPER[method][-1]:.2f}" if method in PAPER else "–"])
 
 
+def _findings(out: Path) -> dict[str, dict]:
+    """The entries of `results/findings.json` under `out`, F1 first."""
+    entries = json.loads((out / "results/findings.json").read_text(encoding="utf-8"))
+    return dict(sorted(entries.items(), key=lambda one: int(one[0].removeprefix("F"))))
+
+
 def finding_lines(out: Path) -> list[str]:
-    """One line for every finding of the paper that was tested: seen, not seen or undecided."""
-    findings = json.loads((out / "results/findings.json").read_text(encoding="utf-8"))
-    return [
-        f"- **{name}** ({found['claim']}): {found['seen']}; difference {found['delta']:+.3f}, "
-        f"95% interval {found['ci'][0]:+.3f} to {found['ci'][1]:+.3f}; paper {found['paper']}"
-        f"{'; ' + found['note'] if found['note'] else ''}."
-        for name, found in sorted(findings.items(), key=lambda one: int(one[0].removeprefix("F")))
-    ]
+    """A table of the paper's findings: seen, not seen or undecided, and the difference that decides it."""
+    lines = ["| | the paper finds that | seen here? | difference that decides | 95% interval | paper |"]
+    lines.append(f"|{'---|' * 6}")
+    for name, entry in _findings(out).items():
+        ends = "{:+.3f} to {:+.3f}".format(*entry["ci"])
+        told = f"**{entry['seen']}** | {entry['delta']:+.3f} | {ends} | {entry['paper']} |"
+        lines.append(f"| {name} | {FINDINGS[name]} | {told}")
+    return lines
+
+
+def rule_lines(out: Path) -> list[str]:
+    """What each finding asks for, a part a line where it has several, with every part's difference and verdict."""
+    lines = []
+    for name, entry in _findings(out).items():
+        lines.append(f"- **{name}**: {entry['claim']}: {entry['seen']}")
+        lines += [f"  - {part}" for part in entry["note"].split("; ") if part]
+    return lines
 
 
 def paper_table(out: Path, tables: Sequence[int]) -> list[str]:
@@ -226,7 +255,7 @@ def profile_lines(out: Path) -> list[str]:
 
 def print_table(out: Path) -> None:
     """Print table and findings."""
-    print("\n".join(["", *_block(out)]))
+    print("\n".join(["", *_block(out), "", *rule_lines(out)]))
 
 
 def write_readme(out: Path) -> None:
@@ -239,7 +268,13 @@ def write_readme(out: Path) -> None:
         return
     head, _, rest = text.partition(START)
     tail = rest.partition(END)[2]
-    block = "\n".join(_block(out))
+    summary = "<details><summary>What each finding asks for, part by part</summary>"
+    names = (
+        "Short names are those of `data/results/scores.jsonl`: `zs-` and `ft-` for zero-shot and fine-tuned, `it-dpo` "
+        "for iterative DPO, `seq:` for the next-token generator, `a+b` for verifier b on top of generator a."
+    )
+    rules = [summary, "", names, "", *rule_lines(out), "", "</details>"]
+    block = "\n".join([*_block(out), "", *rules])
     write_atomically(readme, f"{head}{START}\n{block}\n{END}{tail}")
 
 

@@ -1,7 +1,7 @@
 """DPO of the lite next-token generator with trl's own trainer: the log-probability of its images is exact.
 
 Generators that read captions through another model (LlamaGen) or in words of their own (Janus) are not trained here.
-Paper: section 6, table 4.
+Paper: section 4, table 4.
 """
 
 import copy

@@ -1,7 +1,7 @@
 """Run-by-run drawing with a next-token generator, in the steps and trajectories of `sampling.py`.
 
 A step is a run of codes. What a verifier sees of an unfinished image is its codes so far, and grey elsewhere or the
-generator's own likeliest continuation. Paper: section 6 (LlamaGen, Janus-Pro).
+generator's own likeliest continuation. Paper: section 4 (LlamaGen, Janus-Pro).
 """
 
 from collections.abc import Sequence

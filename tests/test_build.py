@@ -10,10 +10,11 @@ import torch
 
 from cotgen_lite import build
 from cotgen_lite.checkpoints import built_sequential
+from cotgen_lite.files import data_root
 from cotgen_lite.measure_sequential import teach_verifiers
 from cotgen_lite.pools import Pool, load_pool, save_pool
 from cotgen_lite.ranking import StepLabels, load_steps, save_steps
-from cotgen_lite.recipes import QUICK
+from cotgen_lite.recipes import LITE, QUICK
 from cotgen_lite.report import finding_lines, found, table_lines, write_readme
 from cotgen_lite.results import read_rows
 
@@ -146,6 +147,34 @@ def test_unknown_step_lists_the_steps(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         build.main(["nothing"])
     assert "tokenizer, judge, generator" in capsys.readouterr().err
+
+
+def test_nothing_of_the_courses_own_data_is_made_again_unasked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    made: list[tuple] = []
+    monkeypatch.setattr(build, "build", lambda steps, out, work, recipe: made.append((steps, out, work, recipe)))
+    monkeypatch.setattr(build, "write_readme", lambda out: None)
+    monkeypatch.setattr(build, "print_table", lambda out: None)
+    with pytest.raises(SystemExit):
+        build.main(["orm"])
+    message = capsys.readouterr().err
+    assert "undo what hangs on it (orm_results, prm_results," in message and f"add --out {data_root()}" in message
+    with pytest.raises(SystemExit):
+        build.main(["--all", "orm"])
+    assert not made
+    build.main(["orm", "--out", "again"])
+    build.main(["--all"])
+    assert made == [
+        (["orm"], Path("again"), Path("build/work"), LITE),
+        ([], Path("build/all/data"), Path("build/all/work"), LITE),
+    ]
+
+
+def test_training_of_what_is_shipped_took_as_long_as_the_readme_says() -> None:
+    manifests = [json.loads(path.read_text()) for path in (data_root() / "models").glob("*/manifest.json")]
+    hours = sum(manifest["seconds"] for manifest in manifests) / 3600
+    assert f"adds up to {hours:.1f} hours" in (data_root().parent / "README.md").read_text()
 
 
 def test_readme_gets_the_shipped_table_between_its_markers(tmp_path: Path) -> None:

@@ -72,13 +72,12 @@ def test_guesses_stand_where_they_should() -> None:
 
 
 def test_findings_are_told_apart_by_sign_too() -> None:
-    entry = {"claim": "a > b", "delta": 0.1, "ci": [0.0, 0.3]}
-    figure = draw_findings(
-        {"F1": entry | {"seen": "yes"}, "F2": entry | {"seen": "no"}, "F3": entry | {"seen": "undecided"}}
-    )
-    marks = [line.get_marker() for line in figure.axes[0].lines if line.get_marker() not in ("None", "", None)]
+    entry = {"delta": 0.1, "ci": [0.0, 0.3]}
+    findings = {name: entry | {"seen": seen} for name, seen in (("F1", "yes"), ("F2", "no"), ("F3", "undecided"))}
+    figure = draw_findings(findings, dict.fromkeys(findings, "a is above b"))
+    marks = [line.get_marker() for line in figure.axes[0].lines if line.get_marker() not in ("None", "", None, "|")]
     assert len(set(marks)) == 3
-    assert figure.axes[0].get_yticklabels()[0].get_text() == "F1: a > b"
+    assert figure.axes[0].get_yticklabels()[0].get_text() == "F1: a is above b"
     assert to_png(figure)
 
 
