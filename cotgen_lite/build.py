@@ -1,8 +1,9 @@
 """`python -m cotgen_lite.build`: makes everything under `data/` from nothing, one step after the other.
 
 `--all` does so in a folder of its own, build/all, in many hours; `--quick` at toy size, in minutes; `--out` in a folder
-that you name. A finished step is skipped, an interrupted one goes on where it was. Step names, with `--out`, make these
-steps again. `python -m cotgen_lite.build table` prints what was found.
+that you name; without any of them, what is missing in the course's own data is made. A finished step is skipped, an
+interrupted one goes on where it was. Step names, with `--out`, make these steps again, and `table` in their place
+prints what was found.
 """
 
 import argparse
@@ -307,7 +308,8 @@ def main(arguments: list[str] | None = None) -> None:
         later = [step for step in STEPS if any(depends_on(step, other) for other in options.steps)]
         lost = f", and undo what hangs on it ({', '.join(later)})" if later else ""
         parser.error(f"this would make {', '.join(options.steps)} in {out} again{lost}; to do so, add --out {out}")
-    work = home / "work"
+    own = not options.out or out.resolve() == data_root().resolve()  # another folder takes nothing over from ours
+    work = home / "work" if own else Path(f"{out}-work")
     build(options.steps, out, work, QUICK if options.quick else LITE)
     if last_file("results", out).exists():
         write_readme(out)

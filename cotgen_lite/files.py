@@ -39,7 +39,7 @@ def model_path(name: str) -> Path:
         if file_sha256(data_path(f"models/{name}/{file}")) != expected:
             raise ValueError(
                 f"{folder / file} is damaged (its checksum differs from {MANIFEST}): restore it with "
-                f"`git checkout -- data`, or rebuild it with `python -m cotgen_lite.build`."
+                f"`git checkout -- data`."
             )
     return folder
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 # Okabe and Ito's palette, one meaning each throughout the course.
@@ -272,9 +272,8 @@ def draw_curves(
     ticks = max((list(ns) for ns, _, _ in curves.values()), key=len)
     if log:
         axis.set_xscale("log")
-        axis.set_xticks(ticks)
-        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_xticks(ticks, [f"{n:g}" for n in ticks])
+        axis.minorticks_off()
     elif len(ticks) > 12:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     else:

@@ -40,7 +40,7 @@ def draw_guesses(
 
 
 def draw_findings(findings: Mapping[str, Mapping], texts: Mapping[str, str]) -> Figure:
-    """The difference that each finding is decided by, with its interval: whether that leaves zero, and to which side.
+    """A difference for each finding, with its interval: whether that leaves zero, and to which side.
 
     findings: name → entry of results/findings.json; texts: name → what it claims. Colour and sign tell the verdict.
     """

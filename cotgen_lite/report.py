@@ -134,7 +134,7 @@ FINDINGS = {  # the paper's, in plain words
     "F6": "DPO and ORM together are better than either, in all three ways to combine them",
     "F7": "PARM chooses better than the ORM and the PRM",
     "F8": "PARM as a guide and on top is the best of all",
-    "F9": "it gains most in two objects, position and attribute binding",
+    "F9": "PARM as a guide and on top gains most in two objects, position and attribute binding",
     "F10": "the methods carry over to next-token generators",
     "F11": "learning to correct costs the generator a little",
     "F12": "reflecting helps, and its reasons do: more than other samples, or no reasons, at equal cost",
@@ -155,7 +155,7 @@ def found(out: Path, judge: str = "learned") -> dict[str, dict]:
     """
     path = out / "results/scores.jsonl"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: make it with `python -m cotgen_lite.build results`.")
+        raise FileNotFoundError(f"{path} is missing: make it with `python -m cotgen_lite.build --out {out}`.")
     chosen = [row for row in read_rows(path) if row["judge"] == judge and row["seed"] == 0]
     rows = sorted(chosen, key=lambda row: row["n"])
     return {row["method"]: row for row in rows}
@@ -183,17 +183,17 @@ def _cells(method: str, ours: Mapping[str, dict], template: Mapping[str, dict]) 
     return " | ".join([*values, f"{PAPER[method][-1]:.2f}" if method in PAPER else "–"])
 
 
-def _findings(out: Path) -> dict[str, dict]:
+def findings(out: Path) -> dict[str, dict]:
     """The entries of `results/findings.json` under `out`, F1 first."""
     entries = json.loads((out / "results/findings.json").read_text(encoding="utf-8"))
     return dict(sorted(entries.items(), key=lambda one: int(one[0].removeprefix("F"))))
 
 
 def finding_lines(out: Path) -> list[str]:
-    """A table of the paper's findings: seen, not seen or undecided, and the difference that decides it."""
-    lines = ["| | the paper finds that | seen here? | difference that decides | 95% interval | paper |"]
+    """A table of the paper's findings: seen, not seen or undecided, and a difference."""
+    lines = ["| | the paper finds that | seen here? | difference | 95% interval | paper |"]
     lines.append(f"|{'---|' * 6}")
-    for name, entry in _findings(out).items():
+    for name, entry in findings(out).items():
         ends = "{:+.3f} to {:+.3f}".format(*entry["ci"])
         told = f"**{entry['seen']}** | {entry['delta']:+.3f} | {ends} | {entry['paper']} |"
         lines.append(f"| {name} | {FINDINGS[name]} | {told}")
@@ -201,11 +201,12 @@ def finding_lines(out: Path) -> list[str]:
 
 
 def rule_lines(out: Path) -> list[str]:
-    """What each finding asks for, a part a line where it has several, with every part's difference and verdict."""
+    """What each finding asks for, its verdict and difference, and its parts, a line each."""
     lines = []
-    for name, entry in _findings(out).items():
-        lines.append(f"- **{name}**: {entry['claim']}: {entry['seen']}")
-        lines += [f"  - {part}" for part in entry["note"].split("; ") if part]
+    for name, entry in findings(out).items():
+        told = "{:+.3f} [{:+.3f}, {:+.3f}]".format(entry["delta"], *entry["ci"])
+        lines.append(f"- **{name}**: {entry['claim']}: {entry['seen']}, {told}")
+        lines += [f"  - {part}" for part in entry["note"].split("; ") if part and not part.startswith("the weakest")]
     return lines
 
 

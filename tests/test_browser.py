@@ -23,15 +23,18 @@ SETTINGS = {
     "@jupyterlab/notebook-extension/tracker": '{"windowingMode": "none"}',  # every cell in the page, seen or not
     "@jupyterlab/apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}',
 }
-# The notebook in front: wait for its kernel, and ask again until it answers, since a first connection may be dropped;
-# then run all cells. `window.ran` tells when that is done.
+# Wait for the kernel of the one notebook, and ask again until it answers, since a first connection may be dropped; then
+# run all cells. `window.ran` tells when that is done.
 RUN_ALL = """async () => {
     const session = jupyterapp.shell.currentWidget.sessionContext;
-    await session.ready;
-    const asked = () => session.session.kernel.requestExecute({code: ""}).done.then(() => true, () => false);
     const waited = () => new Promise(resolve => setTimeout(() => resolve(false), 5000));
+    const asked = async () => {
+        try { await session.session.kernel.requestExecute({code: ""}).done; return true } catch { return waited() }
+    };
+    await session.ready;
     while (!await Promise.race([asked(), waited()])) {}
-    jupyterapp.commands.execute("notebook:run-all-cells").then(fine => { window.ran = fine ? "fine" : "failed" });
+    const tell = fine => { window.ran = fine ? "fine" : "failed" };
+    jupyterapp.commands.execute("notebook:run-all-cells").then(tell, () => tell(false));
 }"""
 MOVES = {  # of each notebook's widget: what is moved, one after the other
     "00_generate_step_by_step": ("step", "seed", "guidance", "prompt"),
@@ -56,12 +59,12 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(settings)
     folders = {"JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
-    folders |= {"JUPYTER_CONFIG_DIR": "config", "COTGEN_GUESSES": "guesses.json"}
+    folders |= {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "COTGEN_GUESSES": "guesses.json"}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = ["--no-browser", "--allow-root", f"--ServerApp.port={port}", f"--ServerApp.root_dir={home / 'notebooks'}"]
-    options += ["--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True"]
+    options += ["--ServerApp.port_retries=0", "--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True"]
     with (home / "log").open("w") as log:
         environment = os.environ | {name: str(home / folder) for name, folder in folders.items()}
         server = subprocess.Popen(
@@ -71,7 +74,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             server.terminate()
-            server.wait()
+            try:
+                server.wait(30)
+            except subprocess.TimeoutExpired:
+                server.kill()
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +89,15 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page; at the end the kernel of its notebook is shut down."""
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    yield page
+    page.evaluate("jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+    page.close()
+
+
 def run(page: Page, address: str) -> None:
     """Open a notebook as soon as the server answers, and run it from top to bottom."""
     for _ in range(60):
@@ -91,19 +106,29 @@ def run(page: Page, address: str) -> None:
             break
         except Error:  # the server is not there yet
             time.sleep(1)
+    else:
+        pytest.fail("JupyterLab did not start within a minute")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell")
     page.evaluate(RUN_ALL)
     page.wait_for_function("window.ran", timeout=600_000)
-    assert page.evaluate("window.ran") == "fine"
+    errors = page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
+    assert page.evaluate("window.ran") == "fine", errors
 
 
 def find(widget: Locator, name: str) -> Locator:
     """What of a widget can be moved: the button of this name, or the slider or menu with this description."""
     button = widget.get_by_role("button", name=name, exact=True)
-    if button.count():
-        return button
     box = widget.locator(".widget-inline-hbox").filter(has=widget.page.get_by_text(name, exact=True))
-    return box.locator(".noUi-handle, select")
+    return button.or_(box.locator(".noUi-handle, select"))
+
+
+def at_rest(picture: Locator) -> bytes:
+    """What a picture shows once it has stopped changing."""
+    seen = b""
+    while seen != (now := picture.screenshot()):
+        seen = now
+        time.sleep(0.5)
+    return seen
 
 
 def move(control: Locator) -> None:
@@ -121,8 +146,8 @@ def move(control: Locator) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MOVES)
-def test_widget_answers_and_console_is_clean(lab: str, browser: Browser, name: str) -> None:
-    page, complaints = browser.new_page(viewport={"width": 1200, "height": 900}), list[str]()
+def test_widget_answers_and_console_is_clean(lab: str, page: Page, name: str) -> None:
+    complaints: list[str] = []
     page.set_default_timeout(60_000)
 
     def outside(route: Route) -> None:  # badges and the like: a browser without a network would complain of them
@@ -140,11 +165,10 @@ def test_widget_answers_and_console_is_clean(lab: str, browser: Browser, name: s
     SEEN.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SEEN / f"{name}.png")
     for what in MOVES[name]:
-        before, deadline = picture.screenshot(), time.monotonic() + 30
+        before, deadline = at_rest(picture), time.monotonic() + 30
         move(find(widget, what))
         while picture.screenshot() == before:
-            assert time.monotonic() < deadline, f"moving {what!r} left the picture as it was"
+            assert time.monotonic() < deadline, f"moving {what!r} left the picture as it was; console: {complaints}"
             time.sleep(0.2)
         page.screenshot(path=SEEN / f"{name} {what}.png")
     assert not complaints
-    page.close()
