@@ -21,6 +21,8 @@ PYTEST := $(BIN)/python -m pytest
 
 # The course needs no network: loading a model by a hub name by mistake fails at once instead of downloading.
 course check notebooks: export HF_HUB_OFFLINE = 1
+# Tests run in two processes, each with a core.
+check: export OMP_NUM_THREADS ?= 1
 
 course: $(ENV) copies
 	$(PYTEST) --nbmake --overwrite $(COPIES)
@@ -36,9 +38,9 @@ lint: $(ENV)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Unit tests and notebooks in one pytest run, so that its closing line counts everything.
+# Unit tests and notebooks in one pytest run, by two processes, so that its closing line counts everything.
 check: $(ENV) copies
-	$(PYTEST) --nbmake --overwrite tests $(COPIES)
+	$(PYTEST) -n 2 --dist worksteal --nbmake --overwrite tests $(COPIES)
 
 # Notebooks run as copies, so that a failure leaves the tracked files as they were.
 copies:

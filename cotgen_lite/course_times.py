@@ -1,7 +1,7 @@
 """How long every notebook runs and how much memory it takes: `python -m cotgen_lite.course_times`.
 
 Each is executed once, alone, and nothing of it is kept but the two numbers, in data/results/notebooks.json; from there
-they go into the notebooks' first cells and the README's table of the course. Run it on two idle cores.
+they go into the notebooks' first cells, the README's table of the course and the instructor's guide.
 """
 
 import json
@@ -17,24 +17,27 @@ from pathlib import Path
 import nbformat
 from tqdm import tqdm
 
-from cotgen_lite.files import data_root, write_atomically
+from cotgen_lite.files import data_root, write_atomically, write_json
+from cotgen_lite.teaching import write_teaching
 
 MOST_SECONDS, MOST_GB, MOST_MINUTES_IN_ALL = 120, 4.0, 20
 STATED = re.compile(r"Measured on 2 CPU cores: \d+ s, [\d.]+ GB\.")
 
 
 def measure(notebook: Path) -> dict[str, float]:
-    """Execute a notebook: `seconds`, the start of its kernel included, and `gb`, the most memory that a process of it took.
+    """Execute a notebook: `seconds`, with the start of its kernel, and `gb`, the most memory that a process of it took.
 
     RuntimeError if a cell fails. Not on Windows, which does not say how much memory a process took.
     """
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "nbconvert", "--log-level=ERROR", "--to=notebook", "--execute"]
         start = time.monotonic()
-        run = subprocess.Popen([*command, f"--output-dir={folder}", str(notebook)])
+        offline = os.environ | {"HF_HUB_OFFLINE": "1"}
+        run = subprocess.Popen([*command, f"--output-dir={folder}", str(notebook)], env=offline)
         _, status, usage = os.wait4(run.pid, 0)  # of the run and of the kernel that it waited for
+        run.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.monotonic() - start
-    if status:
+    if run.returncode:
         raise RuntimeError(f"{notebook.name} failed: see the message above, and run it in JupyterLab.")
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
     return {"seconds": round(seconds), "gb": round(usage.ru_maxrss * unit / 1e9, 1)}
@@ -67,13 +70,21 @@ def write_times(root: Path, times: Mapping[str, Mapping[str, float]]) -> None:
     write_atomically(root / "README.md", readme)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Measure all notebooks, say what changed, and write it down; exits with a message if something takes too much."""
+    if os.cpu_count() != 2:
+        sys.exit(f"The course states times of 2 cores, and this machine has {os.cpu_count()}: measure on one with 2.")
     root, file = data_root().parent, data_root() / "results/notebooks.json"
     before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     times = {}
     for notebook in tqdm(sorted((root / "notebooks").glob("[0-9]*.ipynb")), desc="notebooks"):
         times[notebook.stem] = measure(notebook)
         tqdm.write(f"{notebook.stem}: {times[notebook.stem]}, before: {before.get(notebook.stem, 'not measured')}")
-    write_atomically(file, json.dumps(times, indent=1) + "\n")
+    write_json(file, times)
     write_times(root, times)
+    write_teaching(root / "notebooks")
     sys.exit("\n".join(beyond_limits(times)) or None)
+
+
+if __name__ == "__main__":
+    main()

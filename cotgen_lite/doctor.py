@@ -43,22 +43,30 @@ def examine() -> list[Finding]:
 
 
 def look_at_packages(required: Sequence[str]) -> list[Finding]:
-    """The installed packages beside what is required, as in a package's metadata; those of extras only if too old."""
+    """The installed packages beside what is required, as in a package's metadata; an extra's only if all are there."""
+    extras: dict[str, list[Requirement]] = {}
+    for one in map(Requirement, required):
+        extras.setdefault(str(one.marker or ""), []).append(one)
     findings = []
-    for line in required:
-        one = Requirement(line)
-        try:
-            version = metadata.version(one.name)
-        except metadata.PackageNotFoundError:
-            version = ""
-        if version and one.specifier.contains(version, prereleases=True):
+    for extra, wanted in extras.items():
+        versions = [installed(one.name) for one in wanted]
+        if extra and "" in versions:
             continue
-        if version or one.marker is None:  # extras need not be there, but what is there should fit
-            mend = f'pip install "{one.name}{one.specifier}"'
-            findings.append(Finding(one.name, version or "missing", mend))
+        for one, version in zip(wanted, versions, strict=True):
+            if not version or not one.specifier.contains(version, prereleases=True):
+                mend = f'pip install "{one.name}{one.specifier}"'
+                findings.append(Finding(one.name, version or "missing", mend))
     if findings:
         return findings
     return [Finding("packages", ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers")))]
+
+
+def installed(name: str) -> str:
+    """The version of an installed package, "" if there is none."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def look_at_cores() -> Finding:

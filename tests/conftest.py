@@ -9,7 +9,7 @@ import torch
 
 # Not through the environment: the kernels of notebooks would inherit it and show no figures.
 matplotlib.use("Agg")
-torch.set_num_threads(min(2, torch.get_num_threads()))  # the models are too small to gain from more
+torch.set_num_threads(1)  # the models are too small to gain much from more, and two processes test
 
 import pytest  # noqa: E402
 

@@ -31,12 +31,13 @@ def test_packages_that_are_missing_or_too_old_are_named() -> None:
         "numpy>=1.0",
         "no-such-package>=1",
         "absent-extra>=2; extra == 'train'",
+        "pytest>=98; extra == 'train'",  # somebody else's, since that extra was not installed
         "pytest>=99; extra == 'test'",
     ]
     found = {one.what: one for one in doctor.look_at_packages(required)}
     assert set(found) == {"torch", "no-such-package", "pytest"}
     assert found["torch"].found == metadata.version("torch") and found["torch"].mend == 'pip install "torch>=99"'
-    assert found["no-such-package"].found == "missing"
+    assert found["no-such-package"].found == "missing" and found["pytest"].mend == 'pip install "pytest>=99"'
     (fine,) = doctor.look_at_packages(["numpy>=1.0"])
     assert not fine.mend
 
