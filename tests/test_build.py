@@ -52,7 +52,7 @@ def test_quick_build_makes_everything_once(
     assert alone | {f"{name}+{top}" for name in drawn for top in ("oracle", "zs-orm", "ft-orm")} == set(rows)
     assert rows["baseline"]["overall"] == rows["random"]["overall"] <= rows["oracle"]["overall"]
     listed = [method for method in rows if not method.endswith("+oracle")]
-    assert len(table_lines(out)) == 2 + len(listed) and len(finding_lines(out)) == 12
+    assert len(table_lines(out)) == 2 + len(listed) and len(finding_lines(out)) == 2 + 12
     assert {(row["method"], row["seed"]) for row in read_rows(out / "results/scores.jsonl")} >= {("it-dpo", 1)}
     capsys.readouterr()
     build.main(["--quick"])
