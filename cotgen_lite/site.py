@@ -81,4 +81,6 @@ def with_links(html: str) -> str:
 
 
 if __name__ == "__main__":
-    build_site(data_root().parent, Path(sys.argv[1] if len(sys.argv) > 1 else "build/site"))
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/site")
+    build_site(data_root().parent, folder)
+    print(f"open {folder / 'index.html'} in a browser")
