@@ -21,7 +21,7 @@ PYTEST := $(BIN)/python -m pytest
 
 # The course needs no network: loading a model by a hub name by mistake fails at once instead of downloading.
 course check notebooks: export HF_HUB_OFFLINE = 1
-# Tests run in two processes, each with a core.
+# Two processes test, each on a core: a container may show many more, and more threads than cores make torch crawl.
 check: export OMP_NUM_THREADS ?= 1
 
 course: $(ENV) copies

@@ -18,10 +18,9 @@ import nbformat
 from tqdm import tqdm
 
 from cotgen_lite.files import data_root, write_atomically, write_json
-from cotgen_lite.teaching import write_teaching
+from cotgen_lite.teaching import MEASURED, write_teaching
 
 MOST_SECONDS, MOST_GB, MOST_MINUTES_IN_ALL = 120, 4.0, 20
-STATED = re.compile(r"Measured on 2 CPU cores: \d+ s, [\d.]+ GB\.")
 
 
 def measure(notebook: Path) -> dict[str, float]:
@@ -63,8 +62,8 @@ def write_times(root: Path, times: Mapping[str, Mapping[str, float]]) -> None:
     for name, one in times.items():
         path = root / f"notebooks/{name}.ipynb"
         notebook = nbformat.read(path, as_version=4)
-        line = f"Measured on 2 CPU cores: {one['seconds']:.0f} s, {one['gb']} GB."
-        notebook.cells[0].source = STATED.sub(line, notebook.cells[0].source)
+        line = f"Measured on 2 CPU cores: {one['seconds']:.0f} s, {one['gb']} GB"
+        notebook.cells[0].source = MEASURED.sub(line, notebook.cells[0].source)
         write_atomically(path, nbformat.writes(notebook) + "\n")
         row = re.compile(rf"^(\|[^\n]*\(notebooks/{name}\.ipynb\)(?:[^|\n]*\|){{3}})[^|\n]*\|[^|\n]*\|", re.MULTILINE)
         readme = row.sub(rf"\g<1> {one['seconds'] / 60:.1f} min | {one['gb']} GB |", readme)
