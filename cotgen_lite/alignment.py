@@ -22,7 +22,7 @@ from cotgen_lite.drawing import draw_pool, judge_tokens
 from cotgen_lite.files import MANIFEST, write_json
 from cotgen_lite.generator import Generator
 from cotgen_lite.judges import TemplateJudge
-from cotgen_lite.pools import first_of_each_tag, load_pool, save_pool
+from cotgen_lite.pools import load_pool, one_in, save_pool
 from cotgen_lite.prompts import Prompt, lite_prompts
 from cotgen_lite.ranking import HOT, IMAGES, draw_labelled, preference_pairs, train_prompts
 from cotgen_lite.recipes import Recipe
@@ -159,7 +159,7 @@ def settings_of(out: Path, name: str) -> DpoTraining:
 
 
 def _dev_prompts(recipe: Recipe) -> tuple[Prompt, ...]:
-    return first_of_each_tag(lite_prompts("dev"), recipe.prompts_per_tag)
+    return one_in(lite_prompts("dev"), recipe.one_prompt_in)
 
 
 def first_pairs(out: Path, recipe: Recipe, seed: int) -> Triples:

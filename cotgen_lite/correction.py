@@ -23,7 +23,7 @@ from cotgen_lite.generator_training import CaptionedTokens, make_captioned_token
 from cotgen_lite.geneval import evaluate
 from cotgen_lite.judges import TemplateJudge
 from cotgen_lite.mending import mend
-from cotgen_lite.pools import Pool, first_of_each_tag, load_pool
+from cotgen_lite.pools import Pool, load_pool, one_in
 from cotgen_lite.prompts import Prompt, lite_prompts
 from cotgen_lite.ranking import IMAGES, refuse_held_out
 from cotgen_lite.reasons import find_reasons, write_reasons
@@ -162,7 +162,7 @@ def try_on_dev(start: Generator, generator: Generator, work: Path, recipe: Recip
     """What a corrected generator can do on dev prompts, by the training judge: accuracy of its "plain" images, and of
     the starting generator's images ("before") after each wrong one was corrected once, by the judge's reasons
     ("corrected") or without reasons ("mute")."""
-    prompts = first_of_each_tag(lite_prompts("dev"), recipe.prompts_per_tag)
+    prompts = one_in(lite_prompts("dev"), recipe.one_prompt_in)
     number, judge = recipe.aligned_dev_images, TemplateJudge()
     pools = [
         draw_pool(one, prompts, number, seed=5, work_dir=work / "dev")[0][:, :, -1].contiguous()

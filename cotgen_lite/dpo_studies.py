@@ -26,7 +26,7 @@ from cotgen_lite.files import write_json
 from cotgen_lite.generator import Generator
 from cotgen_lite.measure import cost_of_drawing
 from cotgen_lite.measure_alignment import ON_TOP
-from cotgen_lite.pools import expected_best_of, first_of_each_tag, load_pool
+from cotgen_lite.pools import expected_best_of, first_of_each_tag, load_pool, one_in
 from cotgen_lite.prompts import Prompt, lite_prompts
 from cotgen_lite.recipes import Recipe
 from cotgen_lite.results import decide, merge_rows, score_rows, score_tokens
@@ -53,7 +53,7 @@ def measure_estimators(out: Path, work: Path, recipe: Recipe) -> None:
     """
     settings, triples = settings_of(out, "dpo"), first_pairs(out, recipe, seed=0)
     noise, found = estimator_noise(out, triples), {}
-    prompts, right = first_of_each_tag(lite_prompts("dev"), recipe.prompts_per_tag), {}
+    prompts, right = one_in(lite_prompts("dev"), recipe.one_prompt_in), {}
     for name, change in ESTIMATORS.items():
         generator, log = attempt(out, triples, replace(settings, **change), work, recipe)
         right[name] = dev_verdicts(generator, work, recipe)

@@ -20,7 +20,7 @@ from cotgen_lite.plots import draw_overview, to_png
 from cotgen_lite.pools import (
     Pool,
     expected_best_of,
-    first_of_each_tag,
+    one_in,
     pack_codes,
     pool_prompts,
     save_pool,
@@ -58,14 +58,14 @@ def measure_all(
     work: Path,
     pool_size: int,
     dev_candidates: int,
-    prompts_per_tag: int,
+    one_prompt_in: int,
     judged_scenes: int,
     clean_scenes: int,
 ) -> None:
     """Measure the models under `out` and write `pools/` and `results/` there; shards in `work` let it resume.
 
-    pool_size: candidates a test prompt; dev_candidates: images a dev prompt and guidance scale; prompts_per_tag: the
-    most prompts taken of a tag (toy runs take few); judged_scenes: rendered scenes on which the judges are checked;
+    pool_size: candidates a test prompt; dev_candidates: images a dev prompt and guidance scale; one_prompt_in: of
+    each tag's dev and test prompts (1 takes all); judged_scenes: rendered scenes on which the judges are checked;
     clean_scenes: of each tag's dev prompts, on which the verifier is.
     """
     models = out / "models"
@@ -82,10 +82,10 @@ def measure_all(
         for name, detector in judges.items()
     }
     write_json(
-        results / "dev.json", _measure_guidance(generator, dev_candidates, prompts_per_tag, work, judges["template"])
+        results / "dev.json", _measure_guidance(generator, dev_candidates, one_prompt_in, work, judges["template"])
     )
 
-    prompts = first_of_each_tag(pool_prompts("test"), prompts_per_tag)
+    prompts = one_in(pool_prompts("test"), one_prompt_in)
     guesses, committed_at, drawing = draw_pool(generator, prompts, pool_size, seed=0, work_dir=work / "pool")
     final = guesses[:, :, -1]
     correct = {name: judge_tokens(generator, final, prompts, detector) for name, detector in judges.items()}
@@ -178,10 +178,10 @@ def _save_overview(
 
 
 def _measure_guidance(
-    generator: Generator, candidates: int, prompts_per_tag: int, work: Path, judge: Detector
+    generator: Generator, candidates: int, one_prompt_in: int, work: Path, judge: Detector
 ) -> list[dict]:
     """The dev score at each guidance scale, by the training judge."""
-    prompts, rows = first_of_each_tag(lite_prompts("dev"), prompts_per_tag), []
+    prompts, rows = one_in(lite_prompts("dev"), one_prompt_in), []
     for scale in GUIDANCE_SCALES:
         guided = replace(generator, settings=replace(generator.settings, guidance_scale=scale))
         guesses, _, _ = draw_pool(guided, prompts, candidates, seed=0, work_dir=work / f"dev-{scale}")

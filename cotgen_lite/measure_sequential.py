@@ -29,7 +29,7 @@ from cotgen_lite.parm_pools import (
     spent_by_search_of_runs,
     stop_paths,
 )
-from cotgen_lite.pools import Pool, expected_best_of, first_of_each_tag, save_pool
+from cotgen_lite.pools import Pool, expected_best_of, one_in, save_pool
 from cotgen_lite.prompts import lite_prompts
 from cotgen_lite.ranking import Example, as_dataset, draw_paths, orm_examples, parm_examples, train_prompts
 from cotgen_lite.recipes import Recipe
@@ -92,7 +92,7 @@ def measure_sequential(out: Path, work: Path, recipe: Recipe) -> None:
 
 def measure_settings(generator: SequentialGenerator, work: Path, recipe: Recipe) -> list[dict]:
     """The dev score at each guidance scale and top-k, by the training judge."""
-    prompts, rows = first_of_each_tag(lite_prompts("dev"), recipe.prompts_per_tag), []
+    prompts, rows = one_in(lite_prompts("dev"), recipe.one_prompt_in), []
     for top_k, scale in product(TOP_KS, GUIDANCE_SCALES):
         tried = replace(generator, settings=replace(generator.settings, guidance_scale=scale, top_k=top_k))
         guesses, _, _ = draw_pool(tried, prompts, recipe.dev_candidates, seed=0, work_dir=work)
@@ -184,7 +184,7 @@ def measure_fills(
     say ("zs-orm": its question; "parm": that about potential), all prompts together and within them; share of paths
     that PARM calls clear; accuracy of PARM's search; generator passes of a path.
     """
-    prompts, found = first_of_each_tag(lite_prompts("dev"), recipe.prompts_per_tag), {}
+    prompts, found = one_in(lite_prompts("dev"), recipe.one_prompt_in), {}
     for fill in get_args(Fill):
         filled = replace(generator, settings=replace(generator.settings, fill=fill))
         number = recipe.aligned_dev_images

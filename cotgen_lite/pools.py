@@ -41,11 +41,20 @@ def pool_prompts(split: str) -> tuple[Prompt, ...]:
 
 
 def first_of_each_tag(prompts: Sequence[Prompt], most: int) -> tuple[Prompt, ...]:
-    """Those of `prompts` that are among the first `most` different ones of their tag: a smaller set for toy runs."""
+    """Those of `prompts` that are among the first `most` different ones of their tag."""
     allowed: set[Prompt] = set()
     for tag in TAGS:
         allowed |= set(list(dict.fromkeys(prompt for prompt in prompts if prompt.tag == tag))[:most])
     return tuple(prompt for prompt in prompts if prompt in allowed)
+
+
+def one_in(prompts: Sequence[Prompt], many: int) -> tuple[Prompt, ...]:
+    """One in so many of the different prompts of each tag, but two at least, by which one sees how prompts vary."""
+    kept: set[Prompt] = set()
+    for tag in TAGS:
+        different = list(dict.fromkeys(prompt for prompt in prompts if prompt.tag == tag))
+        kept |= set(different[:: max(1, min(many, (len(different) + 1) // 2))])
+    return tuple(prompt for prompt in prompts if prompt in kept)
 
 
 def expected_best_of(scores: npt.ArrayLike, correct: npt.ArrayLike, n: int) -> npt.NDArray[np.float64]:

@@ -17,7 +17,7 @@ class Recipe:
     verifier: dict[str, int]
     pool_size: int
     dev_candidates: int
-    prompts_per_tag: int
+    one_prompt_in: int  # of the dev and test prompts of each tag: 1 takes all
     judged_scenes: int
     clean_scenes: int  # of each tag, on which the zero-shot verifier is checked
     images: dict[str, tuple[int, int]]  # of each tag: distinct training prompts, and pools of each
@@ -65,7 +65,7 @@ LITE = Recipe(
     verifier={"tower_steps": 400, "fact_steps": 400, "match_steps": 2100, "evaluate_every": 50, "scenes_per_tag": 120},
     pool_size=20,
     dev_candidates=2,
-    prompts_per_tag=100,
+    one_prompt_in=1,
     judged_scenes=2000,
     clean_scenes=400,
     images=dict(zip(TAGS, ((4, 2), (48, 1), (16, 4), (60, 1), (300, 1), (372, 1)), strict=True)),
@@ -105,7 +105,7 @@ QUICK = Recipe(
     verifier={"tower_steps": 10, "fact_steps": 5, "match_steps": 10, "evaluate_every": 15},
     pool_size=2,
     dev_candidates=2,
-    prompts_per_tag=2,
+    one_prompt_in=30,
     judged_scenes=20,
     clean_scenes=4,
     images=dict.fromkeys(TAGS, (1, 1)),

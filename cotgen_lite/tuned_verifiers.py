@@ -13,7 +13,7 @@ from cotgen_lite.drawing import draw_pool, judge_tokens
 from cotgen_lite.files import file_sha256
 from cotgen_lite.finetune import FineTuning, finetune_verifier
 from cotgen_lite.judges import TemplateJudge
-from cotgen_lite.pools import first_of_each_tag, load_pool, save_pool
+from cotgen_lite.pools import load_pool, one_in, save_pool
 from cotgen_lite.prompts import lite_prompts
 from cotgen_lite.ranking import (
     CLEAR_FROM,
@@ -145,7 +145,7 @@ def _finetune(
         return
     generator = built_generator(out / "models")
     data = as_dataset(examples, generator.pixels)
-    prompts = first_of_each_tag(lite_prompts("dev"), recipe.prompts_per_tag)
+    prompts = one_in(lite_prompts("dev"), recipe.one_prompt_in)
     guesses, _, _ = draw_pool(generator, prompts, recipe.dev_images, seed=3, work_dir=work)
     right = judge_tokens(generator, guesses[:, :, -1], prompts, TemplateJudge())
 

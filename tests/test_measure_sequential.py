@@ -12,7 +12,7 @@ from small_verifiers import Moody
 
 from cotgen_lite.measure_sequential import decide_f10, measure_fills, save_choices
 from cotgen_lite.parm_pools import PARM_QUESTIONS, Outcome, ask_of_paths, spent_by_search_of_runs, stop_paths
-from cotgen_lite.pools import Pool, first_of_each_tag
+from cotgen_lite.pools import Pool, one_in
 from cotgen_lite.prompts import TAGS, lite_prompts
 from cotgen_lite.recipes import QUICK
 from cotgen_lite.results import read_rows
@@ -99,8 +99,8 @@ def test_costs_of_choices_are_the_searches_own(generator: SequentialGenerator, t
 def test_fills_are_compared_run_by_run(
     generator: SequentialGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = replace(QUICK, prompts_per_tag=1, aligned_dev_images=4)
-    prompts = first_of_each_tag(lite_prompts("dev"), 1)
+    recipe = replace(QUICK, one_prompt_in=100, aligned_dev_images=4)
+    prompts = one_in(lite_prompts("dev"), 100)
     right = np.random.default_rng(0).permuted(np.tile([True, True, False, False], (len(prompts), 1)), axis=1)
     monkeypatch.setattr("cotgen_lite.measure_sequential.judge_tokens", lambda *_: right)
     moody, grumpy = Moody(-0.9), Moody(0.2)
