@@ -16,6 +16,7 @@ from cotgen_lite.files import write_json
 from cotgen_lite.generator import Generator
 from cotgen_lite.geneval import Detector, evaluate
 from cotgen_lite.judges import TemplateJudge
+from cotgen_lite.measure import cost_of_drawing
 from cotgen_lite.measure_alignment import ON_TOP, measure_generator
 from cotgen_lite.measure_verifiers import by_both_judges
 from cotgen_lite.parm_pools import ask_of_paths, spent_by_search, stop_paths
@@ -82,6 +83,7 @@ def measure_reflection(out: Path, work: Path, recipe: Recipe) -> None:
             reads = spent["guesses_read"] + spent["finished_read"]
             row["cost"] = {"generator_passes": spent["generator_passes"], "verifier_passes": round(reads, 4)}
         rows += some
+    searched = rows[-1]["cost"]  # PARM++'s search among all n
 
     critic, best = Verifier.from_pretrained(models / "parm-plus-plus"), orders["PARM++"].argmax(axis=1)
     first = guesses[torch.arange(len(prompts)), torch.from_numpy(best), -1]
@@ -106,12 +108,15 @@ def measure_reflection(out: Path, work: Path, recipe: Recipe) -> None:
     for kind, run in runs.items():
         right[kind] = {judge: verdicts[kind][judge][pick, run.chosen] for judge in judges}
     right["more"] = draw_more(generator, critic, prompts, first, own, judges, work / "more")
+    of_one = sum(cost["generator_passes"] for cost in cost_of_drawing(generator, prompts[0].text))
     for kind, name in NAMES.items():
         label = f"self-correct+parm++{name}"
         shown = {judge: verdict[:, None] for judge, verdict in right[kind].items()}
         chance = np.zeros((len(prompts), 1))
         some = score_rows(label, prompts, chance, shown, (1,), about | {"verifier": "PARM++"}, {})
-        rows += [row | {"n": n} for row in some]
+        rounds = runs.get(kind, own).rounds
+        spent = spent_with_rounds(searched, rounds, of_one, explained=kind == "reflect")
+        rows += [row | {"n": n, "cost": spent} for row in some]
     merge_rows(results / "scores.jsonl", rows)
 
     baseline = load_pool(out / "pools/baseline.safetensors")
@@ -179,6 +184,20 @@ def run_reflections(
     rounds = (~np.isnan(odds)).sum(axis=1) - 1
     chosen = np.nanargmax(odds, axis=1)
     return Reflections(torch.cat([part["codes"] for part in parts]), odds, rounds, chosen, reasons)
+
+
+def spent_with_rounds(
+    searched: Mapping[str, float], rounds: npt.NDArray[np.int64], of_one: float, explained: bool
+) -> dict[str, float]:
+    """Passes of both models for one image kept, a mean over pools: the search's, and those of the rounds after it.
+
+    rounds: of each pool (P,); of_one: generator passes of one image. The verifier looks once, and once more after each
+    round; where it gives the reasons itself (explained), that is one look more a round, as in `reflect`.
+    """
+    mean = float(rounds.mean())
+    looks = 1 + mean * (2 if explained else 1)
+    spent = {"generator_passes": of_one * mean, "verifier_passes": looks}
+    return {key: round(searched[key] + more, 4) for key, more in spent.items()}
 
 
 def shuffled(prompts: Sequence[Prompt], reasons: Sequence[Sequence[str]]) -> list[list[str]]:

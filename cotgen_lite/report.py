@@ -218,9 +218,9 @@ def paper_table(out: Path, tables: Sequence[int]) -> list[str]:
     lines = [f"| method | {' | '.join(head)} |", f"|{'---|' * (len(head) + 1)}"]
     for method in (method for table in tables for method in TABLES[table]):
         row = ours[method]
-        spent = (row["cost"].get(key) for key in ("generator_passes", "verifier_passes"))
+        spent = (row["cost"][key] for key in ("generator_passes", "verifier_passes"))
         label = LABELS[method].format(n=row["n"]).replace(" (paper: LlamaGen, here and below)", "")
-        costs = " | ".join("–" if number is None else f"{number:,.0f}" for number in spent)
+        costs = " | ".join(f"{number:,.0f}" for number in spent)
         lines.append(f"| {label} | {_cells(method, ours, template)} | {costs} |")
     return lines
 

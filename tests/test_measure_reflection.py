@@ -10,6 +10,7 @@ import torch
 
 from cotgen_lite import measure_reflection
 from cotgen_lite.judges import TemplateJudge
+from cotgen_lite.measure import cost_of_drawing
 from cotgen_lite.measure_reflection import (
     Reflections,
     by_round,
@@ -19,6 +20,7 @@ from cotgen_lite.measure_reflection import (
     reasons_told,
     run_reflections,
     shuffled,
+    spent_with_rounds,
 )
 from cotgen_lite.prompts import TAGS, lite_prompts, parse_prompt
 from cotgen_lite.scenes import SceneObject, render
@@ -45,6 +47,7 @@ def test_rows_are_reflections_and_resume(toy_generator: Any, tmp_path: Path) -> 
     critic: Any = Picky()
     first = torch.randint(1024, (len(PROMPTS), 64), generator=torch.Generator().manual_seed(0)).to(torch.int16)
     run = run_reflections(toy_generator, critic, PROMPTS, first, None, tmp_path)
+    costs = []
     assert (run.rounds > 0).sum() > 0 and run.rounds.max() <= 3
     for row, prompt in enumerate(PROMPTS):
         found = reflect(toy_generator, critic, prompt.text, first[row], row)
@@ -52,6 +55,12 @@ def test_rows_are_reflections_and_resume(toy_generator: Any, tmp_path: Path) -> 
         assert run.chosen[row] == found.chosen
         assert torch.equal(run.codes[row, run.chosen[row]], found.codes[found.chosen])
         np.testing.assert_allclose(run.log_odds[row, : len(found.log_odds)], found.log_odds, atol=1e-6)
+        costs.append([found.cost.generator_passes, found.cost.verifier_passes])
+    of_one = sum(cost["generator_passes"] for cost in cost_of_drawing(toy_generator, PROMPTS[0].text))
+    searched = {"generator_passes": 100.0, "verifier_passes": 10.0}
+    spent = spent_with_rounds(searched, run.rounds, of_one, explained=True)
+    np.testing.assert_allclose(list(spent.values()), np.add(np.mean(costs, axis=0), [100, 10]), atol=1e-4)
+    assert spent_with_rounds(searched, run.rounds, of_one, False)["verifier_passes"] == 11 + run.rounds.mean()
     again = run_reflections(toy_generator, critic, PROMPTS, first, lambda *_: 1 / 0, tmp_path)  # type: ignore[return-value]
     assert again.reasons == run.reasons and torch.equal(again.codes, run.codes)
     heard = []
