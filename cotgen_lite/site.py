@@ -29,7 +29,8 @@ def build_site(root: Path, out: Path) -> list[Path]:
         notebook.metadata["title"] = title_of(notebook)
         html, _ = exporter.from_notebook_node(notebook)
         target = out / source.relative_to(root).with_suffix(".html")
-        write_atomically(target, with_links(with_anchors(html)))
+        html = with_links(with_anchors(html))
+        write_atomically(target, html if source == root / "README.md" else with_way_back(html))
         pages.append(target)
     write_atomically(out / "index.html", (out / "README.html").read_text(encoding="utf-8"))
     for name in ("LICENSE", "data/figures/overview.png"):
@@ -78,6 +79,12 @@ def with_anchors(html: str) -> str:
 def with_links(html: str) -> str:
     """HTML whose relative links to notebooks and markdown pages lead to their pages."""
     return LINK.sub(r"\1.html", html)
+
+
+def with_way_back(html: str) -> str:
+    """HTML of a page in a folder, with a link to the contents page above it."""
+    link = '<p style="margin: 1em"><a href="../index.html">← Contents</a></p>'
+    return re.sub(r"<body[^>]*>", lambda body: body[0] + link, html, count=1)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ def test_every_source_is_a_page_and_readme_the_contents(pages: dict[Path, Page])
     (index,) = (page for path, page in pages.items() if path.name == "index.html")
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         assert f"notebooks/{notebook.stem}.html" in index.links
+        (chapter,) = (page for path, page in pages.items() if path.stem == notebook.stem)
+        assert "../index.html" in chapter.links
 
 
 def test_every_relative_link_leads_to_a_page_and_a_place_on_it(pages: dict[Path, Page]) -> None:
