@@ -84,9 +84,9 @@ def places_of(places: list[Place]) -> dict[str, list[str]]:
     return found
 
 
-def unknown(places: list[Place], dictionary: SpellChecker) -> list[str]:
-    """Words that the dictionary lacks, each after the first place where it stands."""
-    return [f"{where[0]}: {word}" for word, where in places_of(places).items() if word not in dictionary]
+def unknown(places: list[Place], dictionary: SpellChecker) -> dict[str, str]:
+    """Words that the dictionary lacks, and the first place where each stands."""
+    return {word: where[0] for word, where in places_of(places).items() if word not in dictionary}
 
 
 @pytest.fixture(scope="module")
@@ -100,14 +100,14 @@ def dictionary() -> SpellChecker:
 
 
 def test_every_word_is_known(course: list[Place], dictionary: SpellChecker) -> None:
-    wrong = [entry for entry in unknown(course, dictionary) if entry.split(": ")[1] not in OWN_WORDS]
-    assert not wrong, "correct it, or add it to tests/words.txt: " + "; ".join(wrong)
+    wrong = {word: place for word, place in unknown(course, dictionary).items() if word not in OWN_WORDS}
+    assert not wrong, f"correct it, or add it to tests/words.txt: {wrong}"
 
 
 def test_no_own_word_is_superfluous(course: list[Place], dictionary: SpellChecker) -> None:
-    needed = [entry.split(": ")[1] for entry in unknown(course, dictionary)]
+    needed = unknown(course, dictionary).keys()
     assert sorted(set(OWN_WORDS)) == OWN_WORDS
-    assert set(OWN_WORDS) <= set(needed), f"not needed in tests/words.txt: {set(OWN_WORDS) - set(needed)}"
+    assert set(OWN_WORDS) <= needed, f"not needed in tests/words.txt: {set(OWN_WORDS) - needed}"
 
 
 def test_pages_spell_the_british_way(course: list[Place]) -> None:
@@ -148,5 +148,5 @@ fnced
     (tmp_path / "cotgen_lite").mkdir()
     (tmp_path / "cotgen_lite/y.py").write_text('"""Dra it."""\n')
     first, second = "notebooks/x.ipynb, cell 0", "notebooks/x.ipynb, cell 1"
-    found = [f"{first}: verifer", f"{first}: pge", f"{first}: picures", f"{second}: commnt", f"{second}: figre"]
-    assert unknown(list(prose(tmp_path)), dictionary) == [*found, "cotgen_lite/y.py: dra"]
+    typos = {"verifer": first, "pge": first, "picures": first, "commnt": second, "figre": second}
+    assert unknown(list(prose(tmp_path)), dictionary) == typos | {"dra": "cotgen_lite/y.py"}
