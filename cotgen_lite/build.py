@@ -109,7 +109,7 @@ def build_results(out: Path, work: Path, recipe: Recipe) -> None:
         work,
         recipe.pool_size,
         recipe.dev_candidates,
-        recipe.prompts_per_tag,
+        recipe.one_prompt_in,
         recipe.judged_scenes,
         recipe.clean_scenes,
     )
@@ -307,7 +307,10 @@ def main(arguments: list[str] | None = None) -> None:
     if options.steps and not (options.quick or options.out):
         later = [step for step in STEPS if any(depends_on(step, other) for other in options.steps)]
         lost = f", and undo what hangs on it ({', '.join(later)})" if later else ""
-        parser.error(f"this would make {', '.join(options.steps)} in {out} again{lost}; to do so, add --out {out}")
+        parser.error(
+            f"this would make {', '.join(options.steps)} in {out} again{lost}. Nothing was changed. "
+            f"To do so, add --out {out}; to see the steps run at toy size, in build/quick, add --quick"
+        )
     own = not options.out or out.resolve() == data_root().resolve()  # another folder takes nothing over from ours
     work = home / "work" if own else Path(f"{out}-work")
     build(options.steps, out, work, QUICK if options.quick else LITE)

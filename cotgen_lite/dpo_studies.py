@@ -42,7 +42,7 @@ ESTIMATORS: dict[str, dict] = {
     "ELBO weighting": {"weighting": "elbo"},
     "two masks": {"masks": 2},
 }
-ESTIMATES, ESTIMATED_PAIRS = 32, 100
+ESTIMATES = 32  # of each pair's margin
 
 
 def measure_estimators(out: Path, work: Path, recipe: Recipe) -> None:
@@ -52,7 +52,7 @@ def measure_estimators(out: Path, work: Path, recipe: Recipe) -> None:
     on dev prompts from that one. Writes `results/dpo_estimators.json`.
     """
     settings, triples = settings_of(out, "dpo"), first_pairs(out, recipe, seed=0)
-    noise, found = estimator_noise(out, triples), {}
+    noise, found = estimator_noise(out, triples[: recipe.estimated_pairs]), {}
     prompts, right = one_in(lite_prompts("dev"), recipe.one_prompt_in), {}
     for name, change in ESTIMATORS.items():
         generator, log = attempt(out, triples, replace(settings, **change), work, recipe)
@@ -71,7 +71,7 @@ def estimator_noise(out: Path, triples: Triples) -> dict[str, dict[str, float]]:
     without pairs.
     """
     baseline, aligned = built_generator(out / "models"), built_generator(out / "models", "dpo")
-    pairs = as_pairs(baseline, triples[:ESTIMATED_PAIRS])
+    pairs = as_pairs(baseline, triples)
     if not pairs:
         return {name: {} for name in ESTIMATORS}
     prefixes = [pair.prefix for pair in pairs] * 2

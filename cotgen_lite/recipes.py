@@ -34,6 +34,7 @@ class Recipe:
     dpo_rates: tuple[float, ...]  # learning rates tried; the best on dev prompts is taken
     aligned_dev_images: int  # a dev prompt, for choosing
     pairs_a_pool: int  # at most, of right and wrong images
+    estimated_pairs: int  # of which the noise in estimates of log-probability is measured
     second_prompts: dict[str, int]  # of each tag, for which the first round's policy draws
     second_images: int  # of each
     online_prompts: int  # a step of guided DPO
@@ -82,6 +83,7 @@ LITE = Recipe(
     dpo_rates=(1e-4, 2e-4, 4e-4),
     aligned_dev_images=4,
     pairs_a_pool=10,
+    estimated_pairs=100,
     second_prompts=dict(zip(TAGS, (4, 48, 16, 60, 300, 372), strict=True)),
     second_images=10,
     online_prompts=2,
@@ -122,6 +124,7 @@ QUICK = Recipe(
     dpo_rates=(1e-4,),
     aligned_dev_images=1,
     pairs_a_pool=2,
+    estimated_pairs=4,
     second_prompts=dict.fromkeys(TAGS, 1),
     second_images=4,
     online_prompts=1,

@@ -171,12 +171,6 @@ def test_nothing_of_the_courses_own_data_is_made_again_unasked(
     ]
 
 
-def test_training_of_what_is_shipped_took_as_long_as_the_readme_says() -> None:
-    manifests = [json.loads(path.read_text()) for path in (data_root() / "models").glob("*/manifest.json")]
-    hours = sum(manifest["seconds"] for manifest in manifests) / 3600
-    assert f"adds up to {hours:.1f} hours" in (data_root().parent / "README.md").read_text()
-
-
 def test_readme_gets_the_shipped_table_between_its_markers(tmp_path: Path) -> None:
     shipped = Path(build.data_root())
     text = (shipped.parent / "README.md").read_text()

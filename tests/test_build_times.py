@@ -1,0 +1,81 @@
+"""How long the whole build takes: a part of every step, by which the README's hours are measured."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from cotgen_lite.build import STEPS
+from cotgen_lite.build_times import PART, PARTS, hours_of_all, time_steps
+from cotgen_lite.files import data_root
+from cotgen_lite.pools import one_in, pool_prompts
+from cotgen_lite.prompts import TAGS, lite_prompts
+from cotgen_lite.recipes import LITE, Recipe
+
+# What is as much in a part as in the whole: settings, and amounts for each of the prompts, of which there are fewer.
+KEPT = {
+    *("pool_size", "dev_candidates", "images_a_pool", "noise_every", "learning_rates", "dev_images", "most_of_a_label"),
+    *("paths_a_prompt", "parm_rates", "first_steps", "dpo_rates", "aligned_dev_images", "pairs_a_pool"),
+    *("second_images", "online_prompts", "online_samples", "more_seeds", "seed_candidates", "corrections_a_pool"),
+    *("correction_rate", "sequential_dpo_rates", "many_prompts"),
+}
+
+
+def work_of(recipe: Recipe) -> dict[str, float]:
+    """How much of everything a recipe asks for."""
+    prompts = {"pools": one_in(pool_prompts("test"), recipe.one_prompt_in)}
+    prompts["dev"] = one_in(lite_prompts("dev"), recipe.one_prompt_in)
+    amounts = {name: float(len(some)) for name, some in prompts.items()}
+    amounts["images"] = sum(number * pools for number, pools in recipe.images.values())
+    amounts["tokenizer"] = sum(phase.steps for phase in recipe.tokenizer)
+    amounts |= {f"verifier {name}": n for name, n in recipe.verifier.items() if name.endswith("_steps")}
+    for name in ("paths", "path_prompts", "second_prompts"):
+        amounts[name] = sum(getattr(recipe, name).values())
+    names = {field.name for field in fields(Recipe)} - KEPT - {"one_prompt_in", "images", "tokenizer", "verifier"}
+    return amounts | {name: getattr(recipe, name) for name in names - amounts.keys()}
+
+
+def test_a_part_is_as_much_less_of_all_work_as_is_said() -> None:
+    part, whole = work_of(PART), work_of(LITE)
+    assert part.keys() == whole.keys() and len(part) > 15
+    for name, amount in whole.items():
+        assert part[name] == pytest.approx(amount / PARTS, rel=0.1), name
+    assert all(getattr(PART, name) == getattr(LITE, name) for name in KEPT)
+
+
+def test_one_in_takes_the_first_of_each_tag_and_every_so_manyeth_after_it() -> None:
+    prompts = pool_prompts("test")
+    assert one_in(prompts, 1) == prompts
+    for tag in TAGS:
+        different = list(dict.fromkeys(prompt for prompt in prompts if prompt.tag == tag))
+        kept = [prompt for prompt in one_in(prompts, 7) if prompt.tag == tag]
+        assert list(dict.fromkeys(kept)) == different[:: 7 if len(different) > 8 else 4]  # never one alone
+        assert len(kept) == sum(map(prompts.count, set(kept)))  # with all their pools
+
+
+def test_steps_after_a_model_are_made_from_the_finished_one(tmp_path: Path) -> None:
+    finished = tmp_path / "finished"
+    (finished / "generator").mkdir(parents=True)
+    (finished / "generator/weights").write_text("learned long")
+    seen = []
+
+    def train(out: Path, work: Path, recipe: Recipe) -> None:
+        (out / "models/generator").mkdir(parents=True)
+        (out / "models/generator/weights").write_text("learned briefly")
+
+    def draw(out: Path, work: Path, recipe: Recipe) -> None:
+        seen.append(((out / "models/generator/weights").read_text(), work.name, recipe))
+
+    seconds = time_steps({"generator": train, "images": draw}, PART, tmp_path / "new", finished)
+    assert seen == [("learned long", "images", PART)]
+    assert list(seconds) == ["generator", "images"] and all(one >= 0 for one in seconds.values())
+    steps = {"generator": train, "images": draw, "rollouts": draw}
+    again = time_steps(steps, PART, tmp_path / "new", finished)  # an interrupted call's steps are not run again
+    assert len(seen) == 2 and list(again) == list(steps) and again.items() >= seconds.items()
+
+
+def test_readme_says_the_hours_that_were_measured() -> None:
+    measured = json.loads((data_root() / "results/build.json").read_text())
+    assert list(measured["seconds_of_a_part"]) == list(STEPS) and measured["parts"] == PARTS
+    assert f"about {hours_of_all(measured):.0f} hours on two" in (data_root().parent / "README.md").read_text()
