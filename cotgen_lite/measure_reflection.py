@@ -108,13 +108,14 @@ def measure_reflection(out: Path, work: Path, recipe: Recipe) -> None:
     for kind, run in runs.items():
         right[kind] = {judge: verdicts[kind][judge][pick, run.chosen] for judge in judges}
     right["more"] = draw_more(generator, critic, prompts, first, own, judges, work / "more")
-    of_one = sum(cost["generator_passes"] for cost in cost_of_drawing(generator, prompts[0].text))
+    each, once = (cost["generator_passes"] for cost in cost_of_drawing(generator, prompts[0].text))
     for kind, name in NAMES.items():
         label = f"self-correct+parm++{name}"
         shown = {judge: verdict[:, None] for judge, verdict in right[kind].items()}
         chance = np.zeros((len(prompts), 1))
         some = score_rows(label, prompts, chance, shown, (1,), about | {"verifier": "PARM++"}, {})
         rounds = runs.get(kind, own).rounds
+        of_one = each if kind == "more" else each + once  # a correction reads a prompt of its own
         spent = spent_with_rounds(searched, rounds, of_one, explained=kind == "reflect")
         rows += [row | {"n": n, "cost": spent} for row in some]
     merge_rows(results / "scores.jsonl", rows)
@@ -191,8 +192,9 @@ def spent_with_rounds(
 ) -> dict[str, float]:
     """Passes of both models for one image kept, a mean over pools: the search's, and those of the rounds after it.
 
-    rounds: of each pool (P,); of_one: generator passes of one image. The verifier looks once, and once more after each
-    round; where it gives the reasons itself (explained), that is one look more a round, as in `reflect`.
+    rounds: of each pool (P,); of_one: generator passes of a round's image. The verifier is asked once, and once more
+    after each round; where it gives the reasons itself (explained), that counts as one pass more a round, as in
+    `reflect`, however long they are.
     """
     mean = float(rounds.mean())
     looks = 1 + mean * (2 if explained else 1)
