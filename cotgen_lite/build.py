@@ -309,7 +309,7 @@ def main(arguments: list[str] | None = None) -> None:
         lost = f", and undo what hangs on it ({', '.join(later)})" if later else ""
         parser.error(
             f"this would make {', '.join(options.steps)} in {out} again{lost}. Nothing was changed. "
-            f"To do so, add --out {out}; to see the steps run at toy size, in build/quick, add --quick"
+            f"To do so, add --out {out}; to see all steps run at toy size, in build/quick, give --quick alone"
         )
     own = not options.out or out.resolve() == data_root().resolve()  # another folder takes nothing over from ours
     work = home / "work" if own else Path(f"{out}-work")

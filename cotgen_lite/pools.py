@@ -49,7 +49,8 @@ def first_of_each_tag(prompts: Sequence[Prompt], most: int) -> tuple[Prompt, ...
 
 
 def one_in(prompts: Sequence[Prompt], many: int) -> tuple[Prompt, ...]:
-    """One in so many of the different prompts of each tag, but two at least, by which one sees how prompts vary."""
+    """One in so many of the different prompts of each tag, the first among them, and of two or more at least two: by
+    fewer nobody sees how prompts vary, and there is no interval."""
     kept: set[Prompt] = set()
     for tag in TAGS:
         different = list(dict.fromkeys(prompt for prompt in prompts if prompt.tag == tag))

@@ -160,6 +160,7 @@ def test_nothing_of_the_courses_own_data_is_made_again_unasked(
         build.main(["orm"])
     message = capsys.readouterr().err
     assert "undo what hangs on it (orm_results, prm_results," in message and f"add --out {data_root()}" in message
+    assert "Nothing was changed" in message and "give --quick alone" in message
     with pytest.raises(SystemExit):
         build.main(["--all", "orm"])
     assert not made
