@@ -1,9 +1,9 @@
-"""How long `python -m cotgen_lite.build --all` takes: `python -m cotgen_lite.build_times`, in about an hour.
+"""How long `python -m cotgen_lite.build --all` takes: `python -m cotgen_lite.build_times`, in an hour and a half.
 
 Every step is run on a fourteenth of its work (training steps, images, prompts) and timed; what it is made from is small
 in the same measure, but the models in it are the course's own, so that pairs, stops and reasons are as frequent as they
-are in the whole. What a step does once, however long it is, is counted fourteen times: the sum is rather too high.
-Interrupted, it goes on with the step at which it was.
+are in the whole. What a step does once, however long it is, is counted fourteen times; how busy or warm the machine is
+in a day's work, not at all. Interrupted, it starts the step again at which it was.
 """
 
 import json
@@ -16,10 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from cotgen_lite.build import STEPS
-from cotgen_lite.files import data_root, write_json
+from cotgen_lite.files import MANIFEST, data_root, write_json
 from cotgen_lite.recipes import LITE, Recipe
+from cotgen_lite.training import check_same_run
 
-PARTS = 14  # two prompts of each tag, and there have to be two, are a fourteenth of all
+PARTS = 14  # an interval needs two prompts of each tag, and these are a fourteenth of all
 
 
 def part_of(number: int) -> int:
@@ -60,8 +61,10 @@ def time_steps(
 ) -> dict[str, float]:
     """Seconds of each step, run one after the other; goes on in a folder that an interrupted call left.
 
-    models: folder of finished ones; where it has a step's, that takes the place of the one just made.
+    models: folder of finished ones; where it has a step's, that takes the place of the one just made. ValueError if the
+    interrupted call had another recipe.
     """
+    check_same_run(folder, repr(recipe))
     note = folder / "seconds.json"
     seconds: dict[str, float] = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
     for step, make in steps.items():
@@ -76,6 +79,12 @@ def time_steps(
         write_json(note, seconds)
         print(f"{step}: {seconds[step]:.0f} s", flush=True)
     return {step: seconds[step] for step in steps}
+
+
+def hours_of_shipped(data: Path) -> float:
+    """Hours that making the shipped models and training data took, by their manifests."""
+    manifests = [json.loads(path.read_text(encoding="utf-8")) for path in data.glob(f"*/*/{MANIFEST}")]
+    return sum(manifest["seconds"] for manifest in manifests) / 3600
 
 
 def hours_of_all(measured: Mapping) -> float:

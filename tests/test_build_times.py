@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cotgen_lite.build import STEPS
-from cotgen_lite.build_times import PART, PARTS, hours_of_all, time_steps
+from cotgen_lite.build_times import PART, PARTS, hours_of_all, hours_of_shipped, time_steps
 from cotgen_lite.files import data_root
 from cotgen_lite.pools import one_in, pool_prompts
 from cotgen_lite.prompts import TAGS, lite_prompts
@@ -20,6 +20,8 @@ KEPT = {
     *("second_images", "online_prompts", "online_samples", "more_seeds", "seed_candidates", "corrections_a_pool"),
     *("correction_rate", "sequential_dpo_rates", "many_prompts"),
 }
+
+WITH_A_MANIFEST = {path.parent.name for path in data_root().glob("*/*/manifest.json")}
 
 
 def work_of(recipe: Recipe) -> dict[str, float]:
@@ -73,9 +75,21 @@ def test_steps_after_a_model_are_made_from_the_finished_one(tmp_path: Path) -> N
     steps = {"generator": train, "images": draw, "rollouts": draw}
     again = time_steps(steps, PART, tmp_path / "new", finished)  # an interrupted call's steps are not run again
     assert len(seen) == 2 and list(again) == list(steps) and again.items() >= seconds.items()
+    with pytest.raises(ValueError, match="another run"):
+        time_steps(steps, LITE, tmp_path / "new", finished)
 
 
 def test_readme_says_the_hours_that_were_measured() -> None:
     measured = json.loads((data_root() / "results/build.json").read_text())
     assert list(measured["seconds_of_a_part"]) == list(STEPS) and measured["parts"] == PARTS
-    assert f"about {hours_of_all(measured):.0f} hours on two" in (data_root().parent / "README.md").read_text()
+    readme, chapter = map(read, ("README.md", "notebooks/11_results.ipynb"))
+    hours = f"{hours_of_all(measured):.0f} hours"
+    assert f"about {hours} on two" in readme and f"some {hours}" in chapter
+    made = sum(seconds for step, seconds in measured["seconds_of_a_part"].items() if step in WITH_A_MANIFEST)
+    shipped, counted = hours_of_shipped(data_root()), PARTS * made / 3600
+    assert f"add up to {shipped:.0f} hours for steps that this counts as {counted:.0f}" in readme
+
+
+def read(page: str) -> str:
+    """A page of the repository, its lines joined."""
+    return " ".join((data_root().parent / page).read_text(encoding="utf-8").split())
