@@ -1,7 +1,7 @@
 """Candidate pools: N images of every prompt, drawn once, scored by any verifier, read for every best-of-n at once."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
@@ -42,19 +42,22 @@ def pool_prompts(split: str) -> tuple[Prompt, ...]:
 
 def first_of_each_tag(prompts: Sequence[Prompt], most: int) -> tuple[Prompt, ...]:
     """Those of `prompts` that are among the first `most` different ones of their tag."""
-    allowed: set[Prompt] = set()
-    for tag in TAGS:
-        allowed |= set(list(dict.fromkeys(prompt for prompt in prompts if prompt.tag == tag))[:most])
-    return tuple(prompt for prompt in prompts if prompt in allowed)
+    return _some_of_each_tag(prompts, lambda different: different[:most])
 
 
 def one_in(prompts: Sequence[Prompt], many: int) -> tuple[Prompt, ...]:
     """One in so many of the different prompts of each tag, the first among them, and of two or more at least two: by
     fewer nobody sees how prompts vary, and there is no interval."""
+    return _some_of_each_tag(prompts, lambda different: different[:: max(1, min(many, (len(different) + 1) // 2))])
+
+
+def _some_of_each_tag(
+    prompts: Sequence[Prompt], choose: Callable[[list[Prompt]], Sequence[Prompt]]
+) -> tuple[Prompt, ...]:
+    """Those of `prompts` that are chosen among the different ones of their tag."""
     kept: set[Prompt] = set()
     for tag in TAGS:
-        different = list(dict.fromkeys(prompt for prompt in prompts if prompt.tag == tag))
-        kept |= set(different[:: max(1, min(many, (len(different) + 1) // 2))])
+        kept.update(choose(list(dict.fromkeys(prompt for prompt in prompts if prompt.tag == tag))))
     return tuple(prompt for prompt in prompts if prompt in kept)
 
 
