@@ -7,16 +7,15 @@ in a day's work, not at all. Interrupted, it starts the step again at which it w
 """
 
 import json
-import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from cotgen_lite.build import STEPS
-from cotgen_lite.files import MANIFEST, data_root, write_json
+from cotgen_lite.course_times import insist_on_two_cores
+from cotgen_lite.files import data_root, write_json
 from cotgen_lite.recipes import LITE, Recipe
 from cotgen_lite.training import check_same_run
 
@@ -81,12 +80,6 @@ def time_steps(
     return {step: seconds[step] for step in steps}
 
 
-def hours_of_shipped(data: Path) -> float:
-    """Hours that making the shipped models and training data took, by their manifests."""
-    manifests = [json.loads(path.read_text(encoding="utf-8")) for path in data.glob(f"*/*/{MANIFEST}")]
-    return sum(manifest["seconds"] for manifest in manifests) / 3600
-
-
 def hours_of_all(measured: Mapping) -> float:
     """Hours that all steps take at full size, by what `main` wrote down."""
     return measured["parts"] * sum(measured["seconds_of_a_part"].values()) / 3600
@@ -94,8 +87,7 @@ def hours_of_all(measured: Mapping) -> float:
 
 def main() -> None:
     """Time all steps on a part of their work, and write it down."""
-    if os.cpu_count() != 2:
-        sys.exit(f"The course states times of 2 cores, and this machine has {os.cpu_count()}: measure on one with 2.")
+    insist_on_two_cores()
     folder = Path("build/times")
     seconds = time_steps(STEPS, PART, folder, data_root() / "models")
     measured = {"parts": PARTS, "seconds_of_a_part": seconds}

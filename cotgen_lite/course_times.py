@@ -70,10 +70,15 @@ def write_times(root: Path, times: Mapping[str, Mapping[str, float]]) -> None:
     write_atomically(root / "README.md", readme)
 
 
-def main() -> None:
-    """Measure all notebooks, say what changed, and write it down; exits with a message if something takes too much."""
+def insist_on_two_cores() -> None:
+    """Exit with a message on a machine with more cores, or fewer, than the course states times for."""
     if os.cpu_count() != 2:
         sys.exit(f"The course states times of 2 cores, and this machine has {os.cpu_count()}: measure on one with 2.")
+
+
+def main() -> None:
+    """Measure all notebooks, say what changed, and write it down; exits with a message if something takes too much."""
+    insist_on_two_cores()
     root, file = data_root().parent, data_root() / "results/notebooks.json"
     before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     times = {}
