@@ -59,7 +59,7 @@ notebooks: $(ENV) copies
 	cp $(COPIES)/*.ipynb notebooks
 
 site: $(ENV)
-	$(BIN)/python -m cotgen_lite.site build/site
+	$(BIN)/python -m cotgen_lite.course.site build/site
 
 env: $(ENV)
 

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from cotgen_lite.files import in_place_of
+from cotgen_lite.hub import in_place_of
 from cotgen_lite.prompts import TAGS, Prompt, from_record, lite_prompts, parse_prompt, to_record
 
 # As GenEval draws four images a prompt: tags with few prompts get more pools, so that none hangs on a few coin flips.

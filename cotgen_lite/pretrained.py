@@ -5,7 +5,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from cotgen_lite.files import first_line
+from cotgen_lite.hub import first_line
 
 
 def load_complete(kind: Any, path: str | Path, **settings: Any) -> Any:

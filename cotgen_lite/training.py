@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
-from cotgen_lite.files import write_atomically
+from cotgen_lite.hub import write_atomically
 
 CHECKPOINT = "checkpoint.pt"
 

@@ -13,11 +13,11 @@ torch.set_num_threads(1)  # the models are too small to gain much from more, and
 
 import pytest  # noqa: E402
 
-from cotgen_lite.generator import Generator  # noqa: E402
-from cotgen_lite.sampling import SamplingSettings  # noqa: E402
-from cotgen_lite.showo import Showo, ShowoConfig  # noqa: E402
-from cotgen_lite.tokenizer import Magvit, lite_config  # noqa: E402
-from cotgen_lite.vocabulary import lite_tokenizer  # noqa: E402
+from cotgen_lite.generate.pipeline import Generator  # noqa: E402
+from cotgen_lite.generate.sampling import SamplingSettings  # noqa: E402
+from cotgen_lite.generate.showo import Showo, ShowoConfig  # noqa: E402
+from cotgen_lite.generate.vq import Magvit, lite_config  # noqa: E402
+from cotgen_lite.lite.vocabulary import lite_tokenizer  # noqa: E402
 
 
 @pytest.fixture(scope="session")

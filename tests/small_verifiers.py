@@ -19,9 +19,9 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
-from cotgen_lite.lite_verifier import CHAT_TEMPLATE, lite_processor, lite_verifier
-from cotgen_lite.verifier import ORM_QUESTION, _ImageOnlyProcessor
-from cotgen_lite.vocabulary import IMAGE, lite_tokenizer
+from cotgen_lite.lite.verifier import CHAT_TEMPLATE, lite_processor, lite_verifier
+from cotgen_lite.lite.vocabulary import IMAGE, lite_tokenizer
+from cotgen_lite.verify.verifier import ORM_QUESTION, _ImageOnlyProcessor
 
 PROMPTS = ["a photo of a cat", "a photo of a red apple and a blue car", "a photo of three dogs", "a photo of a cup"]
 SPECIAL = ["<|endoftext|>", "<|pad|>", "<image>", "<|user|>", "<|assistant|>", "<video>"]

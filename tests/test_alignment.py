@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from cotgen_lite import alignment, dpo_studies, measure_alignment
-from cotgen_lite.alignment import align, draw_second_round, publish_aligned, second_pairs, settings_of
-from cotgen_lite.dpo import DpoTraining
-from cotgen_lite.dpo_studies import ESTIMATES, estimator_noise, gains, measure_far
-from cotgen_lite.geneval import Detection
-from cotgen_lite.measure_alignment import (
+from cotgen_lite.align.dpo import DpoTraining
+from cotgen_lite.experiments import dpo_studies, measure_alignment
+from cotgen_lite.experiments import train_generators as alignment
+from cotgen_lite.experiments.configs import QUICK
+from cotgen_lite.experiments.dpo_studies import ESTIMATES, estimator_noise, gains, measure_far
+from cotgen_lite.experiments.measure_alignment import (
     FEW_RIGHT,
     _distinct_among,
     decide_alignment,
@@ -24,10 +24,17 @@ from cotgen_lite.measure_alignment import (
     layouts,
     layouts_of,
 )
+from cotgen_lite.experiments.train_generators import (
+    align,
+    draw_second_round,
+    publish_aligned,
+    second_pairs,
+    settings_of,
+)
+from cotgen_lite.geneval import Detection
+from cotgen_lite.metrics import score
 from cotgen_lite.pools import Pool, expected_best_of, load_pool, pool_prompts, save_pool
 from cotgen_lite.prompts import TAGS, lite_prompts, meaning
-from cotgen_lite.recipes import QUICK
-from cotgen_lite.scoring import score
 
 PROMPTS = pool_prompts("dev")[::4]
 

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from cotgen_lite import build
-from cotgen_lite.checkpoints import built_sequential
-from cotgen_lite.files import data_root
-from cotgen_lite.measure_sequential import teach_verifiers
+from cotgen_lite.experiments import build
+from cotgen_lite.experiments.configs import LITE, QUICK
+from cotgen_lite.experiments.measure_sequential import teach_verifiers
+from cotgen_lite.experiments.report import finding_lines, found, table_lines, write_readme
+from cotgen_lite.experiments.results import read_rows
+from cotgen_lite.hub import data_root
+from cotgen_lite.lite.checkpoints import built_sequential
 from cotgen_lite.pools import Pool, load_pool, save_pool
-from cotgen_lite.ranking import StepLabels, load_steps, save_steps
-from cotgen_lite.recipes import LITE, QUICK
-from cotgen_lite.report import finding_lines, found, table_lines, write_readme
-from cotgen_lite.results import read_rows
+from cotgen_lite.verify.training_data import StepLabels, load_steps, save_steps
 
 
 @pytest.mark.slow
@@ -24,7 +24,7 @@ def test_quick_build_makes_everything_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("cotgen_lite.measure_reflection.ROUNDS", 1)  # they are drawn one by one, and slow
+    monkeypatch.setattr("cotgen_lite.experiments.measure_reflection.ROUNDS", 1)  # they are drawn one by one, and slow
     build.main(["--quick"])
     out = tmp_path / "build/quick/data"
     aligned = ("dpo", "it-dpo", "it-dpo-guided-orm", "it-dpo-guided-parm")
@@ -80,7 +80,7 @@ def test_quick_build_makes_everything_once(
         settings = json.loads((out / f"models/{name}/manifest.json").read_text())["settings"]
         assert settings["start"] == start and settings["pairs"] > 0 and settings["steps"] > 0
         assert ("online_margin" in settings) == ("guided" in name)
-    monkeypatch.setattr("cotgen_lite.drawing.judge", by_the_pixels)
+    monkeypatch.setattr("cotgen_lite.generate.drawing.judge", by_the_pixels)
     build.main(["sequential-dpo", "--quick"])
     settings = json.loads((out / "models/sequential-dpo/manifest.json").read_text())["settings"]
     assert len(settings["tried"]) == 2 and all(

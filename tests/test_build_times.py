@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from cotgen_lite.build import STEPS
-from cotgen_lite.build_times import PART, PARTS, hours_of_all, time_steps
-from cotgen_lite.files import data_root
+from cotgen_lite.experiments.build import STEPS
+from cotgen_lite.experiments.build_times import PART, PARTS, hours_of_all, time_steps
+from cotgen_lite.experiments.configs import LITE, Recipe
+from cotgen_lite.hub import data_root
 from cotgen_lite.pools import one_in, pool_prompts
 from cotgen_lite.prompts import TAGS, lite_prompts
-from cotgen_lite.recipes import LITE, Recipe
 
 # What is as much in a part as in the whole: settings, and amounts for each of the prompts, of which there are fewer.
 KEPT = {

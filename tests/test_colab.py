@@ -46,7 +46,7 @@ from ipykernel import kernelapp
 
 kernelapp.launch_new_instance()
 """
-WHERE = "from cotgen_lite import files\nprint(files.__file__, end='')"
+WHERE = "from cotgen_lite import hub\nprint(hub.__file__, end='')"
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def test_notebook_runs_on_colab(colab: Runtime, tmp_path: Path, name: str, last:
 
     *cells, found = run([*written, where], tmp_path)
 
-    package = str(tmp_path / "cotgen_lite/cotgen_lite/files.py")
+    package = str(tmp_path / "cotgen_lite/cotgen_lite/hub.py")
     assert found.outputs[0].text == package
     after = colab.versions()
     assert {name for name in before if after.get(name) != before[name]} <= UPGRADED

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cotgen_lite import doctor
-from cotgen_lite.files import data_root
+from cotgen_lite.course import doctor
+from cotgen_lite.hub import data_root
 
 
 def test_a_ready_machine_is_fine(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

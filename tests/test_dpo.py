@@ -13,8 +13,8 @@ from small_verifiers import byte_level_tokenizer, token_settings
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
 from trl import DPOConfig, DPOTrainer
 
-from cotgen_lite import dpo
-from cotgen_lite.dpo import (
+from cotgen_lite.align import dpo
+from cotgen_lite.align.dpo import (
     DpoTraining,
     Masks,
     Online,
@@ -26,9 +26,9 @@ from cotgen_lite.dpo import (
     online_pairs,
     train_dpo,
 )
+from cotgen_lite.generate.showo import Showo, ShowoConfig, draw_mask, text_prefix
+from cotgen_lite.lite.vocabulary import encode_text
 from cotgen_lite.prompts import lite_prompts
-from cotgen_lite.showo import Showo, ShowoConfig, draw_mask, text_prefix
-from cotgen_lite.vocabulary import encode_text
 
 LENGTH, CODES = 4, 3
 

@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from cotgen_lite import drawing
-from cotgen_lite.checkpoints import load_generator, load_judge
-from cotgen_lite.drawing import draw_pool, fingerprint, in_shards, judge_tokens, label_tokens
-from cotgen_lite.files import data_path
-from cotgen_lite.generator import Generator
+from cotgen_lite.generate import drawing
+from cotgen_lite.generate.drawing import draw_pool, fingerprint, in_shards, judge_tokens, label_tokens
+from cotgen_lite.generate.pipeline import Generator
+from cotgen_lite.generate.vq import Magvit, lite_config
 from cotgen_lite.geneval import Detection
-from cotgen_lite.judges import TemplateJudge
+from cotgen_lite.hub import data_path
+from cotgen_lite.lite.checkpoints import load_generator, load_judge
+from cotgen_lite.lite.judges import TemplateJudge
 from cotgen_lite.pools import load_pool, pool_prompts
-from cotgen_lite.tokenizer import Magvit, lite_config
 
 
 def test_pool_is_the_same_after_an_interrupt(tmp_path: Path, toy_generator) -> None:

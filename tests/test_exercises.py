@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cotgen_lite.exercises import check
+from cotgen_lite.course.exercises import check
 
 
 def differences(steps: int, places: int, curve: Callable[[int], float]) -> list[int]:

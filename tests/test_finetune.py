@@ -12,10 +12,10 @@ from small_verifiers import save_lite, save_onevision
 from torch.nn import functional as F
 from transformers import TrainerCallback
 
-from cotgen_lite import finetune
-from cotgen_lite.finetune import FineTuning, finetune_verifier
-from cotgen_lite.scenes import random_scene, render
-from cotgen_lite.verifier import ORM_QUESTION, Verifier
+from cotgen_lite.lite.world import random_scene, render
+from cotgen_lite.verify import finetune
+from cotgen_lite.verify.finetune import FineTuning, finetune_verifier
+from cotgen_lite.verify.verifier import ORM_QUESTION, Verifier
 
 PROMPT = "a photo of a red cat"
 

@@ -16,17 +16,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, CLIPVisionModel, Mask2FormerConfig, PreTrainedTokenizerFast, SwinConfig
 
-from cotgen_lite import full_data as f
-from cotgen_lite import ranking
-from cotgen_lite.full_prompts import everyday_names, full_prompts, geneval_meanings, meaning_hash
-from cotgen_lite.generator import Generator
+from cotgen_lite.full_scale import data as f
+from cotgen_lite.full_scale.mask2former import _Segmenter, draw_pictures
+from cotgen_lite.full_scale.prompts import everyday_names, full_prompts, geneval_meanings, meaning_hash
+from cotgen_lite.generate.pipeline import Generator
+from cotgen_lite.generate.sampling import Ledger, SamplingSettings
+from cotgen_lite.generate.showo import Showo, ShowoConfig
+from cotgen_lite.generate.vq import Magvit, MagvitConfig
 from cotgen_lite.geneval import Detection, Detector, evaluate
-from cotgen_lite.mask2former import _Segmenter, draw_pictures
 from cotgen_lite.pools import Pool, load_pool
 from cotgen_lite.prompts import GENEVAL, parse_prompt
-from cotgen_lite.sampling import Ledger, SamplingSettings
-from cotgen_lite.showo import Showo, ShowoConfig
-from cotgen_lite.tokenizer import Magvit, MagvitConfig
+from cotgen_lite.verify import training_data as ranking
 
 PAGE = Path(__file__).resolve().parent.parent / "notebooks/FULL_SCALE.md"
 

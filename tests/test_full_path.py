@@ -16,14 +16,20 @@ from small_verifiers import byte_level_tokenizer, save_onevision
 from test_references import pictures, save_magvit, save_showo
 from torch import Tensor
 
-from cotgen_lite.dpo import DpoTraining, Pair, draw_masks, log_probability, train_dpo
-from cotgen_lite.generator import Generator
-from cotgen_lite.margins import reward_margins
-from cotgen_lite.sampling import MASKED, SamplingSettings
-from cotgen_lite.search import best_of_n, parm_search, reflect, stepwise_best_of_n
-from cotgen_lite.showo import correction_prefix, masked_loss, text_prefix
-from cotgen_lite.verifier import CLARITY_QUESTION, POTENTIAL_QUESTION, PRM_QUESTION, REFLECTION_QUESTION, Verifier
-from cotgen_lite.vocabulary import encode_text
+from cotgen_lite.align.dpo import DpoTraining, Pair, draw_masks, log_probability, train_dpo
+from cotgen_lite.align.margins import reward_margins
+from cotgen_lite.generate.pipeline import Generator
+from cotgen_lite.generate.sampling import MASKED, SamplingSettings
+from cotgen_lite.generate.showo import correction_prefix, masked_loss, text_prefix
+from cotgen_lite.lite.vocabulary import encode_text
+from cotgen_lite.verify.search import best_of_n, parm_search, reflect, stepwise_best_of_n
+from cotgen_lite.verify.verifier import (
+    CLARITY_QUESTION,
+    POTENTIAL_QUESTION,
+    PRM_QUESTION,
+    REFLECTION_QUESTION,
+    Verifier,
+)
 
 PROMPT, OTHER = "a photo of a red apple and a blue car", "a photo of three dogs"
 STEPS = 4

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cotgen_lite import full_prompts as f
 from cotgen_lite import prompts as p
-from cotgen_lite.files import data_path
+from cotgen_lite.full_scale import prompts as f
+from cotgen_lite.hub import data_path
 
 TEXTS_SHA256 = "fdfb3a14cca5f946bc92d27fac1c3a179ca352568c387a365178fa1ba52ffc41"
 MEANINGS_SHA256 = "0c2f7768f0139569f1385d4d3c01fd167a534d4f900510155d60804b2ba1d49f"

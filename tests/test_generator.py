@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from cotgen_lite import generator as generator_module
-from cotgen_lite import sampling, tokenizer
-from cotgen_lite.generator import Generator
-from cotgen_lite.memory import SHARE, drawing_bytes
-from cotgen_lite.sampling import SamplingSettings, Trajectory
-from cotgen_lite.showo import Showo, ShowoConfig
-from cotgen_lite.tokenizer import Magvit, MagvitConfig
-from cotgen_lite.vocabulary import lite_tokenizer
+from cotgen_lite.generate import pipeline as generator_module
+from cotgen_lite.generate import sampling
+from cotgen_lite.generate import vq as tokenizer
+from cotgen_lite.generate.memory import SHARE, drawing_bytes
+from cotgen_lite.generate.pipeline import Generator
+from cotgen_lite.generate.sampling import SamplingSettings, Trajectory
+from cotgen_lite.generate.showo import Showo, ShowoConfig
+from cotgen_lite.generate.vq import Magvit, MagvitConfig
+from cotgen_lite.lite.vocabulary import lite_tokenizer
 
 SETTINGS = SamplingSettings(guidance_scale=1.75, steps=3)
 

@@ -11,11 +11,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import JanusVQVAE, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from cotgen_lite.llamagen import LlamaGenGenerator, convert_gpt, load_llamagen, load_vq, plain_caption, t5_features
-from cotgen_lite.sampling import MASKED, Ledger, path_noise
-from cotgen_lite.sequential import Sequential
-from cotgen_lite.sequential_sampling import GREY, RunSettings, advance_run
-from cotgen_lite.vq_tokenizer import VqTokenizer
+from cotgen_lite.full_scale.llamagen import (
+    LlamaGenGenerator,
+    convert_gpt,
+    load_llamagen,
+    load_vq,
+    plain_caption,
+    t5_features,
+)
+from cotgen_lite.generate.autoregressive import Sequential
+from cotgen_lite.generate.sampling import MASKED, Ledger, path_noise
+from cotgen_lite.generate.sequential_sampling import GREY, RunSettings, advance_run
+from cotgen_lite.generate.vq_tokenizer import VqTokenizer
 
 GRID, LAYERS, HEADS, WIDTH, INNER, CODES, WORDS, TEXT_WIDTH = 4, 2, 2, 32, 48, 40, 9, 24
 LENGTH = GRID**2

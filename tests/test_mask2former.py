@@ -23,8 +23,7 @@ from transformers import (
 )
 
 from cotgen_lite import prompts as P
-from cotgen_lite.geneval import Detection, Finding, evaluate, judge
-from cotgen_lite.mask2former import (
+from cotgen_lite.full_scale.mask2former import (
     DRAWN,
     Mask2FormerDetector,
     draw_pictures,
@@ -35,8 +34,9 @@ from cotgen_lite.mask2former import (
     self_check,
     write_geneval_results,
 )
+from cotgen_lite.geneval import Detection, Finding, evaluate, judge
+from cotgen_lite.lite.world import BACKGROUND, PALETTE
 from cotgen_lite.prompts import GENEVAL, Prompt, Requirement, from_record
-from cotgen_lite.scenes import BACKGROUND, PALETTE
 
 RENAMED = {"computer mouse": "mouse", "tv remote": "remote", "computer keyboard": "keyboard"}
 COCO = [RENAMED.get(name, name) for name in GENEVAL.objects]

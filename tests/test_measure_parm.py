@@ -11,9 +11,11 @@ import pytest
 import torch
 from small_verifiers import Moody
 
-from cotgen_lite.lite_verifier import lite_processor, lite_verifier
-from cotgen_lite.measure_parm import at_equal_cost, decide_best, decide_f7, order_within_rows, unit_costs
-from cotgen_lite.parm_pools import (
+from cotgen_lite.experiments.measure_parm import at_equal_cost, decide_best, decide_f7, order_within_rows, unit_costs
+from cotgen_lite.lite.verifier import lite_processor, lite_verifier
+from cotgen_lite.pools import Pool, expected_best_of
+from cotgen_lite.prompts import TAGS, lite_prompts
+from cotgen_lite.verify.pool_search import (
     Opinions,
     Outcome,
     areas_by_step,
@@ -26,10 +28,8 @@ from cotgen_lite.parm_pools import (
     stop_paths,
     stopping,
 )
-from cotgen_lite.pools import Pool, expected_best_of
-from cotgen_lite.prompts import TAGS, lite_prompts
-from cotgen_lite.search import Assess, best_of_n, parm_search
-from cotgen_lite.verifier import Verifier
+from cotgen_lite.verify.search import Assess, best_of_n, parm_search
+from cotgen_lite.verify.verifier import Verifier
 
 PROMPTS = lite_prompts("train")[:9:4]
 

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from cotgen_lite import measure_reflection
-from cotgen_lite.judges import TemplateJudge
-from cotgen_lite.measure import cost_of_drawing
-from cotgen_lite.measure_reflection import (
+from cotgen_lite.experiments import measure_reflection
+from cotgen_lite.experiments.measure import cost_of_drawing
+from cotgen_lite.experiments.measure_reflection import (
     Reflections,
     by_round,
     decide_f11,
@@ -22,9 +21,10 @@ from cotgen_lite.measure_reflection import (
     shuffled,
     spent_with_rounds,
 )
+from cotgen_lite.lite.judges import TemplateJudge
+from cotgen_lite.lite.world import SceneObject, render
 from cotgen_lite.prompts import TAGS, lite_prompts, parse_prompt
-from cotgen_lite.scenes import SceneObject, render
-from cotgen_lite.search import reflect
+from cotgen_lite.verify.search import reflect
 
 PROMPTS = lite_prompts("train")[:20:2]
 

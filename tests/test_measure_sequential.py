@@ -10,18 +10,18 @@ import pytest
 import torch
 from small_verifiers import Moody
 
-from cotgen_lite.measure_sequential import decide_f10, measure_fills, save_choices
-from cotgen_lite.parm_pools import PARM_QUESTIONS, Outcome, ask_of_paths, spent_by_search_of_runs, stop_paths
+from cotgen_lite.experiments.configs import QUICK
+from cotgen_lite.experiments.measure_sequential import decide_f10, measure_fills, save_choices
+from cotgen_lite.experiments.results import read_rows
+from cotgen_lite.generate.autoregressive import Sequential, SequentialConfig
+from cotgen_lite.generate.sequential_sampling import Fill, RunSettings, SequentialGenerator
+from cotgen_lite.generate.vq import Magvit, lite_config
+from cotgen_lite.lite.vocabulary import lite_tokenizer
+from cotgen_lite.metrics import area_within_rows
 from cotgen_lite.pools import Pool, one_in
 from cotgen_lite.prompts import TAGS, lite_prompts
-from cotgen_lite.recipes import QUICK
-from cotgen_lite.results import read_rows
-from cotgen_lite.scoring import area_within_rows
-from cotgen_lite.search import best_of_n, parm_search
-from cotgen_lite.sequential import Sequential, SequentialConfig
-from cotgen_lite.sequential_sampling import Fill, RunSettings, SequentialGenerator
-from cotgen_lite.tokenizer import Magvit, lite_config
-from cotgen_lite.vocabulary import lite_tokenizer
+from cotgen_lite.verify.pool_search import PARM_QUESTIONS, Outcome, ask_of_paths, spent_by_search_of_runs, stop_paths
+from cotgen_lite.verify.search import best_of_n, parm_search
 
 PROMPTS = lite_prompts("train")[:9:4]
 
@@ -102,7 +102,7 @@ def test_fills_are_compared_run_by_run(
     recipe = replace(QUICK, one_prompt_in=100, aligned_dev_images=4)
     prompts = one_in(lite_prompts("dev"), 100)
     right = np.random.default_rng(0).permuted(np.tile([True, True, False, False], (len(prompts), 1)), axis=1)
-    monkeypatch.setattr("cotgen_lite.measure_sequential.judge_tokens", lambda *_: right)
+    monkeypatch.setattr("cotgen_lite.experiments.measure_sequential.judge_tokens", lambda *_: right)
     moody, grumpy = Moody(-0.9), Moody(0.2)
     verifiers: Any = {"zs-orm": moody, "parm": moody, "parm-retaught": grumpy}
     found = measure_fills(generator, verifiers, tmp_path, recipe)

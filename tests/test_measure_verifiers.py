@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from cotgen_lite import measure_verifiers
-from cotgen_lite.checkpoints import load_verifier
-from cotgen_lite.measure import load_steps_of_pool, save_steps_of_pool
-from cotgen_lite.measure_verifiers import (
+from cotgen_lite.experiments import measure_verifiers
+from cotgen_lite.experiments.measure import load_steps_of_pool, save_steps_of_pool
+from cotgen_lite.experiments.measure_verifiers import (
     compare_areas,
     decide_f2,
     decide_f3,
@@ -22,12 +21,13 @@ from cotgen_lite.measure_verifiers import (
     time_search,
     tuning_gains_early,
 )
+from cotgen_lite.experiments.results import SIZES
+from cotgen_lite.lite.checkpoints import load_verifier
+from cotgen_lite.metrics import area_under_curve, score
 from cotgen_lite.pools import expected_best_of, pool_prompts
 from cotgen_lite.prompts import TAGS, lite_prompts, parse_prompt
-from cotgen_lite.ranking import StepLabels
-from cotgen_lite.results import SIZES
-from cotgen_lite.scoring import area_under_curve, score
-from cotgen_lite.search import Cost, SearchResult, stepwise_best_of_n
+from cotgen_lite.verify.search import Cost, SearchResult, stepwise_best_of_n
+from cotgen_lite.verify.training_data import StepLabels
 
 PROMPTS = pool_prompts("dev")
 N = 20

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from cotgen_lite import memory, sampling, showo, tokenizer
-from cotgen_lite.memory import decoding_bytes, drawing_bytes, free_bytes, plan_drawing, weight_bytes
-from cotgen_lite.sampling import SamplingSettings, sample
-from cotgen_lite.showo import Showo, ShowoConfig, correction_prefix, text_prefix
-from cotgen_lite.tokenizer import Magvit, MagvitConfig, images_at_once
-from cotgen_lite.vocabulary import encode_text, lite_tokenizer
+from cotgen_lite.generate import memory, sampling, showo
+from cotgen_lite.generate import vq as tokenizer
+from cotgen_lite.generate.memory import decoding_bytes, drawing_bytes, free_bytes, plan_drawing, weight_bytes
+from cotgen_lite.generate.sampling import SamplingSettings, sample
+from cotgen_lite.generate.showo import Showo, ShowoConfig, correction_prefix, text_prefix
+from cotgen_lite.generate.vq import Magvit, MagvitConfig, images_at_once
+from cotgen_lite.lite.vocabulary import encode_text, lite_tokenizer
 
 WORDS = lite_tokenizer()
 PROMPTS = ["a photo of a dog", "a photo of a red apple and a blue car"]

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from cotgen_lite.geneval import Detection, evaluate
-from cotgen_lite.judges import TemplateJudge, scene_detections
-from cotgen_lite.mending import mend
+from cotgen_lite.lite.edit_targets import mend
+from cotgen_lite.lite.judges import TemplateJudge, scene_detections
+from cotgen_lite.lite.world import Scene, SceneObject, clearly, layouts, random_scene, render
 from cotgen_lite.prompts import lite_prompts, parse_prompt
-from cotgen_lite.scenes import Scene, SceneObject, clearly, layouts, random_scene, render
 
 
 def test_mended_scenes_are_right() -> None:

@@ -9,30 +9,38 @@ import nbformat
 import numpy as np
 import torch
 
-from cotgen_lite import ranking
-from cotgen_lite.checkpoints import load_sequential, load_verifier
-from cotgen_lite.dpo import dpo_loss, draw_masks, log_probability, online_pairs
-from cotgen_lite.judges import TemplateJudge
-from cotgen_lite.memory import decoding_bytes, drawing_bytes, plan_drawing
+from cotgen_lite.align.dpo import dpo_loss, draw_masks, log_probability, online_pairs
+from cotgen_lite.generate.autoregressive import next_token_loss, pad_texts, sequence_ids
+from cotgen_lite.generate.memory import decoding_bytes, drawing_bytes, plan_drawing
+from cotgen_lite.generate.sampling import (
+    Ledger,
+    SamplingSettings,
+    encode_prompts,
+    masked_after,
+    path_noise,
+    predict,
+    start,
+)
+from cotgen_lite.generate.sequential_sampling import RunSettings
+from cotgen_lite.generate.showo import ShowoConfig, text_prefix
+from cotgen_lite.generate.vq import MagvitConfig, images_at_once
+from cotgen_lite.lite.checkpoints import load_sequential, load_verifier
+from cotgen_lite.lite.judges import TemplateJudge
+from cotgen_lite.lite.vocabulary import encode_text
+from cotgen_lite.lite.world import random_scene, render
+from cotgen_lite.metrics import area_under_curve
 from cotgen_lite.pools import expected_best_of
 from cotgen_lite.prompts import lite_prompts, parse_prompt
-from cotgen_lite.ranking import balanced, label_steps
-from cotgen_lite.sampling import Ledger, SamplingSettings, encode_prompts, masked_after, path_noise, predict, start
-from cotgen_lite.scenes import random_scene, render
-from cotgen_lite.scoring import area_under_curve
-from cotgen_lite.search import parm_search, reflect, stepwise_best_of_n
-from cotgen_lite.sequential import next_token_loss, pad_texts, sequence_ids
-from cotgen_lite.sequential_sampling import RunSettings
-from cotgen_lite.showo import ShowoConfig, text_prefix
-from cotgen_lite.tokenizer import MagvitConfig, images_at_once
-from cotgen_lite.verifier import (
+from cotgen_lite.verify import training_data as ranking
+from cotgen_lite.verify.search import parm_search, reflect, stepwise_best_of_n
+from cotgen_lite.verify.training_data import balanced, label_steps
+from cotgen_lite.verify.verifier import (
     CLARITY_QUESTION,
     ORM_QUESTION,
     POTENTIAL_QUESTION,
     PRM_QUESTION,
     REFLECTION_QUESTION,
 )
-from cotgen_lite.vocabulary import encode_text
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 

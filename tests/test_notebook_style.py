@@ -166,7 +166,7 @@ def test_has_a_widget_and_every_figure_an_alt_text(path: Path) -> None:
     assert figures
     for figure in figures:
         alt = figure.metadata.get("image/png", {}).get("alt", "")
-        assert len(alt.split()) >= 4, "show figures with cotgen_lite.plots.show(figure, alt)"
+        assert len(alt.split()) >= 4, "show figures with cotgen_lite.course.plots.show(figure, alt)"
     for cell in cells(notebook, "markdown"):
         assert "![](" not in cell.source
         assert all("alt=" in tag for tag in re.findall(r"<img[^>]*>", cell.source))

@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cotgen_lite import pools
-from cotgen_lite.files import data_path, data_root
-from cotgen_lite.full_prompts import full_prompts
+from cotgen_lite.full_scale.prompts import full_prompts
+from cotgen_lite.hub import data_path, data_root
 from cotgen_lite.pools import Pool, expected_best_of, load_pool, pack_codes, pool_prompts, save_pool, unpack_codes
 
 

@@ -49,8 +49,8 @@ def pages(root: Path) -> Iterator[Place]:
 
 def package(root: Path) -> Iterator[Place]:
     """Docstrings, comments and texts of the package."""
-    for path in sorted(root.glob("cotgen_lite/*.py")):
-        yield from ((f"cotgen_lite/{path.name}", text) for text in texts_of(path.read_text(encoding="utf-8")))
+    for path in sorted(root.glob("cotgen_lite/**/*.py")):
+        yield from ((path.relative_to(root).as_posix(), text) for text in texts_of(path.read_text(encoding="utf-8")))
 
 
 def texts_of(source: str) -> list[str]:

@@ -8,13 +8,13 @@ import pytest
 import torch
 from small_verifiers import save_lite
 
-from cotgen_lite import ranking
-from cotgen_lite.files import data_path
-from cotgen_lite.finetune import FineTuning, finetune_verifier
-from cotgen_lite.full_prompts import full_prompts, geneval_meanings, meaning_hash
+from cotgen_lite.full_scale.prompts import full_prompts, geneval_meanings, meaning_hash
+from cotgen_lite.hub import data_path
 from cotgen_lite.pools import Pool, load_pool
 from cotgen_lite.prompts import GENEVAL, TAGS, lite_prompts, meaning, parse_prompt, two_object
-from cotgen_lite.ranking import (
+from cotgen_lite.verify import training_data as ranking
+from cotgen_lite.verify.finetune import FineTuning, finetune_verifier
+from cotgen_lite.verify.training_data import (
     FEW,
     MANY,
     Example,
@@ -32,7 +32,7 @@ from cotgen_lite.ranking import (
     reflection_examples,
     train_prompts,
 )
-from cotgen_lite.verifier import (
+from cotgen_lite.verify.verifier import (
     CLARITY_QUESTION,
     ORM_QUESTION,
     POTENTIAL_QUESTION,
@@ -57,7 +57,7 @@ class DarkIsRight:
 def judged(monkeypatch):
     """Replaces the judge's rules by brightness; returns the judge."""
     dark = DarkIsRight(bound=127.5)
-    monkeypatch.setattr("cotgen_lite.drawing.judge", dark)
+    monkeypatch.setattr("cotgen_lite.generate.drawing.judge", dark)
     return dark
 
 
@@ -278,7 +278,7 @@ def test_steps_are_labelled_by_how_their_rollouts_end(toy_generator, tmp_path: P
     np.testing.assert_array_equal(labels.ends_well[:, -1], np.repeat(finished[:, None], 3, axis=1))
     np.testing.assert_array_equal(labels.labels, labels.ends_well.sum(axis=2) > 0)
     # an interrupted run gives the same
-    monkeypatch.setattr("cotgen_lite.ranking.PATHS", 2)
+    monkeypatch.setattr("cotgen_lite.verify.training_data.PATHS", 2)
     label_steps(toy_generator, None, prompts, 3, 5, tmp_path / "parted")
     for shard in sorted((tmp_path / "parted").glob("*/shard-*"))[1:]:
         shard.unlink()

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from cotgen_lite.geneval import Finding, evaluate
-from cotgen_lite.judges import TemplateJudge, scene_detections
+from cotgen_lite.lite.judges import TemplateJudge, scene_detections
+from cotgen_lite.lite.verifier_questions import random_prompt
+from cotgen_lite.lite.vocabulary import encode_text, lite_tokenizer
+from cotgen_lite.lite.world import SceneObject, random_scene, render, scene_for
 from cotgen_lite.prompts import OPPOSITE, TAGS, parse_prompt
-from cotgen_lite.reasons import find_reasons, write_reasons
-from cotgen_lite.scenes import SceneObject, random_scene, render, scene_for
-from cotgen_lite.verifier_questions import random_prompt
-from cotgen_lite.vocabulary import encode_text, lite_tokenizer
+from cotgen_lite.verify.reasons import find_reasons, write_reasons
 
 
 def test_every_wording_is_in_words_the_models_know_and_names_what_is_wrong() -> None:

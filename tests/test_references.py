@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from cotgen_lite.sampling import (
+from cotgen_lite.generate.sampling import (
     MASKED,
     Ledger,
     SamplingSettings,
@@ -24,8 +24,8 @@ from cotgen_lite.sampling import (
     predict,
     start,
 )
-from cotgen_lite.showo import Showo, build_sequences, image_logits, text_prefix
-from cotgen_lite.tokenizer import Magvit, to_pixels
+from cotgen_lite.generate.showo import Showo, build_sequences, image_logits, text_prefix
+from cotgen_lite.generate.vq import Magvit, to_pixels
 
 State = dict[str, Tensor]
 

@@ -6,12 +6,12 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 
-from cotgen_lite import guesses
-from cotgen_lite.files import data_root
-from cotgen_lite.plots import to_png
-from cotgen_lite.plots_results import draw_findings, draw_guesses
-from cotgen_lite.report import LABELS, PAPER, TABLES, found, paper_table
-from cotgen_lite.widgets_results import draw_two, method_explorer
+from cotgen_lite.course import guesses
+from cotgen_lite.course.plots import to_png
+from cotgen_lite.course.plots_results import draw_findings, draw_guesses
+from cotgen_lite.course.widgets_results import draw_two, method_explorer
+from cotgen_lite.experiments.report import LABELS, PAPER, TABLES, found, paper_table
+from cotgen_lite.hub import data_root
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_the_explorer_draws_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> N
         drawn.append(asked[2:])
         return draw_two(rows, labels, *asked[2:])  # type: ignore[arg-type]
 
-    monkeypatch.setattr("cotgen_lite.widgets_results.draw_two", draw)
+    monkeypatch.setattr("cotgen_lite.course.widgets_results.draw_two", draw)
     first, second, picture = method_explorer(rows, labels, "baseline", "ft-orm").children
     before = picture.value
     first.value = "parm"

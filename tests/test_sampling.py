@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cotgen_lite.benchmark import decoding_flops, measure
-from cotgen_lite.plain_decoding import predict_plainly
-from cotgen_lite.sampling import (
+from cotgen_lite.experiments.benchmark import decoding_flops, measure
+from cotgen_lite.experiments.plain_decoding import predict_plainly
+from cotgen_lite.generate.sampling import (
     MASKED,
     DecodingState,
     Ledger,
@@ -26,8 +26,8 @@ from cotgen_lite.sampling import (
     start,
     stream,
 )
-from cotgen_lite.showo import Showo, ShowoConfig, image_logits, text_prefix, training_loss
-from cotgen_lite.vocabulary import lite_tokenizer
+from cotgen_lite.generate.showo import Showo, ShowoConfig, image_logits, text_prefix, training_loss
+from cotgen_lite.lite.vocabulary import lite_tokenizer
 
 WORDS = lite_tokenizer()
 PROMPTS = ["a photo of a dog", "a photo of a red apple and a blue car", "a photo of three cats"]

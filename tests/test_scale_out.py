@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cotgen_lite.generator import Generator
+from cotgen_lite.generate.pipeline import Generator
 
 JOB = """
 import os, sys
@@ -18,16 +18,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from cotgen_lite.checkpoints import load_verifier
-from cotgen_lite.dpo import DpoTraining, Pair, train_dpo
-from cotgen_lite.files import model_path
-from cotgen_lite.generator import Generator
-from cotgen_lite.judges import TemplateJudge
-from cotgen_lite.parm_pools import ask_of_paths
+from cotgen_lite.lite.checkpoints import load_verifier
+from cotgen_lite.align.dpo import DpoTraining, Pair, train_dpo
+from cotgen_lite.hub import model_path
+from cotgen_lite.generate.pipeline import Generator
+from cotgen_lite.lite.judges import TemplateJudge
+from cotgen_lite.verify.pool_search import ask_of_paths
 from cotgen_lite.prompts import lite_prompts
-from cotgen_lite.ranking import draw_labelled
-from cotgen_lite.sampling import SamplingSettings
-from cotgen_lite.showo import text_prefix
+from cotgen_lite.verify.training_data import draw_labelled
+from cotgen_lite.generate.sampling import SamplingSettings
+from cotgen_lite.generate.showo import text_prefix
 
 torch.set_num_threads(1)
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cotgen_lite import prompts as p
-from cotgen_lite.scenes import (
+from cotgen_lite.lite.world import (
     BACKGROUND,
     OBJECT_SIZE,
     PALETTE,

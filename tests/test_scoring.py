@@ -6,8 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cotgen_lite.prompts import TAGS, Prompt, Requirement, lite_prompts
-from cotgen_lite.scoring import (
+from cotgen_lite.metrics import (
     accuracy_by_tag,
     area_under_curve,
     area_within_rows,
@@ -22,6 +21,7 @@ from cotgen_lite.scoring import (
     score,
     telling_tags,
 )
+from cotgen_lite.prompts import TAGS, Prompt, Requirement, lite_prompts
 
 
 def make_pools(per_tag, pools=1):

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from cotgen_lite.sampling import MASKED
-from cotgen_lite.search import best_of_n, parm_search, reflect, stepwise_best_of_n
-from cotgen_lite.verifier import CLARITY_QUESTION, POTENTIAL_QUESTION, REFLECTION_QUESTION
+from cotgen_lite.generate.sampling import MASKED
+from cotgen_lite.verify.search import best_of_n, parm_search, reflect, stepwise_best_of_n
+from cotgen_lite.verify.verifier import CLARITY_QUESTION, POTENTIAL_QUESTION, REFLECTION_QUESTION
 
 PROMPT = "a photo of a red cat and a blue dog"
 

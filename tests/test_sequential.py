@@ -9,13 +9,11 @@ import pytest
 import torch
 from trl import DPOTrainer
 
-from cotgen_lite.files import model_path
-from cotgen_lite.generator_training import CaptionedTokens
-from cotgen_lite.prompts import parse_prompt
-from cotgen_lite.sampling import MASKED, Ledger, path_noise
-from cotgen_lite.sequential import Sequential, SequentialConfig, next_token_loss, pad_texts, sequence_ids
-from cotgen_lite.sequential_dpo import train_sequential_dpo
-from cotgen_lite.sequential_sampling import (
+from cotgen_lite.align.sequential_dpo import train_sequential_dpo
+from cotgen_lite.experiments.sequential_training import train_sequential
+from cotgen_lite.generate.autoregressive import Sequential, SequentialConfig, next_token_loss, pad_texts, sequence_ids
+from cotgen_lite.generate.sampling import MASKED, Ledger, path_noise
+from cotgen_lite.generate.sequential_sampling import (
     GREY,
     RunSettings,
     SequentialGenerator,
@@ -23,9 +21,11 @@ from cotgen_lite.sequential_sampling import (
     begin,
     keep_runs,
 )
-from cotgen_lite.sequential_training import train_sequential
-from cotgen_lite.tokenizer import Magvit
-from cotgen_lite.vocabulary import encode_text, lite_tokenizer
+from cotgen_lite.generate.vq import Magvit
+from cotgen_lite.hub import model_path
+from cotgen_lite.lite.generator_training import CaptionedTokens
+from cotgen_lite.lite.vocabulary import encode_text, lite_tokenizer
+from cotgen_lite.prompts import parse_prompt
 
 CODES, LENGTH, TEXTS = 1024, 64, [[7, 8, 9], [10, 11, 12, 13, 14]]
 SETTINGS = RunSettings(guidance_scale=1.5, steps=8, top_k=40)
@@ -230,6 +230,6 @@ def test_pre_training_learns_captions_and_resumes(
     with torch.no_grad():
         for text, code in zip(TEXTS, (3, 5), strict=True):
             assert plain_logits(taught, text, torch.empty(0, dtype=torch.long))[-1].argmax() == code
-    monkeypatch.setattr("cotgen_lite.sequential_training.next_token_loss", None)  # nothing is left to do
+    monkeypatch.setattr("cotgen_lite.experiments.sequential_training.next_token_loss", None)  # nothing is left to do
     train_sequential(again, data, 30, tmp_path, seed=0, learning_rate=1e-2)
     assert all(torch.equal(a, b) for a, b in zip(taught.parameters(), again.parameters(), strict=True))

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import PhiConfig, PhiForCausalLM
 
-from cotgen_lite.showo import (
+from cotgen_lite.generate.showo import (
     Showo,
     ShowoConfig,
     attention_mask,

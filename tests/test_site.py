@@ -7,8 +7,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from cotgen_lite.files import data_root
-from cotgen_lite.site import build_site, slug, sources_of, with_anchors, with_links
+from cotgen_lite.course.site import build_site, slug, sources_of, with_anchors, with_links
+from cotgen_lite.hub import data_root
 
 ROOT = data_root().parent
 

@@ -11,18 +11,18 @@ from test_tokenizer import released_names
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from cotgen_lite import released
-from cotgen_lite import small_checkpoints as s
-from cotgen_lite.generator import Generator
-from cotgen_lite.janus import JanusGenerator
-from cotgen_lite.llamagen import LlamaGenGenerator, read_checkpoint
-from cotgen_lite.mask2former import Mask2FormerDetector, self_check
+from cotgen_lite.full_scale import models as released
+from cotgen_lite.full_scale import tiny_random_models as s
+from cotgen_lite.full_scale.janus import JanusGenerator
+from cotgen_lite.full_scale.llamagen import LlamaGenGenerator, read_checkpoint
+from cotgen_lite.full_scale.mask2former import Mask2FormerDetector, self_check
+from cotgen_lite.generate.pipeline import Generator
+from cotgen_lite.generate.sampling import SamplingSettings
+from cotgen_lite.generate.sequential_sampling import RunSettings
+from cotgen_lite.generate.showo import Showo
+from cotgen_lite.generate.vq import Magvit
 from cotgen_lite.prompts import GENEVAL
-from cotgen_lite.sampling import SamplingSettings
-from cotgen_lite.sequential_sampling import RunSettings
-from cotgen_lite.showo import Showo
-from cotgen_lite.tokenizer import Magvit
-from cotgen_lite.verifier import CLARITY_QUESTION, POTENTIAL_QUESTION, Verifier
+from cotgen_lite.verify.verifier import CLARITY_QUESTION, POTENTIAL_QUESTION, Verifier
 
 PROMPT = "The red apple was next to the yellow pear."
 

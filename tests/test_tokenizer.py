@@ -9,10 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cotgen_lite import tokenizer
-from cotgen_lite.scenes import random_scene, render
-from cotgen_lite.tokenizer import Magvit, MagvitConfig, bits_to_tokens, lite_config, tokens_to_bits
-from cotgen_lite.tokenizer_training import (
+from cotgen_lite.generate import vq as tokenizer
+from cotgen_lite.generate.vq import Magvit, MagvitConfig, bits_to_tokens, lite_config, tokens_to_bits
+from cotgen_lite.lite.tokenizer_training import (
     TokenizerTraining,
     foreground,
     mean_token_entropy,
@@ -20,6 +19,7 @@ from cotgen_lite.tokenizer_training import (
     tokenizer_losses,
     train_tokenizer,
 )
+from cotgen_lite.lite.world import random_scene, render
 
 # Three levels of unlike widths and block counts, so that no two parameters could be swapped unseen.
 SMALL = {

@@ -8,9 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_verifiers import PROMPTS, save_lite, save_llava, save_onevision
 
-from cotgen_lite import verifier as verifier_module
 from cotgen_lite.geneval import Detection, evaluate, relations
-from cotgen_lite.lite_verifier import (
+from cotgen_lite.lite.verifier import (
     CHAT_TEMPLATE,
     image_features,
     lite_processor,
@@ -18,19 +17,8 @@ from cotgen_lite.lite_verifier import (
     read_together,
     save_verifier,
 )
-from cotgen_lite.prompts import TAGS, lite_prompts, meaning, parse_prompt
-from cotgen_lite.scenes import SceneObject, icon_box, random_scene, render
-from cotgen_lite.verifier import (
-    CLARITY_QUESTION,
-    ORM_QUESTION,
-    POTENTIAL_QUESTION,
-    PRM_QUESTION,
-    REFLECTION_QUESTION,
-    Verifier,
-    probability_yes,
-)
-from cotgen_lite.verifier_evaluation import WORDINGS, evaluation_set, measure, sees_enough
-from cotgen_lite.verifier_questions import (
+from cotgen_lite.lite.verifier_evaluation import WORDINGS, evaluation_set, measure, sees_enough
+from cotgen_lite.lite.verifier_questions import (
     Mix,
     as_dialogue,
     caption,
@@ -40,8 +28,20 @@ from cotgen_lite.verifier_questions import (
     relations_seen,
     training_scene,
 )
-from cotgen_lite.verifier_training import train_verifier
-from cotgen_lite.vocabulary import lite_tokenizer
+from cotgen_lite.lite.verifier_training import train_verifier
+from cotgen_lite.lite.vocabulary import lite_tokenizer
+from cotgen_lite.lite.world import SceneObject, icon_box, random_scene, render
+from cotgen_lite.prompts import TAGS, lite_prompts, meaning, parse_prompt
+from cotgen_lite.verify import verifier as verifier_module
+from cotgen_lite.verify.verifier import (
+    CLARITY_QUESTION,
+    ORM_QUESTION,
+    POTENTIAL_QUESTION,
+    PRM_QUESTION,
+    REFLECTION_QUESTION,
+    Verifier,
+    probability_yes,
+)
 
 
 @pytest.fixture(scope="module", params=[save_lite, save_llava, save_onevision], ids=["lite", "llava", "onevision"])

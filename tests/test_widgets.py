@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from cotgen_lite import widgets
-from cotgen_lite.scoring import calibration_error
-from cotgen_lite.widgets import (
+from cotgen_lite.course import widgets
+from cotgen_lite.course.widgets import (
     budget_explorer,
     calibration_explorer,
     generators_explorer,
@@ -16,6 +15,7 @@ from cotgen_lite.widgets import (
     rollout_explorer,
     step_explorer,
 )
+from cotgen_lite.metrics import calibration_error
 
 IMAGES = torch.randint(0, 255, (18, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 

@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from cotgen_lite.plots import to_png
-from cotgen_lite.plots_parm import draw_first_clear, draw_lanes, draw_parm, draw_parm_plus_plus
-from cotgen_lite.scenes import random_scene, render
-from cotgen_lite.widgets_parm import be_the_parm, reflection_explorer, tally
+from cotgen_lite.course.plots import to_png
+from cotgen_lite.course.plots_parm import draw_first_clear, draw_lanes, draw_parm, draw_parm_plus_plus
+from cotgen_lite.course.widgets_parm import be_the_parm, reflection_explorer, tally
+from cotgen_lite.lite.world import random_scene, render
 
 RNG = np.random.default_rng(0)
 IMAGES = [render([random_scene(RNG) for _ in range(3 * 6)]).view(3, 6, 3, 64, 64) for _ in range(2)]

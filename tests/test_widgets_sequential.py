@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from cotgen_lite.plots import to_png
-from cotgen_lite.scenes import random_scene, render
-from cotgen_lite.widgets_sequential import draw_run, run_explorer
+from cotgen_lite.course.plots import to_png
+from cotgen_lite.course.widgets_sequential import draw_run, run_explorer
+from cotgen_lite.lite.world import random_scene, render
 
 RNG = np.random.default_rng(0)
 GREY, LIKELIEST = ([render([random_scene(RNG) for _ in range(12)]).view(2, 6, 3, 64, 64)] * 2 for _ in range(2))

@@ -1,0 +1,1 @@
+"""What the notebooks show: exercises, figures and widgets, chapter by chapter."""

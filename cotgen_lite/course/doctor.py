@@ -1,0 +1,142 @@
+"""Is this machine ready for the course? `python -m cotgen_lite.course.doctor` says so, and what mends it."""
+
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from packaging.requirements import Requirement
+
+from cotgen_lite.generate.memory import free_bytes
+from cotgen_lite.hub import MANIFEST, data_root, file_sha256
+
+MEMORY, DISK = 2e9, 1e9  # bytes: what every chapter gets by with, and room for what training keeps
+RESTORE = "git checkout -- data"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: what was found, and, if it is wrong, the command or deed that mends it."""
+
+    what: str
+    found: str
+    mend: str = ""
+
+
+def examine() -> list[Finding]:
+    """Look at Python, packages, cores, memory, disk, GPU and the shipped data's checksums."""
+    return [
+        Finding("Python", platform.python_version(), "" if sys.version_info >= (3, 11) else "install Python 3.11"),
+        *look_at_packages(metadata.requires("cotgen-lite") or []),
+        look_at_cores(),
+        look_at_memory(),
+        look_at_disk(Path.cwd()),
+        look_at_gpu(),
+        look_at_data(data_root()),
+    ]
+
+
+def look_at_packages(required: Sequence[str]) -> list[Finding]:
+    """The installed packages beside what is required, as in a package's metadata; an extra's only if all are there."""
+    extras: dict[str, list[Requirement]] = {}
+    for one in map(Requirement, required):
+        extras.setdefault(str(one.marker or ""), []).append(one)
+    findings = []
+    for extra, wanted in extras.items():
+        versions = [installed(one.name) for one in wanted]
+        if extra and "" in versions:
+            continue
+        for one, version in zip(wanted, versions, strict=True):
+            if not version or not one.specifier.contains(version, prereleases=True):
+                mend = f'pip install "{one.name}{one.specifier}"'
+                findings.append(Finding(one.name, version or "missing", mend))
+    if findings:
+        return findings
+    return [Finding("packages", ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers")))]
+
+
+def installed(name: str) -> str:
+    """The version of an installed package, "" if there is none."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def look_at_cores() -> Finding:
+    """Cores that may be used, beside torch's threads: with more threads than cores torch crawls."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = torch.get_num_threads()
+    mend = f"export OMP_NUM_THREADS={cores}" if threads > cores else ""
+    return Finding("cores", f"{cores}, torch uses {threads}", mend)
+
+
+def look_at_memory() -> Finding:
+    """Free memory."""
+    try:
+        free = free_bytes(torch.device("cpu"))
+    except ValueError:
+        return Finding("memory", "this system does not say")
+    return Finding("memory", f"{free / 1e9:.1f} GB free", "" if free >= MEMORY else "close other programs and kernels")
+
+
+def look_at_disk(folder: Path) -> Finding:
+    """Free space of the disk that a folder is on."""
+    free = shutil.disk_usage(folder).free
+    return Finding("disk", f"{free / 1e9:.0f} GB free", "" if free >= DISK else "make clean, or free some space")
+
+
+def look_at_gpu() -> Finding:
+    """The GPU, which the course does not need."""
+    if not torch.cuda.is_available():
+        return Finding("GPU", "none, and none is needed")
+    card = torch.cuda.get_device_properties(0)
+    return Finding("GPU", f"{card.name}, {card.total_memory / 1e9:.0f} GB")
+
+
+def look_at_data(root: Path) -> Finding:
+    """The shipped files that have a checksum: models, and the data that they were trained on."""
+    manifests, wrong, count = sorted(root.rglob(MANIFEST)), [], 0
+    for manifest in manifests:
+        for name, expected in json.loads(manifest.read_text(encoding="utf-8")).get("sha256", {}).items():
+            file, count = manifest.parent / name, count + 1
+            if not file.is_file():
+                wrong.append(f"{file.relative_to(root)} is missing")
+            elif file_sha256(file) != expected:
+                wrong.append(f"{file.relative_to(root)} is damaged")
+    if not manifests:
+        return Finding("data", f"no models in {root}", RESTORE)
+    return Finding("data", "; ".join(wrong) or f"{count} files, all whole", RESTORE if wrong else "")
+
+
+def as_text(findings: Sequence[Finding]) -> str:
+    """One line a finding; below each that is wrong, what mends it."""
+    lines = []
+    for one in findings:
+        lines.append(f"{'✗' if one.mend else '✓'} {one.what}: {one.found}")
+        if one.mend:
+            lines.append(f"    to mend it: {one.mend}")
+    return "\n".join(lines)
+
+
+def check_up() -> None:
+    """Print what is wrong with this machine and what mends it, or that it is ready; for a notebook's first cell."""
+    wrong = [one for one in examine() if one.mend]
+    print(as_text(wrong) if wrong else "This machine is ready for the course.")
+
+
+def main() -> None:
+    """Print what was found; exit status 1 if anything is wrong."""
+    findings = examine()
+    print(as_text(findings))
+    sys.exit(any(one.mend for one in findings))
+
+
+if __name__ == "__main__":
+    main()

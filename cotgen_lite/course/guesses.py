@@ -1,0 +1,56 @@
+"""Guesses made before the results are shown: kept on this machine, and looked at in chapter 11."""
+
+import json
+import os
+from pathlib import Path
+
+from cotgen_lite.experiments.report import LABELS
+from cotgen_lite.hub import write_json
+
+# What is guessed, in which chapter: the overall accuracy of a method, best of 20 where it chooses.
+GUESSED = {
+    "baseline": "00",
+    "zs-orm": "01",
+    "ft-orm": "02",
+    "ft-prm": "03",
+    "dpo": "04",
+    "it-dpo": "05",
+    "it-dpo-guided-orm+ft-orm": "06",
+    "parm": "07",
+    "self-correct+parm++reflect": "08",
+    "seq:ft-orm": "09",
+}
+
+
+def guesses_file() -> Path:
+    """Where guesses are kept: $COTGEN_GUESSES if set, else a file of the user's own."""
+    return Path(os.environ.get("COTGEN_GUESSES") or Path.home() / ".cotgen_lite" / "guesses.json")
+
+
+def guess(method: str, overall: float | None) -> None:
+    """Keep a guess of a method's overall GenEval accuracy, 0 to 1; None keeps nothing and says what to do.
+
+    ValueError for a number outside of 0..1 (a percentage?), or a method that is not asked about.
+    """
+    if method not in GUESSED:
+        raise ValueError(f"{method!r} is not guessed: one of {', '.join(GUESSED)} is.")
+    if overall is None:
+        print("No guess yet: write a number from 0 to 1 in place of None, and run this cell before the next one.")
+        return
+    if not 0 <= overall <= 1:
+        raise ValueError(f"An accuracy lies between 0 and 1, not at {overall}: write .5 for 50%.")
+    write_json(guesses_file(), kept() | {method: float(overall)})
+    print(f"Kept: {overall:.2f} for {LABELS[method].format(n=20)}. Chapter 11 looks back on all of them.")
+
+
+def kept() -> dict[str, float]:
+    """The guesses so far, method → accuracy, in the course's order."""
+    path = guesses_file()
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {method: found[method] for method in GUESSED if method in found}
+
+
+def mean_distance(guesses: dict[str, float], truth: dict[str, float]) -> float:
+    """Mean distance of guesses from what was measured, over the methods that were guessed; nan without any."""
+    apart = [abs(value - truth[method]) for method, value in guesses.items()]
+    return sum(apart) / len(apart) if apart else float("nan")

@@ -1,0 +1,93 @@
+"""The course as static pages, to be read without running anything: `make site`, then open build/site/index.html.
+
+The pages lie as the files do, so that links between them hold; notebooks and markdown become HTML.
+"""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+from nbconvert import HTMLExporter
+from tqdm import tqdm
+
+from cotgen_lite.hub import data_root, write_atomically
+
+HEADING = re.compile(r'(<h[1-6][^>]*? id=")([^"]+)(".*?</h[1-6]>)', re.DOTALL)
+LINK = re.compile(r'(href="(?!https?:|mailto:|#|data:)[^"#]*?)\.(?:ipynb|md)(?=[#"])')
+
+
+def build_site(root: Path, out: Path) -> list[Path]:
+    """Write every notebook and page of a repository as HTML, with what they show; returns the pages.
+
+    root: the repository; out: where to. README.md is the contents page, README.html and index.html alike.
+    """
+    exporter, pages = HTMLExporter(template_name="classic"), []  # a template that keeps alt texts
+    for source in tqdm(sources_of(root), desc="pages"):
+        notebook = as_notebook(source)
+        notebook.metadata["title"] = title_of(notebook)
+        html, _ = exporter.from_notebook_node(notebook)
+        target = out / source.relative_to(root).with_suffix(".html")
+        html = with_links(with_anchors(html))
+        write_atomically(target, html if source == root / "README.md" else with_way_back(html))
+        pages.append(target)
+    write_atomically(out / "index.html", (out / "README.html").read_text(encoding="utf-8"))
+    for name in ("LICENSE", "data/figures/overview.png"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / name, out / name)
+    return [*pages, out / "index.html"]
+
+
+def sources_of(root: Path) -> list[Path]:
+    """What becomes a page: the READMEs, and all notebooks and pages beside them."""
+    folder = root / "notebooks"
+    return [root / "README.md", root / "data/README.md", *sorted(folder.glob("*.md")), *sorted(folder.glob("*.ipynb"))]
+
+
+def as_notebook(source: Path) -> nbformat.NotebookNode:
+    """A notebook; of a markdown page, one with a single cell."""
+    if source.suffix == ".ipynb":
+        return nbformat.read(source, as_version=4)
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(source.read_text(encoding="utf-8"))])
+
+
+def title_of(notebook: nbformat.NotebookNode) -> str:
+    """The first heading."""
+    return notebook.cells[0].source.splitlines()[0].lstrip("# ")
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading: lower case, without punctuation, with hyphens for spaces."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def with_anchors(html: str) -> str:
+    """HTML whose headings have GitHub's anchors, numbered where they repeat, in place of nbconvert's."""
+    seen: dict[str, int] = {}
+
+    def anchored(match: re.Match[str]) -> str:
+        text = re.sub(r"<a class=\"anchor-link\".*?</a>|<[^>]+>", "", f"<h {match[3][1:]}", flags=re.DOTALL)
+        base = slug(text.strip())
+        seen[base] = seen.get(base, -1) + 1
+        anchor = f"{base}-{seen[base]}" if seen[base] else base
+        return match[1] + anchor + re.sub(r'href="#[^"]*"', f'href="#{anchor}"', match[3], count=1)
+
+    return HEADING.sub(anchored, html)
+
+
+def with_links(html: str) -> str:
+    """HTML whose relative links to notebooks and markdown pages lead to their pages."""
+    return LINK.sub(r"\1.html", html)
+
+
+def with_way_back(html: str) -> str:
+    """HTML of a page in a folder, with a link to the contents page above it."""
+    link = '<p style="margin: 1em"><a href="../index.html">← Contents</a></p>'
+    return re.sub(r"<body[^>]*>", lambda body: body[0] + link, html, count=1)
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/site")
+    build_site(data_root().parent, folder)
+    print(f"open {folder / 'index.html'} in a browser")

@@ -1,0 +1,1 @@
+"""What remakes everything under data/: configs, training, measuring, findings."""

@@ -1,0 +1,211 @@
+"""What DPO's results hang on: the estimator, the training seed, where guidance starts; and best of very many."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cotgen_lite.align.dpo import DpoTraining, as_pairs, draw_masks, log_probability
+from cotgen_lite.experiments.configs import Recipe
+from cotgen_lite.experiments.measure import cost_of_drawing
+from cotgen_lite.experiments.measure_alignment import ON_TOP
+from cotgen_lite.experiments.results import decide, merge_rows, score_rows, score_tokens
+from cotgen_lite.experiments.train_generators import (
+    Triples,
+    align,
+    attempt,
+    dev_verdicts,
+    draw_second_round,
+    first_pairs,
+    guidance,
+    second_pairs,
+    settings_of,
+)
+from cotgen_lite.generate.drawing import draw_pool, judge_tokens
+from cotgen_lite.generate.pipeline import Generator
+from cotgen_lite.hub import write_json
+from cotgen_lite.lite.checkpoints import built_generator, built_judges
+from cotgen_lite.metrics import score
+from cotgen_lite.pools import expected_best_of, first_of_each_tag, load_pool, one_in
+from cotgen_lite.prompts import Prompt, lite_prompts
+from cotgen_lite.verify.verifier import Verifier
+
+FAR = (1, 2, 5, 10, 20, 50, 100, 200)  # the n of best-of-n far beyond the usual
+# What the log-probability may be estimated with; the first is what everything here was trained with.
+FIRST = "one mask, shared"
+ESTIMATORS: dict[str, dict] = {
+    FIRST: {},
+    "masks not shared": {"shared": False},
+    "ELBO weighting": {"weighting": "elbo"},
+    "two masks": {"masks": 2},
+}
+ESTIMATES = 32  # of each pair's margin
+
+
+def measure_estimators(out: Path, work: Path, recipe: Recipe) -> None:
+    """How the estimators of log-probability differ: in noise, and in what training with them gains on dev prompts.
+
+    At the learning rate of the shipped "dpo", which was trained with the first; "over_first" is the paired difference
+    on dev prompts from that one. Writes `results/dpo_estimators.json`.
+    """
+    settings, triples = settings_of(out, "dpo"), first_pairs(out, recipe, seed=0)
+    noise, found = estimator_noise(out, triples[: recipe.estimated_pairs]), {}
+    prompts, right = one_in(lite_prompts("dev"), recipe.one_prompt_in), {}
+    for name, change in ESTIMATORS.items():
+        generator, log = attempt(out, triples, replace(settings, **change), work, recipe)
+        right[name] = dev_verdicts(generator, work, recipe)
+        over = decide(f"{name} − {FIRST} > 0", prompts, right[name] - right[FIRST], paper="")
+        found[name] = {"noise": noise[name], "over_first": {key: over[key] for key in ("delta", "ci")}} | log
+    write_json(out / "results/dpo_estimators.json", found)
+
+
+def estimator_noise(out: Path, triples: Triples) -> dict[str, dict[str, float]]:
+    """How much the margin of a pair (policy: the shipped "dpo") scatters when its masks are drawn anew, by estimator.
+
+    For each: "mean" margin of pairs that this policy was trained on, "scatter", the standard deviation over masks, and
+    "between", that of the pairs' own margins, without what is left of the scatter in their means; in nats, before β.
+    Sums over all 64 places (ELBO) and over the hidden ones alone are of different size: compare ratios. Nothing
+    without pairs.
+    """
+    baseline, aligned = built_generator(out / "models"), built_generator(out / "models", "dpo")
+    pairs = as_pairs(baseline, triples)
+    if not pairs:
+        return {name: {} for name in ESTIMATORS}
+    prefixes = [pair.prefix for pair in pairs] * 2
+    codes = torch.stack([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]).long()
+    found = {}
+    for name, change in ESTIMATORS.items():
+        settings, margins = replace(DpoTraining(0.0), **change), []
+        drawing = torch.Generator().manual_seed(0)
+        for _ in range(ESTIMATES):
+            masks = draw_masks(len(codes), codes.shape[1], settings.masks, settings.weighting, drawing)
+            if settings.shared:
+                for half in (masks.places, masks.weight):
+                    half[:, len(pairs) :] = half[:, : len(pairs)]
+            with torch.no_grad():
+                ratio = log_probability(aligned.model, aligned.model.config, prefixes, codes, masks)
+                ratio = ratio - log_probability(baseline.model, baseline.model.config, prefixes, codes, masks)
+            margins.append(ratio[: len(pairs)] - ratio[len(pairs) :])
+        drawn = torch.stack(margins).numpy()
+        between = drawn.mean(axis=0).var() - drawn.var(axis=0, ddof=1).mean() / ESTIMATES
+        found[name] = {
+            "mean": round(float(drawn.mean()), 4),
+            "scatter": round(float(drawn.std(axis=0, ddof=1).mean()), 4),
+            "between": round(float(max(0.0, between) ** 0.5), 4),
+        }
+    return found
+
+
+def measure_spread(out: Path, work: Path, recipe: Recipe) -> None:
+    """Align and score generators that are not shipped: both rounds with other seeds, and a guided first round.
+
+    Their rows go to scores.jsonl; `results/dpo_spread.json` has their logs, and their scores and paired gains beside
+    those of the shipped generators on equally few images a pool. Resumes from `work`.
+    """
+    baseline, settings, logs = built_generator(out / "models"), settings_of(out, "dpo"), {}
+    few = {name: load_pool(out / f"pools/{name}.safetensors") for name in ("baseline", "dpo", "it-dpo")}
+    prompts = few["baseline"].prompts
+    runs = {name: [pool.correct["learned"][:, : recipe.seed_candidates].mean(1)] for name, pool in few.items()}
+
+    def score_few(generator: Generator, log: dict, name: str, seed: int) -> None:
+        runs.setdefault(name, []).append(_score_few(generator, prompts, name, seed, out, work, recipe))
+        logs[f"{name}, seed {seed}"] = log
+
+    for seed in recipe.more_seeds:
+        again = replace(settings, seed=seed)
+        first, log = align(baseline, first_pairs(out, recipe, seed), again, work / f"dpo-{seed}", recipe)
+        score_few(first, log, "dpo", seed)
+        draw_second_round(first, work / f"images-{seed}", seed, work / f"drawing-{seed}", recipe)
+        pairs = second_pairs(work / f"images-{seed}", recipe, seed)
+        second, log = align(first, pairs, again, work / f"it-dpo-{seed}", recipe)
+        score_few(second, log, "it-dpo", seed)
+    online = guidance(baseline, Verifier.from_pretrained(out / "models/orm"), recipe)
+    guided, log = align(baseline, first_pairs(out, recipe, 0), settings, work / "guided", recipe, online)
+    score_few(guided, log, "dpo-guided-orm", 0)
+    overall = {name: [round(score(prompts, right).overall, 4) for right in some] for name, some in runs.items()}
+    write_json(
+        out / "results/dpo_spread.json",
+        {"images_a_pool": recipe.seed_candidates, "overall": overall, "gains": gains(prompts, runs), "logs": logs},
+    )
+
+
+def gains(prompts: Sequence[Prompt], runs: Mapping[str, Sequence[npt.NDArray]]) -> dict[str, dict]:
+    """What one generator's runs gain over another's, run by run and in the mean of the runs, paired by prompt.
+
+    runs: name → for each training run, accuracy of each pool (P,); a generator with one run is compared with that one.
+    """
+    found = {}
+    for after, before in (("dpo", "baseline"), ("it-dpo", "dpo"), ("it-dpo", "baseline"), ("dpo-guided-orm", "dpo")):
+        olds = [*runs[before]] * (len(runs[after]) if len(runs[before]) == 1 else 1)
+        differences = [new - old for new, old in zip(runs[after], olds, strict=False)]
+        found[f"{after} − {before}"] = {
+            "runs": [_interval_of(prompts, difference) for difference in differences],
+            "mean": _interval_of(prompts, np.mean(differences, axis=0)),
+        }
+    return found
+
+
+def _score_few(
+    generator: Generator, prompts: Sequence[Prompt], name: str, seed: int, out: Path, work: Path, recipe: Recipe
+) -> npt.NDArray[np.float64]:
+    """Accuracy of each pool (P,) by a few images of it; its rows go into scores.jsonl."""
+    n = recipe.seed_candidates
+    guesses, _, drawing = draw_pool(generator, prompts, n, seed=0, work_dir=work / "pool")
+    judges = built_judges(out / "models")
+    correct = {judge: judge_tokens(generator, guesses[:, :, -1], prompts, one) for judge, one in judges.items()}
+    each, once = cost_of_drawing(generator, prompts[0].text)
+    each |= {"seconds": drawing["seconds"] / (len(prompts) * n), "verifier_passes": 0.0}
+    about = {"generator": name, "verifier": None, "seed": seed, "command": "python -m cotgen_lite.build dpo_spread"}
+    rows = score_rows(name, prompts, np.zeros((len(prompts), n)), correct, (1,), about, each, once)
+    merge_rows(out / "results/scores.jsonl", [row | {"images": len(prompts) * n} for row in rows])
+    return correct["learned"].mean(1)
+
+
+def measure_far(out: Path, work: Path, recipe: Recipe) -> None:
+    """Best of n up to 200 under the guided generator: what verifiers believe of their choice, and what judges say.
+
+    A few prompts of every tag but the easiest. By exact expectation over subsets, with intervals over prompts; writes
+    `results/best_of_many.json`, resumes from `work`.
+    """
+    judges = built_judges(out / "models")
+    verifiers = {method: Verifier.from_pretrained(out / "models" / name) for method, name in ON_TOP.items()}
+    generator = built_generator(out / "models", "it-dpo-guided-orm")
+    options = [prompt for prompt in lite_prompts("test") if prompt.tag != "single_object"]
+    prompts = first_of_each_tag(options, recipe.many_prompts)
+    guesses, _, _ = draw_pool(generator, prompts, recipe.many_candidates, seed=4, work_dir=work)
+    final = guesses[:, :, -1]
+    correct = {judge: judge_tokens(generator, final, prompts, one) for judge, one in judges.items()}
+    sizes = [n for n in FAR if n <= recipe.many_candidates]
+    found: dict = {
+        "n": sizes,
+        "prompts": len(prompts),
+        "oracle": _far_curve(prompts, correct["learned"], correct, sizes),
+    }
+    for method, verifier in verifiers.items():
+        odds, _ = score_tokens(generator, verifier, final, prompts)
+        belief = 1 / (1 + np.exp(-odds.astype(np.float64)))
+        gaps = {n: expected_best_of(odds, belief, n) - expected_best_of(odds, correct["learned"], n) for n in sizes}
+        found[method] = _far_curve(prompts, odds, correct | {"belief": belief}, sizes) | {
+            "gap": [_interval_of(prompts, gaps[n]) for n in sizes],
+            "gap_since_one": [_interval_of(prompts, gaps[n] - gaps[1]) for n in sizes],
+        }
+    write_json(out / "results/best_of_many.json", found)
+
+
+def _interval_of(prompts: Sequence[Prompt], difference: npt.NDArray) -> dict:
+    found = decide("", prompts, difference, paper="")
+    return {key: found[key] for key in ("delta", "ci")}
+
+
+def _far_curve(prompts: Sequence[Prompt], chosen_by: npt.NDArray, values: Mapping, sizes: Sequence[int]) -> dict:
+    curves = {}
+    for name, value in values.items():
+        results = [score(prompts, expected_best_of(chosen_by, value, n)) for n in sizes]
+        curves[name] = {
+            "overall": [round(result.overall, 4) for result in results],
+            "ci": [[round(bound, 4) for bound in result.ci] for result in results],
+        }
+    return curves

@@ -1,0 +1,210 @@
+"""Do the methods carry over to next-token generators? Table 4 and finding F10, chapter 09.
+
+The verifiers are those that learned from the masked generator's images; beside them the same, taught on the next-token
+generator's own. Paper: section 4.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from cotgen_lite.experiments.configs import Recipe
+from cotgen_lite.experiments.measure_alignment import ON_TOP, measure_drawn
+from cotgen_lite.experiments.measure_parm import in_numbers, order_within_rows, priced, unit_costs
+from cotgen_lite.experiments.measure_verifiers import by_both_judges
+from cotgen_lite.experiments.results import SIZES, decide, merge_json, merge_rows, score_rows, score_tokens, summed_up
+from cotgen_lite.experiments.sequential_training import draw_ranking_data
+from cotgen_lite.experiments.train_generators import dev_score
+from cotgen_lite.generate.drawing import draw_pool, judge_tokens
+from cotgen_lite.generate.sequential_sampling import Fill, SequentialGenerator
+from cotgen_lite.hub import MANIFEST, write_json
+from cotgen_lite.lite.checkpoints import built_judges, built_sequential
+from cotgen_lite.lite.judges import TemplateJudge
+from cotgen_lite.metrics import area_within_rows, mean_area, score
+from cotgen_lite.pools import Pool, expected_best_of, one_in, save_pool
+from cotgen_lite.prompts import lite_prompts
+from cotgen_lite.verify.finetune import FineTuning, finetune_verifier
+from cotgen_lite.verify.pool_search import (
+    Outcome,
+    ask_of_paths,
+    spent_by_best_of_n,
+    spent_by_search_of_runs,
+    stop_paths,
+)
+from cotgen_lite.verify.training_data import Example, as_dataset, draw_paths, orm_examples, parm_examples, train_prompts
+from cotgen_lite.verify.verifier import Verifier
+
+COMMAND = "python -m cotgen_lite.build sequential_results"
+GUIDANCE_SCALES = (0.0, 0.5, 1.5, 3.0, 5.0)
+TOP_KS = (0, 50)
+PAPER = "LlamaGen .32 → .35, .39, .41, .46 (zs ORM, ft ORM, DPO, PARM); Janus-Pro .80 → .84, .89, .83, .91"
+F10 = ("zs-orm", "ft-orm", "dpo", "parm")
+VERIFIERS = {"parm": "PARM", "parm-retaught": "PARM, retaught", "ft-orm-retaught": "fine-tuned ORM, retaught"}
+
+
+def measure_sequential(out: Path, work: Path, recipe: Recipe) -> None:
+    """Choose how to draw on dev prompts, draw and score pools, teach verifiers anew, decide F10; under `out`.
+
+    Pools, opinions and checkpoints in `work` let it resume.
+    """
+    models, results, n = out / "models", out / "results", recipe.pool_size
+    generator, judges = built_sequential(models), built_judges(models)
+    dev = measure_settings(generator, work / "settings", recipe)
+    orms = {name: Verifier.from_pretrained(models / folder) for name, folder in ON_TOP.items()}
+    taught = teach_verifiers(out, generator, work, recipe)
+    parms = {"parm": Verifier.from_pretrained(models / "parm"), "parm-retaught": taught["parm"]}
+    pool = measure_drawn(out, work, generator, "sequential", "seq:baseline", "seq:", judges, orms, recipe, COMMAND)
+    aligned = measure_drawn(
+        out,
+        work,
+        built_sequential(models, "sequential-dpo"),
+        "sequential-dpo",
+        "seq:dpo",
+        "seq:dpo+",
+        judges,
+        orms,
+        recipe,
+        COMMAND,
+    )
+    guesses, _, _ = draw_pool(generator, pool.prompts, n, seed=0, work_dir=work / "pool")
+    log_odds, _ = score_tokens(generator, taught["orm"], pool.tokens, pool.prompts)
+    orders = {"ft-orm-retaught": log_odds.astype(np.float16).astype(np.float32)}
+    found, outcomes = {}, {}
+    for name, verifier in parms.items():
+        opinions = ask_of_paths(generator, verifier, guesses, pool.prompts, work / "opinions")
+        outcomes[name] = outcome = stop_paths(opinions)
+        orders[name] = order_within_rows(outcome.order)
+        found[name] = in_numbers(pool, opinions, outcome, n)
+    pool = replace(pool, scores=pool.scores | orders)
+    save_pool(pool, out / "pools/sequential.safetensors")
+    units = unit_costs(generator, parms["parm"], pool.prompts, n)
+    save_choices(out, generator, pool, outcomes, units)
+    by_judge = {judge: decide_f10(pool, aligned, n, judge) for judge in judges}
+    merge_json(results / "findings.json", {"F10": by_both_judges(by_judge)})
+    fills = measure_fills(generator, orms | parms, work / "fills", recipe)
+    write_json(results / "sequential.json", {"settings": dev, "fills": fills, "parm": found, "units": units})
+
+
+def measure_settings(generator: SequentialGenerator, work: Path, recipe: Recipe) -> list[dict]:
+    """The dev score at each guidance scale and top-k, by the training judge."""
+    prompts, rows = one_in(lite_prompts("dev"), recipe.one_prompt_in), []
+    for top_k, scale in product(TOP_KS, GUIDANCE_SCALES):
+        tried = replace(generator, settings=replace(generator.settings, guidance_scale=scale, top_k=top_k))
+        guesses, _, _ = draw_pool(tried, prompts, recipe.dev_candidates, seed=0, work_dir=work)
+        right = judge_tokens(generator, guesses[:, :, -1], prompts, TemplateJudge()).mean(1)
+        rows.append({"guidance_scale": scale, "top_k": top_k} | dev_score(right, recipe))
+    return rows
+
+
+def teach_verifiers(out: Path, generator: SequentialGenerator, work: Path, recipe: Recipe) -> dict[str, Verifier]:
+    """ORM and PARM taught as the shipped ones were, but on the next-token generator's images; they are not shipped.
+
+    The same learning rates, from the same zero-shot verifier, and the same steps called clear, though runs are 16 and
+    steps were 18; unfinished images show what the generator's settings say.
+    Where all images are right or all wrong there is nothing to learn, and the zero-shot verifier is returned.
+    """
+    images = draw_ranking_data(generator, work.parent / "sequential-dpo/images", recipe)
+    prompts = train_prompts(recipe.path_prompts, seed=3)
+    paths, _ = draw_paths(generator, TemplateJudge(), prompts, recipe.paths_a_prompt, 8, work / "paths")
+    lessons: dict[str, list[Example]] = {
+        "orm": orm_examples(images, recipe.most_of_a_label, seed=0),
+        "parm": parm_examples(paths, images, recipe.most_of_a_label, seed=0),
+    }
+    taught = {}
+    for name, examples in lessons.items():
+        verifier = Verifier.from_pretrained(out / "models/verifier")
+        about = json.loads((out / "models" / name / MANIFEST).read_text(encoding="utf-8"))["settings"]
+        if examples:
+            rate = FineTuning(about.get("learning_rate", recipe.parm_rates[0]))
+            verifier, _, _ = finetune_verifier(verifier, as_dataset(examples, generator), rate, work / name)
+        taught[name] = verifier
+    return taught
+
+
+def save_choices(
+    out: Path,
+    generator: SequentialGenerator,
+    pool: Pool,
+    outcomes: Mapping[str, Outcome],
+    units: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Rows of scores.jsonl: both PARMs' choices for every n, and the retaught ORM's, with what they cost."""
+    length, number = pool.tokens.shape[2], pool.tokens.shape[1]
+    sizes, steps = [size for size in SIZES if size <= number], generator.settings.steps
+    rows, preview = [], generator.settings.fill == "likeliest"
+    for name in (*outcomes, "ft-orm-retaught"):
+        about = {"generator": "sequential", "verifier": VERIFIERS[name], "seed": 0, "command": COMMAND}
+        some = score_rows(f"seq:{name}", pool.prompts, pool.scores[name], pool.correct, sizes, about, {})
+        for row in some:
+            n = row["n"]
+            if name in outcomes:
+                spent = spent_by_search_of_runs(outcomes[name], n, steps, length, preview)
+            else:
+                spent = spent_by_best_of_n(n, steps) | {"generator_passes": 2 + 2.0 * n * (length - 1)}
+            row["cost"] = priced(spent, units)
+        rows += some
+    merge_rows(out / "results/scores.jsonl", rows)
+
+
+def decide_f10(pool: Pool, aligned: Pool, n: int, judge: str) -> dict:
+    """F10 by its rule: each method on the next-token generator above the generator alone; retaught verifiers beside it.
+
+    pool: the generator's, with every verifier's order; aligned: the same prompts and seeds after DPO.
+    """
+    correct, base = pool.correct[judge], pool.correct[judge].mean(1)
+    right = {name: expected_best_of(order, correct, n) for name, order in pool.scores.items()}
+    right["dpo"] = aligned.correct[judge].mean(1)
+
+    def over(a: str, b: str) -> dict:
+        below = base if b == "seq:baseline" else right[b]
+        return decide(f"{a} − {b} > 0", pool.prompts, right[a] - below, paper="")
+
+    return summed_up(
+        "each method − seq:baseline > 0",
+        [over(name, "seq:baseline") for name in F10],
+        [over("parm", "ft-orm"), over("ft-orm-retaught", "ft-orm"), over("parm-retaught", "parm")],
+        paper=PAPER,
+    )
+
+
+def measure_fills(
+    generator: SequentialGenerator,
+    verifiers: Mapping[str, Verifier],
+    work: Path,
+    recipe: Recipe,
+) -> dict[str, dict]:
+    """Unfinished images with grey, and with the likeliest codes, where no code is yet: which can be read better?
+
+    On dev prompts, by the training judge: at each run but the last, AUC against the final verdict of what the verifiers
+    say ("zs-orm": its question; "parm": that about potential), all prompts together and within them; share of paths
+    that PARM calls clear; accuracy of PARM's search; generator passes of a path.
+    """
+    prompts, found = one_in(lite_prompts("dev"), recipe.one_prompt_in), {}
+    for fill in get_args(Fill):
+        filled = replace(generator, settings=replace(generator.settings, fill=fill))
+        number = recipe.aligned_dev_images
+        guesses, _, cost = draw_pool(filled, prompts, number, seed=5, work_dir=work)
+        right = judge_tokens(generator, guesses[:, :, -1], prompts, TemplateJudge())
+        steps = range(guesses.shape[2] - 1)
+        odds = {"zs-orm": [score_tokens(generator, verifiers["zs-orm"], guesses[:, :, t], prompts)[0] for t in steps]}
+        entry: dict[str, object] = {"generator_passes": round(cost["generator_passes"] / right.size, 2)}
+        for name in ("parm", "parm-retaught"):
+            opinions = ask_of_paths(filled, verifiers[name], guesses, prompts, work, stop=False)
+            odds[name] = [opinions.potential[:, :, t] for t in steps]
+            chosen = score(prompts, expected_best_of(stop_paths(opinions).order, right, number))
+            entry[f"{name}_clear"] = [round(float((opinions.clarity[:, :, t] > 0).mean()), 4) for t in steps]
+            entry[f"{name}_search"] = {"overall": round(chosen.overall, 4), "ci": [round(x, 4) for x in chosen.ci]}
+        entry["auc"] = {name: [_rounded(mean_area(prompts, one, right)) for one in many] for name, many in odds.items()}
+        within = {name: [_rounded(area_within_rows(one, right)) for one in many] for name, many in odds.items()}
+        found[fill] = entry | {"auc_within_prompts": within}
+    return found
+
+
+def _rounded(value: float) -> float | None:
+    """For JSON, which knows no nan."""
+    return None if np.isnan(value) else round(value, 4)

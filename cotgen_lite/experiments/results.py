@@ -1,0 +1,152 @@
+"""Measurements of the course: scores with intervals, and findings decided by rules fixed beforehand."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from cotgen_lite.generate.sequential_sampling import AnyGenerator
+from cotgen_lite.hub import write_atomically, write_json
+from cotgen_lite.metrics import bootstrap_interval, score, tag_means
+from cotgen_lite.pools import expected_best_of
+from cotgen_lite.prompts import Prompt
+from cotgen_lite.verify.verifier import ORM_QUESTION, Verifier
+
+SIZES = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20)  # the n of curves
+
+
+def score_tokens(
+    generator: AnyGenerator,
+    verifier: Verifier,
+    tokens: Tensor,
+    prompts: Sequence[Prompt],
+    question: str = ORM_QUESTION,
+    turns: Sequence[tuple[str, str]] = (),
+) -> tuple[npt.NDArray[np.float32], float]:
+    """A verifier's log-odds on a pool's finished images, and the seconds it took, the decoding of codes included.
+
+    tokens (P, N, L); question and turns as in `Verifier.score`; returns float32 (P, N).
+    """
+    rows, seconds = [], 0.0
+    for prompt, candidates in zip(prompts, tqdm(tokens, desc="verifier"), strict=True):
+        started = time.perf_counter()
+        images = generator.decode(candidates)
+        rows.append(verifier.score(images, [prompt.text] * len(images), question, turns).numpy())
+        seconds += time.perf_counter() - started
+    return np.stack(rows), seconds
+
+
+def score_rows(
+    method: str,
+    prompts: Sequence[Prompt],
+    chosen_by: npt.NDArray,
+    correct: Mapping[str, npt.NDArray],
+    sizes: Sequence[int],
+    about: Mapping[str, object],
+    cost_of_one: Mapping[str, float],
+    cost_once: Mapping[str, float] | None = None,
+) -> list[dict]:
+    """Rows of scores.jsonl: the method's accuracy for every n and judge, by exact expectation over the pool.
+
+    chosen_by: (P, N), the candidate with the highest value is taken; correct: judge → (P, N) verdicts;
+    about: the row's other fields (generator, verifier, seed, command); cost_of_one: of each candidate; cost_once: what
+    comes on top once a prompt, such as reading it.
+    """
+    rows, once = [], cost_once or {}
+    for judge_name, verdicts in correct.items():
+        for n in sizes:
+            result = score(prompts, expected_best_of(chosen_by, verdicts, n))
+            rows.append(
+                {
+                    "method": method,
+                    **about,
+                    "n": n,
+                    "judge": judge_name,
+                    "tags": {tag: round(value, 4) for tag, value in result.tags.items()},
+                    "overall": round(result.overall, 4),
+                    "ci": [round(bound, 4) for bound in result.ci],
+                    "prompts": len(set(prompts)),
+                    "images": len(prompts) * n,
+                    "cost": {key: round(value * n + once.get(key, 0), 4) for key, value in cost_of_one.items()},
+                }
+            )
+    return rows
+
+
+def decide(
+    claim: str, prompts: Sequence[Prompt], difference: npt.NDArray, paper: str, note: str = "", below: bool = False
+) -> dict[str, object]:
+    """One finding of the form "this difference is above zero": seen if its 95% interval over prompts lies above.
+
+    difference: (P,) what is claimed to be positive, for each pool; or, with `below`, negative. Returns the entry of
+    findings.json ("no" needs the interval on the wrong side).
+    """
+    low, high = bootstrap_interval(prompts, difference)
+    delta = float(np.mean(list(tag_means(prompts, difference).values())))
+    above, under = ("no", "yes") if below else ("yes", "no")
+    return {
+        "claim": claim,
+        "seen": above if low > 0 else under if high < 0 else "undecided",
+        "delta": round(delta, 4),
+        "ci": [round(low, 4), round(high, 4)],
+        "paper": paper,
+        "note": note,
+    }
+
+
+def summed_up(claim: str, parts: Sequence[dict], beside: Sequence[dict], paper: str) -> dict:
+    """A finding of several comparisons, as sure as the least sure of them, whose numbers it takes."""
+
+    def said(found: dict) -> str:
+        low, high = found["ci"]
+        return f"{found['claim']}: {found['seen']}, {found['delta']:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+    weakest = min(parts, key=lambda found: found["ci"][0])
+    seen = {found["seen"] for found in parts}
+    note = [*map(said, parts), *(f"(reported: {said(found)})" for found in beside)]
+    return weakest | {
+        "claim": claim,
+        "seen": "no" if "no" in seen else "undecided" if "undecided" in seen else "yes",
+        "paper": paper,
+        "note": "; ".join(["the weakest part's difference", *note]),
+        "parts": {
+            found["claim"].removesuffix(" > 0"): {key: found[key] for key in ("seen", "delta", "ci")}
+            for found in (*parts, *beside)
+        },
+    }
+
+
+def steps_profile(guesses: Tensor) -> npt.NDArray[np.float64]:
+    """Share of tokens that already equal the final ones at each step; guesses (..., T, L), returns (T,). Figure 5."""
+    flat = guesses.reshape(-1, *guesses.shape[-2:])
+    return (flat == flat[:, -1:]).double().mean(dim=(0, 2)).numpy()
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a jsonl file; FileNotFoundError if it is missing, JSONDecodeError where a line is not JSON."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_rows(path: Path, rows: Sequence[Mapping]) -> None:
+    """Write a jsonl file atomically."""
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def merge_rows(path: Path, rows: Sequence[Mapping]) -> None:
+    """Write rows into a jsonl file; those there of the same methods, generators and seeds go, all others stay."""
+    key = itemgetter("method", "generator", "seed")
+    new = set(map(key, rows))
+    kept = [row for row in (read_rows(path) if path.exists() else []) if key(row) not in new]
+    write_rows(path, [*kept, *rows])
+
+
+def merge_json(path: Path, entries: Mapping[str, object]) -> None:
+    """Write entries into a JSON object on disk; others that were there stay."""
+    there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    write_json(path, {**there, **entries})

@@ -1,0 +1,88 @@
+"""The course's next-token generators: pre-training on the masked one's captions and pictures, then a round of DPO."""
+
+import copy
+from dataclasses import asdict, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cotgen_lite.align.sequential_dpo import train_sequential_dpo
+from cotgen_lite.experiments.configs import Recipe
+from cotgen_lite.experiments.train_generators import dev_gain, dev_score, dev_verdicts, in_parts
+from cotgen_lite.generate.autoregressive import Sequential, lite_sequential_config, next_token_loss
+from cotgen_lite.generate.sequential_sampling import SequentialGenerator
+from cotgen_lite.generate.vq import Magvit
+from cotgen_lite.lite.checkpoints import built_sequential, publish
+from cotgen_lite.lite.generator_training import BATCH_SIZE, CaptionedTokens, make_captioned_tokens
+from cotgen_lite.lite.judges import TemplateJudge
+from cotgen_lite.lite.vocabulary import lite_tokenizer
+from cotgen_lite.lite.world import CaptionNoise
+from cotgen_lite.pools import Pool
+from cotgen_lite.training import TrainingLog, thinned, train
+from cotgen_lite.verify.training_data import HOT, draw_labelled, preference_pairs, train_prompts
+
+
+def train_sequential(
+    model: Sequential, data: CaptionedTokens, steps: int, work_dir: Path, seed: int, learning_rate: float = 2e-3
+) -> TrainingLog:
+    """Train in place to predict each code from caption and codes before it, resumable from `work_dir`."""
+
+    def loss_at(step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        chosen = torch.randint(len(data.text_ids), (BATCH_SIZE,), generator=generator)
+        texts = [data.text_ids[i] for i in chosen.tolist()]
+        return next_token_loss(model, texts, data.tokens[chosen].long(), generator)
+
+    about = data.about | {"training_seed": seed}
+    return train(model, loss_at, steps, learning_rate, work_dir, "next-token generator", about=about)
+
+
+def build_sequential(out: Path, work: Path, recipe: Recipe) -> None:
+    """The next-token generator, on noisy captions."""
+    words, pixels, noise = lite_tokenizer(), Magvit.from_pretrained(out / "models/tokenizer"), CaptionNoise()
+    data = make_captioned_tokens(recipe.pictures, pixels, words, noise, seed=0)
+    torch.manual_seed(0)
+    model = Sequential(lite_sequential_config(len(words), words.pad_token_id))
+    log = train_sequential(model, data, recipe.sequential_steps, work, seed=0)
+    settings = {"steps": log.steps, "pictures": recipe.pictures, "seed": 0, "noise": asdict(noise)}
+    publish(model, out / "models/sequential", settings | {"losses": thinned(log.losses)}, log.seconds)
+
+
+def draw_ranking_data(generator: SequentialGenerator, work_dir: Path, recipe: Recipe, temperature: float = HOT) -> Pool:
+    """Images of training prompts by a next-token generator, labelled; kept in `work_dir`, not shipped."""
+    prompts = train_prompts(recipe.second_prompts, seed=0)
+    return draw_labelled(generator, TemplateJudge(), prompts, recipe.second_images, 20, work_dir, temperature)[0]
+
+
+def build_sequential_dpo(out: Path, work: Path, recipe: Recipe) -> None:
+    """The next-token generator after a round of DPO: with the pairs and learning rate that serve best on dev prompts.
+
+    Pairs drawn hot, as everywhere else in the course, or at the temperature at which the generator is used.
+    """
+    start = built_sequential(out / "models")
+    before, tried = dev_verdicts(start, work, recipe), {}
+    drawn = {t: draw_ranking_data(start, work / "images", recipe, t) for t in (HOT, start.settings.temperature)}
+    pairs = {
+        temperature: preference_pairs(images, recipe.pairs_a_pool, seed=0) for temperature, images in drawn.items()
+    }
+    for temperature, rate in product(drawn, recipe.sequential_dpo_rates):
+        images, triples = drawn[temperature], pairs[temperature]
+        model = copy.deepcopy(start.model)
+        log: dict[str, Any] = {"temperature": temperature, "learning_rate": rate}
+        log |= {"images": images.correct["template"].size, "pairs": len(triples)}
+        if triples:
+            folder = work / f"{temperature:g}-{rate:g}"
+            steps, seconds = train_sequential_dpo(model, start.words, triples, rate, folder)
+            log |= {"steps": len(steps), "seconds": round(seconds)}
+            log |= {key: in_parts([step[key] for step in steps]) for key in steps[0]}
+        right = dev_verdicts(replace(start, model=model), work, recipe)
+        log |= {"dev": dev_score(right, recipe), "gain": dev_gain(right, before, recipe)}
+        tried[f"pairs at temperature {temperature:g}, learning rate {rate:g}"] = log, model
+    taken = max(tried, key=lambda name: tried[name][0]["dev"]["overall"])
+    log, model = tried[taken]
+    logs = {name: one for name, (one, _) in tried.items()}
+    about = {"start": "sequential", "dev_before": dev_score(before, recipe), "taken": taken, "tried": logs}
+    publish(model, out / "models/sequential-dpo", about, log.get("seconds", 0))

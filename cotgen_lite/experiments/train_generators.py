@@ -1,0 +1,195 @@
+"""Rounds of DPO on the course's generator: what each is trained on, where it starts, what was tried.
+
+A round starts from a generator, which is its frozen reference as well: the first from the baseline, the second from the
+first round's policy, on that policy's own images. Guided rounds add online pairs ranked by a verifier.
+Paper: sections 3.3 and 3.4.
+"""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from cotgen_lite.align.dpo import DpoTraining, Online, as_pairs, divergence_on_samples, online_pairs, train_dpo
+from cotgen_lite.experiments.configs import Recipe
+from cotgen_lite.generate.drawing import draw_pool, judge_tokens
+from cotgen_lite.generate.pipeline import Generator
+from cotgen_lite.generate.sequential_sampling import AnyGenerator
+from cotgen_lite.hub import MANIFEST, write_json
+from cotgen_lite.lite.checkpoints import built_generator, publish, write_manifest
+from cotgen_lite.lite.judges import TemplateJudge
+from cotgen_lite.metrics import paired_interval, score
+from cotgen_lite.pools import load_pool, one_in, save_pool
+from cotgen_lite.prompts import Prompt, lite_prompts
+from cotgen_lite.verify.training_data import HOT, IMAGES, draw_labelled, preference_pairs, train_prompts
+from cotgen_lite.verify.verifier import Verifier
+
+WATCHED_EVERY = 8  # one dev prompt in so many lends an image to the divergence
+Triples = Sequence[tuple[Prompt, Tensor, Tensor]]
+
+
+def build_dpo(out: Path, work: Path, recipe: Recipe) -> None:
+    """The first round, with the learning rate that serves best on dev prompts."""
+    triples, tried = first_pairs(out, recipe, seed=0), {}
+    for rate in recipe.dpo_rates:
+        tried[f"learning rate {rate:g}"] = attempt(out, triples, DpoTraining(rate), work, recipe)
+    taken = max(tried, key=lambda name: tried[name][1]["dev"]["overall"])
+    before = dev_score(dev_verdicts(built_generator(out / "models"), work, recipe), recipe)
+    logs = {name: log for name, (_, log) in tried.items()}
+    write_json(out / "results/dpo_rates.json", {"baseline": before, "taken": taken, "tried": logs})
+    publish_aligned(*tried[taken], "generator", triples, out / "models/dpo")
+
+
+def attempt(
+    out: Path, triples: Triples, settings: DpoTraining, work: Path, recipe: Recipe
+) -> tuple[Generator, dict[str, Any]]:
+    """A first round with some settings, and its log, with what it gains on dev prompts; resumes from `work`."""
+    baseline = built_generator(out / "models")
+    name = f"{settings.learning_rate:g}-{settings.masks}-{settings.weighting}-{'' if settings.shared else 'not-'}shared"
+    generator, log = align(baseline, triples, settings, work / name, recipe)
+    before, right = (dev_verdicts(one, work, recipe) for one in (baseline, generator))
+    return generator, log | {"dev": dev_score(right, recipe), "gain": dev_gain(right, before, recipe)}
+
+
+def build_dpo_images(out: Path, work: Path, recipe: Recipe) -> None:
+    """The second round's images: the first round's policy draws them, the training judge labels them anew."""
+    draw_second_round(built_generator(out / "models", "dpo"), out / "training/dpo_images", 0, work, recipe)
+
+
+def build_it_dpo(out: Path, work: Path, recipe: Recipe) -> None:
+    """The second round: policy and reference both start from the first round's policy."""
+    triples = second_pairs(out / "training/dpo_images", recipe, seed=0)
+    first = built_generator(out / "models", "dpo")
+    generator, log = align(first, triples, settings_of(out, "dpo"), work, recipe)
+    publish_aligned(generator, log, "dpo", triples, out / "models/it-dpo")
+
+
+def build_guided_orm(out: Path, work: Path, recipe: Recipe) -> None:
+    """The second round with reward guidance by the fine-tuned ORM."""
+    _build_guided(out, work, recipe, "orm")
+
+
+def build_guided_parm(out: Path, work: Path, recipe: Recipe) -> None:
+    """The second round with reward guidance by PARM, which is asked about finished images."""
+    _build_guided(out, work, recipe, "parm")
+
+
+def _build_guided(out: Path, work: Path, recipe: Recipe, guide: str) -> None:
+    triples = second_pairs(out / "training/dpo_images", recipe, seed=0)
+    first, verifier = built_generator(out / "models", "dpo"), Verifier.from_pretrained(out / "models" / guide)
+    online = guidance(first, verifier, recipe)
+    generator, log = align(first, triples, settings_of(out, "dpo"), work, recipe, online)
+    publish_aligned(generator, log | {"guided_by": guide}, "dpo", triples, out / f"models/it-dpo-guided-{guide}")
+
+
+def align(
+    start: Generator,
+    triples: Triples,
+    settings: DpoTraining,
+    work: Path,
+    recipe: Recipe,
+    online: Online | None = None,
+) -> tuple[Generator, dict]:
+    """One round of DPO from a generator, which stays as it is; resumes from `work`.
+
+    Returns the aligned generator and the round's log: the settings; steps and seconds; "loss", "margin" and "accuracy"
+    (and "online_margin") as means of twenty parts of the steps; "divergence", KL to the reference in nats an image,
+    after so many steps. Without pairs nothing is learned.
+    """
+    generator = replace(start, model=copy.deepcopy(start.model))
+    steps: list[dict[str, float]] = []
+    seconds = 0.0
+    if triples:
+        watch = divergence_on_samples(start, _dev_prompts(recipe)[::WATCHED_EVERY], n=1, seed=6)
+        steps, seconds = train_dpo(generator.model, as_pairs(start, triples), settings, work / "run", online, watch)
+    kept = ("loss", "margin", "accuracy", *(("online_margin",) if online else ()))
+    looks = [(done, step["watched"]) for done, step in enumerate(steps[:-1]) if "watched" in step]
+    looks += [(len(steps), step["watched"]) for step in steps[-1:]]
+    how = asdict(settings)
+    if online is None:
+        del how["guidance"]
+    log = {
+        **how,
+        "steps": len(steps),
+        "seconds": round(seconds),
+        **{key: in_parts([step[key] for step in steps]) for key in kept},
+        "divergence": [[done, round(watched, 3)] for done, watched in looks],
+    }
+    return generator, log
+
+
+def dev_verdicts(generator: AnyGenerator, work: Path, recipe: Recipe) -> npt.NDArray[np.float64]:
+    """Share of right images of each dev prompt (P,), by the training judge."""
+    prompts = _dev_prompts(recipe)
+    guesses, _, _ = draw_pool(generator, prompts, recipe.aligned_dev_images, seed=5, work_dir=work / "dev")
+    return judge_tokens(generator, guesses[:, :, -1], prompts, TemplateJudge()).mean(1)
+
+
+def dev_score(right: npt.NDArray[np.float64], recipe: Recipe) -> dict:
+    """What `dev_verdicts` come to: accuracy by tag, overall, and its interval."""
+    result = score(_dev_prompts(recipe), right)
+    tags = {tag: round(value, 4) for tag, value in result.tags.items()}
+    return {"overall": round(result.overall, 4), "ci": [round(bound, 4) for bound in result.ci], "tags": tags}
+
+
+def dev_gain(right: npt.NDArray[np.float64], before: npt.NDArray[np.float64], recipe: Recipe) -> dict:
+    """What one generator's `dev_verdicts` are above another's, with the paired interval."""
+    prompts = _dev_prompts(recipe)
+    delta = score(prompts, right).overall - score(prompts, before).overall
+    interval = [round(bound, 4) for bound in paired_interval(prompts, right, before)]
+    return {"delta": round(delta, 4), "ci": interval}
+
+
+def guidance(start: Generator, verifier: Verifier, recipe: Recipe) -> Online:
+    """Online pairs of the prompts that the ranking data were drawn for."""
+    prompts = train_prompts({tag: number for tag, (number, _) in recipe.images.items()}, seed=0)
+    return online_pairs(start, verifier, prompts, recipe.online_prompts, recipe.online_samples, seed=7)
+
+
+def settings_of(out: Path, name: str) -> DpoTraining:
+    """What a shipped generator was aligned with."""
+    log = json.loads((out / f"models/{name}/{MANIFEST}").read_text(encoding="utf-8"))["settings"]
+    return DpoTraining(**{field: log[field] for field in asdict(DpoTraining(0.0)) if field in log})
+
+
+def _dev_prompts(recipe: Recipe) -> tuple[Prompt, ...]:
+    return one_in(lite_prompts("dev"), recipe.one_prompt_in)
+
+
+def first_pairs(out: Path, recipe: Recipe, seed: int) -> Triples:
+    """The first round's pairs: of the ORM's ranking data, a right and a wrong image of a prompt each."""
+    return preference_pairs(load_pool(out / "training/images" / IMAGES), recipe.pairs_a_pool, seed)
+
+
+def second_pairs(images: Path, recipe: Recipe, seed: int) -> Triples:
+    """The second round's pairs, of a folder that `draw_second_round` wrote; prompts with one label only give none."""
+    return preference_pairs(load_pool(images / IMAGES), recipe.pairs_a_pool, seed)
+
+
+def draw_second_round(generator: Generator, folder: Path, seed: int, work: Path, recipe: Recipe) -> None:
+    """Hot images of training prompts by an aligned generator, labelled, with their manifest.
+
+    As many prompts of each tag as the first round's, drawn anew from all training prompts.
+    """
+    prompts = train_prompts(recipe.second_prompts, seed=2)
+    labelled, seconds = draw_labelled(generator, TemplateJudge(), prompts, recipe.second_images, 10 + seed, work)
+    save_pool(labelled, folder / IMAGES)
+    about = {"judge": "template", "temperature": HOT, "images_a_pool": recipe.second_images, "pools": len(prompts)}
+    write_manifest(folder, about | {"seed": 10 + seed}, seconds)
+
+
+def publish_aligned(generator: Generator, log: Mapping, start: str, triples: Triples, folder: Path) -> None:
+    """Save an aligned generator, with where it started, on how many pairs of how many prompts, and its log."""
+    about = {"start": start, "pairs": len(triples), "pairs_of_prompts": len({prompt.text for prompt, _, _ in triples})}
+    publish(generator.model, folder, about | dict(log), log["seconds"])
+
+
+def in_parts(values: Sequence[float], parts: int = 20) -> list[float]:
+    """Means of up to `parts` equal stretches."""
+    return [round(float(part.mean()), 4) for part in np.array_split(np.array(values), parts) if len(part)]

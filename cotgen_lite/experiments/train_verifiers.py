@@ -1,0 +1,170 @@
+"""The course's fine-tuned verifiers: their training data, and the learning rate of each chosen on dev prompts.
+
+Paper: section 3.2 (ORM, PRM), section 4 (PARM), section 5 (PARM++).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cotgen_lite.experiments.configs import Recipe
+from cotgen_lite.experiments.results import score_tokens
+from cotgen_lite.generate.drawing import draw_pool, judge_tokens
+from cotgen_lite.hub import file_sha256
+from cotgen_lite.lite.checkpoints import built_generator, publish_verifier, write_manifest
+from cotgen_lite.lite.judges import TemplateJudge
+from cotgen_lite.metrics import mean_area
+from cotgen_lite.pools import load_pool, one_in, save_pool
+from cotgen_lite.prompts import lite_prompts
+from cotgen_lite.training import thinned
+from cotgen_lite.verify.finetune import FineTuning, finetune_verifier
+from cotgen_lite.verify.reasons import find_reasons
+from cotgen_lite.verify.training_data import (
+    CLEAR_FROM,
+    FEW,
+    HOT,
+    IMAGES,
+    MANY,
+    PROPORTIONS,
+    REFLECTIONS,
+    Example,
+    as_dataset,
+    draw_labelled,
+    draw_paths,
+    label_steps,
+    load_steps,
+    orm_examples,
+    parm_examples,
+    prm_examples,
+    reflection_examples,
+    save_steps,
+    train_prompts,
+)
+from cotgen_lite.verify.verifier import CLARITY_QUESTION, ORM_QUESTION, POTENTIAL_QUESTION, PRM_QUESTION, Verifier
+
+ROLLOUTS, MANY_ROLLOUTS = 4, 16  # the paper's, and what they are checked against
+# Writing is new to the lite verifier: at PARM's own rate, 1e-4, its sentences had the right form and the wrong words.
+WRITING_RATE = 3e-4
+# What is asked of dev images when a learning rate is chosen: a question, the turns before it, and of which steps.
+Look = tuple[str, Sequence[tuple[str, str]], slice]
+FINISHED: Look = (ORM_QUESTION, (), slice(-1, None))
+EVERY_FOURTH: Look = (PRM_QUESTION, (), slice(1, None, 4))
+CLEAR: Look = (POTENTIAL_QUESTION, ((CLARITY_QUESTION, "yes"),), slice(CLEAR_FROM - 1, -1, 2))
+
+
+def build_images(out: Path, work: Path, recipe: Recipe) -> None:
+    """Hot images of training prompts, labelled: what the ORM learns from, and preferences later."""
+    generator, folder = built_generator(out / "models"), out / "training/images"
+    prompts = train_prompts({tag: number for tag, (number, _) in recipe.images.items()}, seed=0)
+    pools = [prompt for prompt in prompts for _ in range(recipe.images[prompt.tag][1])]
+    labelled, seconds = draw_labelled(generator, TemplateJudge(), pools, recipe.images_a_pool, 0, work)
+    save_pool(labelled, folder / IMAGES)
+    settings = {"generator": file_sha256(out / "models/generator/model.safetensors"), "judge": "template", "seed": 0}
+    settings |= {"temperature": HOT, "images_a_pool": recipe.images_a_pool, "pools": len(pools)}
+    write_manifest(folder, settings | {"distinct_prompts": len(prompts)}, seconds)
+
+
+def build_rollouts(out: Path, work: Path, recipe: Recipe) -> None:
+    """Paths of training prompts, each step labelled by rollouts: what the PRM learns from."""
+    generator, folder = built_generator(out / "models"), out / "training/rollouts"
+    paths = train_prompts(recipe.paths, seed=1)
+    few, seconds = label_steps(generator, TemplateJudge(), paths, ROLLOUTS, 1, work)
+    save_steps(few, folder / FEW)
+    again = paths[:: recipe.noise_every]
+    many, more_seconds = label_steps(generator, TemplateJudge(), again, MANY_ROLLOUTS, 2, work)
+    save_steps(many, folder / MANY)
+    settings = {
+        "generator": file_sha256(out / "models/generator/model.safetensors"),
+        "judge": "template",
+        "temperature": generator.settings.temperature,
+        FEW: {"paths": len(paths), "rollouts": ROLLOUTS, "seed": 1},
+        MANY: {"paths": len(again), "rollouts": MANY_ROLLOUTS, "seed": 2},
+    }
+    write_manifest(folder, settings, seconds + more_seconds)
+
+
+def build_paths(out: Path, work: Path, recipe: Recipe) -> None:
+    """Paths of training prompts, a right and a wrong one of each, all steps judged: what PARM learns from."""
+    generator, folder = built_generator(out / "models"), out / "training/paths"
+    prompts = train_prompts(recipe.path_prompts, seed=3)
+    paths, seconds = draw_paths(generator, TemplateJudge(), prompts, recipe.paths_a_prompt, 8, work)
+    save_pool(paths, folder / IMAGES)
+    settings = {"generator": file_sha256(out / "models/generator/model.safetensors"), "judge": "template", "seed": 8}
+    drawn = {"prompts": len(prompts), "drawn_of_each": recipe.paths_a_prompt, "paths": len(paths.prompts)}
+    write_manifest(folder, settings | drawn, seconds)
+
+
+def build_orm(out: Path, work: Path, recipe: Recipe) -> None:
+    """The fine-tuned ORM, with the learning rate that serves best on images of dev prompts."""
+    examples = orm_examples(load_pool(out / "training/images" / IMAGES), recipe.most_of_a_label, seed=0)
+    _finetune(out, "orm", examples, (FINISHED,), recipe.learning_rates, work, recipe)
+
+
+def build_prm(out: Path, work: Path, recipe: Recipe) -> None:
+    """The fine-tuned PRM, with the learning rate that serves best on every fourth step of images of dev prompts."""
+    examples = prm_examples(load_steps(out / "training/rollouts" / FEW), seed=0)
+    _finetune(out, "prm", examples, (EVERY_FOURTH,), recipe.learning_rates, work, recipe)
+
+
+def build_parm(out: Path, work: Path, recipe: Recipe) -> None:
+    """PARM, with the learning rate that serves best on dev images: finished ones, and the potential of clear ones."""
+    paths, images = (load_pool(out / "training" / name / IMAGES) for name in ("paths", "images"))
+    examples = parm_examples(paths, images, recipe.most_of_a_label, seed=0)
+    _finetune(out, "parm", examples, (FINISHED, CLEAR), recipe.parm_rates, work, recipe)
+
+
+def build_parm_plus(out: Path, work: Path, recipe: Recipe) -> None:
+    """PARM++: PARM's data and reflection examples with their reasons, learned together."""
+    paths, images = (load_pool(out / "training" / name / IMAGES) for name in ("paths", "images"))
+    examples = parm_examples(paths, images, recipe.most_of_a_label, seed=0)
+    reasons = find_reasons(built_generator(out / "models"), TemplateJudge(), images.tokens, images.prompts, seed=0)
+    number = round(len(examples) * REFLECTIONS / sum(PROPORTIONS.values()))
+    examples += reflection_examples(images, reasons, number, seed=1)
+    examples = [examples[i] for i in np.random.default_rng(2).permutation(len(examples))]
+    _finetune(out, "parm-plus-plus", examples, (FINISHED, CLEAR), (WRITING_RATE,), work, recipe)
+
+
+def _finetune(
+    out: Path,
+    name: str,
+    examples: list[Example],
+    looks: Sequence[Look],
+    rates: Sequence[float],
+    work: Path,
+    recipe: Recipe,
+) -> None:
+    """Fine-tune the zero-shot verifier once with each learning rate, and publish the best.
+
+    Best by the mean AUC, over telling tags, steps and `looks`, of what it says of dev images' guesses against the
+    verdicts on the finished images.
+    """
+    if not examples:
+        print("no prompt has images of both labels: there is nothing to learn from, the verifier stays as it is")
+        publish_verifier(Verifier.from_pretrained(out / "models/verifier"), out / "models" / name, {"examples": 0}, 0)
+        return
+    generator = built_generator(out / "models")
+    data = as_dataset(examples, generator.pixels)
+    prompts = one_in(lite_prompts("dev"), recipe.one_prompt_in)
+    guesses, _, _ = draw_pool(generator, prompts, recipe.dev_images, seed=3, work_dir=work)
+    right = judge_tokens(generator, guesses[:, :, -1], prompts, TemplateJudge())
+
+    def area(verifier: Verifier) -> float:
+        means = []
+        for question, turns, steps in looks:
+            seen = guesses[:, :, steps].unbind(dim=2)
+            odds = [score_tokens(generator, verifier, codes, prompts, question, turns)[0] for codes in seen]
+            means.append(np.mean([mean_area(prompts, one, right) for one in odds]))
+        return round(float(np.nan_to_num(np.mean(means))), 4)
+
+    before, tried = area(Verifier.from_pretrained(out / "models/verifier")), {}
+    for rate in rates:
+        verifier = Verifier.from_pretrained(out / "models/verifier")
+        tuned, losses, seconds = finetune_verifier(verifier, data, FineTuning(rate), work / f"{rate:g}")
+        tried[rate] = area(tuned), tuned, losses, seconds
+    best = max(tried, key=lambda rate: tried[rate][0])
+    _, tuned, losses, seconds = tried[best]
+    dev_auc = {f"{rate:g}": entry[0] for rate, entry in tried.items()}
+    settings = {"examples": len(examples), "learning_rate": best, "dev_auc": dev_auc, "dev_auc_zero_shot": before}
+    settings["losses"] = thinned(losses)
+    publish_verifier(tuned, out / "models" / name, settings, seconds)

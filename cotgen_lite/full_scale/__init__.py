@@ -1,0 +1,1 @@
+"""The paper's own models, its detector, prompts and data sets."""

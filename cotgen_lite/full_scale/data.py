@@ -1,0 +1,166 @@
+"""The paper's ranking data at full scale: hot images by Show-o, labelled by GenEval's detector, as one pool.
+
+`python -m cotgen_lite.full_scale.data --out full` makes it, under `accelerate launch` with as many GPUs as there are;
+an interrupted run goes on where it was. `--estimate` says beforehand how long it would take. See
+notebooks/FULL_SCALE.md.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cotgen_lite.full_scale.mask2former import Mask2FormerDetector, self_check
+from cotgen_lite.full_scale.prompts import full_prompts, geneval_meanings
+from cotgen_lite.generate.drawing import rank_and_processes
+from cotgen_lite.generate.pipeline import Generator
+from cotgen_lite.generate.sampling import SamplingSettings
+from cotgen_lite.geneval import Detector
+from cotgen_lite.hub import write_json
+from cotgen_lite.pools import save_pool
+from cotgen_lite.prompts import GENEVAL, Prompt
+from cotgen_lite.verify.training_data import HOT, IMAGES, draw_labelled, refuse_held_out
+
+SETTINGS = SamplingSettings(guidance_scale=1.75)  # the paper's, but for the temperature, which is `HOT`
+IMAGES_A_PROMPT = 116  # 2,485 prompts x 116 = 288,260 images; the paper has 288 thousand
+GPUS = 8  # of the estimate
+BATCH = 20  # images that `Generator.draw` draws at once, whose first step is one pass
+
+# What the released networks take. Weights that every place is multiplied by, in Show-o's 24 layers; places of an image,
+# [soi] and [eoi] among them; FLOPs as torch counts them: MAGVIT-v2's decoder for one image of 256 px, Mask2Former
+# (Swin-S) for one of 800 px, CLIP (ViT-L/14) for one object. The tests count all of these again.
+SHOWO_WEIGHTS, PLACES = 1_208_506_368, 258
+DECODE, DETECT, READ_COLOR = 300.9e9, 441.8e9, 162.0e9
+OBJECTS = 2  # in an image, of which a colour is read: a guess
+# Dense TFLOP/s that the vendor states, in 16 bits (Show-o's) and in float32 (everything else's), and the share of them
+# that is reached: a guess.
+CARDS = {"T4": (65, 8.1), "L4": (121, 30.3), "A100": (312, 19.5), "H100": (989, 67)}
+SHARE = 0.3
+# Bytes of an image on disk: in a shard its codes and each code's step, and its label; in the pool 13 bits a code.
+SHARD_BYTES, POOL_BYTES = 256 * (2 + 1) + 1, 256 * 13 // 8 + 1
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a job would take: seconds of one GPU an image, hours of all GPUs together, and bytes on disk."""
+
+    seconds_an_image: float
+    hours: float
+    disk: int
+
+
+def drawing_places(n: int, steps: int) -> int:
+    """Sequence places that n images of a prompt take, guided, its words left out.
+
+    Two rows of all places at every step; but at the first the images of a batch are alike, and share them.
+    """
+    return 2 * PLACES * (-(-n // BATCH) + n * (steps - 1))
+
+
+def estimate(prompts: int, n: int, card: str, gpus: int = GPUS) -> Estimate:
+    """Computed, not measured: the networks' FLOPs at `SHARE` of what a card's vendor states.
+
+    Show-o takes 2 FLOPs for each weight and place; attention itself (2% more), words, processors and disks are left
+    out. prompts x n: images; card: one of `CARDS`. Returns the estimate for `gpus` such cards.
+    """
+    half, single = (SHARE * 1e12 * peak for peak in CARDS[card])
+    drawing = 2 * SHOWO_WEIGHTS * drawing_places(n, SETTINGS.steps) / n / half
+    return projection(prompts * n, drawing + (DECODE + DETECT + OBJECTS * READ_COLOR) / single, gpus)
+
+
+def projection(images: int, seconds_an_image: float, gpus: int) -> Estimate:
+    """What so many images take if one takes a GPU so many seconds."""
+    return Estimate(seconds_an_image, images * seconds_an_image / gpus / 3600, images * (SHARD_BYTES + POOL_BYTES))
+
+
+def judgeable(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
+    """The prompts all of whose objects GenEval's detector knows: of any other it would call every image wrong."""
+    return tuple(prompt for prompt in prompts if all(item.name in GENEVAL.objects for item in prompt.include))
+
+
+def make_full_data(
+    generator: Generator, detector: Detector, prompts: Sequence[Prompt], n: int, seed: int, out: Path
+) -> float:
+    """Draw n hot images of each prompt, label them, and write them to `out` / "pool.safetensors", with an about.json.
+
+    Work is kept in `out` / "shards": resumed, and shared out under `accelerate launch`, as in `drawing.in_shards`; the
+    first process writes the pool. Returns the GPUs' seconds, of all processes and earlier calls. ValueError if a prompt
+    asks what GenEval tests.
+    """
+    refuse_held_out(prompts, geneval_meanings())
+    pool, seconds = draw_labelled(generator, detector, prompts, n, seed, out / "shards")
+    if rank_and_processes()[0] == 0:
+        save_pool(pool, out / IMAGES)
+        about = {"prompts": len(prompts), "images_a_prompt": n, "seed": seed, "temperature": HOT}
+        about |= {"guidance_scale": generator.settings.guidance_scale, "steps": generator.settings.steps}
+        about |= {"right": round(float(pool.correct["template"].mean()), 4), "gpu_seconds": round(seconds)}
+        write_json(out / "about.json", about)
+    return seconds
+
+
+def table() -> str:
+    """The estimate for the whole job on `GPUS` of each card, as Markdown."""
+    prompts = len(judgeable(full_prompts()))
+    rows = [
+        f"| GPU | TFLOP/s, 16 bits / float32 | images/s of one | hours on {GPUS} | GPU hours |",
+        "|---|---|---|---|---|",
+    ]
+    for card, (half, single) in CARDS.items():
+        made = estimate(prompts, IMAGES_A_PROMPT, card)
+        rate = f"{1 / made.seconds_an_image:.2g}"
+        rows.append(f"| {card} | {half} / {single:g} | {rate} | {made.hours:.1f} | {GPUS * made.hours:.0f} |")
+    return "\n".join(rows)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Draw and label the ranking data of the full scale; under `accelerate launch`, on several GPUs."""
+    parser = argparse.ArgumentParser(prog="python -m cotgen_lite.full_scale.data", description=main.__doc__)
+    parser.add_argument("--generator", default="showlab/show-o", help="Show-o: folder or hub name (%(default)s)")
+    parser.add_argument("--words", default="microsoft/phi-1_5", help="its words (%(default)s)")
+    parser.add_argument("--pixels", default="showlab/magvitv2", help="MAGVIT-v2 (%(default)s)")
+    parser.add_argument("--detector", default="facebook/mask2former-swin-small-coco-instance", help="(%(default)s)")
+    parser.add_argument("--clip", default="openai/clip-vit-large-patch14", help="reads colours (%(default)s)")
+    parser.add_argument("--images-a-prompt", type=int, default=IMAGES_A_PROMPT, metavar="K", help="(%(default)s)")
+    parser.add_argument("--prompts", type=int, metavar="N", help="only the first N prompts, as a trial")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("full"), help="where the pool goes (%(default)s)")
+    types = ("float32", "bfloat16", "float16")
+    parser.add_argument(
+        "--dtype", choices=types, default="bfloat16", help="Show-o's; all else is float32 (%(default)s)"
+    )
+    parser.add_argument(
+        "--estimate", action="store_true", help="only say what the whole job (with defaults) would take, as computed"
+    )
+    options = parser.parse_args(arguments)
+    if options.estimate:
+        print(table())
+        return
+    if options.images_a_prompt < 1 or (options.prompts is not None and options.prompts < 1):
+        parser.error("--images-a-prompt and --prompts must be 1 or more")
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    try:
+        rank, _ = rank_and_processes()
+        detector = Mask2FormerDetector.from_pretrained(options.detector, options.clip, device)
+        self_check(detector)  # before hours of drawing
+        parts, dtype = (options.generator, options.words, options.pixels), getattr(torch, options.dtype)
+        generator = Generator.from_pretrained(*parts, SETTINGS, device, dtype)
+    except (OSError, RuntimeError, ValueError) as error:
+        parser.error(str(error))
+    every = judgeable(full_prompts())
+    chosen = every[: options.prompts]
+    seconds = make_full_data(generator, detector, chosen, options.images_a_prompt, options.seed, options.out)
+    if rank == 0:
+        images = len(chosen) * options.images_a_prompt
+        whole = projection(len(every) * options.images_a_prompt, seconds / images, gpus=1)
+        print(
+            f"{options.out / IMAGES}: {images} images of {len(chosen)} prompts, {images / seconds:.3g} a second\n"
+            f"all {len(every)} prompts at this rate: {whole.hours:.3g} hours of one process, shared by as many as are "
+            f"started; {whole.disk / 1e6:.0f} MB of disk"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Janus-Pro through transformers, drawn run by run.
+
+At full scale: "deepseek-community/Janus-Pro-1B" or "-7B", 24x24 codes, guidance 4 (its own scale 5), 16 runs of 36.
+Facts: transformers' models/janus, DeepSeek's code (MIT, github.com/deepseek-ai/Janus), arXiv 2501.17811.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import (
+    JanusForConditionalGeneration,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from cotgen_lite.device import chosen_device
+from cotgen_lite.generate.autoregressive import SequentialConfig
+from cotgen_lite.generate.sampling import Ledger
+from cotgen_lite.generate.sequential_sampling import RunSettings, RunState, SequentialGenerator, begin_from
+from cotgen_lite.generate.vq_tokenizer import VqTokenizer
+from cotgen_lite.hub import first_line
+from cotgen_lite.lite.vocabulary import encode_text
+
+REQUEST = "<|User|>: {}\n\n<|Assistant|>:"  # Janus's chat template around a prompt, without a system prompt
+BEGIN_OF_IMAGE = "<begin_of_image>"
+
+
+@dataclass(frozen=True)
+class _CodeLlama:
+    """Janus's language model, fed with image codes where it has words."""
+
+    janus: JanusForConditionalGeneration
+
+    def embed_tokens(self, codes: Tensor) -> Tensor:
+        return self.janus.prepare_embeddings_for_image_generation(codes)
+
+    def __call__(self, inputs_embeds: Tensor, position_ids: Tensor | None = None, **inputs: Any) -> Any:
+        if position_ids is None:  # A prompt's. RoPE sees only distances: with the first code at 0, pads change nothing.
+            position_ids = torch.arange(-inputs_embeds.shape[1], 0, device=inputs_embeds.device)[None]
+        return self.janus.model.language_model(inputs_embeds=inputs_embeds, position_ids=position_ids, **inputs)
+
+
+@dataclass(frozen=True)
+class JanusRuns:
+    """Janus-Pro in the shape of `Sequential` that run-by-run drawing asks for.
+
+    nothing: for the start of a batch, the features that its prompts are guided against, (Q, S, width).
+    """
+
+    janus: JanusForConditionalGeneration
+    nothing: Tensor | None = None
+
+    @cached_property
+    def config(self) -> SequentialConfig:
+        """Sizes of its images; no caption length, for prompts end where the image begins, at place 0."""
+        sizes = self.janus.config.vq_config
+        return SequentialConfig(codebook_size=sizes.num_embeddings, grid=sizes.num_patches, text_length=0)
+
+    @property
+    def device(self) -> torch.device:
+        return self.janus.device
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Its weights, by which pools of images are told apart."""
+        return self.janus.parameters()
+
+    @property
+    def llama(self) -> _CodeLlama:
+        return _CodeLlama(self.janus)
+
+    @property
+    def head(self) -> nn.Module:
+        return self.janus.model.generation_head
+
+    def embed(self, features: Tensor, visible: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and mask of prompts whose features they are already; `codes` are none yet."""
+        return features, visible.long()
+
+
+@dataclass(frozen=True)
+class JanusGenerator(SequentialGenerator):
+    """Janus-Pro with its tokenizers; draws and decodes like `SequentialGenerator`, at g = s - 1 of its own scale s."""
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # all parts lie in one folder
+        cls, model: str | Path, settings: RunSettings, device: str = "auto", dtype: torch.dtype = torch.float32
+    ) -> "JanusGenerator":
+        """Load a folder or hub name.
+
+        device: "auto" takes a GPU if there is one. dtype: of all but the pixel tokenizer, which stays float32.
+        ValueError if files are missing or damaged, if weights do not fit, or if the tokenizer lacks what Janus needs.
+        """
+        chosen = chosen_device(device)
+        try:
+            janus, info = JanusForConditionalGeneration.from_pretrained(model, dtype=dtype, output_loading_info=True)
+            # Its tokenizer.json as it stands: DeepSeek labels it a Llama tokenizer, which would lose the spaces.
+            words = PreTrainedTokenizerFast.from_pretrained(model)
+        except (OSError, EOFError, RuntimeError, ValueError, SafetensorError) as error:
+            raise ValueError(
+                f"No Janus model can be read from {model} ({first_line(error)}): it needs intact "
+                "config, weights and tokenizer in transformers' format; download it again."
+            ) from error
+        wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
+        if wrong:
+            raise ValueError(f"The weights in {model} do not fit: {len(wrong)} names differ, {wrong[0]} first.")
+        _special_ids(words)
+        return cls(JanusRuns(janus.to(chosen).eval()), words, VqTokenizer(janus.model.vqmodel.float()), settings)
+
+    def encode(self, prompt: str) -> list[int]:
+        """A prompt in Janus's chat template, as ids."""
+        return encode_text(self.words, REQUEST.format(prompt.strip()))
+
+    @torch.inference_mode()
+    def begin(
+        self, texts: Sequence[Sequence[int]], paths: Sequence[tuple[int, int]], seed: int, ledger: Ledger
+    ) -> RunState:
+        """Paths without a code yet; guided against the prompt with every word between its two ends a pad."""
+        start, image, pad = _special_ids(self.words)
+        longest = max(len(text) for text in texts) + 2
+        rows = [[pad] * (longest - 2 - len(text)) + [start, *text, image] for text in texts]
+        pads = torch.tensor([[longest - 2 - len(text)] for text in texts])
+        ids, visible = torch.tensor(rows), torch.arange(longest) >= pads
+        # As in transformers, the unguided prompt is as long, with pads that are seen in place of its words.
+        blank = ids.where((ids == start) | (ids == image), pad)
+        features, nothing = self.model.janus.get_input_embeddings()(
+            torch.cat([ids, blank]).to(self.model.device)
+        ).chunk(2)
+        model: Any = replace(self.model, nothing=nothing)
+        keys = [tuple(text) for text in texts]
+        return begin_from(model, features, visible.to(self.model.device), keys, paths, self.settings, seed, ledger)
+
+
+def _special_ids(words: PreTrainedTokenizerBase) -> tuple[int, int, int]:
+    """Ids of the start, of the beginning of an image and of pads; ValueError if the tokenizer lacks one."""
+    ids = words.bos_token_id, words.convert_tokens_to_ids(BEGIN_OF_IMAGE), words.pad_token_id
+    if None in ids or ids[1] == words.unk_token_id:
+        raise ValueError(
+            f"This tokenizer lacks a start, a pad or {BEGIN_OF_IMAGE}: give the one of a Janus checkpoint."
+        )
+    return ids

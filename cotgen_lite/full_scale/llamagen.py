@@ -1,0 +1,243 @@
+"""LlamaGen at full scale: its released checkpoints under this package's names, and its captions read by T5.
+
+Files: "t2i_XL_stage1_256.pt" (grid 16), "t2i_XL_stage2_512.pt" (grid 32), "vq_ds16_t2i.pt"; T5: "google/flan-t5-xl".
+Facts: LlamaGen's code (MIT, github.com/FoundationVision/LlamaGen), arXiv 2406.06525.
+"""
+
+import pickle
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoTokenizer, JanusVQVAE, JanusVQVAEConfig, PreTrainedTokenizerBase, T5EncoderModel
+
+from cotgen_lite.device import chosen_device
+from cotgen_lite.generate.autoregressive import Sequential, SequentialConfig
+from cotgen_lite.generate.sampling import Ledger
+from cotgen_lite.generate.sequential_sampling import RunSettings, RunState, SequentialGenerator, begin_from
+from cotgen_lite.generate.vq_tokenizer import VqTokenizer
+from cotgen_lite.lite.vocabulary import encode_text
+from cotgen_lite.pretrained import load_complete
+
+_ENDS = {
+    "tok_embeddings.weight": "llama.embed_tokens.weight",
+    "norm.weight": "llama.norm.weight",
+    "output.weight": "head.weight",
+    "cls_embedding.cap_proj.fc1.weight": "project.0.weight",
+    "cls_embedding.cap_proj.fc2.weight": "project.2.weight",
+    "cls_embedding.uncond_embedding": "nothing",
+}
+_LAYER = {
+    "attention.wo": "self_attn.o_proj",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.w3": "mlp.up_proj",
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+_VQ = {"encoder.down.": "encoder.conv_blocks.", "decoder.up.": "decoder.conv_blocks.", ".block.": ".res."}
+_MIDDLE = {".mid.block_1.": ".mid.0.", ".mid.attn_1.": ".mid.1.", ".mid.block_2.": ".mid.2."}
+
+
+def load_llamagen(path: str | Path, grid: int, heads: int | None = None) -> Sequential:
+    """The generator in a released text-to-image file, in float32 and eval mode.
+
+    grid: tokens along one side, of which the weights say nothing: 16 at 256 px, 32 at 512 px. heads: by default as
+    many as are 64 wide, like GPT-XL's. ValueError if the file is damaged or is not exactly such a checkpoint.
+    """
+    state = read_checkpoint(path)
+    codes, width = _shape(state, "tok_embeddings.weight", 2)
+    length, text_width = _shape(state, "cls_embedding.uncond_embedding", 2)
+    heads = heads or max(1, width // 64)
+    if width % (4 * heads):
+        raise ValueError(f"{width} numbers cannot be cut into {heads} heads of a multiple of 4: give another `heads`.")
+    config = SequentialConfig(
+        codebook_size=codes,
+        grid=grid,
+        text_length=length,
+        text_width=text_width,
+        hidden_size=width,
+        num_hidden_layers=_count(state, "layers."),
+        num_attention_heads=heads,
+        intermediate_size=_shape(state, "layers.0.feed_forward.w1.weight", 2)[0],
+    )
+    with torch.device("meta"):  # neither drawn at random first nor twice in memory
+        model = Sequential(config)
+    model.load_state_dict(convert_gpt(state, config), assign=True)
+    return model.float().eval()
+
+
+def convert_gpt(state: Mapping[str, Tensor], config: SequentialConfig) -> dict[str, Tensor]:
+    """LlamaGen's weights under the names of `Sequential`; ValueError names the first missing, unexpected or misshapen.
+
+    LlamaGen turns neighbouring numbers of a query or key together, transformers' Llama those half a head apart. The
+    rows of both projections are put in that order, which leaves every product of a query and a key as it was.
+    """
+    with torch.device("meta"):
+        wanted = Sequential(config).state_dict()
+    names, layers, heads = dict(_ENDS), range(config.num_hidden_layers), config.num_attention_heads
+    for i in layers:
+        names |= {f"layers.{i}.{theirs}.weight": f"llama.layers.{i}.{ours}.weight" for theirs, ours in _LAYER.items()}
+    merged = [f"layers.{i}.attention.wqkv.weight" for i in layers]
+    shapes = {theirs: tuple(wanted[ours].shape) for theirs, ours in names.items()}
+    _check(state, shapes | dict.fromkeys(merged, (3 * config.hidden_size, config.hidden_size)))
+    converted = {ours: state[theirs] for theirs, ours in names.items()}
+    for i, name in enumerate(merged):
+        query, key, value = state[name].chunk(3)
+        parts = {"q": _halves(query, heads), "k": _halves(key, heads), "v": value.clone()}
+        converted |= {f"llama.layers.{i}.self_attn.{part}_proj.weight": rows for part, rows in parts.items()}
+    return converted
+
+
+def _halves(weight: Tensor, heads: int) -> Tensor:
+    """Rows of each head's block reordered, the even ones first, then the odd ones."""
+    return weight.view(heads, -1, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+
+
+def load_vq(path: str | Path, grid: int) -> VqTokenizer:
+    """The pixel tokenizer in a released file, for images of any `grid` tokens a side; errors as in `load_llamagen`."""
+    state = read_checkpoint(path)
+    codes, numbers = _shape(state, "quantize.embedding.weight", 2)
+    channels = _shape(state, "encoder.conv_in.weight", 4)[0]
+    levels = range(_count(state, "encoder.conv_blocks."))
+    widths = [_shape(state, f"encoder.conv_blocks.{i}.res.0.conv1.weight", 4)[0] for i in levels]
+    config = JanusVQVAEConfig(
+        num_embeddings=codes,
+        embed_dim=numbers,
+        latent_channels=_shape(state, "encoder.conv_out.weight", 4)[0],
+        base_channels=channels,
+        channel_multiplier=tuple(width // channels for width in widths),
+        num_res_blocks=_count(state, "encoder.conv_blocks.0.res."),
+        num_patches=grid,
+    )
+    with torch.device("meta"):
+        vq = JanusVQVAE(config)
+    vq.load_state_dict(convert_vq(state, config), assign=True)
+    return VqTokenizer(vq.float())
+
+
+def convert_vq(state: Mapping[str, Tensor], config: JanusVQVAEConfig) -> dict[str, Tensor]:
+    """The pixel tokenizer's weights under the names of `JanusVQVAE`, the same network; errors as in `convert_gpt`."""
+    with torch.device("meta"):
+        wanted = JanusVQVAE(config).state_dict()
+    theirs = "\n".join(wanted)
+    for pattern, replacement in (_VQ | _MIDDLE).items():
+        theirs = theirs.replace(pattern, replacement)
+    names = dict(zip(theirs.split("\n"), wanted, strict=True))
+    # What is left out is a record of the codes in use while it was trained.
+    kept = {name: value for name, value in state.items() if name != "quantize.codebook_used"}
+    _check(kept, {theirs: tuple(wanted[ours].shape) for theirs, ours in names.items()})
+    return {ours: kept[theirs] for theirs, ours in names.items()}
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """The weights in one of LlamaGen's files, by its own names; ValueError if it is missing or damaged."""
+    try:
+        with torch.serialization.safe_globals([Namespace]):  # some files hold their training's arguments too
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, KeyError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} cannot be read ({reason}): it must be an intact .pt file; fetch it again.") from error
+    for part in ("model", "module", "state_dict"):
+        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(part), dict):
+            return dict(checkpoint[part])
+    raise ValueError(f'{path} holds no weights under "model", "module" or "state_dict": give a .pt file of LlamaGen.')
+
+
+def _shape(state: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:
+    if name not in state or state[name].dim() != dimensions:
+        raise ValueError(f"These are not LlamaGen's weights: {name} is missing or misshapen; give its released file.")
+    return tuple(state[name].shape)
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
+
+
+def _check(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for name in [*shapes, *state]:
+        found = tuple(state[name].shape) if name in state else "missing"
+        if found != (wanted := shapes.get(name, "unexpected")):
+            raise ValueError(
+                f"These weights are not LlamaGen's: {name} is {found}, but {wanted} here; give its released file."
+            )
+
+
+def plain_caption(text: str) -> str:
+    """A caption in lower case with single spaces; LlamaGen takes out links and the like besides."""
+    return " ".join(text.lower().split())
+
+
+@torch.inference_mode()
+def t5_features(
+    encoder: T5EncoderModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Sequence[int]], length: int = 120
+) -> tuple[Tensor, Tensor]:
+    """T5's features of B captions (B, length, width), pads at the left, and which places are no pads, bool (B, length).
+
+    texts: the captions' ids, by `LlamaGenGenerator.encode`. ValueError for one too long, where LlamaGen would cut it.
+    """
+    ended = [[*text, tokenizer.eos_token_id] for text in texts]
+    longest = max(len(text) for text in ended)
+    if longest > length:
+        raise ValueError(f"A caption of {longest} tokens is too long: at most {length} can be read; shorten it.")
+    ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(text)) + text for text in ended]).to(encoder.device)
+    visible = ids != tokenizer.pad_token_id
+    # LlamaGen pads at the right and then moves the pads: the same, for T5 knows only distances.
+    features = encoder(input_ids=ids, attention_mask=visible.long()).last_hidden_state * visible[..., None]
+    return F.pad(features, (0, 0, length - longest, 0)), F.pad(visible, (length - longest, 0))
+
+
+@dataclass(frozen=True)
+class LlamaGenGenerator(SequentialGenerator):
+    """LlamaGen with its tokenizers and T5; draws and decodes like `SequentialGenerator`."""
+
+    encoder: T5EncoderModel
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # what its weights do not say has to be said
+        cls,
+        model: str | Path,
+        words: str | Path,
+        pixels: str | Path,
+        settings: RunSettings,
+        grid: int,
+        device: str = "auto",
+        dtype: torch.dtype = torch.float32,
+    ) -> "LlamaGenGenerator":
+        """Load LlamaGen's two files and, from a folder or hub name, `words`: T5 and its words; OSError without them.
+
+        grid: as in `load_llamagen`, as are errors. device: "auto" takes a GPU if there is one. dtype: of generator and
+        T5.
+        """
+        chosen = chosen_device(device)
+        generator = cls(
+            load_llamagen(model, grid).to(chosen, dtype),
+            AutoTokenizer.from_pretrained(words),
+            load_vq(pixels, grid).to(chosen),
+            settings,
+            load_complete(T5EncoderModel, words, dtype=dtype).to(chosen),
+        )
+        ours = generator.model.config.codebook_size, generator.model.config.text_width
+        theirs = generator.pixels.config.codebook_size, generator.encoder.config.d_model
+        if ours != theirs:
+            raise ValueError(
+                f"{model} was made for {ours[0]} codes and caption features of {ours[1]} numbers, but {pixels} and "
+                f"{words} have {theirs[0]} and {theirs[1]}: give the parts that it was trained with."
+            )
+        return generator
+
+    def encode(self, prompt: str) -> list[int]:
+        """A prompt in lower case, as T5's ids."""
+        return encode_text(self.words, plain_caption(prompt))
+
+    def begin(
+        self, texts: Sequence[Sequence[int]], paths: Sequence[tuple[int, int]], seed: int, ledger: Ledger
+    ) -> RunState:
+        """Paths without a code yet, one for each (row of `texts`, candidate number); T5 reads the captions once."""
+        features, visible = t5_features(self.encoder, self.words, texts, self.model.config.text_length)
+        features, keys = features.to(self.model.dtype), [tuple(text) for text in texts]
+        return begin_from(self.model, features, visible, keys, paths, self.settings, seed, ledger)

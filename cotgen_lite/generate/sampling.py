@@ -1,0 +1,400 @@
+"""Step-by-step decoding of images: guess every masked place, commit the surest guesses, mask the rest again.
+
+The prompt's keys and values are computed once, for text never sees the image, and serve all steps and candidates.
+A search drives `start`, `predict`, `advance` itself and may `keep` or `branch` paths between steps; `sample` runs
+whole trajectories. MaskGIT (arXiv 2202.04200) as in Show-o (arXiv 2408.12528); paper: section 2.1.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from cotgen_lite.generate.showo import (
+    Showo,
+    attention_mask,
+    code_logits,
+    image_span,
+    pad_prefixes,
+    text_prefix,
+)
+from cotgen_lite.lite.vocabulary import encode_text
+
+MASKED = -1  # marks a place without a code yet
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How images are decoded; the paper's full-scale values are guidance 1.75, 18 steps, temperature 1.
+
+    guidance_scale g >= 0 in Show-o's form, (1+g)·conditional − g·unconditional. temperature > 0 divides the logits
+    and scales the Gumbel noise of re-masking, which falls linearly to 0 within a call. ValueError otherwise.
+    """
+
+    guidance_scale: float
+    steps: int = 18
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.guidance_scale < 0 or not self.temperature > 0:
+            raise ValueError(f"Sampling needs steps >= 1, guidance >= 0 and temperature > 0, got {self}.")
+
+
+@dataclass
+class Ledger:
+    """What decoding has cost so far.
+
+    passes: forward passes over an image's places, conditional and unconditional each counted (of next-token generators:
+    over one place each); prefix_passes: those over a prompt; places: sequence places computed in all of them.
+    """
+
+    passes: int = 0
+    prefix_passes: int = 0
+    places: int = 0
+
+
+@dataclass(frozen=True)
+class PromptCache:
+    """Keys and values of Q prompts, and then of the E that they are guided against, aligned at the right.
+
+    prefixes: Q + E tuples of ids; keys and values: per layer (Q + E, heads, S, head width); visible: bool (Q + E, S).
+    against: (Q,), the row that each prompt is guided against; one for all, the empty prompt's, but for corrections.
+    """
+
+    prefixes: tuple[tuple[int, ...], ...]
+    against: Tensor
+    keys: list[Tensor]
+    values: list[Tensor]
+    visible: Tensor
+
+
+@dataclass(frozen=True)
+class DecodingState:
+    """P paths after `step` of the steps; never changed in place, so an old one can be resumed.
+
+    prompt: (P,) row in the prompt cache; candidate: P numbers; tokens: codes (P, L), MASKED where open, equally many
+    in each path; noise: uniforms (P, steps, 2, L) on the CPU, for guesses and for re-masking.
+    """
+
+    settings: SamplingSettings
+    prompts: PromptCache
+    prompt: Tensor
+    candidate: tuple[int, ...]
+    tokens: Tensor
+    noise: Tensor
+    ledger: Ledger
+    step: int = 0
+    path_cache: list["_PathCache"] = field(default_factory=list, repr=False)  # filled by the first `predict`
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step did. index from 0; guess: codes (P, L), committed ones and a sample everywhere else, before
+    re-masking; committed: bool (P, L), the places that keep their code from here on."""
+
+    index: int
+    guess: Tensor
+    committed: Tensor
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """How one image came into being: the guess (T, L) int16 of each step and what it committed, bool (T, L)."""
+
+    prompt: str
+    candidate: int
+    tokens: Tensor
+    committed: Tensor
+
+    @property
+    def final(self) -> Tensor:
+        """Codes (L,) int64 of the finished image."""
+        return self.tokens[-1].long()
+
+
+class _PathCache:
+    """Keys and values of R rows' prompts, with room behind them that each step's image places overwrite.
+
+    Phi calls `update` as on transformers' own caches, which would copy the prompts again at every step.
+    """
+
+    def __init__(self, prompts: PromptCache, rows: Tensor, image_places: int) -> None:
+        used = int(prompts.visible[rows].any(dim=0).sum())  # places of these rows' longest prompt
+        self.prefix_length = used
+        self.visible = torch.nn.functional.pad(prompts.visible[rows, -used:], (0, image_places), value=True)
+        self.keys = [self._with_room(keys[rows, :, -used:], image_places) for keys in prompts.keys]
+        self.values = [self._with_room(values[rows, :, -used:], image_places) for values in prompts.values]
+
+    @staticmethod
+    def _with_room(prefix: Tensor, image_places: int) -> Tensor:
+        buffer = prefix.new_empty(*prefix.shape[:2], prefix.shape[2] + image_places, prefix.shape[3])
+        buffer[:, :, : prefix.shape[2]] = prefix
+        return buffer
+
+    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        self.keys[layer][:, :, self.prefix_length :] = keys
+        self.values[layer][:, :, self.prefix_length :] = values
+        return self.keys[layer], self.values[layer]
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        return self.prefix_length
+
+
+class _Recorder:
+    """Takes down each layer's keys and values during one pass over the prompts."""
+
+    def __init__(self) -> None:
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        self.keys.append(keys)
+        self.values.append(values)
+        return keys, values
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        return 0
+
+
+@torch.inference_mode()
+def encode_prompts(
+    model: Showo,
+    prefixes: Sequence[Sequence[int]],
+    ledger: Ledger,
+    unguided: Sequence[Sequence[int]] | None = None,
+) -> PromptCache:
+    """One pass over Q prefixes (`text_prefix`, or longer ones) and what they are guided against, charged to the ledger.
+
+    unguided: the prefix against which each is guided, by default the empty prompt. ValueError if not one for each.
+    """
+    held_against = [text_prefix(model.config, [])] * len(prefixes) if unguided is None else unguided
+    if len(held_against) != len(prefixes):
+        raise ValueError(f"{len(held_against)} prefixes to guide {len(prefixes)} against: give one for each.")
+    distinct = list(dict.fromkeys(tuple(prefix) for prefix in held_against))
+    every = [*prefixes, *distinct]
+    ids = pad_prefixes(model.config, every).to(model.device)
+    against = torch.tensor(
+        [len(prefixes) + distinct.index(tuple(prefix)) for prefix in held_against], device=ids.device
+    )
+    recorder = _Recorder()
+    model.showo.model(
+        ids,
+        attention_mask=attention_mask(model.config, ids, model.dtype),
+        # RoPE sees only distances: with [soi] at 0 in every row, prompts of any length stand before it.
+        position_ids=torch.arange(-ids.shape[1], 0, device=ids.device)[None],
+        past_key_values=recorder,
+        use_cache=True,
+    )
+    ledger.prefix_passes += len(every)
+    ledger.places += sum(len(prefix) for prefix in every)
+    visible = ids != model.config.pad_id
+    return PromptCache(tuple(tuple(prefix) for prefix in every), against, recorder.keys, recorder.values, visible)
+
+
+def path_noise(key: Sequence[object], steps: int, length: int) -> Tensor:
+    """A path's own uniforms (steps, 2, length), drawn on the CPU from a hash of `key` alone.
+
+    Nothing else enters, so a path's draws do not depend on its batch, its neighbours or the device.
+    """
+    digest = hashlib.sha256(repr(tuple(key)).encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.rand(steps, 2, length, generator=generator)
+
+
+def start(
+    model: Showo,
+    prompts: PromptCache,
+    paths: Sequence[tuple[int, int]],
+    settings: SamplingSettings,
+    seed: int,
+    ledger: Ledger,
+) -> DecodingState:
+    """Fully masked paths, one for each (row of `prompts`, candidate number)."""
+    if not paths:
+        raise ValueError("There is nothing to decode: give at least one (prompt, candidate).")
+    length = model.config.num_image_tokens
+    keys = [(seed, prompts.prefixes[row], candidate) for row, candidate in paths]
+    return DecodingState(
+        settings=settings,
+        prompts=prompts,
+        prompt=torch.tensor([row for row, _ in paths], device=model.device),
+        candidate=tuple(candidate for _, candidate in paths),
+        tokens=torch.full((len(paths), length), MASKED, device=model.device),
+        noise=torch.stack([path_noise(key, settings.steps, length) for key in keys]),
+        ledger=ledger,
+    )
+
+
+def keep(state: DecodingState, paths: Sequence[int]) -> DecodingState:
+    """The state with only these paths, in this order; the others cost nothing from here on."""
+    chosen = list(paths)
+    return replace(
+        state,
+        prompt=state.prompt[chosen],
+        candidate=tuple(state.candidate[i] for i in chosen),
+        tokens=state.tokens[chosen],
+        noise=state.noise[chosen],
+        path_cache=[],
+    )
+
+
+def branch(state: DecodingState, paths: Sequence[int], seeds: Sequence[int]) -> DecodingState:
+    """A copy of path `paths[i]` with fresh noise of `seeds[i]`, for each i: rollouts, or several draws of one step.
+
+    The noise is drawn from seed, prompt, candidate and step, so the same seeds may be given at every step. Draws of
+    one step share a forward pass: `advance(branch(state, [i] * n, seeds), predict(model, state)[[i] * n])`.
+    """
+    if len(paths) != len(seeds):
+        raise ValueError(f"{len(seeds)} seeds for {len(paths)} branches: give one seed per branch.")
+    copies = keep(state, paths)
+    rows = zip(seeds, copies.prompt.tolist(), copies.candidate, strict=True)
+    keys = [(seed, state.prompts.prefixes[row], candidate, state.step) for seed, row, candidate in rows]
+    steps, length = state.settings.steps, state.tokens.shape[1]
+    return replace(copies, noise=torch.stack([path_noise(key, steps, length) for key in keys]))
+
+
+@torch.inference_mode()
+def predict(model: Showo, state: DecodingState) -> Tensor:
+    """Guided logits over the codes at each path's open places, float32 (P, U, K), places in raster order.
+
+    Before the first step all paths of a prompt are alike: one pass per prompt, and one for what it is guided against.
+    """
+    g = state.settings.guidance_scale
+    if state.step == 0:
+        prompts, member = state.prompt.unique(return_inverse=True)
+        against, shared = state.prompts.against[prompts].unique(return_inverse=True)
+        tokens, cache = state.tokens[: len(prompts)], []
+    else:
+        prompts, tokens, cache = state.prompt, state.tokens, state.path_cache
+        against = state.prompts.against[prompts]
+    if g == 0:
+        against = against[:0]
+    rows, row_tokens = torch.cat([prompts, against]), torch.cat([tokens, tokens[: len(against)]])
+    if not cache:
+        cache.append(_PathCache(state.prompts, rows, tokens.shape[1] + 2))
+    hidden = _hidden_at_open_places(model, row_tokens, cache[0])
+    state.ledger.passes += len(rows)
+    state.ledger.places += len(rows) * (tokens.shape[1] + 2)
+
+    guided = hidden[: len(prompts)]
+    if g > 0:  # The head is linear, so guiding the hidden states is guiding the logits, at half the cost.
+        unguided = hidden[len(prompts) :]
+        guided = (1 + g) * guided - g * (unguided[shared] if state.step == 0 else unguided)
+    logits = code_logits(model, guided).float()
+    return logits[member] if state.step == 0 else logits
+
+
+def _hidden_at_open_places(model: Showo, tokens: Tensor, cache: _PathCache) -> Tensor:
+    """Last hidden states (R, U, D) where tokens (R, L) are MASKED, computing the image places only."""
+    span = image_span(model.config, tokens, tokens == MASKED)
+    mask = torch.zeros(cache.visible.shape, dtype=model.dtype, device=span.device)
+    mask.masked_fill_(~cache.visible, torch.finfo(model.dtype).min)
+    output = model.showo.model(
+        span,
+        attention_mask=mask[:, None, None].expand(-1, -1, span.shape[1], -1),
+        position_ids=torch.arange(span.shape[1], device=span.device)[None],
+        past_key_values=cache,
+        use_cache=True,
+    )
+    hidden = output.last_hidden_state[:, 1:-1]
+    return hidden.gather(1, _open_places(tokens)[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+def _open_places(tokens: Tensor) -> Tensor:
+    """Indices (R, U) of the MASKED places of tokens (R, L), in raster order; every row has equally many."""
+    return (tokens == MASKED).nonzero()[:, 1].view(len(tokens), -1)
+
+
+def masked_after(step: int, steps: int, open_places: int, length: int) -> int:
+    """How many places stay masked after step 0..steps-1: the cosine schedule, at least one committed and one left.
+
+    After the last step none is left. Show-o: max(1, min(open − 1, ⌊L·cos(π(s+1)/2T)⌋)).
+    """
+    if step == steps - 1:
+        return 0
+    # 1e-9: with some T (39, 51, ...) the cosine that is one half comes out a hair below it.
+    return max(1, min(open_places - 1, math.floor(length * math.cos(math.pi * (step + 1) / (2 * steps)) + 1e-9)))
+
+
+@torch.no_grad()
+def advance(state: DecodingState, logits: Tensor) -> tuple[DecodingState, Step]:
+    """Sample every open place, commit the surest, mask the rest again.
+
+    logits: (P, U, K) from `predict`. Confidence is log p + τ(1 − (s+1)/T)·Gumbel (Show-o; unlike the released code of
+    the paper, the temperature starts afresh at each call). Returns the next state and what the step did.
+    """
+    settings, places = state.settings, _open_places(state.tokens)
+    uniform = state.noise[:, state.step].to(state.tokens.device).gather(2, places[:, None].expand(-1, 2, -1))
+    log_p = (logits / settings.temperature).log_softmax(dim=-1)
+    cumulative = log_p.exp().cumsum(dim=-1)
+    target = uniform[:, 0, :, None] * cumulative[..., -1:]
+    sampled = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
+    gumbel = -torch.log(-torch.log(uniform[:, 1].clamp(min=1e-20)))
+    heat = settings.temperature * (1 - (state.step + 1) / settings.steps)
+    confidence = log_p.gather(2, sampled)[..., 0] + heat * gumbel
+
+    guess = state.tokens.scatter(1, places, sampled[..., 0])
+    left = masked_after(state.step, settings.steps, places.shape[1], guess.shape[1])
+    lowest = confidence.argsort(dim=1, stable=True)[:, :left]
+    tokens = guess.scatter(1, places.gather(1, lowest), MASKED)
+    step = Step(state.step, guess, tokens != MASKED)
+    return replace(state, tokens=tokens, step=state.step + 1), step
+
+
+def stream(model: Showo, state: DecodingState) -> Iterator[Step]:
+    """Decode to the end, one step at a time. To stop paths on the way, loop over predict, advance, keep instead."""
+    while state.step < state.settings.steps:
+        state, step = advance(state, predict(model, state))
+        yield step
+
+
+def sample(
+    model: Showo,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    n: int,
+    settings: SamplingSettings,
+    seed: int,
+    first_candidate: int = 0,
+    batch_size: int = 20,
+    ledger: Ledger | None = None,
+    progress: bool = False,
+    prefixes: Sequence[Sequence[int]] | None = None,
+    unguided: Sequence[Sequence[int]] | None = None,
+) -> list[list[Trajectory]]:
+    """N candidates of every prompt, decoded to the end.
+
+    n: candidates a prompt, numbered from first_candidate; a prompt that is listed again gets the numbers that
+    follow. Candidate k of a prompt draws the same noise whatever n, batch_size (paths at once) or the other prompts.
+    prefixes: what stands before each prompt's images, by default its `text_prefix`; unguided: what guidance holds
+    against it, by default the empty prompt.
+    Returns a list per prompt of n trajectories. ValueError for n < 1, no prompts, or a prompt the model cannot read.
+    """
+    if n < 1 or batch_size < 1 or not prompts:
+        raise ValueError(f"Sampling needs n >= 1, batch_size >= 1 and a prompt, got {n}, {batch_size}, {len(prompts)}.")
+    ledger = Ledger() if ledger is None else ledger
+    prefixes = prefixes or [text_prefix(model.config, encode_text(tokenizer, prompt)) for prompt in prompts]
+    listed = list(zip(prompts, prefixes, strict=True))
+    firsts = [first_candidate + n * listed[:i].count(one) for i, one in enumerate(listed)]
+    trajectories: list[list[Trajectory]] = [[] for _ in prompts]
+    group_size = max(1, batch_size // n)
+    with tqdm(total=len(prompts) * n, desc="images", disable=not progress) as bar:
+        for at in range(0, len(prompts), group_size):
+            group = range(at, min(at + group_size, len(prompts)))
+            held_against = None if unguided is None else unguided[at : group.stop]
+            cache = encode_prompts(model, prefixes[at : group.stop], ledger, held_against)
+            paths = [(i - at, firsts[i] + k) for i in group for k in range(n)]
+            for chunk in (paths[j : j + batch_size] for j in range(0, len(paths), batch_size)):
+                steps = list(stream(model, start(model, cache, chunk, settings, seed, ledger)))
+                tokens = torch.stack([step.guess for step in steps], dim=1).to("cpu", torch.int16)
+                committed = torch.stack([step.committed for step in steps], dim=1).cpu()
+                for path, (row, candidate) in enumerate(chunk):
+                    trajectory = Trajectory(prompts[at + row], candidate, tokens[path], committed[path])
+                    trajectories[at + row].append(trajectory)
+                bar.update(len(chunk))
+    return trajectories

@@ -1,0 +1,397 @@
+"""The masked-token generator: Show-o, a Phi language model that fills in the codes of an image.
+
+One sequence holds prompt and image: `[pad...][t2i][bos] text [eos]` then `[soi] codes [eoi]`. Text is read
+causally; an image place sees everything but the pads, so all unknown codes are predicted at once.
+Show-o: arXiv 2408.12528.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PhiConfig, PhiForCausalLM, PretrainedConfig, PreTrainedModel
+
+from cotgen_lite.hub import first_line
+
+# After the text words and the pad, in this order (Show-o's vocabulary).
+SPECIAL_TOKENS = ("soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg")
+# Fields of the original checkpoint's config.json that say nothing about the network.
+ORIGINAL_ONLY_FIELDS = (
+    "_class_name",
+    "_diffusers_version",
+    "llm_model_path",
+    "load_from_showo",
+    "num_new_special_tokens",
+)
+
+
+class ShowoConfig(PretrainedConfig):
+    """Sizes and vocabulary of a Show-o model; the defaults are the released 256 px checkpoint's (Phi-1.5).
+
+    Vocabulary: text 0..V-1, pad V, the nine SPECIAL_TOKENS, K image codes, mask. `max_text_length` counts
+    t2i, bos and eos. The released checkpoint's own field names (llm_vocab_size, num_vq_tokens, ...) are
+    understood. ValueError if sizes contradict each other or the checkpoint needs parts this class lacks.
+    """
+
+    model_type = "showo"
+
+    def __init__(
+        self,
+        text_vocab_size: int = 50295,
+        codebook_size: int = 8192,
+        num_image_tokens: int = 256,
+        max_text_length: int = 129,
+        bos_token_id: int = 50256,
+        eos_token_id: int = 50256,
+        hidden_size: int = 2048,
+        num_hidden_layers: int = 24,
+        num_attention_heads: int = 32,
+        intermediate_size: int = 8192,
+        max_position_embeddings: int = 2048,
+        qk_layernorm: bool = True,
+        partial_rotary_factor: float = 0.5,
+        tie_word_embeddings: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        for name in ORIGINAL_ONLY_FIELDS:
+            kwargs.pop(name, None)
+        if kwargs.pop("w_clip_vit", False):
+            raise ValueError(
+                "This Show-o checkpoint reads images through CLIP (w_clip_vit), which cannot draw here: "
+                "use showlab/show-o or showlab/show-o-512x512."
+            )
+        stated_vocab_size = kwargs.pop("vocab_size", None)
+        stated_mask_id = kwargs.pop("mask_token_id", None)
+        self.text_vocab_size = int(kwargs.pop("llm_vocab_size", text_vocab_size))
+        self.num_image_tokens = int(kwargs.pop("num_vq_tokens", num_image_tokens))
+        self.codebook_size = codebook_size
+        self.max_text_length = max_text_length
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.max_position_embeddings = max_position_embeddings
+        self.qk_layernorm = qk_layernorm
+        self.partial_rotary_factor = partial_rotary_factor
+        self.bos_token_id = bos_token_id
+        self.eos_token_id = eos_token_id
+        for name, stated, ours in (
+            ("vocab_size", stated_vocab_size, self.vocab_size),
+            ("mask_token_id", stated_mask_id, self.mask_id),
+        ):
+            if stated is not None and stated != ours:
+                raise ValueError(
+                    f"Config says {name} {stated}, but {self.text_vocab_size} words, pad, 9 special tokens, "
+                    f"{codebook_size} image codes and a mask make it {ours}: correct one of them."
+                )
+        if self.max_text_length + self.num_image_tokens + 2 > max_position_embeddings:
+            raise ValueError(
+                f"max_position_embeddings {max_position_embeddings} is too small for {max_text_length} "
+                f"text and {self.num_image_tokens + 2} image places: raise it."
+            )
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+
+    @property
+    def pad_id(self) -> int:
+        return self.text_vocab_size
+
+    @property
+    def soi_id(self) -> int:
+        return self._special_id("soi")
+
+    @property
+    def eoi_id(self) -> int:
+        return self._special_id("eoi")
+
+    @property
+    def t2i_id(self) -> int:
+        return self._special_id("t2i")
+
+    @property
+    def image_offset(self) -> int:
+        """Vocabulary id of image code 0."""
+        return self.text_vocab_size + 1 + len(SPECIAL_TOKENS)
+
+    @property
+    def mask_id(self) -> int:
+        return self.image_offset + self.codebook_size
+
+    @property
+    def vocab_size(self) -> int:
+        return self.mask_id + 1
+
+    def _special_id(self, name: str) -> int:
+        return self.text_vocab_size + 1 + SPECIAL_TOKENS.index(name)
+
+    def phi_config(self) -> PhiConfig:
+        """The config of the language model inside."""
+        return PhiConfig(
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.num_hidden_layers,
+            num_attention_heads=self.num_attention_heads,
+            intermediate_size=self.intermediate_size,
+            max_position_embeddings=self.max_position_embeddings,
+            qk_layernorm=self.qk_layernorm,
+            partial_rotary_factor=self.partial_rotary_factor,
+            tie_word_embeddings=self.tie_word_embeddings,
+            # Phi's gelu_new, the same function, is written out in many operations: far slower on a CPU.
+            hidden_act="gelu_pytorch_tanh",
+            bos_token_id=self.bos_token_id,
+            eos_token_id=self.eos_token_id,
+            attn_implementation="sdpa",
+        )
+
+
+def lite_config(text_vocab_size: int, bos_token_id: int, eos_token_id: int) -> ShowoConfig:
+    """Sizes of the lite generator: 8x8 tokens of 1,024 codes, tied embeddings, at most 1.5 M parameters.
+
+    text_vocab_size is `len(tokenizer)`; the bos and eos ids are the tokenizer's.
+    """
+    return ShowoConfig(
+        text_vocab_size=text_vocab_size,
+        codebook_size=1024,
+        num_image_tokens=64,
+        max_text_length=16,
+        bos_token_id=bos_token_id,
+        eos_token_id=eos_token_id,
+        hidden_size=160,
+        num_hidden_layers=5,
+        num_attention_heads=5,
+        intermediate_size=448,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+    )
+
+
+class Showo(PreTrainedModel):
+    """Show-o; the Phi model is `self.showo`, so that weights are named as in the released checkpoint."""
+
+    config: ShowoConfig
+    config_class = ShowoConfig
+    base_model_prefix = "showo"
+    _supports_sdpa = True
+
+    def __init__(self, config: ShowoConfig) -> None:
+        super().__init__(config)
+        self.showo = PhiForCausalLM(config.phi_config())
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> "Showo":
+        """Load config and weights from a folder or hub name, in float32 unless `dtype` says otherwise.
+
+        Returns a model in eval mode. ValueError if the files are missing or damaged, or if the weights' names
+        or shapes are not exactly the model's: with some weights left random it would still draw, badly.
+        """
+        kwargs.setdefault("dtype", torch.float32)
+        try:
+            if Path(folder).is_dir() and not (Path(folder) / "config.json").is_file():
+                raise OSError("no config.json there")
+            model, info = super().from_pretrained(folder, output_loading_info=True, **kwargs)
+        except (OSError, EOFError, RuntimeError, SafetensorError) as error:
+            reason = first_line(error)
+            raise ValueError(
+                f"No Show-o model can be read from {folder} ({reason}): it needs an intact config.json and "
+                "model.safetensors; build or download it again."
+            ) from error
+        for kind in ("missing_keys", "unexpected_keys"):
+            names = sorted(info[kind])
+            if names:
+                raise ValueError(
+                    f"The weights in {folder} do not fit Show-o: {len(names)} {kind.replace('_', ' ')}, "
+                    f"{names[0]} first; check that they belong to config.json, or build the model again."
+                )
+        return model.eval()
+
+    def forward(self, input_ids: Tensor, masked: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Logits over the whole vocabulary for full sequences, as the original model gives them.
+
+        input_ids: (B, S) from `build_sequences`. Returns (B, S, vocab_size); or, if `masked` says which places of the
+        last image are hidden, bool (B, L), logits over the codes there alone, (number of hidden places, K).
+        """
+        if masked is not None:
+            hidden = self.hidden_states(input_ids)[:, -masked.shape[1] - 1 : -1]
+            return code_logits(self, hidden[masked])
+        mask = attention_mask(self.config, input_ids, self.dtype)
+        return self.showo(input_ids=input_ids, attention_mask=mask, **kwargs).logits
+
+    def hidden_states(self, input_ids: Tensor) -> Tensor:
+        """Last hidden states (B, S, hidden_size) of full sequences (B, S)."""
+        mask = attention_mask(self.config, input_ids, self.dtype)
+        return self.showo.model(input_ids, attention_mask=mask).last_hidden_state
+
+
+def text_prefix(config: ShowoConfig, text_ids: Sequence[int]) -> list[int]:
+    """What stands before the image: `[t2i][bos] text [eos]`; an empty text is the unconditional prompt.
+
+    ValueError if the text is longer than the model was made for or holds ids that are not words.
+    """
+    if len(text_ids) + 3 > config.max_text_length:
+        raise ValueError(
+            f"The prompt has {len(text_ids)} tokens; this model reads at most {config.max_text_length - 3}: shorten it."
+        )
+    if any(not 0 <= token < config.text_vocab_size for token in text_ids):
+        raise ValueError(
+            f"Text ids must lie in 0..{config.text_vocab_size - 1}, got {list(text_ids)}: "
+            "encode the prompt with this model's own tokenizer."
+        )
+    return [config.t2i_id, config.bos_token_id, *text_ids, config.eos_token_id]
+
+
+def correction_prefix(
+    config: ShowoConfig, text_ids: Sequence[int], reason_ids: Sequence[int], codes: Sequence[int]
+) -> list[int]:
+    """What stands before an image that corrects another: `[t2i][bos] prompt [eos] reasons [eos] [soi] codes [eoi]`.
+
+    codes: those of the image that is to be corrected. ValueError as in `text_prefix`, or if all of it, with the image
+    to be drawn, is longer than the model can read. The course's own layout, on the paper's three inputs (section 5).
+    """
+    before = [*text_prefix(config, text_ids), *reason_ids, config.eos_token_id]
+    prefix = [*before, config.soi_id, *(config.image_offset + int(code) for code in codes), config.eoi_id]
+    longest = config.max_position_embeddings - config.num_image_tokens - 2
+    if len(prefix) > longest:
+        fits = len(prefix) - len(reason_ids) <= longest
+        advice = "shorten the reasons" if fits else "only a model of smaller images, as of 256 px, can correct them"
+        raise ValueError(
+            f"Prompt, reasons and image take {len(prefix)} places; this model reads at most {longest} before a new "
+            f"image: {advice}."
+        )
+    return prefix
+
+
+def pad_prefixes(config: ShowoConfig, prefixes: Sequence[Sequence[int]], length: int | None = None) -> Tensor:
+    """Left-pad prefixes to one length, by default the longest one's.
+
+    Returns ids (B, length). RoPE is relative and pads are never seen, so the length changes nothing but cost.
+    ValueError if `length` is too short.
+    """
+    longest = max(len(prefix) for prefix in prefixes)
+    length = longest if length is None else length
+    if longest > length:
+        raise ValueError(f"A prefix has {longest} tokens but only {length} places: ask for a larger length.")
+    return torch.tensor([[config.pad_id] * (length - len(prefix)) + list(prefix) for prefix in prefixes])
+
+
+def image_span(config: ShowoConfig, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
+    """Vocabulary ids of an image: `[soi] codes [eoi]`, with `[mask]` where `masked` is true.
+
+    tokens: codes (B, L); masked: bool (B, L). Returns ids (B, L + 2).
+    """
+    ids = tokens.long() + config.image_offset
+    if masked is not None:
+        ids = ids.masked_fill(masked, config.mask_id)
+    return F.pad(F.pad(ids, (1, 0), value=config.soi_id), (0, 1), value=config.eoi_id)
+
+
+def build_sequences(
+    config: ShowoConfig,
+    prefixes: Sequence[Sequence[int]],
+    tokens: Tensor,
+    masked: Tensor | None = None,
+    prefix_length: int | None = None,
+) -> Tensor:
+    """Full input of the model: left-padded prefixes, then the images.
+
+    prefixes: B lists of ids (`text_prefix`, or longer ones, earlier images included); tokens: codes (B, L);
+    masked: bool (B, L), the places to hide; prefix_length: places before [soi]. Returns ids (B, S + L + 2).
+    """
+    if len(prefixes) != tokens.shape[0]:
+        raise ValueError(f"{len(prefixes)} prompts for {tokens.shape[0]} images: give one prompt per image.")
+    span = image_span(config, tokens, masked)
+    return torch.cat([pad_prefixes(config, prefixes, prefix_length).to(span.device), span], dim=1)
+
+
+def attention_mask(config: ShowoConfig, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Additive mask: text sees what stands before it, an image place also all of its image; nobody sees pads.
+
+    ids: (B, S). Returns (B, 1, S, S): 0 where the row may look at the column, else the dtype's lowest number
+    (boolean masks are silently wrong under eager attention). With one image at the end this is Show-o's rule;
+    an earlier image, in a prefix, does not see what follows it, so that prefixes can be cached. A pad sees
+    itself, lest its row be empty.
+    """
+    place = torch.arange(ids.shape[1], device=ids.device)
+    starts = (ids == config.soi_id).cumsum(dim=1)
+    ends = (ids == config.eoi_id).cumsum(dim=1)
+    # Which image a place belongs to, counted from 1; 0 is text.
+    image = torch.where((starts > ends) | (ids == config.eoi_id), starts, 0)
+    same_image = (image[:, :, None] == image[:, None, :]) & (image > 0)[:, :, None]
+    before = place[:, None] >= place[None, :]
+    seen = (before | same_image) & (ids != config.pad_id)[:, None, :]
+    seen = seen | (place[:, None] == place[None, :])
+    mask = torch.zeros(seen.shape, dtype=dtype, device=ids.device)
+    return mask.masked_fill(~seen, torch.finfo(dtype).min).unsqueeze(1)
+
+
+def code_logits(model: Showo, hidden: Tensor) -> Tensor:
+    """Logits (..., K) over the image codes alone: their rows of the lm_head times hidden states (..., D)."""
+    head: nn.Linear = model.showo.lm_head
+    codes = slice(model.config.image_offset, model.config.mask_id)
+    return F.linear(hidden, head.weight[codes], head.bias[codes])
+
+
+def image_logits(
+    model: Any, prefixes: Sequence[Sequence[int]], tokens: Tensor, masked: Tensor, config: ShowoConfig | None = None
+) -> Tensor:
+    """Logits over the codes at the masked places only; differentiable, nothing cached.
+
+    model: a Showo, or with its `config` one that accelerate has wrapped. prefixes: B lists of ids; tokens: codes
+    (B, L); masked: bool (B, L). Returns (number of masked places, K), in the order of `tokens[masked]`.
+    """
+    return model(build_sequences(config or model.config, prefixes, tokens, masked), masked=masked)
+
+
+def draw_mask(batch: int, length: int, generator: torch.Generator) -> Tensor:
+    """Training masks: round(L·cos(πU/2)) random places of each image, at least one, U uniform on 0..1.
+
+    Returns bool (batch, length) on the generator's device. Show-o section 3 (MaskGIT's cosine schedule).
+    """
+    ratio = torch.cos(torch.rand(batch, 1, generator=generator) * math.pi / 2)
+    count = (ratio * length).round().clamp(min=1)
+    rank = torch.rand(batch, length, generator=generator).argsort(dim=1).argsort(dim=1)
+    return rank < count
+
+
+def training_loss(
+    model: Showo,
+    text_ids: Sequence[Sequence[int]],
+    tokens: Tensor,
+    generator: torch.Generator,
+    condition_dropout: float = 0.1,
+) -> Tensor:
+    """Masked-token loss of captions and their images: `masked_loss` after `text_prefix`.
+
+    text_ids: B lists of word ids; the rest as there. ValueError for a prompt too long or tokens of another shape.
+    """
+    return masked_loss(
+        model, [text_prefix(model.config, ids) for ids in text_ids], tokens, generator, condition_dropout
+    )
+
+
+def masked_loss(
+    model: Showo,
+    prefixes: Sequence[Sequence[int]],
+    tokens: Tensor,
+    generator: torch.Generator,
+    condition_dropout: float | Sequence[float] = 0.1,
+) -> Tensor:
+    """Masked-token loss: mean cross-entropy over the codes at hidden places, unshifted.
+
+    prefixes: B lists of ids, whatever stands before the image; tokens: codes (B, L); generator: a CPU generator for
+    masks and dropped prefixes; condition_dropout: share of prefixes replaced by the empty prompt, which guidance needs
+    (10% in Show-o, section 3), one for all or one of each. Returns a scalar. ValueError for tokens of another shape.
+    """
+    config = model.config
+    if tokens.ndim != 2 or tokens.shape[1] != config.num_image_tokens:
+        raise ValueError(f"Tokens must be (B, {config.num_image_tokens}), got {tuple(tokens.shape)}.")
+    tokens = tokens.to(model.device)
+    masked = draw_mask(len(tokens), config.num_image_tokens, generator).to(model.device)
+    dropped = torch.rand(len(tokens), generator=generator) < torch.as_tensor(condition_dropout)
+    empty = text_prefix(config, [])
+    kept = [empty if drop else prefix for prefix, drop in zip(prefixes, dropped.tolist(), strict=True)]
+    return F.cross_entropy(image_logits(model, kept, tokens, masked), tokens[masked])

@@ -1,0 +1,113 @@
+"""The scene that a wrong image should have been: what is right in it stays, what is wrong is mended.
+
+The paper corrects an image towards another image of its prompt, chosen by preference (section 5). In the lite world two
+images of a prompt share little, and a reason says nothing about the other one; a mended scene is what the reasons ask
+for. What the prompt does not name is gone as well, which no reason asks for.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+
+from cotgen_lite.geneval import COUNTING_THRESHOLD, THRESHOLD, Detection
+from cotgen_lite.lite.world import (
+    IMAGE_SIZE,
+    LATTICE,
+    OBJECT_SIZE,
+    Scene,
+    SceneObject,
+    apart,
+    clearly,
+    icon_box,
+    layouts,
+)
+from cotgen_lite.prompts import COLORS, Prompt, Requirement
+
+Place = tuple[int, int]
+
+
+def mend(prompt: Prompt, detections: Sequence[Detection], rng: np.random.Generator) -> Scene:
+    """A scene that shows what the prompt asks for and nothing else, and changes what was seen as little as it can.
+
+    detections: what is in the image that misses the prompt. An object that is asked for stays where it is, in its
+    colour unless another one is asked for; what is missing takes place and colour of an object that is not asked for,
+    if there is one. For a relation as few as possible move, as short a way as possible. The rest is drawn by `rng`.
+    """
+    limit = COUNTING_THRESHOLD if prompt.tag == "counting" else THRESHOLD
+    left = [_as_object(detection) for detection in detections if detection.score > limit]
+    items = [item for item in prompt.include for _ in range(item.count)]
+    own = [_take(left, item) for item in items]
+    like = [one or (left.pop() if left else None) for one in own]
+    colors = [
+        item.color or (one.color if one and one.color in COLORS else COLORS[rng.integers(len(COLORS))])
+        for item, one in zip(items, like, strict=True)
+    ]
+    were = [(one.x, one.y) if one else None for one in like]
+    related = next(((i, item.position) for i, item in enumerate(prompt.include) if item.position), None)
+    if related:
+        item, (relation, reference) = related
+        places = _move(relation, item, reference, were, rng)
+    else:
+        places = _stay(were, [one is None for one in own], rng)
+    return tuple(SceneObject(i.name, color, *place) for i, color, place in zip(items, colors, places, strict=True))
+
+
+def _as_object(detection: Detection) -> SceneObject:
+    """A detection as an icon in the nearest cell of the lattice."""
+    x0, y0, *_ = icon_box(detection.name)
+    last = IMAGE_SIZE - OBJECT_SIZE
+    x, y = (
+        int(np.clip(round((corner - inset) / LATTICE) * LATTICE, 0, last))
+        for corner, inset in zip(detection.box[:2], (x0, y0), strict=True)
+    )
+    return SceneObject(detection.name, detection.color or "unknown", x, y)
+
+
+def _take(seen: list[SceneObject], item: Requirement) -> SceneObject | None:
+    """Takes an object of the item's class out of those seen, in its colour if there is one."""
+    own = sorted((one for one in seen if one.name == item.name), key=lambda one: one.color != item.color)
+    if not own:
+        return None
+    seen.remove(own[0])
+    return own[0]
+
+
+def _stay(were: Sequence[Place | None], later: Sequence[bool], rng: np.random.Generator) -> list[Place]:
+    """Everything where it was, those marked `later` only where there is still room, and what is left in free places.
+
+    Up to four: any three icons leave room for another one.
+    """
+    places: dict[int, Place] = {}
+    for i in sorted(range(len(were)), key=lambda i: later[i]):
+        was = were[i]
+        if was and all(apart(was, other) for other in places.values()):
+            places[i] = was
+    for i in range(len(were)):
+        if i not in places:
+            free = [spot for spot in layouts() if all(apart(spot, other) for other in places.values())]
+            places[i] = free[rng.integers(len(free))]
+    return [places[i] for i in range(len(were))]
+
+
+def _move(
+    relation: str, item: int, reference: int, were: Sequence[Place | None], rng: np.random.Generator
+) -> list[Place]:
+    """The places nearest to where two objects were in which the relation is clear: best if only one of them moves."""
+    pairs = rng.permutation(_related(relation))
+    cost = np.zeros(len(pairs))
+    for column, number in enumerate((item, reference)):
+        if (was := were[number]) is not None:
+            way = np.abs(pairs[:, column] - was).sum(axis=1)
+            cost += way + 4 * IMAGE_SIZE * (way > 0)
+    found = pairs[int(cost.argmin())].tolist()
+    return [tuple(found[number != item]) for number in range(2)]
+
+
+@cache
+def _related(relation: str) -> npt.NDArray[np.int64]:
+    """All pairs of places (K, 2, 2), of an item and its reference, that are clearly in the relation."""
+    pairs = product(layouts(), layouts())
+    return np.array([pair for pair in pairs if clearly(relation, *pair)])

@@ -1,0 +1,58 @@
+"""Pre-training of the lite generator: noisy captions beside pictures, as tokens, learned by filling in masks."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from cotgen_lite.generate.showo import Showo, training_loss
+from cotgen_lite.generate.vq import Magvit
+from cotgen_lite.lite.vocabulary import encode_text
+from cotgen_lite.lite.world import CaptionNoise, noisy_pair, render
+from cotgen_lite.training import TrainingLog, train
+
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class CaptionedTokens:
+    """A pre-training set: word ids of each caption, image tokens (N, L), and what it was drawn with."""
+
+    text_ids: list[list[int]]
+    tokens: Tensor
+    about: dict[str, float]
+
+
+def make_captioned_tokens(
+    count: int,
+    image_tokenizer: Magvit,
+    text_tokenizer: PreTrainedTokenizerBase,
+    noise: CaptionNoise,
+    seed: int,
+) -> CaptionedTokens:
+    """Draw `count` noisy pairs and encode their pictures; the same seed gives the same set."""
+    rng = np.random.default_rng(seed)
+    text_ids, tokens = [], []
+    for start in tqdm(range(0, count, 256), desc="captioned pictures"):
+        pairs = [noisy_pair(rng, noise) for _ in range(min(256, count - start))]
+        text_ids += [encode_text(text_tokenizer, caption.text) for caption, _ in pairs]
+        tokens.append(image_tokenizer.encode(render([scene for _, scene in pairs])).to(torch.int16))
+    return CaptionedTokens(text_ids, torch.cat(tokens), {"pictures": count, "data_seed": seed, **asdict(noise)})
+
+
+def train_generator(
+    model: Showo, data: CaptionedTokens, steps: int, work_dir: Path, seed: int, learning_rate: float = 2e-3
+) -> TrainingLog:
+    """Train in place on masked tokens (Show-o's loss), resumable from `work_dir`; batches of 64."""
+
+    def loss_at(step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        chosen = torch.randint(len(data.text_ids), (BATCH_SIZE,), generator=generator)
+        return training_loss(model, [data.text_ids[i] for i in chosen.tolist()], data.tokens[chosen].long(), generator)
+
+    about = data.about | {"training_seed": seed}
+    return train(model, loss_at, steps, learning_rate, work_dir, "generator", about=about)

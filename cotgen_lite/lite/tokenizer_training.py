@@ -1,0 +1,115 @@
+"""Trains a MAGVIT-v2 tokenizer: rebuild the picture through ±1 codes, decidedly, with many different codes.
+
+Lookup-free quantisation needs three terms beside the reconstruction (Yu et al. 2024, section 3.1): every token
+certain (its entropy low), all of them used (the entropy of their mean high), encoder values near ±1
+(commitment). No adversarial loss: icons on a plain ground need none.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cotgen_lite.generate.vq import Magvit, to_pixels, tokens_to_bits
+from cotgen_lite.training import TrainingLog, train
+
+
+@dataclass(frozen=True)
+class TokenizerTraining:
+    """Length, pace and loss weights of a training run."""
+
+    steps: int
+    batch: int = 32
+    learning_rate: float = 3e-3  # the peak
+    weight_decay: float = 1e-4
+    foreground: float = 4.0  # what a pixel on or beside an object counts more than plain ground
+    squared: float = 1.0  # L2 beside L1
+    diversity: float = 0.02  # entropy of the mean token on objects, to be high
+    # Both small while codes are being found; then large, or a bit near zero flips with whatever stands nearby.
+    certainty: float = 0.002  # entropy of each token on objects, to be low
+    commitment: float = 0.03
+    seed: int = 0
+
+
+def train_tokenizer(
+    model: Magvit, draw: Callable[[np.random.Generator, int], Tensor], config: TokenizerTraining, work: Path
+) -> TrainingLog:
+    """Trains a tokenizer in place, going on where an interrupted run in the same folder stopped.
+
+    model: left in evaluation mode. draw(rng, n): n images, uint8 (n, 3, H, W); step s draws with a generator seeded by
+    (seed, s). work: folder of the checkpoint. Errors: ValueError if the checkpoint in `work` is another run's.
+    """
+
+    def loss_at(step: int) -> Tensor:
+        images = draw(np.random.default_rng((config.seed, step)), config.batch).to(model.device)
+        return tokenizer_losses(model, images, config)["total"]
+
+    return train(model, loss_at, config.steps, config.learning_rate, work, "tokenizer", config.weight_decay, warmup=0.1)
+
+
+def tokenizer_losses(model: Magvit, images: Tensor, config: TokenizerTraining) -> dict[str, Tensor]:
+    """The terms of the training loss on one batch, and their weighted sum "total".
+
+    images: uint8 (B, 3, H, W). Returns scalars with a gradient: l1 and l2 per pixel (pixels in [-1, 1]),
+    certainty and diversity in nats, commitment per bit. Source: Yu et al. 2024, section 3.1.
+    """
+    pixels = to_pixels(images)
+    marked = foreground(pixels)
+    weight = 1 + config.foreground * marked
+    values = model.encoder(pixels)
+    signs = torch.where(values > 0, 1.0, -1.0)
+    error = model.decoder(values + (signs - values).detach()) - pixels  # straight through the sign
+    l1 = (weight * error.abs()).sum() / (3 * weight.sum())
+    l2 = (weight * error**2).sum() / (3 * weight.sum())
+    commitment = ((values - signs) ** 2).mean()
+
+    # Plain ground needs few codes: only patches with something on them are asked to differ.
+    share = F.avg_pool2d(marked, model.config.patch_size).flatten()
+    vectors = values.permute(0, 2, 3, 1).flatten(0, 2)[share > 0]
+    share = share[share > 0] / share.sum().clamp(min=1e-8)
+    certainty = (share * token_entropies(vectors)).sum()
+    diversity = mean_token_entropy(vectors, share)
+
+    total = l1 + config.squared * l2 + config.commitment * commitment
+    total = total + config.certainty * certainty - config.diversity * diversity
+    terms = {"l1": l1, "l2": l2, "certainty": certainty, "diversity": diversity, "commitment": commitment}
+    return {"total": total, **terms}
+
+
+def foreground(pixels: Tensor) -> Tensor:
+    """Marks what is on or within 2 px of an object: wherever a picture leaves its own median colour.
+
+    pixels: float (B, 3, H, W) in [-1, 1]. Returns float (B, 1, H, W) of 0 and 1.
+    """
+    ground = pixels.flatten(2).median(dim=2).values[:, :, None, None]
+    off = ((pixels - ground).abs().amax(1, keepdim=True) > 0.1).float()
+    return F.max_pool2d(off, 5, stride=1, padding=2)
+
+
+def token_entropies(values: Tensor) -> Tensor:
+    """How uncertain each token is when its signs are softened to probabilities.
+
+    values: float (N, bits), the encoder's output; a bit is +1 with probability sigmoid(4·value), the softmax over
+    the squared distances to ±1. Returns float (N,), nats. Source: Yu et al. 2024, equation 5.
+    """
+    p = torch.sigmoid(4 * values)
+    return F.binary_cross_entropy_with_logits(4 * values, p, reduction="none").sum(1)
+
+
+def mean_token_entropy(values: Tensor, share: Tensor) -> Tensor:
+    """How many different tokens are in use: the entropy of the mean token, over all 2**bits of them.
+
+    values: float (N, bits), as in `token_entropies`. share: float (N,), what each token counts in the mean.
+    Returns a scalar, nats; 0 for N = 0. Source: Yu et al. 2024, equation 5.
+    """
+    bits = values.shape[1]
+    codes = tokens_to_bits(torch.arange(2**bits, device=values.device), bits)
+    # log p(code) = sum over bits of log σ(±4v) = ½ Σ (log σ(4v) + log σ(-4v)) + 2 code · v
+    both = F.logsigmoid(4 * values) + F.logsigmoid(-4 * values)
+    log_p = both.sum(1, keepdim=True) / 2 + 2 * values @ codes.T
+    mean = (share / share.sum()) @ log_p.exp()
+    return -(mean * mean.clamp(min=1e-12).log()).sum()

@@ -1,0 +1,367 @@
+"""What the lite verifier is asked while it learns to see: questions about clean scenes, with their true answers.
+
+Three kinds: a caption that lists what is where, open facts (which colour, how many, where), and whether the picture
+matches a prompt. Negatives are hard: one count off, a colour swapped, the opposite relation, one thing replaced.
+But for counts, for plain questions whether one thing is there, and for two things of which one is counted ("one cat
+and a dog"), no question asks what a dev or test prompt asks.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import TypeVar
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from cotgen_lite.geneval import POSITION_COMPONENT, relation_components, relations
+from cotgen_lite.lite.judges import scene_detections
+from cotgen_lite.lite.vocabulary import ASSISTANT, END_OF_TEXT, USER, encode_text
+from cotgen_lite.lite.world import LATTICE, Scene, SceneObject, random_scene, scene_for
+from cotgen_lite.prompts import (
+    COLORS,
+    OBJECTS,
+    OPPOSITE,
+    RELATIONS,
+    Prompt,
+    color_attr,
+    colored,
+    counting,
+    lite_prompts,
+    meaning,
+    plural,
+    position,
+    single_object,
+    two_object,
+    with_article,
+)
+from cotgen_lite.verify.verifier import CLARITY_QUESTION, ORM_QUESTION, POTENTIAL_QUESTION, PRM_QUESTION
+
+T = TypeVar("T")
+Turn = tuple[str, str]  # a question and its answer
+Dialogue = tuple[Turn, ...]
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
+PARAPHRASES = (
+    "Is this {prompt}?",
+    "Does this image show {prompt}?",
+    "Does the picture match the description {prompt}?",
+)
+CAPTION_REQUEST = "Describe the image."
+# A relation counts as clear when its component is this far from GenEval's bound of 0.5; unclear ones are not asked.
+CLEAR = 0.06
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Shares of questions: open facts (else matches), and of matches those in the paper's own wordings."""
+
+    facts: float
+    official: float
+    caption: bool = False  # the first question of each image asks for a caption
+
+
+def training_scene(rng: np.random.Generator) -> Scene:
+    """A scene to ask about: a quarter hold anything, the others what a prompt of one of the six tags asks for."""
+    if rng.random() < 0.25:
+        return random_scene(rng)
+    tags = ("two_object", "colors", *("counting",) * 3, *("position",) * 3, *("color_attr",) * 2)
+    tag = pick(tags, rng)
+    return scene_for(random_prompt(tag, rng), rng)
+
+
+def random_prompt(tag: str, rng: np.random.Generator) -> Prompt:
+    """Any prompt of a tag, of whichever set."""
+    first, second = (OBJECTS[i] for i in rng.choice(len(OBJECTS), 2, replace=False))
+    color, other = (COLORS[i] for i in rng.choice(len(COLORS), 2, replace=False))
+    match tag:
+        case "single_object":
+            return single_object(first)
+        case "two_object":
+            return two_object(first, second)
+        case "counting":
+            return counting(first, int(rng.integers(2, 5)))
+        case "colors":
+            return colored(first, color)
+        case "position":
+            return position(first, pick(RELATIONS, rng), second)
+    return color_attr(first, color, second, other)
+
+
+def draw_dialogues(scene: Scene, number: int, mix: Mix, rng: np.random.Generator) -> list[Dialogue]:
+    """Questions about one scene, each a dialogue of its own: one turn, or two for PARM's potential."""
+    dialogues: list[Dialogue] = [((CAPTION_REQUEST, caption(scene)),)] if mix.caption else []
+    while len(dialogues) < number:
+        if rng.random() < mix.facts:
+            dialogues.append((_fact(scene, rng),))
+            continue
+        asked = draw_match(scene, rng)
+        if asked is None:
+            continue
+        text, holds = asked
+        if rng.random() < mix.official:
+            wording = pick((ORM_QUESTION, PRM_QUESTION, POTENTIAL_QUESTION), rng)
+        else:
+            wording = pick(PARAPHRASES, rng)
+        dialogues.append(as_dialogue(wording, text, holds))
+    return dialogues
+
+
+def as_dialogue(wording: str, prompt: str, holds: bool) -> Dialogue:
+    """A match question in one wording; the potential question follows a "yes" to clarity, as in the paper's PARM."""
+    answer = "yes" if holds else "no"
+    if wording == POTENTIAL_QUESTION:
+        return (CLARITY_QUESTION.format(prompt=prompt), "yes"), (wording, answer)
+    return ((wording.format(prompt=prompt), answer),)
+
+
+def caption(scene: Scene) -> str:
+    """Everything there is, in reading order, with its place: "a red cat at row one column three, ..."."""
+    ordered = sorted(scene, key=lambda item: (item.y, item.x))
+    return ", ".join(f"{with_article(f'{item.color} {item.name}')} at {_place_of(item)}" for item in ordered)
+
+
+def draw_match(scene: Scene, rng: np.random.Generator) -> tuple[str, bool] | None:
+    """A prompt and whether the scene shows it, yes and no equally often; None if the draw led nowhere.
+
+    Tags are drawn so that colours and counts are learned before places and bindings are quite sure: what a web-trained
+    model is weak at, ours is weak at too.
+    """
+    wanted = bool(rng.random() < 0.5)
+    kind = pick(_MATCH_KINDS, rng)
+    drawn = kind(scene, wanted, rng)
+    if drawn is None:
+        return None
+    if isinstance(drawn, str):
+        return drawn, wanted
+    return (drawn.text, wanted) if meaning(drawn) not in _held_out() else None
+
+
+def relations_seen(item: SceneObject, reference: SceneObject) -> tuple[tuple[str, ...], bool]:
+    """GenEval's relations of two icons' tight boxes, and whether they are clear of its bound."""
+    box, reference_box = (found.box for found in scene_detections((item, reference)))
+    components = relation_components(box, reference_box)
+    clear = all(abs(abs(part) - POSITION_COMPONENT) > CLEAR for part in components)
+    return relations(box, reference_box), clear
+
+
+def encode_dialogue(
+    tokenizer: PreTrainedTokenizerBase, dialogue: Dialogue, clarity: bool
+) -> tuple[list[int], list[int]]:
+    """A dialogue as it follows the image in the chat template.
+
+    clarity: whether the first of two answers is learned too, or only stands there.
+    Returns the token ids and the places of those that are to be predicted (answers and their ends).
+    """
+    encode = _encoder(tokenizer)
+    user, assistant, end = (tokenizer.convert_tokens_to_ids(token) for token in (USER, ASSISTANT, END_OF_TEXT))
+    ids: list[int] = []
+    learned: list[int] = []
+    for turn, (question, answer) in enumerate(dialogue):
+        ids += [*([user] if turn else []), *encode(question), assistant]
+        start = len(ids)
+        ids += [*encode(answer), end]
+        if clarity or turn == len(dialogue) - 1:
+            learned += range(start, len(ids))
+    return ids, learned
+
+
+@cache
+def _encoder(tokenizer: PreTrainedTokenizerBase):  # type: ignore[no-untyped-def]
+    return lru_cache(maxsize=200_000)(lambda text: tuple(encode_text(tokenizer, text)))
+
+
+@cache
+def _held_out() -> frozenset:
+    held_out = (prompt for split in ("dev", "test") for prompt in lite_prompts(split))
+    # Of 48 counts the train set has 16, too few to learn counting from: they would be learned by heart.
+    return frozenset(meaning(prompt) for prompt in held_out if prompt.tag != "counting")
+
+
+def _fact(scene: Scene, rng: np.random.Generator) -> Turn:
+    """An open question, or whether one kind of thing is there."""
+    alone = _alone(scene)
+    kind = rng.random()
+    if alone and kind < 0.2:
+        item = pick(alone, rng)
+        return f"What color is the {item.name}?", item.color
+    if alone and kind < 0.4:
+        item = pick(alone, rng)
+        return f"Where is the {item.name}?", _place_of(item)
+    if len(alone) > 1 and kind < 0.6:
+        a, b = _pick_two(alone, rng)
+        seen, clear = relations_seen(a, b)
+        if clear:
+            return f"Where is the {a.name} from the {b.name}?", " and ".join(seen) or "near"
+    if kind < 0.7:
+        item = pick(scene, rng)
+        return f"What is at {_place_of(item)}?", with_article(f"{item.color} {item.name}")
+    if kind < 0.85:
+        name = pick(scene, rng).name if rng.random() < 0.7 else pick(OBJECTS, rng)
+        return f"How many {plural(name)} are there?", NUMBERS[_count(scene, name)]
+    wanted = rng.random() < 0.5
+    name = pick(scene, rng).name if wanted else another(OBJECTS, [item.name for item in scene], rng)
+    return f"Is there {with_article(name)}?", "yes" if wanted else "no"
+
+
+def _match_single(scene: Scene, wanted: bool, rng: np.random.Generator) -> Prompt:
+    return single_object(_present(scene, rng) if wanted else _absent(scene, rng))
+
+
+def _match_two(scene: Scene, wanted: bool, rng: np.random.Generator) -> Prompt | None:
+    names = list({item.name for item in scene})
+    if wanted:
+        return two_object(*_pick_two(names, rng)) if len(names) > 1 else None
+    if len(names) < 2 and rng.random() < 0.6:  # else "no" would be far more frequent than "yes"
+        return None
+    pair = [_present(scene, rng), _absent(scene, rng)]
+    return two_object(*_pick_two(pair, rng))
+
+
+def _match_count(scene: Scene, wanted: bool, rng: np.random.Generator) -> Prompt | None:
+    name = _present(scene, rng)
+    count = _count(scene, name)
+    if wanted:
+        return counting(name, count) if count > 1 else None
+    if count == 1 and rng.random() < 0.8:
+        return None
+    if rng.random() < 0.1:
+        return counting(_absent(scene, rng), pick((2, 3, 4), rng))
+    near = [n for n in (2, 3, 4) if abs(n - count) == 1]
+    return counting(name, pick(near if rng.random() < 0.7 else [n for n in (2, 3, 4) if n != count], rng))
+
+
+def _match_color(scene: Scene, wanted: bool, rng: np.random.Generator) -> Prompt | None:
+    alone = _alone(scene)
+    if not alone:
+        return None
+    item = pick(alone, rng)
+    if wanted:
+        return colored(item.name, item.color)
+    if rng.random() < 0.2:
+        return colored(_absent(scene, rng), item.color)
+    return colored(item.name, _wrong_color(scene, item, rng))
+
+
+def _match_position(scene: Scene, wanted: bool, rng: np.random.Generator) -> Prompt | None:
+    alone = _alone(scene)
+    if len(alone) < 2:
+        if wanted or not alone or rng.random() < 0.7:
+            return None
+        pair = _pick_two([alone[0].name, _absent(scene, rng)], rng)
+        return position(pair[0], pick(RELATIONS, rng), pair[1])
+    a, b = _pick_two(alone, rng)
+    seen, clear = relations_seen(a, b)
+    if not clear or (wanted and not seen):
+        return None
+    if wanted:
+        return position(a.name, pick(seen, rng), b.name)
+    if rng.random() < 0.15:
+        names = (a.name, _absent(scene, rng)) if rng.random() < 0.5 else (_absent(scene, rng), b.name)
+        return position(names[0], pick(seen or RELATIONS, rng), names[1])
+    opposite = [OPPOSITE[relation] for relation in seen]
+    unseen = [relation for relation in RELATIONS if relation not in seen]
+    return position(a.name, pick(opposite if opposite and rng.random() < 0.6 else unseen, rng), b.name)
+
+
+def _match_binding(scene: Scene, wanted: bool, rng: np.random.Generator) -> Prompt | None:
+    alone = _alone(scene)
+    if len(alone) < 2:
+        return None
+    a, b = _pick_two(alone, rng)
+    colors = [a.color, b.color]
+    names = [a.name, b.name]
+    if not wanted:
+        chance = rng.random()
+        if chance < 0.5 and a.color != b.color:
+            colors.reverse()
+        elif chance < 0.8:
+            one = int(rng.integers(2))
+            colors[one] = _wrong_color(scene, (a, b)[one], rng)
+        else:
+            names[int(rng.integers(2))] = _absent(scene, rng)
+    return color_attr(names[0], colors[0], names[1], colors[1])
+
+
+def _match_mixed(scene: Scene, wanted: bool, rng: np.random.Generator) -> str | None:
+    """Two things of which one is counted or coloured and the other is not: outside the six templates."""
+    names = list({item.name for item in scene})
+    pair = _pick_two(names, rng) if len(names) > 1 else (names[0], _absent(scene, rng))
+    if wanted and len(names) < 2:
+        return None
+    broken = -1 if wanted else int(rng.integers(2))
+    if len(names) < 2:
+        broken = 1
+    special = int(rng.integers(2))
+    parts = []
+    for index, name in enumerate(pair):
+        if index != special:
+            parts.append(with_article(_absent(scene, rng) if index == broken and name in names else name))
+            continue
+        count = _count(scene, name)
+        if count == 1 and rng.random() < 0.7:
+            item = next(item for item in scene if item.name == name)
+            color = _wrong_color(scene, item, rng) if index == broken else item.color
+            parts.append(with_article(f"{color} {name}"))
+        else:
+            count = count or 2
+            said = pick([n for n in (1, 2, 3, 4) if n != count], rng) if index == broken else count
+            parts.append(f"{NUMBERS[said]} {name if said == 1 else plural(name)}")
+    order = pick((0, 1), rng)
+    return f"a photo of {parts[order]} and {parts[1 - order]}"
+
+
+_MATCH_KINDS = (
+    *(_match_single, _match_two, _match_mixed),
+    *(_match_color,) * 4,
+    *(_match_count,) * 8,
+    *(_match_position,) * 5,
+    *(_match_binding,) * 2,
+)
+CROSSWISE = {
+    **dict.fromkeys(("left of", "right of"), ("above", "below")),
+    **dict.fromkeys(("above", "below"), ("left of", "right of")),
+}
+
+
+def _alone(scene: Scene) -> list[SceneObject]:
+    """Things of which there is only one, so that "the cat" is clear whatever detector looks."""
+    return [item for item in scene if _count(scene, item.name) == 1]
+
+
+def _count(scene: Scene, name: str) -> int:
+    return sum(item.name == name for item in scene)
+
+
+def _present(scene: Scene, rng: np.random.Generator) -> str:
+    return pick(scene, rng).name
+
+
+def _absent(scene: Scene, rng: np.random.Generator) -> str:
+    return another(OBJECTS, [item.name for item in scene], rng)
+
+
+def _wrong_color(scene: Scene, item: SceneObject, rng: np.random.Generator) -> str:
+    """Another colour, more often one that something else in the scene has."""
+    there = [other.color for other in scene if other.color != item.color]
+    return pick(there, rng) if there and rng.random() < 0.6 else another(COLORS, [item.color], rng)
+
+
+def another(options: Sequence[T], taken: Collection[T], rng: np.random.Generator) -> T:
+    """A random option that is not taken."""
+    return pick([option for option in options if option not in taken], rng)
+
+
+def pick(options: Sequence[T], rng: np.random.Generator) -> T:
+    """A random option; much faster than `rng.choice`, which counts when a step asks hundreds of questions."""
+    return options[int(rng.random() * len(options))]
+
+
+def _pick_two(options: Sequence[T], rng: np.random.Generator) -> tuple[T, T]:
+    first = int(rng.random() * len(options))
+    second = (first + 1 + int(rng.random() * (len(options) - 1))) % len(options)
+    return options[first], options[second]
+
+
+def _place_of(item: SceneObject) -> str:
+    return f"row {NUMBERS[item.y // LATTICE + 1]} column {NUMBERS[item.x // LATTICE + 1]}"

@@ -1,0 +1,303 @@
+"""Pre-training of the lite verifier: a small LLaVA learns to see, from clean scenes only.
+
+Three stages: the vision tower alone on what each patch shows; captions and open facts; matches in short wordings and,
+more often, in the paper's. The last two ask several questions an image, each of which sees the image and itself only:
+the image is read once, and its keys and values are shared by its questions.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
+
+from cotgen_lite.lite.verifier import Group, image_features, lite_verifier, read_together, save_verifier
+from cotgen_lite.lite.verifier_evaluation import evaluation_set, measure, sees_enough
+from cotgen_lite.lite.verifier_questions import Mix, draw_dialogues, encode_dialogue, training_scene
+from cotgen_lite.lite.vocabulary import lite_tokenizer
+from cotgen_lite.lite.world import IMAGE_SIZE, LATTICE, OBJECT_SIZE, Scene, SceneObject, render
+from cotgen_lite.prompts import COLORS, OBJECTS, plural
+
+PATCHES = IMAGE_SIZE // LATTICE  # a side
+SPAN = OBJECT_SIZE // LATTICE  # patches an icon covers, a side
+PEAK_RATE = 1.2e-3  # learning rate of the last two stages, after the warm-up
+PROBE_WEIGHT = 0.3
+
+
+@dataclass(frozen=True)
+class VerifierLog:
+    """The saved weights: AUC on clean scenes of the dev prompts, by wording and tag, and what they took to train."""
+
+    auc: dict[str, dict[str, float]]
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of question answering: its steps and its mix of questions."""
+
+    name: str
+    steps: int
+    mix: Mix
+
+
+def train_verifier(
+    work_dir: str | Path,
+    save_dir: str | Path,
+    tower_steps: int = 500,
+    fact_steps: int = 600,
+    match_steps: int = 3000,
+    images: int = 16,
+    questions: int = 12,
+    evaluate_every: int = 200,
+    scenes_per_tag: int = 80,
+    seed: int = 0,
+) -> VerifierLog:
+    """Pre-train the lite verifier, going on from the last checkpoint in `work_dir` if there is one.
+
+    Stops early once it sees enough (`verifier_evaluation.sees_enough`): the zero-shot verifier is to be able, like
+    the paper's, and not perfect, so that later chapters have something to teach it.
+
+    Args:
+        work_dir: where checkpoints and `log.jsonl` are kept.
+        save_dir: where the best weights so far (fp16) and the processor are kept, as `from_pretrained` reads them.
+        tower_steps, fact_steps, match_steps: steps of the three stages.
+        images: a step; `questions` are asked of each.
+        evaluate_every: steps between two measurements on the dev prompts, with `scenes_per_tag` scenes each.
+        seed: of weights and data.
+
+    Returns:
+        How the saved weights do, by wording ("orm", "prm", "potential") and tag.
+    """
+    work, save = Path(work_dir), Path(save_dir)
+    work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    tokenizer = lite_tokenizer()
+    model = lite_verifier(tokenizer)
+    stages = [
+        Stage("facts", fact_steps, Mix(facts=1.0, official=0.0, caption=True)),
+        Stage("matches", match_steps, Mix(facts=0.25, official=0.65)),
+    ]
+    started = time.monotonic()
+    trainer = _Trainer(model, tokenizer, stages, seed)
+    held_out = evaluation_set(scenes_per_tag, seed + 1)
+    checkpoint = work / "checkpoint.pt"
+    if checkpoint.exists():
+        trainer.load(checkpoint)
+    else:
+        train_tower(model, trainer.patches, tower_steps, seed, 2 * images)
+        trainer.seconds = time.monotonic() - started
+        trainer.save(checkpoint)
+    earlier_seconds = trainer.seconds
+    saved_at = started = time.monotonic()
+    plan = [stage for stage in stages for _ in range(stage.steps)]
+    remaining = range(0) if trainer.best["enough"] else range(trainer.step, len(plan))
+    bar = tqdm(remaining, initial=trainer.step, total=len(plan), desc="verifier")
+    for step in bar:
+        losses = trainer.learn(plan[step].mix, images, questions)
+        bar.set_postfix(stage=plan[step].name, **losses)
+        trainer.seconds = earlier_seconds + time.monotonic() - started
+        if trainer.step % evaluate_every == 0 or trainer.step == len(plan):
+            auc = measure(model, tokenizer, held_out)
+            mean = float(np.mean([value for tags in auc.values() for value in tags.values()]))
+            enough = sees_enough(auc)
+            if enough or mean > trainer.best["mean"]:
+                best = {"mean": mean, "auc": auc, "step": trainer.step, "seconds": trainer.seconds}
+                trainer.best = best | {"enough": enough}
+                save_verifier(model, tokenizer, save)
+            row = {
+                "step": trainer.step,
+                "stage": plan[step].name,
+                "seconds": round(trainer.seconds),
+                "mean": mean,
+            }
+            with (work / "log.jsonl").open("a", encoding="utf-8") as log:
+                log.write(json.dumps(row | losses | {"auc": auc}) + "\n")
+        if time.monotonic() - saved_at > 180 or trainer.step == len(plan) or trainer.best["enough"]:
+            trainer.save(checkpoint)
+            saved_at = time.monotonic()
+        if trainer.best["enough"]:
+            break
+    return VerifierLog(trainer.best["auc"], trainer.best["step"], trainer.best["seconds"])
+
+
+def train_tower(model: LlavaForConditionalGeneration, probe: "PatchProbe", steps: int, seed: int, batch: int) -> None:
+    """First stage: every patch says which class, colour and part of an icon it shows, and where that icon is."""
+    weights = [
+        *model.model.vision_tower.parameters(),
+        *model.model.multi_modal_projector.parameters(),
+        *probe.parameters(),
+    ]
+    optimizer = torch.optim.AdamW(weights, lr=1e-3, weight_decay=0.01)
+    bar = tqdm(range(steps), desc="verifier: tower")
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * min(1, (step + 1) / 50, (steps - step) / (0.3 * steps))
+        rng = np.random.default_rng((seed, 0, step))
+        scenes = [training_scene(rng) for _ in range(batch)]
+        loss = probe(image_features(model, render(scenes)), scenes)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        bar.set_postfix(loss=round(loss.item(), 4))
+
+
+class _Trainer:
+    """The model with all that training needs beside it, so that it can stop and go on."""
+
+    def __init__(
+        self, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, stages: list[Stage], seed: int
+    ) -> None:
+        self.model, self.tokenizer, self.seed, self.about = model, tokenizer, seed, repr((stages, seed))
+        steps = sum(stage.steps for stage in stages)
+        width = model.config.text_config.hidden_size
+        self.patches, self.nouns = PatchProbe(width), NounProbe(tokenizer, width)
+        weights = [*model.parameters(), *self.nouns.parameters(), *self.patches.parameters()]
+        self.optimizer = torch.optim.AdamW(weights, lr=PEAK_RATE, weight_decay=0.01, betas=(0.9, 0.98))
+        warm_up = min(100, max(1, steps // 10))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer,
+            lambda t: min(1.0, (t + 1) / warm_up, (steps - t) / (0.3 * steps)),
+        )
+        self.step, self.seconds = 0, 0.0
+        self.best: dict = {"mean": 0.0, "auc": {}, "step": 0, "seconds": 0.0, "enough": False}
+
+    def learn(self, mix: Mix, images: int, questions: int) -> dict[str, float]:
+        """One step on fresh scenes, drawn by seed and step; returns the losses."""
+        rng = np.random.default_rng((self.seed, 1, self.step))
+        scenes = [training_scene(rng) for _ in range(images)]
+        dialogues = [(row, d) for row, scene in enumerate(scenes) for d in draw_dialogues(scene, questions, mix, rng)]
+        # "Yes, it is clear" is true of every clean scene: learned from one dialogue in ten, lest it crowd out "no".
+        encoded = [(row, *encode_dialogue(self.tokenizer, d, clarity=bool(rng.random() < 0.1))) for row, d in dialogues]
+        answer_loss, noun_loss = torch.zeros(()), torch.zeros(())
+        facts = scene_facts(scenes)
+        features = image_features(self.model, render(scenes))
+        patch_loss = self.patches(features, scenes)
+        for group in read_together(self.model, self.tokenizer, features, encoded):
+            row, place = group.learned
+            logits = self.model.lm_head(group.last[row, place - 1])
+            losses = F.cross_entropy(logits, group.ids[row, place], reduction="none")
+            answer_loss = answer_loss + (losses / torch.bincount(row)[row]).sum()
+            noun_loss = noun_loss + self.nouns(group, facts)
+        answer_loss, noun_loss = answer_loss / len(encoded), noun_loss / len(encoded)
+        self.optimizer.zero_grad()
+        (answer_loss + PROBE_WEIGHT * (noun_loss + patch_loss)).backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.step += 1
+        parts = {"answers": answer_loss, "nouns": noun_loss, "patches": patch_loss}
+        return {name: round(part.item(), 4) for name, part in parts.items()}
+
+    def save(self, path: Path) -> None:
+        """Write everything, whole or not at all."""
+        state = {name: getattr(self, name).state_dict() for name in _SAVED}
+        state |= {name: getattr(self, name) for name in ("about", "step", "seconds", "best")}
+        torch.save(state, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+
+    def load(self, path: Path) -> None:
+        """Go on from what `save` wrote; ValueError if that was another run."""
+        state = torch.load(path, weights_only=False)
+        if state["about"] != self.about:
+            raise ValueError(f"{path} is the checkpoint of another run: delete it to start afresh.")
+        for name in _SAVED:
+            getattr(self, name).load_state_dict(state[name])
+        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+
+
+_SAVED = ("model", "nouns", "patches", "optimizer", "schedule")
+
+
+class PatchProbe(nn.Module):
+    """Used in training only: each image token must know its patch, and where the icon that it is part of stands.
+
+    Without the place, tokens say what they are but hardly where, and no question about positions is ever learned.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.sizes = (len(OBJECTS) + 1, len(COLORS) + 1, SPAN**2 + 1)
+        self.head = nn.Linear(width, sum(self.sizes) + 2)
+
+    def forward(self, features: torch.Tensor, scenes: Sequence[Scene]) -> torch.Tensor:
+        """Mean loss over the patches of image features (B, 64, width)."""
+        truth = torch.from_numpy(np.stack([_patch_truth(scene) for scene in scenes])).flatten(0, 1)
+        labels, spots = truth[:, :3].long(), truth[:, 3:]
+        *logits, spot = self.head(features).flatten(0, 1).split((*self.sizes, 2), dim=1)
+        losses = [F.cross_entropy(part, labels[:, i]) for i, part in enumerate(logits)]
+        covered = labels[:, 0] > 0
+        return torch.stack([*losses, F.mse_loss(spot[covered], spots[covered])]).sum()
+
+
+def _patch_truth(scene: Scene) -> np.ndarray:
+    """(64, 5) float32: class, colour and part of each patch, 0 for the ground; x and y of its icon in -1..1."""
+    grid = np.zeros((PATCHES, PATCHES, 5), dtype=np.float32)
+    for item in scene:
+        row, column = item.y // LATTICE, item.x // LATTICE
+        cell = grid[row : row + SPAN, column : column + SPAN]
+        cell[..., 0] = OBJECTS.index(item.name) + 1
+        cell[..., 1] = COLORS.index(item.color) + 1
+        cell[..., 2] = np.arange(1, SPAN**2 + 1).reshape(SPAN, SPAN)
+        cell[..., 3:] = _spot(item)
+    return grid.reshape(-1, 5)
+
+
+class NounProbe(nn.Module):
+    """Used in training only: halfway up the decoder, each noun of a question must know its object.
+
+    How many there are and, if one, its colour and place. Matching a prompt is then a comparison of what the nouns know;
+    without this, position and attribute binding stay at chance for thousands of steps.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, width: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, 5 + len(COLORS) + 2)
+        nouns = torch.full((len(tokenizer),), -1)
+        for index, name in enumerate(OBJECTS):
+            for word in (name, plural(name)):
+                nouns[tokenizer.convert_tokens_to_ids(word)] = index
+        self.nouns = nn.Buffer(nouns, persistent=False)  # of each token: its class, or -1
+
+    def forward(self, group: Group, facts: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Sum over the group's questions of the mean loss over their nouns."""
+        noun = self.nouns[group.ids]
+        row, place = torch.nonzero(noun >= 0, as_tuple=True)
+        if not len(row):
+            return torch.zeros(())
+        image, kind = group.image[row], noun[row, place]
+        count, color, spot = self.head(group.early[row, place]).split((5, len(COLORS), 2), dim=1)
+        weight = 1 / torch.bincount(row)[row]
+        alone = facts["count"][image, kind] == 1
+        loss = F.cross_entropy(count, facts["count"][image, kind], reduction="none")
+        loss = loss + alone * F.cross_entropy(color, facts["color"][image, kind], reduction="none")
+        loss = loss + alone * F.mse_loss(spot, facts["spot"][image, kind], reduction="none").sum(1)
+        return (loss * weight).sum()
+
+
+def scene_facts(scenes: Sequence[Scene]) -> dict[str, torch.Tensor]:
+    """Per scene and class: how many (B, 16), colour of the last one (B, 16), and its place in -1..1 (B, 16, 2)."""
+    count = torch.zeros(len(scenes), len(OBJECTS), dtype=torch.long)
+    color, spot = torch.zeros_like(count), torch.zeros(*count.shape, 2)
+    for row, scene in enumerate(scenes):
+        for item in scene:
+            kind = OBJECTS.index(item.name)
+            count[row, kind] += 1
+            color[row, kind] = COLORS.index(item.color)
+            spot[row, kind] = torch.tensor(_spot(item))
+    return {"count": count, "color": color, "spot": spot}
+
+
+def _spot(item: SceneObject) -> tuple[float, float]:
+    """Where an icon is, from -1 (left, top) to 1 (right, bottom)."""
+    room = IMAGE_SIZE - OBJECT_SIZE
+    return 2 * item.x / room - 1, 2 * item.y / room - 1

@@ -1,0 +1,194 @@
+"""The lite world: coloured icons on a plain ground, and the noisy captions that a generator learns from.
+
+A scene is up to four icons, each in a 24-pixel cell on an 8-pixel lattice of a 64 x 64 picture. The lattice is that of
+the image tokens: icons, lattice, tokenizer and judges were chosen together, so that small models can draw and see well.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from cotgen_lite.hub import data_path
+from cotgen_lite.prompts import COLORS, OBJECTS, TAGS, Prompt, Requirement, lite_prompts
+
+IMAGE_SIZE = 64  # pixels
+OBJECT_SIZE = 24  # pixels: an icon's cell, 3 x 3 tokens
+LATTICE = 8  # pixels: cells start on multiples of this
+BACKGROUND = (244, 244, 240)
+# Distinct in hue and in lightness, so that they stay apart for colour-blind readers and after the tokenizer.
+PALETTE = {
+    "red": (214, 39, 40),
+    "orange": (255, 140, 0),
+    "yellow": (240, 215, 20),
+    "green": (20, 150, 70),
+    "blue": (30, 110, 235),
+    "purple": (150, 60, 200),
+    "brown": (115, 65, 25),
+    "black": (20, 20, 24),
+}
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One icon: its class, its colour, and the top-left pixel of its 24 x 24 cell."""
+
+    name: str
+    color: str
+    x: int
+    y: int
+
+
+Scene = tuple[SceneObject, ...]
+
+
+@dataclass(frozen=True)
+class CaptionNoise:
+    """How often a pre-training caption is wrong about its picture, as web captions are.
+
+    These rates shape the baseline's profile: weak at position and binding, good at single objects.
+
+    object_missing: of two things named, only one is there (the other is another class, or absent).
+    relation_ignored: the two things stand anywhere. colors_swapped: each has the other's colour.
+    color_wrong: a single coloured thing has another colour. count_off: one more or one fewer than the caption says.
+    """
+
+    object_missing: float = 0.40
+    relation_ignored: float = 1.0
+    colors_swapped: float = 0.25
+    color_wrong: float = 0.05
+    count_off: float = 0.28
+
+
+@cache
+def icon_mask(name: str) -> np.ndarray:
+    """The icon's coverage, float32 (24, 24) in 0..1, drawn from the shipped font by Pillow."""
+    codepoint = json.loads(data_path("world/icons.json").read_text(encoding="utf-8"))[name]["codepoint"]
+    font = ImageFont.truetype(str(data_path("world/objects.ttf")), OBJECT_SIZE)
+    cell = Image.new("L", (OBJECT_SIZE, OBJECT_SIZE), 0)
+    middle = OBJECT_SIZE / 2
+    ImageDraw.Draw(cell).text((middle, middle), chr(int(codepoint, 16)), font=font, fill=255, anchor="mm")
+    return np.asarray(cell, dtype=np.float32) / 255
+
+
+@cache
+def icon_box(name: str) -> tuple[int, int, int, int]:
+    """The tight box of an icon inside its cell: x0, y0, x1, y1 in pixels, the ends exclusive."""
+    rows, columns = np.nonzero(icon_mask(name) > 0.5)
+    return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+
+
+@cache
+def _painted_cell(name: str, color: str) -> np.ndarray:
+    mask = icon_mask(name)[None]
+    ink, ground = (np.array(rgb, dtype=np.float32)[:, None, None] for rgb in (PALETTE[color], BACKGROUND))
+    return np.round(mask * ink + (1 - mask) * ground).astype(np.uint8)
+
+
+def render(scenes: Sequence[Scene]) -> torch.Tensor:
+    """Draw scenes; returns uint8 images (B, 3, 64, 64)."""
+    images = np.empty((len(scenes), 3, IMAGE_SIZE, IMAGE_SIZE), dtype=np.uint8)
+    images[:] = np.array(BACKGROUND, dtype=np.uint8)[None, :, None, None]
+    for image, scene in zip(images, scenes, strict=True):
+        for item in scene:
+            image[:, item.y : item.y + OBJECT_SIZE, item.x : item.x + OBJECT_SIZE] = _painted_cell(
+                item.name, item.color
+            )
+    return torch.from_numpy(images)
+
+
+def random_scene(rng: np.random.Generator) -> Scene:
+    """One to four icons of any class and colour, anywhere."""
+    count = int(rng.integers(1, 5))
+    return _place(_random_names(count, rng), _random_colors(count, rng), rng)
+
+
+def scene_for(prompt: Prompt, rng: np.random.Generator) -> Scene:
+    """A random scene that shows exactly what the prompt asks for, and nothing else; free colours are random."""
+    items = [item for item in prompt.include for _ in range(item.count)]
+    colors = [item.color or _random_colors(1, rng)[0] for item in items]
+    relation = next((item.position for item in prompt.include if item.position), None)
+    while True:
+        scene = _place([item.name for item in items], colors, rng)
+        places = [(item.x, item.y) for item in scene]
+        if relation is None or clearly(relation[0], places[1 - relation[1]], places[relation[1]]):
+            return scene
+
+
+def noisy_pair(rng: np.random.Generator, noise: CaptionNoise) -> tuple[Prompt, Scene]:
+    """A pre-training example: a caption from the train set, all six tags alike, and the scene it was found beside."""
+    by_tag = _train_by_tag()
+    options = by_tag[TAGS[rng.integers(len(TAGS))]]
+    caption = options[rng.integers(len(options))]
+    return caption, scene_for(_what_is_there(caption, rng, noise), rng)
+
+
+@cache
+def _train_by_tag() -> dict[str, list[Prompt]]:
+    return {tag: [prompt for prompt in lite_prompts("train") if prompt.tag == tag] for tag in TAGS}
+
+
+def _what_is_there(caption: Prompt, rng: np.random.Generator, noise: CaptionNoise) -> Prompt:
+    """What the picture beside a noisy caption really shows, as a prompt without text."""
+    items = list(caption.include)
+    if caption.tag == "counting" and rng.random() < noise.count_off:
+        counts = [count for count in (items[0].count - 1, items[0].count + 1) if count <= 4]
+        items = [replace(items[0], count=int(rng.choice(counts)))]
+    if caption.tag == "colors" and rng.random() < noise.color_wrong:
+        items = [replace(items[0], color=_random_colors(1, rng)[0])]
+    if caption.tag == "position" and rng.random() < noise.relation_ignored:
+        items = [replace(item, position=None) for item in items]
+    if caption.tag == "color_attr" and rng.random() < noise.colors_swapped:
+        items = [replace(items[0], color=items[1].color), replace(items[1], color=items[0].color)]
+    if len(items) == 2 and rng.random() < noise.object_missing:
+        lost = int(rng.integers(2))
+        kept = replace(items[1 - lost], position=None)
+        other = Requirement(_random_names(1, rng)[0], color=items[lost].color)
+        items = [kept] if rng.random() < 0.5 else [kept, other]
+    return Prompt("", caption.tag, tuple(items))
+
+
+def _place(names: Sequence[str], colors: Sequence[str], rng: np.random.Generator) -> Scene:
+    """Cells on the lattice, drawn one after the other among the free places; starts over when none is left."""
+    free = layouts()
+    while True:
+        places: list[tuple[int, int]] = []
+        for _ in names:
+            open_places = [spot for spot in free if all(apart(spot, taken) for taken in places)]
+            if not open_places:
+                break
+            places.append(open_places[rng.integers(len(open_places))])
+        if len(places) == len(names):
+            return tuple(SceneObject(n, c, *p) for n, c, p in zip(names, colors, places, strict=True))
+
+
+@cache
+def layouts() -> list[tuple[int, int]]:
+    """All places of an icon, x and y in pixels."""
+    steps = range(0, IMAGE_SIZE - OBJECT_SIZE + 1, LATTICE)
+    return list(product(steps, steps))
+
+
+def apart(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Whether the cells of two icons at these places do not overlap."""
+    return abs(a[0] - b[0]) >= OBJECT_SIZE or abs(a[1] - b[1]) >= OBJECT_SIZE
+
+
+def clearly(relation: str, item: tuple[int, int], reference: tuple[int, int]) -> bool:
+    """Whether the relation holds with room to spare: far enough along its axis, and more than along the other."""
+    dx, dy = item[0] - reference[0], item[1] - reference[1]
+    along, across = {"left of": (-dx, dy), "right of": (dx, dy), "above": (-dy, dx), "below": (dy, dx)}[relation]
+    return along >= OBJECT_SIZE and along > abs(across)
+
+
+def _random_names(count: int, rng: np.random.Generator) -> list[str]:
+    return [OBJECTS[i] for i in rng.integers(len(OBJECTS), size=count)]
+
+
+def _random_colors(count: int, rng: np.random.Generator) -> list[str]:
+    return [COLORS[i] for i in rng.integers(len(COLORS), size=count)]

@@ -1,0 +1,208 @@
+"""PARM read off a pool: what it says of all paths, which of them it stops and keeps for any n, and what that spends.
+
+Exact, because paths do not depend on each other: `search.parm_search` would do the same. Paper: section 4.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cotgen_lite.generate.drawing import SHARD, fingerprint, in_shards
+from cotgen_lite.generate.sequential_sampling import AnyGenerator
+from cotgen_lite.hub import in_place_of
+from cotgen_lite.metrics import area_within_rows
+from cotgen_lite.pools import Pool, expected_best_of
+from cotgen_lite.prompts import Prompt
+from cotgen_lite.verify.search import Assess
+from cotgen_lite.verify.verifier import CLARITY_QUESTION, POTENTIAL_QUESTION, Verifier
+
+PARM_QUESTIONS = (CLARITY_QUESTION, POTENTIAL_QUESTION)
+
+
+@dataclass(frozen=True)
+class Opinions:
+    """What PARM says of the paths of a pool.
+
+    clarity, potential: log-odds float32 (P, N, T − 1), of every step but the last, NaN where not asked, as after the
+    step at which a path is stopped; selection: (P, N), of the finished images, those of stopped paths as well.
+    """
+
+    clarity: npt.NDArray[np.float32]
+    potential: npt.NDArray[np.float32]
+    selection: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `parm_search` would do on a pool: steps that each path runs, int (P, N); whether it survives, bool (P, N);
+    and by which order the choice falls, float (P, N): survivors by selection, above the stopped ones by potential.
+    first_step: the first at which it asks, counted from 1."""
+
+    steps: npt.NDArray[np.int64]
+    survived: npt.NDArray[np.bool_]
+    order: npt.NDArray[np.float64]
+    first_step: int = 1
+
+
+def ask_of_paths(
+    generator: AnyGenerator,
+    verifier: Verifier,
+    guesses: Tensor,
+    prompts: Sequence[Prompt],
+    work_dir: Path,
+    first_step: int = 1,
+    stop: bool = True,
+) -> Opinions:
+    """PARM's opinions of a pool's guesses (P, N, T, L); resumes from shards in `work_dir`.
+
+    A path is asked about from first_step on (counted from 1) until it is clear and without potential, which is all that
+    `stop_paths` needs; or, without stop, to its end. Opinions are kept in half precision, as pools keep scores.
+    """
+    shards = [range(i, min(i + SHARD, len(prompts))) for i in range(0, len(prompts), SHARD)]
+
+    def ask(shard: range) -> dict[str, Tensor]:
+        odds = torch.full((len(shard), guesses.shape[1], guesses.shape[2] - 1, 2), torch.nan)
+        final = []
+        for place, row in enumerate(shard):
+            prompt, running = prompts[row].text, torch.arange(guesses.shape[1])
+            for step in range(first_step - 1, guesses.shape[2] - 1):
+                if not len(running):
+                    break
+                images = generator.decode(guesses[row, running, step])
+                said = verifier.score_turns(images, [prompt] * len(running), PARM_QUESTIONS)
+                odds[place, running, step] = said = said.half().float()
+                if stop:
+                    running = running[(said[:, 0] <= 0) | (said[:, 1] > 0)]
+            images = generator.decode(guesses[row, :, -1])
+            final.append(verifier.score(images, [prompt] * len(images)))
+        return {"odds": odds.half(), "final": torch.stack(final).half()}
+
+    digest = hashlib.sha256(guesses.contiguous().numpy().tobytes()).hexdigest()
+    about = [prompt.text for prompt in prompts], digest, list(guesses.shape), SHARD
+    folder = work_dir / f"{fingerprint((verifier.model, generator.pixels), *about)}-from-{first_step}"
+    folder = folder if stop else folder.with_name(f"{folder.name}-unstopped")
+    parts = in_shards(shards, ask, folder, "PARM")
+    odds, final = (torch.cat([part[name] for part in parts]).float().numpy() for name in ("odds", "final"))
+    return Opinions(odds[..., 0], odds[..., 1], final)
+
+
+def stop_paths(opinions: Opinions, assess: Assess = "every", first_step: int = 1) -> Outcome:
+    """How `parm_search` would treat the paths of a pool; exact, because paths do not depend on each other."""
+    clear = opinions.clarity > 0
+    clear[:, :, : first_step - 1] = False
+    if assess == "first":
+        clear &= np.cumsum(clear, axis=2) == 1
+    hopeless = clear & (opinions.potential <= 0)
+    last = hopeless.argmax(axis=2)
+    survived = np.logical_not(np.logical_or.reduce(hopeless, axis=2))
+    steps = np.where(survived, hopeless.shape[2] + 1, last + 1)
+    doubt = np.take_along_axis(opinions.potential, last[..., None], axis=2)[..., 0].astype(np.float64)
+    # Log-odds of selection may be of any size: squeezed into 0..1, above what potential becomes, −1..0.
+    order = np.where(survived, _squeeze(opinions.selection), _squeeze(doubt) - 1)
+    return Outcome(steps, survived, order, first_step)
+
+
+def _squeeze(log_odds: npt.NDArray) -> npt.NDArray[np.float64]:
+    """Any numbers into 0..1, in the same order, even where a sigmoid would round to 1."""
+    ranks = np.unique(log_odds, return_inverse=True)[1].reshape(log_odds.shape)
+    return ranks / (ranks.max() + 1)
+
+
+def spent_by_search(outcome: Outcome, n: int, steps: int) -> dict[str, float]:
+    """What `parm_search` with n paths spends on one image, in expectation over any n of a pool's: generator passes,
+    guesses read with both questions, finished images read, and how often no path is left.
+
+    steps: T. The generator's: prompt and empty prompt, the first step for all paths together, then two passes a path
+    and step; a resumed path's remaining steps on top.
+    """
+    ran = outcome.steps
+    number = ran.shape[1]
+    dead = number - outcome.survived.sum(axis=1)
+    none_left = np.array([comb(int(d), n) / comb(number, n) for d in dead])
+    remaining = np.where(outcome.survived, 0, steps - ran) / steps
+    resumed = expected_best_of(outcome.order, remaining, n) * steps  # 0 wherever a survivor is among the n
+    guesses = n * (np.minimum(ran, steps - 1) - outcome.first_step + 1).mean(axis=1)
+    finished = n * outcome.survived.mean(axis=1) + none_left
+    generator = 2 + 2 + 2 * n * (ran.mean(axis=1) - 1) + 2 * resumed
+    found = {"generator_passes": generator, "guesses_read": guesses, "finished_read": finished, "none_left": none_left}
+    return {key: round(float(value.mean()), 4) for key, value in found.items()}
+
+
+def spent_by_search_of_runs(outcome: Outcome, n: int, steps: int, length: int, preview: bool) -> dict[str, float]:
+    """The same of a next-token generator with guidance, whose passes are over one place each.
+
+    length: L, codes of an image; preview: whether every guess is filled with the likeliest codes, which takes a pass
+    for each. The last code of an image needs none.
+    """
+    run, whole = length // steps, length - 1
+
+    def passes(ran: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        drawn = np.minimum(ran * run, whole)
+        return drawn + (ran * whole - run * ran * (ran + 1) // 2 + (ran == steps) if preview else 0)
+
+    number, ran = outcome.steps.shape[1], outcome.steps
+    to_come = np.where(outcome.survived, 0, passes(np.full_like(ran, steps)) - passes(ran))
+    most = max(1, int(to_come.max()))
+    resumed = expected_best_of(outcome.order, to_come / most, n) * most  # 0 wherever a survivor is among the n
+    spent = 2 + 2 * n * passes(ran).sum(axis=1) / number + 2 * resumed
+    return spent_by_search(outcome, n, steps) | {"generator_passes": round(float(spent.mean()), 4)}
+
+
+def spent_by_best_of_n(n: int, steps: int) -> dict[str, float]:
+    """The same of `best_of_n`, which reads finished images only."""
+    return {"generator_passes": 4 + 2.0 * n * (steps - 1), "guesses_read": 0, "finished_read": n, "none_left": 0}
+
+
+def clear_at(opinions: Opinions) -> list[float]:
+    """Share of paths that PARM first calls clear at each step but the last; the last number: never."""
+    clear = opinions.clarity > 0
+    never = ~clear.any(axis=2)
+    first = np.bincount(clear.argmax(axis=2)[~never], minlength=clear.shape[2])
+    return (np.array([*first, never.sum()]) / never.size).round(4).tolist()
+
+
+def stopping(outcome: Outcome, pool: Pool) -> dict[str, float]:
+    """How good the stops are: share of paths stopped; of the stopped, how many would have ended wrong (precision); of
+    those that end wrong, how many are stopped (recall); mean step of a stop; of the pools with a right path, how many
+    lose all of them; and how many pools lose all their paths."""
+    wrong, stopped = ~pool.correct["learned"], ~outcome.survived
+    possible = (~wrong).any(axis=1)
+    lost = possible & ~(~wrong & outcome.survived).any(axis=1)
+    found = {
+        "stopped": stopped.mean(),
+        "precision": wrong[stopped].mean() if stopped.any() else np.nan,
+        "recall": stopped[wrong].mean() if wrong.any() else np.nan,
+        "mean_step": outcome.steps[stopped].mean() if stopped.any() else np.nan,
+        "pools_lost": lost.sum() / max(1, possible.sum()),
+        "none_left": (~outcome.survived.any(axis=1)).mean(),
+    }
+    return {key: round(float(np.nan_to_num(value)), 4) for key, value in found.items()}
+
+
+def areas_by_step(opinions: Opinions, correct: npt.NDArray[np.bool_]) -> dict[str, list[float]]:
+    """AUC among a prompt's paths, mean over prompts, of what PARM says at each step but the last against how the paths
+    end; for opinions of every step."""
+    told = {"clarity": opinions.clarity, "potential": opinions.potential}
+    return {
+        name: [round(area_within_rows(odds[:, :, t], correct), 4) for t in range(odds.shape[2])]
+        for name, odds in told.items()
+    }
+
+
+def save_opinions(path: Path, opinions: Opinions) -> None:
+    """Write opinions as one safetensors file, atomically."""
+    with in_place_of(path) as part:
+        save_file({key: torch.from_numpy(value).half() for key, value in vars(opinions).items()}, part)
+
+
+def load_opinions(path: Path) -> Opinions:
+    """Opinions from disk; FileNotFoundError if they are missing."""
+    return Opinions(**{key: value.float().numpy() for key, value in load_file(path).items()})

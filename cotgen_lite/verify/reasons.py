@@ -1,0 +1,91 @@
+"""Why an image misses its prompt, in words: what PARM++ learns to write, and the generator to correct itself by.
+
+The paper has GPT-4o write the reasons; here they are composed, in varied plain sentences, from a judge's findings.
+Paper: section 5.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from cotgen_lite.generate.pipeline import Generator
+from cotgen_lite.geneval import Detector, Finding, evaluate
+from cotgen_lite.lite.verifier_questions import pick
+from cotgen_lite.prompts import Prompt, plural, with_article
+
+AND = ", and "  # between two things that are wrong
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def write_reasons(findings: Sequence[Finding], rng: np.random.Generator) -> str:
+    """One sentence about all that was found wrong, e.g. "the cat is blue but should be red, and there is no dog".
+
+    findings: a verdict's, at least one. The wording is drawn from several. ValueError without findings.
+    """
+    if not findings:
+        raise ValueError("There is nothing to write about: only a wrong image has reasons.")
+    return AND.join(pick(wordings(finding), rng) for finding in findings)
+
+
+def share_told(text: str, findings: Sequence[Finding]) -> tuple[float, float]:
+    """How far a text says what was found wrong: the share of its parts that are true, and of the findings it tells.
+
+    Word for word, in any of the wordings that `write_reasons` draws from.
+    """
+    parts, told = text.split(AND), [set(wordings(finding)) for finding in findings]
+    true = sum(any(part in one for one in told) for part in parts)
+    return true / len(parts), sum(bool(one & set(parts)) for one in told) / max(1, len(told))
+
+
+def wordings(finding: Finding) -> list[str]:
+    """All ways in which `write_reasons` may say one finding."""
+    name, expected = finding.name, finding.expected
+    match finding.kind:
+        case "missing":
+            return [f"there is no {name}", f"the {name} is missing", f"{with_article(name)} should be there too"]
+        case "count" | "extra":
+            seen, wanted = _number(finding.found, name), NUMBERS[int(expected)]
+            few = finding.kind == "count"
+            return [
+                f"there {'is' if finding.found == 1 else 'are'} {'only ' if few else ''}{seen}, not {wanted}",
+                f"there {'is' if finding.found == 1 else 'are'} {seen} but there should be {wanted}",
+                f"there are too {'few' if few else 'many'} {plural(name)}: {wanted} are asked for",
+            ]
+        case "color":
+            others = [color for color in finding.found if color not in ("unknown", expected)]  # type: ignore[union-attr]
+            if not others:
+                return [f"the color of the {name} is unclear but should be {expected}"]
+            return [
+                f"the {name} is {others[0]}, not {expected}",
+                f"the {name} is {others[0]} but should be {expected}",
+                f"the {name} should be {expected} instead of {others[0]}",
+            ]
+        case "position":
+            place, other = " and ".join(finding.found), finding.reference  # type: ignore[arg-type]
+            if not place:
+                return [f"the {name} is not {expected} the {other}"]
+            return [
+                f"the {name} is {place} the {other}, not {expected} it",
+                f"the {name} should be {expected} the {other}, not {place} it",
+                f"the {name} is {place} the {other} but should be {expected} it",
+            ]
+
+
+def _number(found: object, name: str) -> str:
+    count = int(found)  # type: ignore[call-overload]
+    return f"{NUMBERS[min(count, 10)]} {name if count == 1 else plural(name)}"
+
+
+def find_reasons(
+    generator: Generator, detector: Detector, tokens: Tensor, prompts: Sequence[Prompt], seed: int
+) -> npt.NDArray[np.object_]:
+    """What is wrong with each image of a pool, in words; "" where nothing is. tokens (P, N, L); returns str (P, N)."""
+    rng, found = np.random.default_rng(seed), np.full(tokens.shape[:2], "", dtype=object)
+    for row, (codes, prompt) in enumerate(zip(tqdm(tokens, desc="reasons"), prompts, strict=True)):
+        for column, detections in enumerate(detector.detect(generator.decode(codes))):
+            reasons = evaluate(prompt, detections).reasons
+            found[row, column] = write_reasons(reasons, rng) if reasons else ""
+    return found
