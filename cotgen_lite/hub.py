@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,3 +81,9 @@ def write_json(path: Path, value: object) -> None:
 def first_line(error: Exception) -> str:
     """The first line of what an error says; its kind if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def insist_on_two_cores() -> None:
+    """Exit with a message on a machine with more cores, or fewer, than the course states times for."""
+    if os.cpu_count() != 2:
+        sys.exit(f"The course states times of 2 cores, and this machine has {os.cpu_count()}: measure on one with 2.")

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 
-from cotgen_lite.course import guesses
+from cotgen_lite.course import predictions
 from cotgen_lite.course.plots import to_png
 from cotgen_lite.course.plots_results import draw_findings, draw_guesses
 from cotgen_lite.course.widgets_results import draw_two, method_explorer
@@ -21,24 +21,24 @@ def own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_guesses_are_kept_and_changed(own_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    guesses.guess("parm", None)
-    assert "No guess yet" in capsys.readouterr().out and not own_file.exists() and guesses.kept() == {}
-    guesses.guess("parm", 0.9)
-    guesses.guess("baseline", 1)
-    guesses.guess("parm", 0.7)
+    predictions.guess("parm", None)
+    assert "No guess yet" in capsys.readouterr().out and not own_file.exists() and predictions.kept() == {}
+    predictions.guess("parm", 0.9)
+    predictions.guess("baseline", 1)
+    predictions.guess("parm", 0.7)
     assert "Kept: 0.70 for PARM, 20 paths" in capsys.readouterr().out
-    assert list(guesses.kept().items()) == [("baseline", 1.0), ("parm", 0.7)]
-    assert guesses.mean_distance(guesses.kept(), {"baseline": 0.5, "parm": 0.8, "dpo": 0}) == pytest.approx(0.3)
+    assert list(predictions.kept().items()) == [("baseline", 1.0), ("parm", 0.7)]
+    assert predictions.mean_distance(predictions.kept(), {"baseline": 0.5, "parm": 0.8, "dpo": 0}) == pytest.approx(0.3)
     with pytest.raises(ValueError, match=r"write \.5 for 50%"):
-        guesses.guess("parm", 70)
+        predictions.guess("parm", 70)
     with pytest.raises(ValueError, match="'nothing' is not guessed"):
-        guesses.guess("nothing", 0.5)
-    assert guesses.kept()["parm"] == 0.7
+        predictions.guess("nothing", 0.5)
+    assert predictions.kept()["parm"] == 0.7
 
 
 def test_each_guess_is_asked_for_in_its_chapter_and_has_a_result() -> None:
     results = found(data_root())
-    for method, chapter in guesses.GUESSED.items():
+    for method, chapter in predictions.GUESSED.items():
         (notebook,) = (data_root().parent / "notebooks").glob(f"{chapter}_*.ipynb")
         cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
         assert sum(f'guess("{method}", None)' in source for source in cells) == 1, chapter

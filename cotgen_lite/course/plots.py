@@ -163,36 +163,6 @@ def veil(image: Tensor, committed: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint
     return picture
 
 
-def draw_overview(
-    prompt: str, steps: Tensor, candidates: Tensor, beliefs: npt.ArrayLike, right: npt.ArrayLike
-) -> Figure:
-    """The course in one picture: an image coming into being, and the candidate that the verifier keeps.
-
-    steps: uint8 (T, 3, H, W) of the chosen candidate; candidates: uint8 (N, 3, H, W); beliefs: P(yes) (N,); right:
-    verdicts (N,).
-    """
-    belief, columns = np.asarray(beliefs, dtype=float), len(candidates)
-    chosen, shown = int(belief.argmax()), np.linspace(0, len(steps) - 1, columns).round().astype(int)
-    figure, axes = plt.subplots(2, columns, figsize=(1.3 * columns, 3.6), layout="constrained")
-    for column, step in enumerate(shown):
-        _bare(axes[0, column])
-        axes[0, column].imshow(steps[step].permute(1, 2, 0).numpy(), interpolation="nearest")
-        axes[0, column].set_title(f"step {step + 1}", fontsize=9)
-    for column, verdict in enumerate(np.asarray(right, dtype=bool)):
-        axis = axes[1, column]
-        _bare(axis)
-        axis.imshow(candidates[column].permute(1, 2, 0).numpy(), interpolation="nearest")
-        keeps = "kept\n" if column == chosen else "\n"
-        axis.set_title(f"{keeps}{'✓' if verdict else '✗'} P(yes) {belief[column]:.2f}", fontsize=9)
-        if column == chosen:
-            _frame(axis, OURS, 4, "-")
-    figure.suptitle(
-        f"“{prompt}”: {columns} of {len(steps)} steps of one picture; {columns} candidates as the verifier sees them",
-        fontsize=11,
-    )
-    return figure
-
-
 def draw_token_grid(image: Tensor, tokens: Tensor) -> Figure:
     """A picture beside its token grid: the codes as numbers over their patches.
 

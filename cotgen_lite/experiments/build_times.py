@@ -15,10 +15,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from cotgen_lite.course.course_times import insist_on_two_cores
 from cotgen_lite.experiments.build import STEPS
 from cotgen_lite.experiments.configs import LITE, Recipe
-from cotgen_lite.hub import data_root, write_json
+from cotgen_lite.hub import data_root, insist_on_two_cores, write_json
 from cotgen_lite.training import check_same_run
 
 PARTS = 14  # an interval needs two prompts of each tag, and these are a fourteenth of all

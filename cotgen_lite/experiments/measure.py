@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from cotgen_lite.course.plots import draw_overview, to_png
+from cotgen_lite.experiments.overview import save_overview
 from cotgen_lite.experiments.results import (
     SIZES,
     decide,
@@ -173,8 +173,7 @@ def _save_overview(
     candidates = generator.decode(guesses[row, shown, -1])
     beliefs = 1 / (1 + np.exp(-log_odds[row, shown]))
     steps = generator.decode(guesses[row, int(beliefs.argmax())])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(to_png(draw_overview(prompts[row].text, steps, candidates, beliefs, right[row, shown])))
+    save_overview(path, prompts[row].text, steps, candidates, beliefs, right[row, shown])
 
 
 def _measure_guidance(

@@ -1,6 +1,6 @@
 """The instructor's guide takes from the notebooks what they say themselves: times, predictions and exercises.
 
-`python -m cotgen_lite.course.teaching` puts it between the markers of notebooks/TEACHING.md.
+`python -m cotgen_lite.course.guide` puts it between the markers of notebooks/TEACHING.md.
 """
 
 import re
@@ -47,7 +47,7 @@ def question_lines(notebooks: list[Path]) -> list[str]:
     return lines[1:]
 
 
-def write_teaching(folder: Path) -> None:
+def write_guide(folder: Path) -> None:
     """Put both between the markers of the guide in a folder of notebooks."""
     guide, notebooks = folder / "TEACHING.md", sorted(folder.glob("[0-9]*.ipynb"))
     text = guide.read_text(encoding="utf-8")
@@ -60,4 +60,4 @@ def write_teaching(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    write_teaching(data_root().parent / "notebooks")
+    write_guide(data_root().parent / "notebooks")

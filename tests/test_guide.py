@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from cotgen_lite.course.teaching import PREDICT, prose, question_lines, time_lines, write_teaching
+from cotgen_lite.course.guide import PREDICT, prose, question_lines, time_lines, write_guide
 from cotgen_lite.hub import data_root
 
 NOTEBOOKS = sorted((data_root().parent / "notebooks").glob("[0-9]*.ipynb"))
@@ -18,8 +18,8 @@ def test_the_guide_is_up_to_date(tmp_path: Path) -> None:
     for notebook in NOTEBOOKS:
         (tmp_path / notebook.name).symlink_to(notebook)
     (tmp_path / guide.name).write_text(guide.read_text())
-    write_teaching(tmp_path)
-    assert (tmp_path / guide.name).read_text() == guide.read_text()  # else: python -m cotgen_lite.course.teaching
+    write_guide(tmp_path)
+    assert (tmp_path / guide.name).read_text() == guide.read_text()  # else: python -m cotgen_lite.course.guide
 
 
 def test_times_predictions_and_exercises_are_taken_from_the_notebooks(tmp_path: Path) -> None:

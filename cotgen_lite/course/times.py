@@ -1,4 +1,4 @@
-"""How long every notebook runs and how much memory it takes: `python -m cotgen_lite.course.course_times`.
+"""How long every notebook runs and how much memory it takes: `python -m cotgen_lite.course.times`.
 
 Each is executed once, alone, and nothing of it is kept but the two numbers, in data/results/notebooks.json; from there
 they go into the notebooks' first cells, the README's table of the course and the instructor's guide.
@@ -17,8 +17,8 @@ from pathlib import Path
 import nbformat
 from tqdm import tqdm
 
-from cotgen_lite.course.teaching import MEASURED, write_teaching
-from cotgen_lite.hub import data_root, write_atomically, write_json
+from cotgen_lite.course.guide import MEASURED, write_guide
+from cotgen_lite.hub import data_root, insist_on_two_cores, write_atomically, write_json
 
 MOST_SECONDS, MOST_GB, MOST_MINUTES_IN_ALL = 120, 4.0, 20
 
@@ -70,12 +70,6 @@ def write_times(root: Path, times: Mapping[str, Mapping[str, float]]) -> None:
     write_atomically(root / "README.md", readme)
 
 
-def insist_on_two_cores() -> None:
-    """Exit with a message on a machine with more cores, or fewer, than the course states times for."""
-    if os.cpu_count() != 2:
-        sys.exit(f"The course states times of 2 cores, and this machine has {os.cpu_count()}: measure on one with 2.")
-
-
 def main() -> None:
     """Measure all notebooks, say what changed, and write it down; exits with a message if something takes too much."""
     insist_on_two_cores()
@@ -87,7 +81,7 @@ def main() -> None:
         tqdm.write(f"{notebook.stem}: {times[notebook.stem]}, before: {before.get(notebook.stem, 'not measured')}")
     write_json(file, times)
     write_times(root, times)
-    write_teaching(root / "notebooks")
+    write_guide(root / "notebooks")
     sys.exit("\n".join(beyond_limits(times)) or None)
 
 
