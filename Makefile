@@ -36,6 +36,7 @@ test: lint check
 lint: $(ENV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell cotgen_lite tests notebooks .github README.md data/README.md
 	$(BIN)/mypy
 
 # Unit tests and notebooks in one pytest run, by two processes, so that its closing line counts everything.

@@ -17,7 +17,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-IMPORT_NAMES = {"PIL": "pillow"}  # of packages that are imported under another name
+IMPORT_NAMES = {"PIL": "pillow", "sklearn": "scikit-learn"}  # of packages that are imported under another name
 UNPINNED = {"bitsandbytes"}  # of use on a GPU alone, so that the course's environment does without
 
 
@@ -51,7 +51,7 @@ def conda_environment() -> tuple[dict[str, str], list[str]]:
 def imported_packages() -> set[str]:
     """Canonical names of all third-party packages that the package imports anywhere, lazily included."""
     roots = set()
-    for path in (ROOT / "cotgen_lite").glob("*.py"):
+    for path in (ROOT / "cotgen_lite").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 roots |= {alias.name.split(".")[0] for alias in node.names}
