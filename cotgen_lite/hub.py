@@ -1,13 +1,21 @@
-"""Where shipped files live, and whether they are whole."""
+"""Which file and model lives where, whether it is whole, and on which device it runs; files written atomically.
 
+Everything else stands on this. Read on in `prompts.py`.
+"""
+
+import copy
 import hashlib
 import json
 import os
+import shutil
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
 
 MANIFEST = "manifest.json"
 
@@ -29,11 +37,14 @@ def data_path(name: str) -> Path:
     return path
 
 
-def model_path(name: str) -> Path:
+def model_path(name: str, models: Path | None = None) -> Path:
     """The folder of a shipped model, its checksums verified, e.g. "generator" or "verifier".
 
+    models: a folder of models that is being built, in place of the shipped ones; nothing is verified there.
     ValueError names the file if one is damaged; FileNotFoundError if the model or one of its files is missing.
     """
+    if models is not None:
+        return models / name
     folder = data_path(f"models/{name}")
     manifest = json.loads(data_path(f"models/{name}/{MANIFEST}").read_text(encoding="utf-8"))
     for file, expected in manifest["sha256"].items():
@@ -87,3 +98,42 @@ def insist_on_two_cores() -> None:
     """Exit with a message on a machine with more cores, or fewer, than the course states times for."""
     if os.cpu_count() != 2:
         sys.exit(f"The course states times of 2 cores, and this machine has {os.cpu_count()}: measure on one with 2.")
+
+
+def chosen_device(device: str) -> str:
+    """The device that a loader's argument names: "auto" takes a GPU if there is one."""
+    import torch  # not before it is needed: the doctor works without
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def load_complete(kind: Any, path: str | Path, **settings: Any) -> Any:
+    """A model of a transformers class by `kind.from_pretrained(path, **settings)`, in evaluation mode.
+
+    ValueError if weights are missing, which would be random, or if their file is damaged; OSError without a file.
+    """
+    try:
+        model, report = kind.from_pretrained(path, output_loading_info=True, **settings)
+    except SafetensorError as error:
+        raise ValueError(f"The weights in {path} are damaged ({first_line(error)}): download them again.") from error
+    if lacking := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"{path} lacks {len(lacking)} weights of a {type(model).__name__.strip('_')} ({lacking[0]}, ...), which "
+            "would be random: give a complete checkpoint of that kind."
+        )
+    return model.eval()
+
+
+def publish(model: Any, folder: Path, settings: Mapping[str, object], seconds: float) -> None:
+    """Save a model's weights as fp16 safetensors, and the manifest that says how it was made."""
+    shutil.rmtree(folder, ignore_errors=True)
+    copy.deepcopy(model).half().save_pretrained(folder)
+    write_manifest(folder, settings, seconds)
+
+
+def write_manifest(folder: Path, settings: Mapping[str, object], seconds: float) -> None:
+    """Record settings, seconds of training and every file's checksum; its presence says that the model is whole."""
+    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    sums = {path.name: file_sha256(path) for path in files}
+    manifest = {"settings": settings, "seconds": round(seconds), "sha256": sums}
+    write_json(folder / MANIFEST, manifest)

@@ -1,16 +1,21 @@
 """Candidate pools: N images of every prompt, drawn once, scored by any verifier, read for every best-of-n at once."""
 
 import json
+import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
 
 from cotgen_lite.hub import in_place_of
 from cotgen_lite.prompts import TAGS, Prompt, from_record, lite_prompts, parse_prompt, to_record
@@ -159,3 +164,42 @@ def unpack_codes(packed: torch.Tensor, bits: int, length: int) -> torch.Tensor:
         spread = np.unpackbits(rows[at : at + PACKED_AT_ONCE], axis=1, count=length * bits)
         codes[at : at + PACKED_AT_ONCE] = spread.reshape(len(spread), length, bits) @ worth
     return torch.from_numpy(codes.reshape(*packed.shape[:-1], length))
+
+
+SHARD = 8  # prompts drawn between two savings
+
+
+T = TypeVar("T")
+
+
+def in_shards(
+    shards: Sequence[T], make: Callable[[T], dict[str, Tensor]], work_dir: Path, label: str
+) -> list[dict[str, Tensor]]:
+    """What `make` gives for every shard, each kept in `work_dir` once it is made; a later call only reads it.
+
+    `work_dir` must belong to this very job (see `fingerprint`): shards are told apart by their number alone. Under
+    `accelerate launch` every process makes its share and waits for the others', in a folder that all can see, so all
+    return the same. ValueError if RANK and WORLD_SIZE contradict each other.
+    """
+    rank, processes = rank_and_processes()
+    work_dir.mkdir(parents=True, exist_ok=True)
+    paths = [work_dir / f"shard-{number:03d}.safetensors" for number in range(len(shards))]
+    for number in tqdm(range(rank, len(shards), processes), desc=label):
+        if not paths[number].exists():
+            made = make(shards[number])
+            with in_place_of(paths[number]) as part:
+                save_file(made, part)
+    while not all(path.exists() for path in paths):  # no barrier: a process group would give up on slow shards
+        time.sleep(1)
+    return [load_file(path) for path in paths]
+
+
+def rank_and_processes() -> tuple[int, int]:
+    """Which process this is, and of how many, as `accelerate launch` says; 0 of 1 without it.
+
+    ValueError if RANK and WORLD_SIZE contradict each other.
+    """
+    rank, processes = (int(os.environ.get(name, number)) for name, number in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if not 0 <= rank < processes:
+        raise ValueError(f"RANK is {rank} of WORLD_SIZE {processes}: start all processes with `accelerate launch`.")
+    return rank, processes

@@ -4,14 +4,16 @@ GenEval (Ghosh et al., 2023) asks for object-centred pictures in six ways ("tags
 picture must show. The paper reuses the six templates for all of its training prompts (section 3.2), and so do we.
 """
 
+import hashlib
 import json
 import random
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, permutations
 from pathlib import Path
+from typing import Any
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 RELATIONS = ("left of", "right of", "above", "below")
@@ -364,3 +366,52 @@ def _check_different(first: str, second: str, names: Names) -> None:
 def _check(what: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise ValueError(f"Unknown {what} {value!r}: use one of {', '.join(known)}.")
+
+
+UNKNOWN = "<|unknown|>"
+
+
+def encode_text(tokenizer: Any, text: str) -> list[int]:
+    """Text as token ids, without special tokens added.
+
+    ValueError names the words that the tokenizer does not know (lite models read only the course's words).
+    """
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+        unknown = [
+            word
+            for word in text.split()
+            if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"]
+        ]
+        if tokenizer.unk_token != UNKNOWN:
+            raise ValueError(f"The model has no token for {', '.join(map(repr, unknown))}: use other words or signs.")
+        raise ValueError(
+            f"The lite models do not know {', '.join(map(repr, unknown))}: they know the objects {', '.join(OBJECTS)}; "
+            f"the colours {', '.join(COLORS)}; the counts {', '.join(COUNTS)}; left of, right of, above and below."
+        )
+    return ids
+
+
+def meaning_hash(prompt: Prompt) -> str:
+    """What a prompt asks for (`prompts.meaning`) as 16 hexadecimal digits."""
+    return hashlib.sha256(repr(meaning(prompt)).encode()).hexdigest()[:16]
+
+
+def refuse_held_out(prompts: Sequence[Prompt], held_out: Set[str] | None = None) -> None:
+    """ValueError if a prompt asks what a dev or test prompt asks, in whatever wording.
+
+    held_out: what must not be asked, as hashes (`full_prompts.meaning_hash`); by default what the lite dev and test
+    prompts ask. At full scale the test is GenEval's: pass `full_prompts.geneval_meanings()`.
+    """
+    forbidden = _lite_meanings() if held_out is None else held_out
+    for prompt in prompts:
+        if meaning_hash(prompt) in forbidden:
+            raise ValueError(
+                f"{prompt.text!r} asks what a dev or test prompt asks: train on `train_prompts` only, or at full scale "
+                "on `full_prompts` with `held_out=geneval_meanings()`."
+            )
+
+
+@cache
+def _lite_meanings() -> frozenset[str]:
+    return frozenset(meaning_hash(prompt) for split in ("dev", "test") for prompt in lite_prompts(split))

@@ -1,5 +1,6 @@
 """One training loop for every lite model: AdamW, warm-up and cosine, a progress bar, resuming after an interrupt."""
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -174,3 +175,14 @@ def _resume(
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return TrainingLog(**state["log"])
+
+
+def fingerprint(models: Sequence[nn.Module], *settings: object) -> str:
+    """A name for all that a job depends on, so that another's shards or checkpoints are never taken for its own."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for model in models:
+        for weights in model.parameters():
+            if weights.dtype != torch.float32:  # the same numbers compute others in half precision
+                digest.update(str(weights.dtype).encode())
+            digest.update(weights.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:12]

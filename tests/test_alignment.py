@@ -86,7 +86,7 @@ def test_the_second_rounds_images_ask_nothing_held_out_and_give_pairs_of_both_la
 def test_policy_and_reference_of_the_second_round_are_the_first_rounds_policy(monkeypatch, tmp_path, name):
     loaded, seen = [], {}
     monkeypatch.setattr(alignment, "second_pairs", lambda *_, **__: ["pair"])
-    monkeypatch.setattr(alignment, "built_generator", lambda _, name="generator": loaded.append(name) or name)
+    monkeypatch.setattr(alignment, "load_generator", lambda name="generator", models=None: loaded.append(name) or name)
     monkeypatch.setattr(alignment, "settings_of", lambda *_: DpoTraining(1e-3))
     monkeypatch.setattr(alignment.Verifier, "from_pretrained", lambda path: path.name)
     monkeypatch.setattr(alignment, "guidance", lambda start, verifier, _: (start, verifier))
@@ -205,7 +205,7 @@ def test_noise_of_estimates(toy_generator, monkeypatch, tmp_path):
     for parameter in aligned.model.parameters():
         parameter.data += 0.03 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     models = {"generator": toy_generator, "dpo": aligned}
-    monkeypatch.setattr(dpo_studies, "built_generator", lambda _, name="generator": models[name])
+    monkeypatch.setattr(dpo_studies, "load_generator", lambda name="generator", **_: models[name])
     seen = []
     judged = dpo_studies.log_probability
     monkeypatch.setattr(dpo_studies, "log_probability", lambda *given: seen.append(given[-1]) or judged(*given))
@@ -231,8 +231,8 @@ def test_a_gap_of_belief_is_that_of_the_choice(toy_generator, monkeypatch, tmp_p
     prompts = [p for p in lite_prompts("test") if p.tag != "single_object"]
     few = [p for tag in TAGS[1:] for p in [q for q in prompts if q.tag == tag][: QUICK.many_prompts]]
     odds, right = rng.normal(size=(len(few), 6)).astype(np.float32), rng.random((len(few), 6)) < 0.5
-    monkeypatch.setattr(dpo_studies, "built_generator", lambda *_: toy_generator)
-    monkeypatch.setattr(dpo_studies, "built_judges", lambda _: {"learned": None, "template": None})
+    monkeypatch.setattr(dpo_studies, "load_generator", lambda *_, **__: toy_generator)
+    monkeypatch.setattr(dpo_studies, "load_judges", lambda _: {"learned": None, "template": None})
     monkeypatch.setattr(dpo_studies, "Verifier", Believes)
     monkeypatch.setattr(dpo_studies, "draw_pool", lambda *_, **__: (torch.zeros(len(few), 6, 5, 64), None, None))
     monkeypatch.setattr(dpo_studies, "judge_tokens", lambda *_: right)

@@ -27,8 +27,7 @@ from cotgen_lite.align.dpo import (
     train_dpo,
 )
 from cotgen_lite.generate.showo import Showo, ShowoConfig, draw_mask, text_prefix
-from cotgen_lite.lite.vocabulary import encode_text
-from cotgen_lite.prompts import lite_prompts
+from cotgen_lite.prompts import encode_text, lite_prompts
 
 LENGTH, CODES = 4, 3
 

@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from cotgen_lite.generate import drawing
-from cotgen_lite.generate.drawing import draw_pool, fingerprint, in_shards, judge_tokens, label_tokens
-from cotgen_lite.generate.pipeline import Generator
+from cotgen_lite import pools
+from cotgen_lite.generate.drawing import draw_pool, judge_tokens, label_tokens
+from cotgen_lite.generate.pipeline import Generator, load_generator
 from cotgen_lite.generate.vq import Magvit, lite_config
 from cotgen_lite.geneval import Detection
 from cotgen_lite.hub import data_path
-from cotgen_lite.lite.checkpoints import load_generator, load_judge
-from cotgen_lite.lite.judges import TemplateJudge
-from cotgen_lite.pools import load_pool, pool_prompts
+from cotgen_lite.lite.judges import TemplateJudge, load_judge
+from cotgen_lite.pools import in_shards, load_pool, pool_prompts
+from cotgen_lite.training import fingerprint
 
 
 def test_pool_is_the_same_after_an_interrupt(tmp_path: Path, toy_generator) -> None:
@@ -134,9 +134,9 @@ def test_two_processes_may_write_the_same_shard(tmp_path: Path, monkeypatch: pyt
 
     def write_while_another_does(*given: object, **named: object) -> None:
         save_file(*given, **named)
-        monkeypatch.setattr(drawing, "save_file", save_file)
+        monkeypatch.setattr(pools, "save_file", save_file)
         in_shards([7], make, tmp_path, "shards")
 
-    monkeypatch.setattr(drawing, "save_file", write_while_another_does)
+    monkeypatch.setattr(pools, "save_file", write_while_another_does)
     (part,) = in_shards([7], make, tmp_path, "shards")
     assert part["shard"] == 7 and [path.name for path in tmp_path.iterdir()] == ["shard-000.safetensors"]

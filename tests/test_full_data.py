@@ -18,14 +18,14 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, Mask2FormerConfig, P
 
 from cotgen_lite.full_scale import data as f
 from cotgen_lite.full_scale.mask2former import _Segmenter, draw_pictures
-from cotgen_lite.full_scale.prompts import everyday_names, full_prompts, geneval_meanings, meaning_hash
+from cotgen_lite.full_scale.prompts import everyday_names, full_prompts, geneval_meanings
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.sampling import Ledger, SamplingSettings
 from cotgen_lite.generate.showo import Showo, ShowoConfig
 from cotgen_lite.generate.vq import Magvit, MagvitConfig
 from cotgen_lite.geneval import Detection, Detector, evaluate
 from cotgen_lite.pools import Pool, load_pool
-from cotgen_lite.prompts import GENEVAL, parse_prompt
+from cotgen_lite.prompts import GENEVAL, meaning_hash, parse_prompt
 from cotgen_lite.verify import training_data as ranking
 
 PAGE = Path(__file__).resolve().parent.parent / "notebooks/FULL_SCALE.md"

@@ -16,12 +16,11 @@ from small_verifiers import byte_level_tokenizer, save_onevision
 from test_references import pictures, save_magvit, save_showo
 from torch import Tensor
 
-from cotgen_lite.align.dpo import DpoTraining, Pair, draw_masks, log_probability, train_dpo
-from cotgen_lite.align.margins import reward_margins
+from cotgen_lite.align.dpo import DpoTraining, Pair, draw_masks, log_probability, reward_margins, train_dpo
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.sampling import MASKED, SamplingSettings
 from cotgen_lite.generate.showo import correction_prefix, masked_loss, text_prefix
-from cotgen_lite.lite.vocabulary import encode_text
+from cotgen_lite.prompts import encode_text
 from cotgen_lite.verify.search import best_of_n, parm_search, reflect, stepwise_best_of_n
 from cotgen_lite.verify.verifier import (
     CLARITY_QUESTION,

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from cotgen_lite.full_scale.janus import JanusGenerator
+from cotgen_lite.generate.autoregressive import GREY, RunSettings, advance_run, keep_runs
 from cotgen_lite.generate.sampling import MASKED, Ledger, path_noise
-from cotgen_lite.generate.sequential_sampling import GREY, RunSettings, advance_run, keep_runs
 
 LENGTH, CODES, START, IMAGE, PAD = 16, 50, "<start>", "<begin_of_image>", "<pad>"
 SETTINGS = RunSettings(guidance_scale=4.0, steps=4, top_k=12)

@@ -6,9 +6,17 @@ import torch
 
 from cotgen_lite.geneval import evaluate, judge
 from cotgen_lite.hub import model_path
-from cotgen_lite.lite import judge_training
-from cotgen_lite.lite.judge_training import draw_lessons, measure_judge, random_question, train_judge
-from cotgen_lite.lite.judges import LearnedJudge, LearnedJudgeConfig, TemplateJudge, scene_detections
+from cotgen_lite.lite import judges as judge_training
+from cotgen_lite.lite.judges import (
+    LearnedJudge,
+    LearnedJudgeConfig,
+    TemplateJudge,
+    draw_lessons,
+    measure_judge,
+    random_question,
+    scene_detections,
+    train_judge,
+)
 from cotgen_lite.lite.world import BACKGROUND, SceneObject, icon_box, icon_mask, random_scene, render
 from cotgen_lite.prompts import COLORS, OBJECTS, TAGS, counting, single_object
 

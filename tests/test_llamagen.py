@@ -19,10 +19,9 @@ from cotgen_lite.full_scale.llamagen import (
     plain_caption,
     t5_features,
 )
-from cotgen_lite.generate.autoregressive import Sequential
+from cotgen_lite.generate.autoregressive import GREY, RunSettings, Sequential, advance_run
 from cotgen_lite.generate.sampling import MASKED, Ledger, path_noise
-from cotgen_lite.generate.sequential_sampling import GREY, RunSettings, advance_run
-from cotgen_lite.generate.vq_tokenizer import VqTokenizer
+from cotgen_lite.generate.vq import VqTokenizer
 
 GRID, LAYERS, HEADS, WIDTH, INNER, CODES, WORDS, TEXT_WIDTH = 4, 2, 2, 32, 48, 40, 9, 24
 LENGTH = GRID**2

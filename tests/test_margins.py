@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from cotgen_lite.align.dpo import Pair, draw_masks, log_probability
-from cotgen_lite.align.margins import reward_margins
+from cotgen_lite.align.dpo import Pair, draw_masks, log_probability, reward_margins
 from cotgen_lite.generate.showo import text_prefix
-from cotgen_lite.lite.vocabulary import encode_text
+from cotgen_lite.prompts import encode_text
 
 
 def test_margins_are_what_changed_for_the_chosen_minus_the_rejected(toy_generator: Any) -> None:

@@ -13,8 +13,7 @@ from small_verifiers import Moody
 from cotgen_lite.experiments.configs import QUICK
 from cotgen_lite.experiments.measure_sequential import decide_f10, measure_fills, save_choices
 from cotgen_lite.experiments.results import read_rows
-from cotgen_lite.generate.autoregressive import Sequential, SequentialConfig
-from cotgen_lite.generate.sequential_sampling import Fill, RunSettings, SequentialGenerator
+from cotgen_lite.generate.autoregressive import Fill, RunSettings, Sequential, SequentialConfig, SequentialGenerator
 from cotgen_lite.generate.vq import Magvit, lite_config
 from cotgen_lite.lite.vocabulary import lite_tokenizer
 from cotgen_lite.metrics import area_within_rows

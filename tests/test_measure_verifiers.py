@@ -22,12 +22,12 @@ from cotgen_lite.experiments.measure_verifiers import (
     tuning_gains_early,
 )
 from cotgen_lite.experiments.results import SIZES
-from cotgen_lite.lite.checkpoints import load_verifier
 from cotgen_lite.metrics import area_under_curve, score
 from cotgen_lite.pools import expected_best_of, pool_prompts
 from cotgen_lite.prompts import TAGS, lite_prompts, parse_prompt
 from cotgen_lite.verify.search import Cost, SearchResult, stepwise_best_of_n
 from cotgen_lite.verify.training_data import StepLabels
+from cotgen_lite.verify.verifier import load_verifier
 
 PROMPTS = pool_prompts("dev")
 N = 20

@@ -16,7 +16,8 @@ from cotgen_lite.generate.memory import decoding_bytes, drawing_bytes, free_byte
 from cotgen_lite.generate.sampling import SamplingSettings, sample
 from cotgen_lite.generate.showo import Showo, ShowoConfig, correction_prefix, text_prefix
 from cotgen_lite.generate.vq import Magvit, MagvitConfig, images_at_once
-from cotgen_lite.lite.vocabulary import encode_text, lite_tokenizer
+from cotgen_lite.lite.vocabulary import lite_tokenizer
+from cotgen_lite.prompts import encode_text
 
 WORDS = lite_tokenizer()
 PROMPTS = ["a photo of a dog", "a photo of a red apple and a blue car"]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from cotgen_lite.align.dpo import dpo_loss, draw_masks, log_probability, online_pairs
-from cotgen_lite.generate.autoregressive import next_token_loss, pad_texts, sequence_ids
+from cotgen_lite.generate.autoregressive import RunSettings, load_sequential, next_token_loss, pad_texts, sequence_ids
 from cotgen_lite.generate.memory import decoding_bytes, drawing_bytes, plan_drawing
 from cotgen_lite.generate.sampling import (
     Ledger,
@@ -21,16 +21,13 @@ from cotgen_lite.generate.sampling import (
     predict,
     start,
 )
-from cotgen_lite.generate.sequential_sampling import RunSettings
 from cotgen_lite.generate.showo import ShowoConfig, text_prefix
 from cotgen_lite.generate.vq import MagvitConfig, images_at_once
-from cotgen_lite.lite.checkpoints import load_sequential, load_verifier
 from cotgen_lite.lite.judges import TemplateJudge
-from cotgen_lite.lite.vocabulary import encode_text
 from cotgen_lite.lite.world import random_scene, render
 from cotgen_lite.metrics import area_under_curve
 from cotgen_lite.pools import expected_best_of
-from cotgen_lite.prompts import lite_prompts, parse_prompt
+from cotgen_lite.prompts import encode_text, lite_prompts, parse_prompt
 from cotgen_lite.verify import training_data as ranking
 from cotgen_lite.verify.search import parm_search, reflect, stepwise_best_of_n
 from cotgen_lite.verify.training_data import balanced, label_steps
@@ -40,6 +37,7 @@ from cotgen_lite.verify.verifier import (
     POTENTIAL_QUESTION,
     PRM_QUESTION,
     REFLECTION_QUESTION,
+    load_verifier,
 )
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"

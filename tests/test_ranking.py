@@ -8,10 +8,10 @@ import pytest
 import torch
 from small_verifiers import save_lite
 
-from cotgen_lite.full_scale.prompts import full_prompts, geneval_meanings, meaning_hash
+from cotgen_lite.full_scale.prompts import full_prompts, geneval_meanings
 from cotgen_lite.hub import data_path
 from cotgen_lite.pools import Pool, load_pool
-from cotgen_lite.prompts import GENEVAL, TAGS, lite_prompts, meaning, parse_prompt, two_object
+from cotgen_lite.prompts import GENEVAL, TAGS, lite_prompts, meaning, meaning_hash, parse_prompt, two_object
 from cotgen_lite.verify import training_data as ranking
 from cotgen_lite.verify.finetune import FineTuning, finetune_verifier
 from cotgen_lite.verify.training_data import (

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cotgen_lite.experiments.benchmark import decoding_flops, measure
-from cotgen_lite.experiments.plain_decoding import predict_plainly
+from cotgen_lite.experiments.benchmark import decoding_flops, measure, predict_plainly
 from cotgen_lite.generate.sampling import (
     MASKED,
     DecodingState,

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from cotgen_lite.lite.checkpoints import load_verifier
+from cotgen_lite.verify.verifier import load_verifier
 from cotgen_lite.align.dpo import DpoTraining, Pair, train_dpo
 from cotgen_lite.hub import model_path
 from cotgen_lite.generate.pipeline import Generator

@@ -9,23 +9,27 @@ import pytest
 import torch
 from trl import DPOTrainer
 
-from cotgen_lite.align.sequential_dpo import train_sequential_dpo
+from cotgen_lite.align.dpo import train_sequential_dpo
 from cotgen_lite.experiments.sequential_training import train_sequential
-from cotgen_lite.generate.autoregressive import Sequential, SequentialConfig, next_token_loss, pad_texts, sequence_ids
-from cotgen_lite.generate.sampling import MASKED, Ledger, path_noise
-from cotgen_lite.generate.sequential_sampling import (
+from cotgen_lite.generate.autoregressive import (
     GREY,
     RunSettings,
+    Sequential,
+    SequentialConfig,
     SequentialGenerator,
     advance_run,
     begin,
     keep_runs,
+    next_token_loss,
+    pad_texts,
+    sequence_ids,
 )
+from cotgen_lite.generate.sampling import MASKED, Ledger, path_noise
 from cotgen_lite.generate.vq import Magvit
 from cotgen_lite.hub import model_path
 from cotgen_lite.lite.generator_training import CaptionedTokens
-from cotgen_lite.lite.vocabulary import encode_text, lite_tokenizer
-from cotgen_lite.prompts import parse_prompt
+from cotgen_lite.lite.vocabulary import lite_tokenizer
+from cotgen_lite.prompts import encode_text, parse_prompt
 
 CODES, LENGTH, TEXTS = 1024, 64, [[7, 8, 9], [10, 11, 12, 13, 14]]
 SETTINGS = RunSettings(guidance_scale=1.5, steps=8, top_k=40)

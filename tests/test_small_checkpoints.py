@@ -16,9 +16,9 @@ from cotgen_lite.full_scale import tiny_random_models as s
 from cotgen_lite.full_scale.janus import JanusGenerator
 from cotgen_lite.full_scale.llamagen import LlamaGenGenerator, read_checkpoint
 from cotgen_lite.full_scale.mask2former import Mask2FormerDetector, self_check
+from cotgen_lite.generate.autoregressive import RunSettings
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.sampling import SamplingSettings
-from cotgen_lite.generate.sequential_sampling import RunSettings
 from cotgen_lite.generate.showo import Showo
 from cotgen_lite.generate.vq import Magvit
 from cotgen_lite.prompts import GENEVAL

@@ -3,8 +3,8 @@
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from cotgen_lite.lite.vocabulary import encode_text, lite_tokenizer, lite_words
-from cotgen_lite.prompts import OBJECTS, lite_prompts, plural
+from cotgen_lite.lite.vocabulary import lite_tokenizer, lite_words
+from cotgen_lite.prompts import OBJECTS, encode_text, lite_prompts, plural
 
 
 def test_every_prompt_is_one_token_a_word() -> None:

@@ -16,16 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import GenerationConfig, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
+from trl import DPOConfig, DPOTrainer
 
-from cotgen_lite.generate.drawing import fingerprint
+from cotgen_lite.generate.autoregressive import Sequential, sequence_ids
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.showo import Showo, draw_mask, image_logits, text_prefix
-from cotgen_lite.lite.vocabulary import encode_text
-from cotgen_lite.prompts import Prompt
-from cotgen_lite.training import StepBar, check_same_run, rising_share, seconds_of_run
-from cotgen_lite.verify.training_data import refuse_held_out
+from cotgen_lite.prompts import Prompt, encode_text, refuse_held_out
+from cotgen_lite.training import StepBar, check_same_run, fingerprint, rising_share, seconds_of_run
 from cotgen_lite.verify.verifier import Verifier
 
 Weighting = Literal["sum", "elbo"]
@@ -329,3 +328,95 @@ def _collate(pairs: Sequence[Pair]) -> dict[str, Any]:
         "chosen": torch.stack([pair.chosen for pair in pairs]).long(),
         "rejected": torch.stack([pair.rejected for pair in pairs]).long(),
     }
+
+
+def reward_margins(
+    policy: Generator, reference: Generator, pairs: Sequence[Pair], beta: float = 0.1, masks: int = 2, seed: int = 0
+) -> Tensor:
+    """How far a policy prefers each pair's chosen image, against a reference; positive where it does.
+
+    Estimated under `masks` masks a pair, the same for both images and both models. Returns (B,). ValueError without
+    pairs.
+    """
+    if not pairs:
+        raise ValueError("There is nothing to estimate: give at least one pair.")
+    same = draw_masks(len(pairs), len(pairs[0].chosen), masks, "sum", torch.Generator().manual_seed(seed))
+    prefixes = [pair.prefix for pair in pairs]
+    sides = (torch.stack([pair.chosen for pair in pairs]), torch.stack([pair.rejected for pair in pairs]))
+    with torch.no_grad():
+        new, old = (
+            [log_probability(one.model, one.model.config, prefixes, side.long(), same) for side in sides]
+            for one in (policy, reference)
+        )
+    return dpo_loss(new[0], new[1], old[0], old[1], beta)[1]
+
+
+class _ReadyIds(DPOTrainer):
+    """trl's trainer on ids as they are: there is no text to tokenise, and an image needs no end token."""
+
+    def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+        return dataset  # trl's own would append an end token to every image
+
+
+def train_sequential_dpo(
+    model: Sequential,
+    words: PreTrainedTokenizerBase,
+    triples: Sequence[tuple[Prompt, Tensor, Tensor]],
+    learning_rate: float,
+    work_dir: Path,
+    beta: float = 0.1,
+    batch_size: int = 10,
+    seed: int = 0,
+) -> tuple[list[dict[str, float]], float]:
+    """Align a next-token generator in place, one epoch; the reference is what it is at the start, frozen.
+
+    triples: prompt, chosen and rejected codes (L,). Resumes from `work_dir`. Returns for every step the loss, reward
+    margin and accuracy, and the rewards of chosen and rejected images (β times what their log-probability has gained);
+    and the seconds of training. ValueError without pairs, or for a `work_dir` that holds another run.
+    """
+    if not triples:
+        raise ValueError("There is nothing to learn from: give at least one pair.")
+    from datasets import Dataset as Rows
+
+    rows = [
+        {
+            "prompt_ids": sequence_ids(model.config, encode_text(words, prompt.text)),
+            "chosen_ids": chosen.tolist(),
+            "rejected_ids": rejected.tolist(),
+        }
+        for prompt, chosen, rejected in triples
+    ]
+    check_same_run(work_dir, fingerprint((model,), rows, learning_rate, beta, batch_size, seed))
+    on_gpu = model.device.type == "cuda"
+    arguments = DPOConfig(
+        output_dir=str(work_dir),
+        beta=beta,
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=rising_share(0.1, len(triples), batch_size),
+        num_train_epochs=1,
+        per_device_train_batch_size=batch_size,
+        seed=seed,
+        save_steps=50,
+        save_total_limit=1,
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=not on_gpu,
+        bf16=on_gpu,
+        gradient_checkpointing=False,
+        max_length=None,
+    )
+    model.generation_config = GenerationConfig()  # where trl notes the pad
+    reference = copy.deepcopy(model).eval().requires_grad_(False)
+    trainer = _ReadyIds(model, reference, arguments, train_dataset=Rows.from_list(rows), processing_class=words)
+    StepBar.attach(trainer, "DPO")
+    last = get_last_checkpoint(str(work_dir))
+    output = trainer.train(resume_from_checkpoint=last)
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
+    model.__dict__.pop("forward", None)  # trl's, which would follow a copy of the model around with the old weights
+    names = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
+    names |= {"rewards/chosen": "chosen", "rewards/rejected": "rejected"}
+    steps = [row for row in trainer.state.log_history if "rewards/margins" in row]
+    told = [{ours: row[theirs] for theirs, ours in names.items()} for row in steps]
+    return told, seconds_of_run(work_dir, output, last)

@@ -16,23 +16,21 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from cotgen_lite.experiments.configs import Recipe
-from cotgen_lite.generate.drawing import draw_pool, fingerprint, judge_tokens
-from cotgen_lite.generate.pipeline import Generator
+from cotgen_lite.generate.drawing import draw_pool, judge_tokens
+from cotgen_lite.generate.pipeline import Generator, load_generator
 from cotgen_lite.generate.showo import correction_prefix, masked_loss, text_prefix
 from cotgen_lite.geneval import evaluate
-from cotgen_lite.hub import MANIFEST
-from cotgen_lite.lite.checkpoints import built_generator, publish
+from cotgen_lite.hub import MANIFEST, publish
 from cotgen_lite.lite.edit_targets import mend
 from cotgen_lite.lite.generator_training import CaptionedTokens, make_captioned_tokens
 from cotgen_lite.lite.judges import TemplateJudge
-from cotgen_lite.lite.vocabulary import encode_text
 from cotgen_lite.lite.world import CaptionNoise, render
 from cotgen_lite.metrics import score
 from cotgen_lite.pools import Pool, load_pool, one_in
-from cotgen_lite.prompts import Prompt, lite_prompts
-from cotgen_lite.training import TrainingLog, thinned, train
+from cotgen_lite.prompts import Prompt, encode_text, lite_prompts, refuse_held_out
+from cotgen_lite.training import TrainingLog, fingerprint, thinned, train
 from cotgen_lite.verify.reasons import find_reasons, write_reasons
-from cotgen_lite.verify.training_data import IMAGES, refuse_held_out
+from cotgen_lite.verify.training_data import IMAGES
 
 
 @dataclass(frozen=True)
@@ -143,7 +141,7 @@ def train_correction(
 
 def build_self_correct(out: Path, work: Path, recipe: Recipe) -> None:
     """The generator that can correct an image."""
-    images, start = load_pool(out / "training/images" / IMAGES), built_generator(out / "models")
+    images, start = load_pool(out / "training/images" / IMAGES), load_generator(models=out / "models")
     wrong = ~images.correct["template"]
     lessons = corrections(start, TemplateJudge(), images, wrong, recipe.corrections_a_pool, seed=0)
     settings = json.loads((out / f"models/generator/{MANIFEST}").read_text(encoding="utf-8"))["settings"]

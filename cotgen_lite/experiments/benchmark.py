@@ -9,9 +9,11 @@ import time
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from cotgen_lite.experiments.plain_decoding import predict_plainly
 from cotgen_lite.generate.sampling import (
+    MASKED,
+    DecodingState,
     Ledger,
     SamplingSettings,
     advance,
@@ -19,7 +21,7 @@ from cotgen_lite.generate.sampling import (
     predict,
     start,
 )
-from cotgen_lite.generate.showo import Showo, ShowoConfig, lite_config, text_prefix
+from cotgen_lite.generate.showo import Showo, ShowoConfig, build_sequences, lite_config, text_prefix
 
 SETTINGS = SamplingSettings(guidance_scale=1.75)
 
@@ -131,3 +133,17 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+@torch.inference_mode()
+def predict_plainly(model: Showo, state: DecodingState) -> Tensor:
+    """What `predict` computes, by the plain loop of Show-o's code: every sequence anew, over the whole vocabulary."""
+    config, masked = model.config, state.tokens == MASKED
+    prefixes = [state.prompts.prefixes[row] for row in state.prompt.tolist()]
+    empty = [state.prompts.prefixes[row] for row in state.prompts.against[state.prompt].tolist()]
+    ids = build_sequences(config, prefixes + empty, state.tokens.repeat(2, 1), masked.repeat(2, 1))
+    logits = model(ids)[:, -masked.shape[1] - 1 : -1, config.image_offset : config.mask_id].float()
+    conditional, unconditional = logits.chunk(2)
+    g = state.settings.guidance_scale
+    guided = (1 + g) * conditional - g * unconditional
+    return guided[masked].view(len(prefixes), -1, config.codebook_size)

@@ -48,10 +48,9 @@ from cotgen_lite.experiments.train_verifiers import (
 from cotgen_lite.generate.showo import Showo, lite_config
 from cotgen_lite.generate.vq import Magvit
 from cotgen_lite.generate.vq import lite_config as lite_pixels_config
-from cotgen_lite.hub import MANIFEST, data_root
-from cotgen_lite.lite.checkpoints import publish, write_manifest
+from cotgen_lite.hub import MANIFEST, data_root, publish, write_manifest
 from cotgen_lite.lite.generator_training import make_captioned_tokens, train_generator
-from cotgen_lite.lite.judge_training import train_judge
+from cotgen_lite.lite.judges import train_judge
 from cotgen_lite.lite.tokenizer_training import train_tokenizer
 from cotgen_lite.lite.verifier_training import train_verifier
 from cotgen_lite.lite.vocabulary import lite_tokenizer

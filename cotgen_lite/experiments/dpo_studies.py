@@ -25,9 +25,9 @@ from cotgen_lite.experiments.train_generators import (
     settings_of,
 )
 from cotgen_lite.generate.drawing import draw_pool, judge_tokens
-from cotgen_lite.generate.pipeline import Generator
+from cotgen_lite.generate.pipeline import Generator, load_generator
 from cotgen_lite.hub import write_json
-from cotgen_lite.lite.checkpoints import built_generator, built_judges
+from cotgen_lite.lite.judges import load_judges
 from cotgen_lite.metrics import score
 from cotgen_lite.pools import expected_best_of, first_of_each_tag, load_pool, one_in
 from cotgen_lite.prompts import Prompt, lite_prompts
@@ -70,7 +70,7 @@ def estimator_noise(out: Path, triples: Triples) -> dict[str, dict[str, float]]:
     Sums over all 64 places (ELBO) and over the hidden ones alone are of different size: compare ratios. Nothing
     without pairs.
     """
-    baseline, aligned = built_generator(out / "models"), built_generator(out / "models", "dpo")
+    baseline, aligned = load_generator(models=out / "models"), load_generator("dpo", models=out / "models")
     pairs = as_pairs(baseline, triples)
     if not pairs:
         return {name: {} for name in ESTIMATORS}
@@ -105,7 +105,7 @@ def measure_spread(out: Path, work: Path, recipe: Recipe) -> None:
     Their rows go to scores.jsonl; `results/dpo_spread.json` has their logs, and their scores and paired gains beside
     those of the shipped generators on equally few images a pool. Resumes from `work`.
     """
-    baseline, settings, logs = built_generator(out / "models"), settings_of(out, "dpo"), {}
+    baseline, settings, logs = load_generator(models=out / "models"), settings_of(out, "dpo"), {}
     few = {name: load_pool(out / f"pools/{name}.safetensors") for name in ("baseline", "dpo", "it-dpo")}
     prompts = few["baseline"].prompts
     runs = {name: [pool.correct["learned"][:, : recipe.seed_candidates].mean(1)] for name, pool in few.items()}
@@ -154,7 +154,7 @@ def _score_few(
     """Accuracy of each pool (P,) by a few images of it; its rows go into scores.jsonl."""
     n = recipe.seed_candidates
     guesses, _, drawing = draw_pool(generator, prompts, n, seed=0, work_dir=work / "pool")
-    judges = built_judges(out / "models")
+    judges = load_judges(out / "models")
     correct = {judge: judge_tokens(generator, guesses[:, :, -1], prompts, one) for judge, one in judges.items()}
     each, once = cost_of_drawing(generator, prompts[0].text)
     each |= {"seconds": drawing["seconds"] / (len(prompts) * n), "verifier_passes": 0.0}
@@ -170,9 +170,9 @@ def measure_far(out: Path, work: Path, recipe: Recipe) -> None:
     A few prompts of every tag but the easiest. By exact expectation over subsets, with intervals over prompts; writes
     `results/best_of_many.json`, resumes from `work`.
     """
-    judges = built_judges(out / "models")
+    judges = load_judges(out / "models")
     verifiers = {method: Verifier.from_pretrained(out / "models" / name) for method, name in ON_TOP.items()}
-    generator = built_generator(out / "models", "it-dpo-guided-orm")
+    generator = load_generator("it-dpo-guided-orm", models=out / "models")
     options = [prompt for prompt in lite_prompts("test") if prompt.tag != "single_object"]
     prompts = first_of_each_tag(options, recipe.many_prompts)
     guesses, _, _ = draw_pool(generator, prompts, recipe.many_candidates, seed=4, work_dir=work)

@@ -19,14 +19,13 @@ from cotgen_lite.experiments.results import (
     steps_profile,
     write_rows,
 )
+from cotgen_lite.generate.autoregressive import AnyGenerator
 from cotgen_lite.generate.drawing import draw_pool, judge_tokens
-from cotgen_lite.generate.pipeline import Generator
+from cotgen_lite.generate.pipeline import Generator, load_generator
 from cotgen_lite.generate.sampling import Ledger
-from cotgen_lite.generate.sequential_sampling import AnyGenerator
 from cotgen_lite.geneval import Detector
 from cotgen_lite.hub import in_place_of, write_json
-from cotgen_lite.lite.checkpoints import built_generator, built_judges
-from cotgen_lite.lite.judge_training import measure_judge
+from cotgen_lite.lite.judges import load_judges, measure_judge
 from cotgen_lite.lite.verifier_evaluation import evaluation_set, measure
 from cotgen_lite.metrics import (
     area_under_curve,
@@ -69,9 +68,9 @@ def measure_all(
     clean_scenes: of each tag's dev prompts, on which the verifier is.
     """
     models = out / "models"
-    generator = built_generator(models)
+    generator = load_generator(models=models)
     verifier = Verifier.from_pretrained(models / "verifier")
-    judges = built_judges(models)
+    judges = load_judges(models)
     results = out / "results"
 
     judged = {

@@ -15,13 +15,12 @@ from cotgen_lite.experiments.configs import Recipe
 from cotgen_lite.experiments.measure import cost_of_drawing
 from cotgen_lite.experiments.measure_verifiers import by_both_judges, time_search
 from cotgen_lite.experiments.results import SIZES, decide, merge_json, merge_rows, score_rows, score_tokens, summed_up
+from cotgen_lite.generate.autoregressive import AnyGenerator
 from cotgen_lite.generate.drawing import draw_pool, judge_tokens
-from cotgen_lite.generate.pipeline import Generator
-from cotgen_lite.generate.sequential_sampling import AnyGenerator
+from cotgen_lite.generate.pipeline import Generator, load_generator
 from cotgen_lite.geneval import Detector
 from cotgen_lite.hub import MANIFEST, write_json
-from cotgen_lite.lite.checkpoints import built_generator, built_judges
-from cotgen_lite.lite.judges import TemplateJudge
+from cotgen_lite.lite.judges import TemplateJudge, load_judges
 from cotgen_lite.lite.world import LATTICE
 from cotgen_lite.metrics import bootstrap_interval, cohens_kappa, tag_means
 from cotgen_lite.pools import Pool, expected_best_of, load_pool, save_pool
@@ -48,13 +47,13 @@ def measure_alignment(out: Path, work: Path, recipe: Recipe) -> None:
     Pools in `work` let it resume.
     """
     models, results = out / "models", out / "results"
-    judges = built_judges(models)
+    judges = load_judges(models)
     verifiers = {method: Verifier.from_pretrained(models / name) for method, name in ON_TOP.items()}
     pools = {"baseline": load_pool(out / "pools/baseline.safetensors")}
     for name in ALIGNED:
         pools[name] = measure_generator(out, work, name, judges, verifiers, recipe, COMMAND)
     merge_json(results / "findings.json", decide_alignment(pools, recipe.pool_size))
-    pixels = built_generator(models)
+    pixels = load_generator(models=models)
     write_json(
         results / "alignment.json",
         {
@@ -79,7 +78,7 @@ def measure_generator(
 
     verifiers: of `ON_TOP`. Pool and scores go under `out`, their rows naming `command`; shards in `work` let it resume.
     """
-    generator = built_generator(out / "models", name)
+    generator = load_generator(name, models=out / "models")
     return measure_drawn(out, work, generator, name, name, f"{name}+", judges, verifiers, recipe, command)
 
 
@@ -269,7 +268,7 @@ def cost_of_training(out: Path, n: int) -> dict[str, float]:
 
     about = {name: manifest(f"training/{name}")["settings"] for name in ("images", "dpo_images")}
     images, second = (float(one["pools"] * one["images_a_pool"]) for one in about.values())
-    generator, orm = built_generator(out / "models"), Verifier.from_pretrained(out / "models/orm")
+    generator, orm = load_generator(models=out / "models"), Verifier.from_pretrained(out / "models/orm")
     searched = time_search(lite_prompts("test"), partial(best_of_n, generator, orm, n=n))
     seconds = {name: float(manifest(f"models/{name}")["seconds"]) for name in ("orm", *ALIGNED)}
     return {"images": images, "second_images": second, "seconds_of_one": round(searched / n, 4), **seconds}

@@ -19,11 +19,12 @@ from cotgen_lite.experiments.measure import load_steps_of_pool
 from cotgen_lite.experiments.measure_alignment import ALIGNED, ON_TOP, measure_generator, right_by_method
 from cotgen_lite.experiments.measure_verifiers import by_both_judges
 from cotgen_lite.experiments.results import SIZES, decide, merge_json, merge_rows, score_rows, summed_up
+from cotgen_lite.generate.autoregressive import AnyGenerator
 from cotgen_lite.generate.drawing import draw_pool
+from cotgen_lite.generate.pipeline import load_generator
 from cotgen_lite.generate.sampling import Ledger
-from cotgen_lite.generate.sequential_sampling import AnyGenerator
 from cotgen_lite.hub import write_json
-from cotgen_lite.lite.checkpoints import built_generator, built_judges
+from cotgen_lite.lite.judges import load_judges
 from cotgen_lite.metrics import tag_means
 from cotgen_lite.pools import Pool, expected_best_of, first_of_each_tag, load_pool, save_pool
 from cotgen_lite.prompts import Prompt
@@ -55,7 +56,7 @@ def measure_parm(out: Path, work: Path, recipe: Recipe) -> None:
     Pools and opinions in `work` let it resume.
     """
     models, results = out / "models", out / "results"
-    generator, parm = built_generator(models), Verifier.from_pretrained(models / "parm")
+    generator, parm = load_generator(models=models), Verifier.from_pretrained(models / "parm")
     units = unit_costs(generator, parm, load_pool(out / "pools/baseline.safetensors").prompts, recipe.pool_size)
     found = {name: measure_paths(out, work, name, parm, units, recipe) for name in GENERATORS}
     pool, guesses, opinions = found["baseline"].pool, found["baseline"].guesses, found["baseline"].opinions
@@ -96,7 +97,7 @@ def measure_guided(out: Path, work: Path, recipe: Recipe) -> None:
     Pools and opinions in `work` let it resume.
     """
     models, results = out / "models", out / "results"
-    judges, parm = built_judges(models), Verifier.from_pretrained(models / "parm")
+    judges, parm = load_judges(models), Verifier.from_pretrained(models / "parm")
     orms = {method: Verifier.from_pretrained(models / folder) for method, folder in ON_TOP.items()}
     measure_generator(out, work, GUIDED, judges, orms, recipe, f"{BUILD} parm_guided_results")
     units = json.loads((results / "parm.json").read_text(encoding="utf-8"))["baseline"]["units"]
@@ -131,7 +132,7 @@ def measure_paths(
 
     ValueError if the generator does not draw the pool's images again on this machine.
     """
-    generator = built_generator(out / "models", "generator" if name == "baseline" else name)
+    generator = load_generator("generator" if name == "baseline" else name, models=out / "models")
     path = out / f"pools/{name}.safetensors"
     pool = load_pool(path)
     guesses, _, _ = draw_pool(generator, pool.prompts, recipe.pool_size, seed=0, work_dir=work / "pool")

@@ -15,15 +15,15 @@ from cotgen_lite.experiments.measure import cost_of_drawing
 from cotgen_lite.experiments.measure_alignment import ON_TOP, measure_generator
 from cotgen_lite.experiments.measure_verifiers import by_both_judges
 from cotgen_lite.experiments.results import SIZES, decide, merge_json, merge_rows, score_rows, summed_up, write_rows
-from cotgen_lite.generate.drawing import SHARD, draw_pool, fingerprint, in_shards, judge_tokens
-from cotgen_lite.generate.pipeline import Generator
+from cotgen_lite.generate.drawing import draw_pool, judge_tokens
+from cotgen_lite.generate.pipeline import Generator, load_generator
 from cotgen_lite.geneval import Detector, evaluate
 from cotgen_lite.hub import write_json
-from cotgen_lite.lite.checkpoints import built_generator, built_judges
-from cotgen_lite.lite.judges import TemplateJudge
+from cotgen_lite.lite.judges import TemplateJudge, load_judges
 from cotgen_lite.metrics import bootstrap_interval
-from cotgen_lite.pools import load_pool
+from cotgen_lite.pools import SHARD, in_shards, load_pool
 from cotgen_lite.prompts import Prompt
+from cotgen_lite.training import fingerprint
 from cotgen_lite.verify.pool_search import ask_of_paths, spent_by_search, stop_paths
 from cotgen_lite.verify.reasons import share_told, write_reasons
 from cotgen_lite.verify.search import reflect
@@ -63,10 +63,10 @@ def measure_reflection(out: Path, work: Path, recipe: Recipe) -> None:
     Pools, opinions and reflections in `work` let it resume.
     """
     models, results, n = out / "models", out / "results", recipe.pool_size
-    judges = built_judges(models)
+    judges = load_judges(models)
     orms = {method: Verifier.from_pretrained(models / folder) for method, folder in ON_TOP.items()}
     pool = measure_generator(out, work, "self-correct", judges, orms, recipe, COMMAND)
-    generator, prompts = built_generator(models, "self-correct"), pool.prompts
+    generator, prompts = load_generator("self-correct", models=models), pool.prompts
     guesses, _, _ = draw_pool(generator, prompts, n, seed=0, work_dir=work / "pool")
     about = {"generator": "self-correct", "seed": 0, "command": COMMAND}
     rows, orders = [], {}

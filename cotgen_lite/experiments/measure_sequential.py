@@ -20,11 +20,10 @@ from cotgen_lite.experiments.measure_verifiers import by_both_judges
 from cotgen_lite.experiments.results import SIZES, decide, merge_json, merge_rows, score_rows, score_tokens, summed_up
 from cotgen_lite.experiments.sequential_training import draw_ranking_data
 from cotgen_lite.experiments.train_generators import dev_score
+from cotgen_lite.generate.autoregressive import Fill, SequentialGenerator, load_sequential
 from cotgen_lite.generate.drawing import draw_pool, judge_tokens
-from cotgen_lite.generate.sequential_sampling import Fill, SequentialGenerator
 from cotgen_lite.hub import MANIFEST, write_json
-from cotgen_lite.lite.checkpoints import built_judges, built_sequential
-from cotgen_lite.lite.judges import TemplateJudge
+from cotgen_lite.lite.judges import TemplateJudge, load_judges
 from cotgen_lite.metrics import area_within_rows, mean_area, score
 from cotgen_lite.pools import Pool, expected_best_of, one_in, save_pool
 from cotgen_lite.prompts import lite_prompts
@@ -53,7 +52,7 @@ def measure_sequential(out: Path, work: Path, recipe: Recipe) -> None:
     Pools, opinions and checkpoints in `work` let it resume.
     """
     models, results, n = out / "models", out / "results", recipe.pool_size
-    generator, judges = built_sequential(models), built_judges(models)
+    generator, judges = load_sequential(models=models), load_judges(models)
     dev = measure_settings(generator, work / "settings", recipe)
     orms = {name: Verifier.from_pretrained(models / folder) for name, folder in ON_TOP.items()}
     taught = teach_verifiers(out, generator, work, recipe)
@@ -62,7 +61,7 @@ def measure_sequential(out: Path, work: Path, recipe: Recipe) -> None:
     aligned = measure_drawn(
         out,
         work,
-        built_sequential(models, "sequential-dpo"),
+        load_sequential("sequential-dpo", models=models),
         "sequential-dpo",
         "seq:dpo",
         "seq:dpo+",

@@ -22,13 +22,14 @@ from cotgen_lite.experiments.results import (
     score_tokens,
     steps_profile,
 )
-from cotgen_lite.generate.drawing import SHARD, fingerprint, in_shards, judge_tokens
-from cotgen_lite.generate.pipeline import Generator
+from cotgen_lite.generate.drawing import judge_tokens
+from cotgen_lite.generate.pipeline import Generator, load_generator
 from cotgen_lite.hub import write_json
-from cotgen_lite.lite.checkpoints import built_generator, built_judges
+from cotgen_lite.lite.judges import load_judges
 from cotgen_lite.metrics import area_under_curve, area_within_rows, telling_tags
-from cotgen_lite.pools import Pool, expected_best_of, first_of_each_tag, load_pool, save_pool
+from cotgen_lite.pools import SHARD, Pool, expected_best_of, first_of_each_tag, in_shards, load_pool, save_pool
 from cotgen_lite.prompts import TAGS, Prompt
+from cotgen_lite.training import fingerprint
 from cotgen_lite.verify.search import SearchResult, StepwiseResult, best_of_n, stepwise_best_of_n
 from cotgen_lite.verify.training_data import FEW, MANY, StepLabels, load_steps
 from cotgen_lite.verify.verifier import ORM_QUESTION, PRM_QUESTION, Verifier
@@ -50,7 +51,7 @@ RESAMPLES = 1000
 def measure_orm(out: Path) -> None:
     """Score the pool by the fine-tuned ORM and decide F2; adds to pool, scores and findings under `out`."""
     models, results = out / "models", out / "results"
-    generator = built_generator(models)
+    generator = load_generator(models=models)
     pool = load_pool(out / "pools/baseline.safetensors")
     prompts, correct, zero_shot = pool.prompts, pool.correct, pool.scores["zs-orm"]
     tuned, seconds = score_tokens(generator, Verifier.from_pretrained(models / "orm"), pool.tokens, prompts)
@@ -77,8 +78,8 @@ def measure_prm(out: Path, work: Path, n: int, first_steps: Mapping[str, Sequenc
     `work` let it resume.
     """
     models, results = out / "models", out / "results"
-    generator = built_generator(models)
-    judges = built_judges(models)
+    generator = load_generator(models=models)
+    judges = load_judges(models)
     verifiers = {name: Verifier.from_pretrained(models / name) for name in ("verifier", "orm", "prm")}
     pool = load_pool(out / "pools/baseline.safetensors")
     prompts, learned = pool.prompts, pool.correct["learned"]

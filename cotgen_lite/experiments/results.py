@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from cotgen_lite.generate.sequential_sampling import AnyGenerator
+from cotgen_lite.generate.autoregressive import AnyGenerator
 from cotgen_lite.hub import write_atomically, write_json
 from cotgen_lite.metrics import bootstrap_interval, score, tag_means
 from cotgen_lite.pools import expected_best_of

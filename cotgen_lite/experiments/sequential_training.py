@@ -9,13 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cotgen_lite.align.sequential_dpo import train_sequential_dpo
+from cotgen_lite.align.dpo import train_sequential_dpo
 from cotgen_lite.experiments.configs import Recipe
 from cotgen_lite.experiments.train_generators import dev_gain, dev_score, dev_verdicts, in_parts
-from cotgen_lite.generate.autoregressive import Sequential, lite_sequential_config, next_token_loss
-from cotgen_lite.generate.sequential_sampling import SequentialGenerator
+from cotgen_lite.generate.autoregressive import (
+    Sequential,
+    SequentialGenerator,
+    lite_sequential_config,
+    load_sequential,
+    next_token_loss,
+)
 from cotgen_lite.generate.vq import Magvit
-from cotgen_lite.lite.checkpoints import built_sequential, publish
+from cotgen_lite.hub import publish
 from cotgen_lite.lite.generator_training import BATCH_SIZE, CaptionedTokens, make_captioned_tokens
 from cotgen_lite.lite.judges import TemplateJudge
 from cotgen_lite.lite.vocabulary import lite_tokenizer
@@ -62,7 +67,7 @@ def build_sequential_dpo(out: Path, work: Path, recipe: Recipe) -> None:
 
     Pairs drawn hot, as everywhere else in the course, or at the temperature at which the generator is used.
     """
-    start = built_sequential(out / "models")
+    start = load_sequential(models=out / "models")
     before, tried = dev_verdicts(start, work, recipe), {}
     drawn = {t: draw_ranking_data(start, work / "images", recipe, t) for t in (HOT, start.settings.temperature)}
     pairs = {

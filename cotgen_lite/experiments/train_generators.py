@@ -18,11 +18,10 @@ from torch import Tensor
 
 from cotgen_lite.align.dpo import DpoTraining, Online, as_pairs, divergence_on_samples, online_pairs, train_dpo
 from cotgen_lite.experiments.configs import Recipe
+from cotgen_lite.generate.autoregressive import AnyGenerator
 from cotgen_lite.generate.drawing import draw_pool, judge_tokens
-from cotgen_lite.generate.pipeline import Generator
-from cotgen_lite.generate.sequential_sampling import AnyGenerator
-from cotgen_lite.hub import MANIFEST, write_json
-from cotgen_lite.lite.checkpoints import built_generator, publish, write_manifest
+from cotgen_lite.generate.pipeline import Generator, load_generator
+from cotgen_lite.hub import MANIFEST, publish, write_json, write_manifest
 from cotgen_lite.lite.judges import TemplateJudge
 from cotgen_lite.metrics import paired_interval, score
 from cotgen_lite.pools import load_pool, one_in, save_pool
@@ -40,7 +39,7 @@ def build_dpo(out: Path, work: Path, recipe: Recipe) -> None:
     for rate in recipe.dpo_rates:
         tried[f"learning rate {rate:g}"] = attempt(out, triples, DpoTraining(rate), work, recipe)
     taken = max(tried, key=lambda name: tried[name][1]["dev"]["overall"])
-    before = dev_score(dev_verdicts(built_generator(out / "models"), work, recipe), recipe)
+    before = dev_score(dev_verdicts(load_generator(models=out / "models"), work, recipe), recipe)
     logs = {name: log for name, (_, log) in tried.items()}
     write_json(out / "results/dpo_rates.json", {"baseline": before, "taken": taken, "tried": logs})
     publish_aligned(*tried[taken], "generator", triples, out / "models/dpo")
@@ -50,7 +49,7 @@ def attempt(
     out: Path, triples: Triples, settings: DpoTraining, work: Path, recipe: Recipe
 ) -> tuple[Generator, dict[str, Any]]:
     """A first round with some settings, and its log, with what it gains on dev prompts; resumes from `work`."""
-    baseline = built_generator(out / "models")
+    baseline = load_generator(models=out / "models")
     name = f"{settings.learning_rate:g}-{settings.masks}-{settings.weighting}-{'' if settings.shared else 'not-'}shared"
     generator, log = align(baseline, triples, settings, work / name, recipe)
     before, right = (dev_verdicts(one, work, recipe) for one in (baseline, generator))
@@ -59,13 +58,13 @@ def attempt(
 
 def build_dpo_images(out: Path, work: Path, recipe: Recipe) -> None:
     """The second round's images: the first round's policy draws them, the training judge labels them anew."""
-    draw_second_round(built_generator(out / "models", "dpo"), out / "training/dpo_images", 0, work, recipe)
+    draw_second_round(load_generator("dpo", models=out / "models"), out / "training/dpo_images", 0, work, recipe)
 
 
 def build_it_dpo(out: Path, work: Path, recipe: Recipe) -> None:
     """The second round: policy and reference both start from the first round's policy."""
     triples = second_pairs(out / "training/dpo_images", recipe, seed=0)
-    first = built_generator(out / "models", "dpo")
+    first = load_generator("dpo", models=out / "models")
     generator, log = align(first, triples, settings_of(out, "dpo"), work, recipe)
     publish_aligned(generator, log, "dpo", triples, out / "models/it-dpo")
 
@@ -82,7 +81,7 @@ def build_guided_parm(out: Path, work: Path, recipe: Recipe) -> None:
 
 def _build_guided(out: Path, work: Path, recipe: Recipe, guide: str) -> None:
     triples = second_pairs(out / "training/dpo_images", recipe, seed=0)
-    first, verifier = built_generator(out / "models", "dpo"), Verifier.from_pretrained(out / "models" / guide)
+    first, verifier = load_generator("dpo", models=out / "models"), Verifier.from_pretrained(out / "models" / guide)
     online = guidance(first, verifier, recipe)
     generator, log = align(first, triples, settings_of(out, "dpo"), work, recipe, online)
     publish_aligned(generator, log | {"guided_by": guide}, "dpo", triples, out / f"models/it-dpo-guided-{guide}")

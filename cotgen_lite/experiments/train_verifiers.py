@@ -11,9 +11,10 @@ import numpy as np
 from cotgen_lite.experiments.configs import Recipe
 from cotgen_lite.experiments.results import score_tokens
 from cotgen_lite.generate.drawing import draw_pool, judge_tokens
-from cotgen_lite.hub import file_sha256
-from cotgen_lite.lite.checkpoints import built_generator, publish_verifier, write_manifest
+from cotgen_lite.generate.pipeline import load_generator
+from cotgen_lite.hub import file_sha256, write_manifest
 from cotgen_lite.lite.judges import TemplateJudge
+from cotgen_lite.lite.verifier import publish_verifier
 from cotgen_lite.metrics import mean_area
 from cotgen_lite.pools import load_pool, one_in, save_pool
 from cotgen_lite.prompts import lite_prompts
@@ -55,7 +56,7 @@ CLEAR: Look = (POTENTIAL_QUESTION, ((CLARITY_QUESTION, "yes"),), slice(CLEAR_FRO
 
 def build_images(out: Path, work: Path, recipe: Recipe) -> None:
     """Hot images of training prompts, labelled: what the ORM learns from, and preferences later."""
-    generator, folder = built_generator(out / "models"), out / "training/images"
+    generator, folder = load_generator(models=out / "models"), out / "training/images"
     prompts = train_prompts({tag: number for tag, (number, _) in recipe.images.items()}, seed=0)
     pools = [prompt for prompt in prompts for _ in range(recipe.images[prompt.tag][1])]
     labelled, seconds = draw_labelled(generator, TemplateJudge(), pools, recipe.images_a_pool, 0, work)
@@ -67,7 +68,7 @@ def build_images(out: Path, work: Path, recipe: Recipe) -> None:
 
 def build_rollouts(out: Path, work: Path, recipe: Recipe) -> None:
     """Paths of training prompts, each step labelled by rollouts: what the PRM learns from."""
-    generator, folder = built_generator(out / "models"), out / "training/rollouts"
+    generator, folder = load_generator(models=out / "models"), out / "training/rollouts"
     paths = train_prompts(recipe.paths, seed=1)
     few, seconds = label_steps(generator, TemplateJudge(), paths, ROLLOUTS, 1, work)
     save_steps(few, folder / FEW)
@@ -86,7 +87,7 @@ def build_rollouts(out: Path, work: Path, recipe: Recipe) -> None:
 
 def build_paths(out: Path, work: Path, recipe: Recipe) -> None:
     """Paths of training prompts, a right and a wrong one of each, all steps judged: what PARM learns from."""
-    generator, folder = built_generator(out / "models"), out / "training/paths"
+    generator, folder = load_generator(models=out / "models"), out / "training/paths"
     prompts = train_prompts(recipe.path_prompts, seed=3)
     paths, seconds = draw_paths(generator, TemplateJudge(), prompts, recipe.paths_a_prompt, 8, work)
     save_pool(paths, folder / IMAGES)
@@ -118,7 +119,9 @@ def build_parm_plus(out: Path, work: Path, recipe: Recipe) -> None:
     """PARM++: PARM's data and reflection examples with their reasons, learned together."""
     paths, images = (load_pool(out / "training" / name / IMAGES) for name in ("paths", "images"))
     examples = parm_examples(paths, images, recipe.most_of_a_label, seed=0)
-    reasons = find_reasons(built_generator(out / "models"), TemplateJudge(), images.tokens, images.prompts, seed=0)
+    reasons = find_reasons(
+        load_generator(models=out / "models"), TemplateJudge(), images.tokens, images.prompts, seed=0
+    )
     number = round(len(examples) * REFLECTIONS / sum(PROPORTIONS.values()))
     examples += reflection_examples(images, reasons, number, seed=1)
     examples = [examples[i] for i in np.random.default_rng(2).permutation(len(examples))]
@@ -143,7 +146,7 @@ def _finetune(
         print("no prompt has images of both labels: there is nothing to learn from, the verifier stays as it is")
         publish_verifier(Verifier.from_pretrained(out / "models/verifier"), out / "models" / name, {"examples": 0}, 0)
         return
-    generator = built_generator(out / "models")
+    generator = load_generator(models=out / "models")
     data = as_dataset(examples, generator.pixels)
     prompts = one_in(lite_prompts("dev"), recipe.one_prompt_in)
     guesses, _, _ = draw_pool(generator, prompts, recipe.dev_images, seed=3, work_dir=work)

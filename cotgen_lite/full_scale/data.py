@@ -15,14 +15,13 @@ import torch
 
 from cotgen_lite.full_scale.mask2former import Mask2FormerDetector, self_check
 from cotgen_lite.full_scale.prompts import full_prompts, geneval_meanings
-from cotgen_lite.generate.drawing import rank_and_processes
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.sampling import SamplingSettings
 from cotgen_lite.geneval import Detector
 from cotgen_lite.hub import write_json
-from cotgen_lite.pools import save_pool
-from cotgen_lite.prompts import GENEVAL, Prompt
-from cotgen_lite.verify.training_data import HOT, IMAGES, draw_labelled, refuse_held_out
+from cotgen_lite.pools import rank_and_processes, save_pool
+from cotgen_lite.prompts import GENEVAL, Prompt, refuse_held_out
+from cotgen_lite.verify.training_data import HOT, IMAGES, draw_labelled
 
 SETTINGS = SamplingSettings(guidance_scale=1.75)  # the paper's, but for the temperature, which is `HOT`
 IMAGES_A_PROMPT = 116  # 2,485 prompts x 116 = 288,260 images; the paper has 288 thousand

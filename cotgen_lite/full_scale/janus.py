@@ -19,13 +19,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from cotgen_lite.device import chosen_device
-from cotgen_lite.generate.autoregressive import SequentialConfig
+from cotgen_lite.generate.autoregressive import RunSettings, RunState, SequentialConfig, SequentialGenerator, begin_from
 from cotgen_lite.generate.sampling import Ledger
-from cotgen_lite.generate.sequential_sampling import RunSettings, RunState, SequentialGenerator, begin_from
-from cotgen_lite.generate.vq_tokenizer import VqTokenizer
-from cotgen_lite.hub import first_line
-from cotgen_lite.lite.vocabulary import encode_text
+from cotgen_lite.generate.vq import VqTokenizer
+from cotgen_lite.hub import chosen_device, first_line
+from cotgen_lite.prompts import encode_text
 
 REQUEST = "<|User|>: {}\n\n<|Assistant|>:"  # Janus's chat template around a prompt, without a system prompt
 BEGIN_OF_IMAGE = "<begin_of_image>"

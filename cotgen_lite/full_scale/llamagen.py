@@ -15,13 +15,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoTokenizer, JanusVQVAE, JanusVQVAEConfig, PreTrainedTokenizerBase, T5EncoderModel
 
-from cotgen_lite.device import chosen_device
-from cotgen_lite.generate.autoregressive import Sequential, SequentialConfig
+from cotgen_lite.generate.autoregressive import (
+    RunSettings,
+    RunState,
+    Sequential,
+    SequentialConfig,
+    SequentialGenerator,
+    begin_from,
+)
 from cotgen_lite.generate.sampling import Ledger
-from cotgen_lite.generate.sequential_sampling import RunSettings, RunState, SequentialGenerator, begin_from
-from cotgen_lite.generate.vq_tokenizer import VqTokenizer
-from cotgen_lite.lite.vocabulary import encode_text
-from cotgen_lite.pretrained import load_complete
+from cotgen_lite.generate.vq import VqTokenizer
+from cotgen_lite.hub import chosen_device, load_complete
+from cotgen_lite.prompts import encode_text
 
 _ENDS = {
     "tok_embeddings.weight": "llama.embed_tokens.weight",

@@ -25,11 +25,9 @@ from transformers import (
     Mask2FormerModel,
 )
 
-from cotgen_lite.device import chosen_device
 from cotgen_lite.geneval import COUNTING_THRESHOLD, THRESHOLD, Box, Detection, Detector, evaluate
-from cotgen_lite.hub import data_path, write_atomically
+from cotgen_lite.hub import chosen_device, data_path, load_complete, write_atomically
 from cotgen_lite.lite.world import BACKGROUND, PALETTE
-from cotgen_lite.pretrained import load_complete
 from cotgen_lite.prompts import GENEVAL, Prompt, to_record
 
 INSTANCES = 100  # most pairs of mask and class that are looked at in an image

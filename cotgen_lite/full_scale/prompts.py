@@ -6,7 +6,6 @@ classes and 120 more. GenEval's prompts are not shipped: hashes of what they ask
 """
 
 import argparse
-import hashlib
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from cotgen_lite.prompts import (
     color_attr,
     colored,
     counting,
-    meaning,
+    meaning_hash,
     position,
     read_geneval,
     single_object,
@@ -58,11 +57,6 @@ def full_prompts() -> tuple[Prompt, ...]:
     return tuple(
         prompt for tag, size in FULL_SIZES.items() for prompt in islice(_unseen(_candidates(tag, names), seen), size)
     )
-
-
-def meaning_hash(prompt: Prompt) -> str:
-    """What a prompt asks for (`prompts.meaning`) as 16 hexadecimal digits."""
-    return hashlib.sha256(repr(meaning(prompt)).encode()).hexdigest()[:16]
 
 
 def forbidden_meanings(path: str | Path) -> set[str]:

@@ -1,28 +1,23 @@
 """Drawing and judging many images: shard by shard on disk, so that an interrupted run goes on where it was."""
 
 import hashlib
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from cotgen_lite.generate.autoregressive import AnyGenerator
 from cotgen_lite.generate.sampling import Ledger
-from cotgen_lite.generate.sequential_sampling import AnyGenerator
 from cotgen_lite.geneval import Detector, judge
-from cotgen_lite.hub import in_place_of
+from cotgen_lite.pools import SHARD, in_shards
 from cotgen_lite.prompts import Prompt
-
-SHARD = 8  # prompts drawn between two savings
-T = TypeVar("T")
+from cotgen_lite.training import fingerprint
 
 
 def draw_pool(
@@ -93,50 +88,6 @@ def label_tokens(
     folder = work_dir / fingerprint((generator.pixels, *networks), name, list(prompts), digest, SHARD)
     parts = in_shards(shards, verdicts, folder, name)
     return torch.cat([part["right"] for part in parts]).numpy(), sum(float(part["seconds"]) for part in parts)
-
-
-def in_shards(
-    shards: Sequence[T], make: Callable[[T], dict[str, Tensor]], work_dir: Path, label: str
-) -> list[dict[str, Tensor]]:
-    """What `make` gives for every shard, each kept in `work_dir` once it is made; a later call only reads it.
-
-    `work_dir` must belong to this very job (see `fingerprint`): shards are told apart by their number alone. Under
-    `accelerate launch` every process makes its share and waits for the others', in a folder that all can see, so all
-    return the same. ValueError if RANK and WORLD_SIZE contradict each other.
-    """
-    rank, processes = rank_and_processes()
-    work_dir.mkdir(parents=True, exist_ok=True)
-    paths = [work_dir / f"shard-{number:03d}.safetensors" for number in range(len(shards))]
-    for number in tqdm(range(rank, len(shards), processes), desc=label):
-        if not paths[number].exists():
-            made = make(shards[number])
-            with in_place_of(paths[number]) as part:
-                save_file(made, part)
-    while not all(path.exists() for path in paths):  # no barrier: a process group would give up on slow shards
-        time.sleep(1)
-    return [load_file(path) for path in paths]
-
-
-def rank_and_processes() -> tuple[int, int]:
-    """Which process this is, and of how many, as `accelerate launch` says; 0 of 1 without it.
-
-    ValueError if RANK and WORLD_SIZE contradict each other.
-    """
-    rank, processes = (int(os.environ.get(name, number)) for name, number in (("RANK", 0), ("WORLD_SIZE", 1)))
-    if not 0 <= rank < processes:
-        raise ValueError(f"RANK is {rank} of WORLD_SIZE {processes}: start all processes with `accelerate launch`.")
-    return rank, processes
-
-
-def fingerprint(models: Sequence[nn.Module], *settings: object) -> str:
-    """A name for all that a job depends on, so that another's shards or checkpoints are never taken for its own."""
-    digest = hashlib.sha256(repr(settings).encode())
-    for model in models:
-        for weights in model.parameters():
-            if weights.dtype != torch.float32:  # the same numbers compute others in half precision
-                digest.update(str(weights.dtype).encode())
-            digest.update(weights.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()[:12]
 
 
 def _draw_shard(generator: AnyGenerator, texts: list[str], n: int, seed: int, kept: slice) -> dict[str, Tensor]:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
 
-from cotgen_lite.device import chosen_device
 from cotgen_lite.generate.memory import DrawingPlan, free_bytes, plan_drawing
 from cotgen_lite.generate.sampling import (
     DecodingState,
@@ -27,7 +27,8 @@ from cotgen_lite.generate.sampling import (
 )
 from cotgen_lite.generate.showo import Showo, correction_prefix, text_prefix
 from cotgen_lite.generate.vq import Magvit, MagvitConfig
-from cotgen_lite.lite.vocabulary import encode_text
+from cotgen_lite.hub import chosen_device, model_path
+from cotgen_lite.prompts import encode_text
 
 
 def check_parts(ours: Any, theirs: Any, model: str | Path, pixels: str | Path) -> None:
@@ -174,3 +175,17 @@ class Generator:
     def decode(self, tokens: Tensor) -> Tensor:
         """Pictures of tokens: any (..., L) becomes uint8 images (B, 3, H, W), in row order, on the CPU."""
         return self.pixels.decode(tokens.reshape(-1, tokens.shape[-1]).long()).cpu()
+
+
+# Guidance was chosen on the dev prompts (data/results/dev.json).
+LITE_SETTINGS = SamplingSettings(guidance_scale=1.5)
+
+
+def load_generator(name: str = "generator", device: str = "auto", models: Path | None = None) -> Generator:
+    """A shipped lite generator with its tokenizers, e.g. "generator", "dpo" or "it-dpo".
+
+    models: as in `hub.model_path`. ValueError if a file is damaged, FileNotFoundError if one is missing.
+    """
+    logging.disable_progress_bar()  # lite models load at once; a bar for each would clutter the notebooks
+    model, words, pixels = (model_path(part, models) for part in (name, "words", "tokenizer"))
+    return Generator.from_pretrained(model, words, pixels, LITE_SETTINGS, device)

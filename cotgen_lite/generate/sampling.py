@@ -23,7 +23,7 @@ from cotgen_lite.generate.showo import (
     pad_prefixes,
     text_prefix,
 )
-from cotgen_lite.lite.vocabulary import encode_text
+from cotgen_lite.prompts import encode_text
 
 MASKED = -1  # marks a place without a code yet
 

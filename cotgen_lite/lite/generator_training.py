@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from cotgen_lite.generate.showo import Showo, training_loss
 from cotgen_lite.generate.vq import Magvit
-from cotgen_lite.lite.vocabulary import encode_text
 from cotgen_lite.lite.world import CaptionNoise, noisy_pair, render
+from cotgen_lite.prompts import encode_text
 from cotgen_lite.training import TrainingLog, train
 
 BATCH_SIZE = 64

@@ -6,8 +6,9 @@ to please one has to please the other by its own merit. Both read the colour of 
 of it, or as none.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from cotgen_lite.geneval import Box, Detection
+from cotgen_lite import prompts as templates
+from cotgen_lite.geneval import Box, Detection, Detector, evaluate
+from cotgen_lite.hub import model_path
 from cotgen_lite.lite.world import (
     BACKGROUND,
     IMAGE_SIZE,
@@ -23,10 +26,14 @@ from cotgen_lite.lite.world import (
     OBJECT_SIZE,
     PALETTE,
     Scene,
+    SceneObject,
     icon_box,
     icon_mask,
+    random_scene,
+    render,
 )
-from cotgen_lite.prompts import COLORS, OBJECTS
+from cotgen_lite.prompts import COLORS, OBJECTS, RELATIONS, TAGS, Prompt
+from cotgen_lite.training import TrainingLog, train
 
 CHUNK = 128  # images at a time: bounds memory, whatever the batch
 
@@ -218,3 +225,266 @@ def _convolution(channels_in: int, channels_out: int, stride: int = 1) -> nn.Seq
         nn.BatchNorm2d(channels_out),
         nn.ReLU(),
     )
+
+
+Rebuild = Callable[[Tensor], Tensor]  # uint8 images (B, 3, 64, 64) to their like, as through a tokenizer and back
+
+GRID = IMAGE_SIZE // LATTICE
+SPAN = OBJECT_SIZE // LATTICE  # patches along a side of an icon
+# Confidence wanted for an icon, by how much of it is there (intersection over union of what is drawn and the
+# icon): none up to BROKEN, which is as alike as two different icons are, full from WHOLE on, linear between.
+BROKEN, WHOLE = 0.70, 0.90
+# An object has a colour if this share of it has, and none if no colour reaches the other; no lesson
+# between the two.
+ONE_COLOR, MIXED_COLOR = 0.72, 0.61
+
+BATCH = 64
+PEAK_RATE = 4e-3
+
+
+class Lessons(NamedTuple):
+    """Training images and what the judge should say of them, in the shapes of `LearnedJudge.forward`.
+
+    images: uint8 (B, 3, 64, 64). classes: confidence of each class in each cell, float32 (B, 16, 8, 8).
+    colors: colour index, len(COLORS) for none, -1 for no lesson, int64 (B, 8, 8). boxes: float32 (B, 4, 8, 8).
+    """
+
+    images: Tensor
+    classes: Tensor
+    colors: Tensor
+    boxes: Tensor
+
+
+def draw_lessons(count: int, rng: np.random.Generator, rebuild: Rebuild | None = None) -> Lessons:
+    """Random scenes, a third of them whole; in the others, patches are exchanged with other pictures.
+
+    Of a damaged object some patches come from the scene's twin, where that object is of another class or colour or is
+    gone; stray patches come from the next scene. Pictures are rebuilt first and damaged then: a tokenizer heals damage,
+    so what it makes of a broken icon is unknown.
+
+    Args:
+        count: number of images.
+        rng: draws scenes and damage.
+        rebuild: what all pictures go through before they are damaged, if anything.
+    """
+    scenes = [random_scene(rng) for _ in range(count)]
+    twins = [_twin(scene, rng) for scene in scenes]
+    images, inks, hues = _draw(scenes + twins, rebuild)
+    damage = np.stack([_damaged_patches(scene, rng) for scene in scenes])
+    strays = (damage.any((1, 2)) & (rng.random(count) < 0.5))[:, None, None] & (rng.random((count, GRID, GRID)) < 0.04)
+
+    def exchange(maps: np.ndarray) -> np.ndarray:
+        own, twin, next_one = maps[:count], maps[count:], np.roll(maps[:count], 1, axis=0)
+        return np.where(_per_pixel(strays), next_one, np.where(_per_pixel(damage), twin, own))
+
+    answers = [
+        _answers(ink, hue, scene) for ink, hue, scene in zip(exchange(inks), exchange(hues), scenes, strict=True)
+    ]
+    channels = [exchange(images[:, channel].numpy()) for channel in range(3)]
+    return Lessons(
+        torch.from_numpy(np.stack(channels, axis=1)),
+        *(torch.from_numpy(np.stack(answer)) for answer in zip(*answers, strict=True)),
+    )
+
+
+def _draw(scenes: Sequence[Scene], rebuild: Rebuild | None) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """Pictures, and of each pixel how much of it is drawn on and in which colour."""
+    images = render(scenes)
+    inks = np.zeros((len(scenes), IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32)
+    hues = np.zeros((len(scenes), IMAGE_SIZE, IMAGE_SIZE), dtype=np.int64)
+    for ink, hue, scene in zip(inks, hues, scenes, strict=True):
+        for item in scene:
+            ink[_cell(item)], hue[_cell(item)] = icon_mask(item.name), COLORS.index(item.color)
+    return (images if rebuild is None else rebuild(images)), inks, hues
+
+
+def _twin(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The same places, but each object gone, of another class, of another colour, or both."""
+    twin = []
+    for item in scene:
+        kind = rng.integers(4)
+        name = OBJECTS[rng.integers(len(OBJECTS))] if kind in (1, 3) else item.name
+        color = COLORS[rng.integers(len(COLORS))] if kind in (2, 3) else item.color
+        if kind != 0:
+            twin.append(SceneObject(name, color, item.x, item.y))
+    return tuple(twin)
+
+
+def _damaged_patches(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """Which patches of a picture are damaged, (8, 8): a part of some objects; none in a third of the scenes.
+
+    A part is one or two rows or columns of patches at a side, or one to six patches anywhere.
+    """
+    damaged = np.zeros((GRID, GRID), dtype=bool)
+    if rng.random() < 1 / 3:
+        return damaged
+    for item in scene:
+        part = np.zeros((SPAN, SPAN), dtype=bool)
+        if rng.random() < 0.5:
+            part[: rng.integers(1, SPAN)] = True
+            part = np.rot90(part, int(rng.integers(4)))
+        else:
+            part.flat[rng.permutation(SPAN * SPAN)[: rng.integers(1, 7)]] = True
+        row, column = item.y // LATTICE, item.x // LATTICE
+        damaged[row : row + SPAN, column : column + SPAN] = part & (rng.random() < 0.6)
+    return damaged
+
+
+def _per_pixel(patches: np.ndarray) -> np.ndarray:
+    return patches.repeat(LATTICE, axis=1).repeat(LATTICE, axis=2)
+
+
+def _cell(item: SceneObject) -> tuple[slice, slice]:
+    return np.s_[item.y : item.y + OBJECT_SIZE, item.x : item.x + OBJECT_SIZE]
+
+
+def _answers(ink: np.ndarray, hue: np.ndarray, scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What to say of each cell: in an object's middle cell, every class is held against what is drawn."""
+    icons = np.stack([icon_mask(name) for name in OBJECTS])
+    classes = np.zeros((len(OBJECTS), GRID, GRID), dtype=np.float32)
+    colors = np.full((GRID, GRID), -1)
+    boxes = np.zeros((4, GRID, GRID), dtype=np.float32)
+    for item in scene:
+        cell = _cell(item)
+        middle = (item.y // LATTICE + 1, item.x // LATTICE + 1)
+        overlap = np.minimum(icons, ink[cell]).sum((1, 2)) / np.maximum(icons, ink[cell]).sum((1, 2))
+        classes[:, *middle] = ((overlap - BROKEN) / (WHOLE - BROKEN)).clip(0, 1)
+        x0, y0, x1, y1 = icon_box(OBJECTS[int(overlap.argmax())])
+        boxes[:, *middle] = (np.array([x0, y0, x1, y1]) - OBJECT_SIZE / 2) / LATTICE
+        painted = np.bincount(hue[cell].ravel(), weights=ink[cell].ravel(), minlength=len(COLORS))
+        share = painted / max(painted.sum(), 1e-6)
+        if share.max() >= ONE_COLOR:
+            colors[middle] = share.argmax()
+        elif share.max() <= MIXED_COLOR:
+            colors[middle] = len(COLORS)
+    return classes, colors, boxes
+
+
+def train_judge(
+    work_dir: str | Path, steps: int, seed: int = 0, rebuild: Rebuild | None = None
+) -> tuple[LearnedJudge, TrainingLog]:
+    """Train the learned judge and save it to `work_dir` as fp16; an interrupted call goes on where it was.
+
+    Args:
+        work_dir: folder of the model and of the training's checkpoint.
+        steps: of 64 images each.
+        seed: of weights and scenes.
+        rebuild: maps uint8 images (B, 3, 64, 64) to their like, e.g. through the tokenizer and back; half of
+            every batch goes through it.
+
+    Returns:
+        The trained judge as it is after saving, in evaluation mode, and what its training was.
+    """
+    folder = Path(work_dir)
+    torch.manual_seed(seed)
+    model = LearnedJudge(LearnedJudgeConfig())
+
+    def loss_at(step: int) -> Tensor:
+        rng = np.random.default_rng([seed, step])
+        halves = (draw_lessons(BATCH // 2, rng), draw_lessons(BATCH // 2, rng, rebuild))
+        return _loss(model, Lessons(*(torch.cat(parts) for parts in zip(*halves, strict=True))))
+
+    log = train(model, loss_at, steps, PEAK_RATE, folder, "judge")
+    model.half().save_pretrained(folder)
+    return LearnedJudge.from_pretrained(folder), log
+
+
+def _loss(model: LearnedJudge, lessons: Lessons) -> Tensor:
+    """Cross-entropy of classes everywhere, summed per image, of colours where there is one; distance of boxes."""
+    classes, colors, boxes = model(lessons.images)
+    is_object = lessons.classes.amax(dim=1) > 0
+    class_loss = F.binary_cross_entropy_with_logits(classes, lessons.classes, reduction="sum") / len(classes)
+    color_loss = F.cross_entropy(colors, lessons.colors.masked_fill(~is_object, -1), ignore_index=-1)
+    box_loss = (boxes - lessons.boxes).abs().mean(dim=1)[is_object].mean()
+    return class_loss + color_loss + box_loss
+
+
+def random_question(scene: Scene, tag: str, true: bool, rng: np.random.Generator) -> Prompt | None:
+    """A prompt of one tag that a scene shows, or narrowly does not show; None where the scene allows none.
+
+    The false ones are near misses: another class, count, colour or relation, colours exchanged. Colour and
+    place are asked of classes that occur once, since GenEval looks at the likeliest object and equal ones
+    have no likeliest.
+
+    Args:
+        scene: what is there.
+        tag: one of GenEval's six.
+        true: whether the scene should show the prompt.
+        rng: draws the prompt.
+    """
+    names = [item.name for item in scene]
+    single = [item for item in scene if names.count(item.name) == 1]
+    absent = str(rng.choice([name for name in OBJECTS if name not in names]))
+    some = str(rng.choice(names))
+    pair = [single[i] for i in rng.permutation(len(single))[:2]]
+
+    def other_color(color: str) -> str:
+        return str(rng.choice([c for c in COLORS if c != color]))
+
+    if tag == "single_object":
+        return templates.single_object(some if true else absent)
+    if tag == "counting":
+        count = names.count(some)
+        counts = [count] if true else [count - 1, count + 1]
+        allowed = [n for n in counts if 2 <= n <= 4]
+        return templates.counting(some, int(rng.choice(allowed))) if allowed else None
+    if tag == "two_object":
+        different = sorted(set(names) - {some})
+        if not true:
+            return templates.two_object(some, absent)
+        return templates.two_object(some, str(rng.choice(different))) if different else None
+    if tag == "colors" and single:
+        item = pair[0]
+        return templates.colored(item.name, item.color if true else other_color(item.color))
+    if len(pair) < 2:
+        return None
+    a, b = pair
+    if tag == "color_attr":
+        colors = (a.color, b.color)
+        if not true:
+            swapped = (b.color, a.color)
+            colors = swapped if a.color != b.color and rng.random() < 0.5 else (a.color, other_color(b.color))
+        return templates.color_attr(a.name, colors[0], b.name, colors[1])
+    options = [templates.position(a.name, relation, b.name) for relation in RELATIONS]
+    options = [p for p in options if evaluate(p, scene_detections(scene)).correct is true]
+    return options[rng.integers(len(options))] if options else None
+
+
+def measure_judge(detector: Detector, number: int, seed: int, rebuild: Rebuild | None = None) -> dict[str, float]:
+    """How often a judge's verdict on a fresh scene is that of the scene's own boxes.
+
+    Each scene gets a question that it shows and a near miss, of the same random tag.
+
+    Args:
+        detector: the judge.
+        number: scenes.
+        seed: of scenes and questions.
+        rebuild: what the images go through first, if anything.
+
+    Returns:
+        Share of right verdicts by tag, and over all as "all".
+    """
+    rng = np.random.default_rng(seed)
+    right: dict[str, list[bool]] = {tag: [] for tag in TAGS}
+    while sum(map(len, right.values())) < 2 * number:
+        scenes = [random_scene(rng) for _ in range(200)]
+        images = render(scenes)
+        for scene, found in zip(scenes, detector.detect(rebuild(images) if rebuild else images), strict=True):
+            tag = TAGS[rng.integers(len(TAGS))]
+            pair = [random_question(scene, tag, true, rng) for true in (True, False)]
+            for question in pair:
+                if question is not None:
+                    truth = evaluate(question, scene_detections(scene)).correct
+                    right[tag].append(evaluate(question, found).correct == truth)
+    shares = {tag: float(np.mean(verdicts)) for tag, verdicts in right.items()}
+    return shares | {"all": float(np.mean([verdict for verdicts in right.values() for verdict in verdicts]))}
+
+
+def load_judge(models: Path | None = None) -> LearnedJudge:
+    """The learned judge, which reports; the template judge needs no files. Arguments and errors as in `model_path`."""
+    return LearnedJudge.from_pretrained(model_path("judge", models))
+
+
+def load_judges(models: Path | None = None) -> dict[str, Detector]:
+    """Both judges: "learned", which reports, and "template", which labels; as `load_judge`."""
+    return {"learned": load_judge(models), "template": TemplateJudge()}

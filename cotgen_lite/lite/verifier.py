@@ -1,6 +1,7 @@
 """The lite verifier: a small LLaVA, its processor, and a way to read many questions about one image at once."""
 
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from transformers import (
 )
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from cotgen_lite.hub import write_manifest
 from cotgen_lite.lite.vocabulary import IMAGE, USER
 from cotgen_lite.lite.world import IMAGE_SIZE, LATTICE
+from cotgen_lite.verify.verifier import Verifier
 
 # The answers are closed by the end token, which {% generation %} marks as part of what is learned.
 CHAT_TEMPLATE = (
@@ -145,3 +148,10 @@ def read_together(
         rows, places = torch.tensor(pairs).T
         middle = len(out.hidden_states) // 2
         yield Group(image, ids, (rows, places), out.hidden_states[middle], out.last_hidden_state, members)
+
+
+def publish_verifier(verifier: Verifier, folder: Path, settings: Mapping[str, object], seconds: float) -> None:
+    """Save a fine-tuned lite verifier as fp16 safetensors with its processor, and its manifest."""
+    shutil.rmtree(folder, ignore_errors=True)
+    save_verifier(verifier.model, verifier.processor.tokenizer, folder)
+    write_manifest(folder, settings, seconds)

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cotgen_lite.geneval import POSITION_COMPONENT, relation_components, relations
 from cotgen_lite.lite.judges import scene_detections
-from cotgen_lite.lite.vocabulary import ASSISTANT, END_OF_TEXT, USER, encode_text
+from cotgen_lite.lite.vocabulary import ASSISTANT, END_OF_TEXT, USER
 from cotgen_lite.lite.world import LATTICE, Scene, SceneObject, random_scene, scene_for
 from cotgen_lite.prompts import (
     COLORS,
@@ -27,6 +27,7 @@ from cotgen_lite.prompts import (
     color_attr,
     colored,
     counting,
+    encode_text,
     lite_prompts,
     meaning,
     plural,

@@ -4,12 +4,11 @@ Full-size models bring their own tokenizers; lite ones share this word-level one
 """
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from cotgen_lite.prompts import COLORS, COUNTS, OBJECTS, plural
+from cotgen_lite.prompts import COLORS, COUNTS, OBJECTS, UNKNOWN, plural
 
 END_OF_TEXT, PAD, IMAGE, USER, ASSISTANT = "<|endoftext|>", "<|pad|>", "<image>", "<|user|>", "<|assistant|>"
-UNKNOWN = "<|unknown|>"
 
 # Words of the six templates beside names, colours and counts.
 _TEMPLATES = "a an photo of and left right above below"
@@ -55,24 +54,3 @@ def lite_tokenizer() -> PreTrainedTokenizerFast:
         additional_special_tokens=[IMAGE, USER, ASSISTANT],
         clean_up_tokenization_spaces=False,
     )
-
-
-def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Text as token ids, without special tokens added.
-
-    ValueError names the words that the tokenizer does not know (lite models read only the course's words).
-    """
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
-        unknown = [
-            word
-            for word in text.split()
-            if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"]
-        ]
-        if tokenizer.unk_token != UNKNOWN:
-            raise ValueError(f"The model has no token for {', '.join(map(repr, unknown))}: use other words or signs.")
-        raise ValueError(
-            f"The lite models do not know {', '.join(map(repr, unknown))}: they know the objects {', '.join(OBJECTS)}; "
-            f"the colours {', '.join(COLORS)}; the counts {', '.join(COUNTS)}; left of, right of, above and below."
-        )
-    return ids

@@ -11,8 +11,7 @@ from datasets import Dataset
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from cotgen_lite.generate.drawing import fingerprint
-from cotgen_lite.training import StepBar, check_same_run, rising_share, seconds_of_run
+from cotgen_lite.training import StepBar, check_same_run, fingerprint, rising_share, seconds_of_run
 from cotgen_lite.verify.verifier import Verifier
 
 if TYPE_CHECKING:

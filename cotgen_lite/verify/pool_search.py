@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cotgen_lite.generate.drawing import SHARD, fingerprint, in_shards
-from cotgen_lite.generate.sequential_sampling import AnyGenerator
+from cotgen_lite.generate.autoregressive import AnyGenerator
 from cotgen_lite.hub import in_place_of
 from cotgen_lite.metrics import area_within_rows
-from cotgen_lite.pools import Pool, expected_best_of
+from cotgen_lite.pools import SHARD, Pool, expected_best_of, in_shards
 from cotgen_lite.prompts import Prompt
+from cotgen_lite.training import fingerprint
 from cotgen_lite.verify.search import Assess
 from cotgen_lite.verify.verifier import CLARITY_QUESTION, POTENTIAL_QUESTION, Verifier
 

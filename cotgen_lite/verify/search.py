@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from cotgen_lite.generate.autoregressive import AnyGenerator
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.sampling import (
     MASKED,
@@ -24,9 +25,8 @@ from cotgen_lite.generate.sampling import (
     predict,
     start,
 )
-from cotgen_lite.generate.sequential_sampling import AnyGenerator
 from cotgen_lite.generate.showo import text_prefix
-from cotgen_lite.lite.vocabulary import encode_text
+from cotgen_lite.prompts import encode_text
 from cotgen_lite.verify.verifier import (
     CLARITY_QUESTION,
     ORM_QUESTION,

@@ -9,7 +9,6 @@ full scale, with `held_out=geneval_meanings()`, of GenEval.
 import time
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,17 +20,16 @@ from datasets import Dataset
 from PIL import Image
 from torch import Tensor
 
-from cotgen_lite.full_scale.prompts import meaning_hash
-from cotgen_lite.generate.drawing import draw_pool, fingerprint, in_shards, label_tokens
+from cotgen_lite.generate.autoregressive import AnyGenerator
+from cotgen_lite.generate.drawing import draw_pool, label_tokens
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.sampling import Ledger, advance, branch, encode_prompts, predict, start, stream
-from cotgen_lite.generate.sequential_sampling import AnyGenerator
 from cotgen_lite.generate.showo import text_prefix
 from cotgen_lite.generate.vq import Magvit
 from cotgen_lite.geneval import Detector
-from cotgen_lite.lite.vocabulary import encode_text
-from cotgen_lite.pools import Pool, load_pool, save_pool
-from cotgen_lite.prompts import TAGS, Prompt, lite_prompts
+from cotgen_lite.pools import Pool, in_shards, load_pool, save_pool
+from cotgen_lite.prompts import TAGS, Prompt, encode_text, lite_prompts, refuse_held_out
+from cotgen_lite.training import fingerprint
 from cotgen_lite.verify.verifier import (
     CLARITY_QUESTION,
     ORM_QUESTION,
@@ -269,26 +267,6 @@ def preference_pairs(
         for chosen, rejected in zip(columns[:half], columns[half:], strict=True):
             pairs.append((prompt, pool.tokens[row, chosen], pool.tokens[row, rejected]))
     return [pairs[i] for i in rng.permutation(len(pairs))]
-
-
-def refuse_held_out(prompts: Sequence[Prompt], held_out: Set[str] | None = None) -> None:
-    """ValueError if a prompt asks what a dev or test prompt asks, in whatever wording.
-
-    held_out: what must not be asked, as hashes (`full_prompts.meaning_hash`); by default what the lite dev and test
-    prompts ask. At full scale the test is GenEval's: pass `full_prompts.geneval_meanings()`.
-    """
-    forbidden = _lite_meanings() if held_out is None else held_out
-    for prompt in prompts:
-        if meaning_hash(prompt) in forbidden:
-            raise ValueError(
-                f"{prompt.text!r} asks what a dev or test prompt asks: train on `train_prompts` only, or at full scale "
-                "on `full_prompts` with `held_out=geneval_meanings()`."
-            )
-
-
-@cache
-def _lite_meanings() -> frozenset[str]:
-    return frozenset(meaning_hash(prompt) for split in ("dev", "test") for prompt in lite_prompts(split))
 
 
 def _example(prompt: Prompt, codes: Tensor, question: str, right: bool | np.bool_) -> Example:

@@ -21,11 +21,10 @@ from transformers import (
     DynamicCache,
     LlavaOnevisionProcessor,
 )
-from transformers.utils import is_accelerate_available, is_bitsandbytes_available
+from transformers.utils import is_accelerate_available, is_bitsandbytes_available, logging
 
-from cotgen_lite.device import chosen_device
-from cotgen_lite.lite.vocabulary import encode_text
-from cotgen_lite.pretrained import load_complete
+from cotgen_lite.hub import chosen_device, load_complete, model_path
+from cotgen_lite.prompts import encode_text
 
 # The paper's questions, word for word; the image stands before the text.
 ORM_QUESTION = (
@@ -387,3 +386,12 @@ class _ImageOnlyProcessor(LlavaOnevisionProcessor):
         if argument_name == "video_processor" and argument is None:
             return None
         return super().check_argument_for_proper_class(argument_name, argument)
+
+
+def load_verifier(name: str = "verifier", device: str = "auto", models: Path | None = None) -> Verifier:
+    """A shipped lite verifier, e.g. "verifier" (zero-shot), "orm", "prm" or "parm"; arguments as in `hub.model_path`.
+
+    ValueError if a file is damaged, FileNotFoundError if one is missing.
+    """
+    logging.disable_progress_bar()  # lite models load at once; a bar for each would clutter the notebooks
+    return Verifier.from_pretrained(model_path(name, models), device=device)
