@@ -145,7 +145,7 @@ def rising_share(warmup: float, examples: float, batch_size: int) -> float:
     return warmup if examples > batch_size else 0.0
 
 
-def thinned(losses: Sequence[float]) -> list[float]:
+def subsample(losses: Sequence[float]) -> list[float]:
     """Some forty to eighty of the losses of a run, evenly spread: for its manifest."""
     return [round(loss, 4) for loss in losses[:: max(1, len(losses) // 40)]]
 

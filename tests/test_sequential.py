@@ -25,9 +25,9 @@ from cotgen_lite.generate.autoregressive import (
     sequence_ids,
 )
 from cotgen_lite.generate.sampling import MASKED, Ledger, path_noise
+from cotgen_lite.generate.showo import CaptionedTokens
 from cotgen_lite.generate.vq import Magvit
 from cotgen_lite.hub import model_path
-from cotgen_lite.lite.generator_training import CaptionedTokens
 from cotgen_lite.lite.vocabulary import lite_tokenizer
 from cotgen_lite.prompts import encode_text, parse_prompt
 

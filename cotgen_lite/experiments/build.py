@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cotgen_lite.align.self_correction import build_self_correct
 from cotgen_lite.experiments.configs import LITE, QUICK, Recipe
 from cotgen_lite.experiments.dpo_studies import measure_estimators, measure_far, measure_spread
 from cotgen_lite.experiments.measure import measure_all
@@ -35,6 +34,7 @@ from cotgen_lite.experiments.train_generators import (
     build_guided_orm,
     build_guided_parm,
     build_it_dpo,
+    build_self_correct,
 )
 from cotgen_lite.experiments.train_verifiers import (
     build_images,
@@ -56,7 +56,7 @@ from cotgen_lite.lite.verifier_training import train_verifier
 from cotgen_lite.lite.vocabulary import lite_tokenizer
 from cotgen_lite.lite.world import CaptionNoise, random_scene, render
 from cotgen_lite.prompts import lite_prompts, to_record
-from cotgen_lite.training import thinned
+from cotgen_lite.training import subsample
 
 
 def build_prompts(out: Path, work: Path, recipe: Recipe) -> None:
@@ -94,7 +94,7 @@ def build_generator(out: Path, work: Path, recipe: Recipe) -> None:
     model = Showo(lite_config(len(words), words.bos_token_id, words.eos_token_id))
     log = train_generator(model, data, recipe.generator_steps, work, seed=0)
     settings = {"steps": log.steps, "pictures": recipe.pictures, "seed": 0, "noise": asdict(noise)}
-    publish(model, out / "models/generator", settings | {"losses": thinned(log.losses)}, log.seconds)
+    publish(model, out / "models/generator", settings | {"losses": subsample(log.losses)}, log.seconds)
 
 
 def build_verifier(out: Path, work: Path, recipe: Recipe) -> None:

@@ -19,14 +19,15 @@ from cotgen_lite.generate.autoregressive import (
     load_sequential,
     next_token_loss,
 )
+from cotgen_lite.generate.showo import CaptionedTokens
 from cotgen_lite.generate.vq import Magvit
 from cotgen_lite.hub import publish
-from cotgen_lite.lite.generator_training import BATCH_SIZE, CaptionedTokens, make_captioned_tokens
+from cotgen_lite.lite.generator_training import BATCH_SIZE, make_captioned_tokens
 from cotgen_lite.lite.judges import TemplateJudge
 from cotgen_lite.lite.vocabulary import lite_tokenizer
 from cotgen_lite.lite.world import CaptionNoise
 from cotgen_lite.pools import Pool
-from cotgen_lite.training import TrainingLog, thinned, train
+from cotgen_lite.training import TrainingLog, subsample, train
 from cotgen_lite.verify.training_data import HOT, draw_labelled, preference_pairs, train_prompts
 
 
@@ -53,7 +54,7 @@ def build_sequential(out: Path, work: Path, recipe: Recipe) -> None:
     model = Sequential(lite_sequential_config(len(words), words.pad_token_id))
     log = train_sequential(model, data, recipe.sequential_steps, work, seed=0)
     settings = {"steps": log.steps, "pictures": recipe.pictures, "seed": 0, "noise": asdict(noise)}
-    publish(model, out / "models/sequential", settings | {"losses": thinned(log.losses)}, log.seconds)
+    publish(model, out / "models/sequential", settings | {"losses": subsample(log.losses)}, log.seconds)
 
 
 def draw_ranking_data(generator: SequentialGenerator, work_dir: Path, recipe: Recipe, temperature: float = HOT) -> Pool:

@@ -14,18 +14,25 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from cotgen_lite.align.dpo import DpoTraining, Online, as_pairs, divergence_on_samples, online_pairs, train_dpo
+from cotgen_lite.align.self_correction import CorrectionTraining, train_correction
 from cotgen_lite.experiments.configs import Recipe
 from cotgen_lite.generate.autoregressive import AnyGenerator
 from cotgen_lite.generate.drawing import draw_pool, judge_tokens
 from cotgen_lite.generate.pipeline import Generator, load_generator
 from cotgen_lite.hub import MANIFEST, publish, write_json, write_manifest
+from cotgen_lite.lite.edit_targets import corrections
+from cotgen_lite.lite.generator_training import make_captioned_tokens
 from cotgen_lite.lite.judges import TemplateJudge
+from cotgen_lite.lite.world import CaptionNoise
 from cotgen_lite.metrics import paired_interval, score
 from cotgen_lite.pools import load_pool, one_in, save_pool
 from cotgen_lite.prompts import Prompt, lite_prompts
+from cotgen_lite.training import subsample
+from cotgen_lite.verify.reasons import find_reasons
 from cotgen_lite.verify.training_data import HOT, IMAGES, draw_labelled, preference_pairs, train_prompts
 from cotgen_lite.verify.verifier import Verifier
 
@@ -192,3 +199,45 @@ def publish_aligned(generator: Generator, log: Mapping, start: str, triples: Tri
 def in_parts(values: Sequence[float], parts: int = 20) -> list[float]:
     """Means of up to `parts` equal stretches."""
     return [round(float(part.mean()), 4) for part in np.array_split(np.array(values), parts) if len(part)]
+
+
+def build_self_correct(out: Path, work: Path, recipe: Recipe) -> None:
+    """The generator that can correct an image."""
+    images, start = load_pool(out / "training/images" / IMAGES), load_generator(models=out / "models")
+    wrong = ~images.correct["template"]
+    lessons = corrections(start, TemplateJudge(), images, wrong, recipe.corrections_a_pool, seed=0)
+    settings = json.loads((out / f"models/generator/{MANIFEST}").read_text(encoding="utf-8"))["settings"]
+    replay = make_captioned_tokens(
+        recipe.replayed, start.pixels, start.words, CaptionNoise(**settings["noise"]), seed=settings["seed"]
+    )
+    training = CorrectionTraining(recipe.correction_steps, recipe.correction_rate)
+    generator = replace(start, model=copy.deepcopy(start.model))
+    log = train_correction(generator, lessons, replay, training, work)
+    about = {"start": "generator", "lessons": len(lessons), "replayed": recipe.replayed}
+    about |= {"dev": try_on_dev(start, generator, work, recipe), "losses": subsample(log.losses)}
+    publish(generator.model, out / "models/self-correct", asdict(training) | about, log.seconds)
+
+
+def try_on_dev(start: Generator, generator: Generator, work: Path, recipe: Recipe) -> dict[str, float]:
+    """What a corrected generator can do on dev prompts, by the training judge: accuracy of its "plain" images, and of
+    the starting generator's images ("before") after each wrong one was corrected once, by the judge's reasons
+    ("corrected") or without reasons ("mute")."""
+    prompts = one_in(lite_prompts("dev"), recipe.one_prompt_in)
+    number, judge = recipe.aligned_dev_images, TemplateJudge()
+    pools = [
+        draw_pool(one, prompts, number, seed=5, work_dir=work / "dev")[0][:, :, -1].contiguous()
+        for one in (start, generator)
+    ]
+    right = [judge_tokens(generator, codes, prompts, judge) for codes in pools]
+    reasons = find_reasons(start, judge, pools[0], prompts, seed=0)
+    rows, columns = np.nonzero(~right[0])
+    asked, wrong = [prompts[row] for row in rows], pools[0][rows, columns]
+    found = {"before": right[0], "plain": right[1]}
+    for name, texts in (("corrected", reasons), ("mute", np.full_like(reasons, ""))):
+        found[name] = now = right[0].copy()
+        if len(rows):
+            why = texts[rows, columns].tolist()
+            drawn = generator.correct([prompt.text for prompt in asked], wrong, why, 1, seed=9)
+            codes = torch.stack([paths[0].final for paths in drawn])[:, None]
+            now[rows, columns] = judge_tokens(generator, codes, asked, judge)[:, 0]
+    return {name: round(score(prompts, verdicts.mean(1)).overall, 4) for name, verdicts in found.items()}

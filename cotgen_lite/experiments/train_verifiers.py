@@ -18,7 +18,7 @@ from cotgen_lite.lite.verifier import publish_verifier
 from cotgen_lite.metrics import mean_area
 from cotgen_lite.pools import load_pool, one_in, save_pool
 from cotgen_lite.prompts import lite_prompts
-from cotgen_lite.training import thinned
+from cotgen_lite.training import subsample
 from cotgen_lite.verify.finetune import FineTuning, finetune_verifier
 from cotgen_lite.verify.reasons import find_reasons
 from cotgen_lite.verify.training_data import (
@@ -169,5 +169,5 @@ def _finetune(
     _, tuned, losses, seconds = tried[best]
     dev_auc = {f"{rate:g}": entry[0] for rate, entry in tried.items()}
     settings = {"examples": len(examples), "learning_rate": best, "dev_auc": dev_auc, "dev_auc_zero_shot": before}
-    settings["losses"] = thinned(losses)
+    settings["losses"] = subsample(losses)
     publish_verifier(tuned, out / "models" / name, settings, seconds)

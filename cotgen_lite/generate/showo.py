@@ -7,6 +7,7 @@ Show-o: arXiv 2408.12528.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -395,3 +396,12 @@ def masked_loss(
     empty = text_prefix(config, [])
     kept = [empty if drop else prefix for prefix, drop in zip(prefixes, dropped.tolist(), strict=True)]
     return F.cross_entropy(image_logits(model, kept, tokens, masked), tokens[masked])
+
+
+@dataclass(frozen=True)
+class CaptionedTokens:
+    """A pre-training set: word ids of each caption, image tokens (N, L), and what it was drawn with."""
+
+    text_ids: list[list[int]]
+    tokens: Tensor
+    about: dict[str, float]

@@ -11,8 +11,13 @@ from itertools import product
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from tqdm.auto import tqdm
 
-from cotgen_lite.geneval import COUNTING_THRESHOLD, THRESHOLD, Detection
+from cotgen_lite.align.self_correction import Correction
+from cotgen_lite.generate.pipeline import Generator
+from cotgen_lite.geneval import COUNTING_THRESHOLD, THRESHOLD, Detection, evaluate
+from cotgen_lite.lite.judges import TemplateJudge
 from cotgen_lite.lite.world import (
     IMAGE_SIZE,
     LATTICE,
@@ -23,8 +28,11 @@ from cotgen_lite.lite.world import (
     clearly,
     icon_box,
     layouts,
+    render,
 )
-from cotgen_lite.prompts import COLORS, Prompt, Requirement
+from cotgen_lite.pools import Pool
+from cotgen_lite.prompts import COLORS, Prompt, Requirement, refuse_held_out
+from cotgen_lite.verify.reasons import write_reasons
 
 Place = tuple[int, int]
 
@@ -111,3 +119,31 @@ def _related(relation: str) -> npt.NDArray[np.int64]:
     """All pairs of places (K, 2, 2), of an item and its reference, that are clearly in the relation."""
     pairs = product(layouts(), layouts())
     return np.array([pair for pair in pairs if clearly(relation, *pair)])
+
+
+def corrections(
+    generator: Generator, judge: TemplateJudge, pool: Pool, wrong: npt.NDArray[np.bool_], most: int, seed: int
+) -> list[Correction]:
+    """Lessons from the wrong images of a pool, at most so many of each row, in random order.
+
+    Each has what the judge finds wrong with it, in words, and what it sees, mended (`mend`) and drawn, as its
+    target. wrong: (P, N), which images are. An image in which the judge finds nothing wrong gives none. ValueError if
+    a dev or test prompt is among them.
+    """
+    refuse_held_out(pool.prompts)
+    rng = np.random.default_rng(seed)
+    picks = [
+        (row, column) for row in range(len(wrong)) for column in rng.permutation(np.flatnonzero(wrong[row]))[:most]
+    ]
+    picks, lessons = [picks[i] for i in rng.permutation(len(picks))], []
+    for first in tqdm(range(0, len(picks), 64), desc="lessons", disable=len(picks) <= 64):
+        rows, columns = map(list, zip(*picks[first : first + 64], strict=True))
+        codes, scenes, whys = pool.tokens[rows, columns], [], []
+        for row, seen in zip(rows, judge.detect(generator.decode(codes)), strict=True):
+            found = evaluate(pool.prompts[row], seen).reasons
+            whys.append(write_reasons(found, rng) if found else "")
+            scenes.append(mend(pool.prompts[row], seen, rng))
+        targets = generator.pixels.encode(render(scenes)).to("cpu", torch.int16)
+        some = zip(rows, codes, whys, targets, strict=True)
+        lessons += [Correction(pool.prompts[row], one, why, target) for row, one, why, target in some if why]
+    return lessons

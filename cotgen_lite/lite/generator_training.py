@@ -1,6 +1,6 @@
 """Pre-training of the lite generator: noisy captions beside pictures, as tokens, learned by filling in masks."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -9,22 +9,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from cotgen_lite.generate.showo import Showo, training_loss
+from cotgen_lite.generate.showo import CaptionedTokens, Showo, training_loss
 from cotgen_lite.generate.vq import Magvit
 from cotgen_lite.lite.world import CaptionNoise, noisy_pair, render
 from cotgen_lite.prompts import encode_text
 from cotgen_lite.training import TrainingLog, train
 
 BATCH_SIZE = 64
-
-
-@dataclass(frozen=True)
-class CaptionedTokens:
-    """A pre-training set: word ids of each caption, image tokens (N, L), and what it was drawn with."""
-
-    text_ids: list[list[int]]
-    tokens: Tensor
-    about: dict[str, float]
 
 
 def make_captioned_tokens(

@@ -9,14 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from cotgen_lite.align.self_correction import Correction, CorrectionTraining, corrections, train_correction
+from cotgen_lite.align.self_correction import Correction, CorrectionTraining, train_correction
 from cotgen_lite.experiments.benchmark import predict_plainly
 from cotgen_lite.generate.pipeline import load_generator
 from cotgen_lite.generate.sampling import Ledger, SamplingSettings, advance, encode_prompts, predict, start
-from cotgen_lite.generate.showo import attention_mask, build_sequences, correction_prefix, masked_loss, text_prefix
+from cotgen_lite.generate.showo import (
+    CaptionedTokens,
+    attention_mask,
+    build_sequences,
+    correction_prefix,
+    masked_loss,
+    text_prefix,
+)
 from cotgen_lite.geneval import evaluate
 from cotgen_lite.hub import data_path
-from cotgen_lite.lite.generator_training import CaptionedTokens
+from cotgen_lite.lite.edit_targets import corrections
 from cotgen_lite.lite.judges import TemplateJudge
 from cotgen_lite.pools import Pool, load_pool
 from cotgen_lite.prompts import encode_text, lite_prompts
