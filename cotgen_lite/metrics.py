@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from math import comb
 
 import numpy as np
 import numpy.typing as npt
@@ -136,33 +137,48 @@ def detectable_difference(prompts: Sequence[Prompt], a: npt.ArrayLike, b: npt.Ar
     return float((1.96 + 0.84) * np.sqrt(np.sum(variances)) / len(variances))
 
 
-def cohens_kappa(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
-    """Agreement of two judges beyond chance: (observed − expected) / (1 − expected).
+def expected_best_of(scores: npt.ArrayLike, correct: npt.ArrayLike, n: int) -> npt.NDArray[np.float64]:
+    """How often best-of-n is right if its n candidates are any n of the pool's N: exact, for each prompt.
 
-    Args:
-        a: (B,) verdicts of one judge, bool.
-        b: (B,) verdicts of the other.
-
-    Returns:
-        1 for full agreement (two constant and equal judges included), 0 for chance.
-
-    Raises:
-        ValueError: if lengths differ or there are no verdicts.
+    The candidate ranked r-th by score is the best of C(N-r, n-1) of the C(N, n) subsets; equal scores share the mean of
+    their places. scores: (P, N), higher is better; correct: (P, N), 0 or 1; n: 1 to N. Returns (P,) in 0..1.
+    ValueError for an n that the pool does not hold.
     """
+    score, right = np.asarray(scores, dtype=np.float64), np.asarray(correct, dtype=np.float64)
+    if score.shape != right.shape or score.ndim != 2:
+        raise ValueError(f"Scores {score.shape} and verdicts {right.shape} must both be (prompts, candidates).")
+    size = score.shape[1]
+    if not 1 <= n <= size:
+        raise ValueError(f"The pool holds {size} candidates a prompt: n must lie in 1..{size}, got {n}.")
+    weights = np.array([comb(size - rank, n - 1) for rank in range(1, size + 1)], dtype=np.float64) / comb(size, n)
+    order = np.argsort(-score, axis=1, kind="stable")
+    score, right = np.take_along_axis(score, order, 1), np.take_along_axis(right, order, 1)
+    expected = np.array([weights @ _mean_of_ties(s, r) for s, r in zip(score, right, strict=True)])
+    return expected.clip(0, 1)  # the weights add up to 1 but for rounding
+
+
+def _mean_of_ties(score: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    _, group = np.unique(-score, return_inverse=True)
+    return (np.bincount(group, right) / np.bincount(group))[group]
+
+
+def cohens_kappa(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+    """Agreement of two judges beyond chance: 1 if they always agree (two constant ones included), 0 by chance.
+
+    a, b: (B,) their verdicts, bool. ValueError if lengths differ or there are no verdicts.
+    """
+    from sklearn.metrics import cohen_kappa_score  # takes a second to import
+
     x, y = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
     if x.shape != y.shape or x.size == 0:
         raise ValueError(f"Verdicts have shapes {x.shape} and {y.shape}: pass two equally long, non-empty lists.")
-    observed = np.mean(x == y)
-    expected = x.mean() * y.mean() + (1 - x.mean()) * (1 - y.mean())
-    return 1.0 if expected == 1 else float((observed - expected) / (1 - expected))
+    return 1.0 if (x == y).all() else float(cohen_kappa_score(x, y))
 
 
-def area_under_curve(log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> float:
+def roc_auc(log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> float:
     """How often a right image scores above a wrong one, ties counting half; nan if there are not both kinds.
 
-    Args:
-        log_odds: a verifier's scores, of any shape.
-        correct: the verdicts, of the same shape.
+    log_odds: a verifier's scores, of any shape; correct: the verdicts, of the same shape.
     """
     scores, truth = np.asarray(log_odds, dtype=float).ravel(), np.asarray(correct, dtype=bool).ravel()
     if truth.all() or not truth.any():
@@ -188,7 +204,7 @@ def telling_tags(prompts: Sequence[Prompt], correct: npt.ArrayLike) -> tuple[str
     )
 
 
-def mean_area(prompts: Sequence[Prompt], log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> float:
+def mean_roc_auc(prompts: Sequence[Prompt], log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> float:
     """Mean over the `telling_tags` of the AUC of each; nan if there are none.
 
     Args:
@@ -197,11 +213,11 @@ def mean_area(prompts: Sequence[Prompt], log_odds: npt.ArrayLike, correct: npt.A
         correct: the verdicts, (P, N).
     """
     tags, scores, right = np.array([p.tag for p in prompts]), np.asarray(log_odds), np.asarray(correct)
-    areas = [area_under_curve(scores[tags == tag], right[tags == tag]) for tag in telling_tags(prompts, right)]
+    areas = [roc_auc(scores[tags == tag], right[tags == tag]) for tag in telling_tags(prompts, right)]
     return float(np.mean(areas)) if areas else float("nan")
 
 
-def area_within_rows(log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> float:
+def roc_auc_within_prompts(log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> float:
     """Mean AUC of the rows that have both verdicts, all that a choice among a prompt's candidates depends on.
 
     Args:
@@ -209,7 +225,7 @@ def area_within_rows(log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> float:
         correct: the verdicts, (P, N). nan if no row has both.
     """
     rows = zip(np.asarray(log_odds, dtype=float), np.asarray(correct, dtype=bool), strict=True)
-    areas = [area_under_curve(odds, right) for odds, right in rows if right.any() and not right.all()]
+    areas = [roc_auc(odds, right) for odds, right in rows if right.any() and not right.all()]
     return float(np.mean(areas)) if areas else float("nan")
 
 
@@ -228,12 +244,9 @@ def calibration(
     """
     belief = 1 / (1 + np.exp(-np.asarray(log_odds, dtype=float).ravel()))
     truth = np.asarray(correct, dtype=bool).ravel()
-    member = np.minimum((belief * bins).astype(int), bins - 1)
-    count = np.bincount(member, minlength=bins)
+    count, believed, right = (np.histogram(belief, bins, (0, 1), weights=w)[0] for w in (None, belief, truth * 1.0))
     filled = count > 0
-    sums = (np.bincount(member, weights, minlength=bins)[filled] for weights in (belief, truth))
-    mean, share = (total / count[filled] for total in sums)
-    return mean, share, count[filled]
+    return believed[filled] / count[filled], right[filled] / count[filled], count[filled]
 
 
 def calibration_error(log_odds: npt.ArrayLike, correct: npt.ArrayLike, bins: int = 10) -> float:

@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import comb
 from pathlib import Path
 from typing import TypeVar
 
@@ -64,31 +63,6 @@ def _some_of_each_tag(
     for tag in TAGS:
         kept.update(choose(list(dict.fromkeys(prompt for prompt in prompts if prompt.tag == tag))))
     return tuple(prompt for prompt in prompts if prompt in kept)
-
-
-def expected_best_of(scores: npt.ArrayLike, correct: npt.ArrayLike, n: int) -> npt.NDArray[np.float64]:
-    """How often best-of-n is right if its n candidates are any n of the pool's N: exact, for each prompt.
-
-    The candidate ranked r-th by score is the best of C(N-r, n-1) of the C(N, n) subsets; equal scores share the mean of
-    their places. scores: (P, N), higher is better; correct: (P, N), 0 or 1; n: 1 to N. Returns (P,) in 0..1.
-    ValueError for an n that the pool does not hold.
-    """
-    score, right = np.asarray(scores, dtype=np.float64), np.asarray(correct, dtype=np.float64)
-    if score.shape != right.shape or score.ndim != 2:
-        raise ValueError(f"Scores {score.shape} and verdicts {right.shape} must both be (prompts, candidates).")
-    size = score.shape[1]
-    if not 1 <= n <= size:
-        raise ValueError(f"The pool holds {size} candidates a prompt: n must lie in 1..{size}, got {n}.")
-    weights = np.array([comb(size - rank, n - 1) for rank in range(1, size + 1)], dtype=np.float64) / comb(size, n)
-    order = np.argsort(-score, axis=1, kind="stable")
-    score, right = np.take_along_axis(score, order, 1), np.take_along_axis(right, order, 1)
-    expected = np.array([weights @ _mean_of_ties(s, r) for s, r in zip(score, right, strict=True)])
-    return expected.clip(0, 1)  # the weights add up to 1 but for rounding
-
-
-def _mean_of_ties(score: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    _, group = np.unique(-score, return_inverse=True)
-    return (np.bincount(group, right) / np.bincount(group))[group]
 
 
 def save_pool(pool: Pool, path: Path) -> None:

@@ -32,8 +32,8 @@ from cotgen_lite.experiments.train_generators import (
     settings_of,
 )
 from cotgen_lite.geneval import Detection
-from cotgen_lite.metrics import score
-from cotgen_lite.pools import Pool, expected_best_of, load_pool, pool_prompts, save_pool
+from cotgen_lite.metrics import expected_best_of, score
+from cotgen_lite.pools import Pool, load_pool, pool_prompts, save_pool
 from cotgen_lite.prompts import TAGS, lite_prompts, meaning
 
 PROMPTS = pool_prompts("dev")[::4]

@@ -13,7 +13,8 @@ from small_verifiers import Moody
 
 from cotgen_lite.experiments.measure_parm import at_equal_cost, decide_best, decide_f7, order_within_rows, unit_costs
 from cotgen_lite.lite.verifier import lite_processor, lite_verifier
-from cotgen_lite.pools import Pool, expected_best_of
+from cotgen_lite.metrics import expected_best_of
+from cotgen_lite.pools import Pool
 from cotgen_lite.prompts import TAGS, lite_prompts
 from cotgen_lite.verify.pool_search import (
     Opinions,

@@ -16,7 +16,7 @@ from cotgen_lite.experiments.results import read_rows
 from cotgen_lite.generate.autoregressive import Fill, RunSettings, Sequential, SequentialConfig, SequentialGenerator
 from cotgen_lite.generate.vq import Magvit, lite_config
 from cotgen_lite.lite.vocabulary import lite_tokenizer
-from cotgen_lite.metrics import area_within_rows
+from cotgen_lite.metrics import roc_auc_within_prompts
 from cotgen_lite.pools import Pool, one_in
 from cotgen_lite.prompts import TAGS, lite_prompts
 from cotgen_lite.verify.pool_search import PARM_QUESTIONS, Outcome, ask_of_paths, spent_by_search_of_runs, stop_paths
@@ -115,7 +115,7 @@ def test_fills_are_compared_run_by_run(
                 odds[row] = moody.score(images, [prompts[row].text] * 4)
                 clear[row] = grumpy.score_turns(images, [prompts[row].text] * 4, PARM_QUESTIONS)[:, 0] > 0
             told = found[fill]["auc_within_prompts"]["zs-orm"][run]
-            assert told == pytest.approx(area_within_rows(odds, right), abs=1e-4)
+            assert told == pytest.approx(roc_auc_within_prompts(odds, right), abs=1e-4)
             assert found[fill]["parm-retaught_clear"][run] == pytest.approx(clear.mean(), abs=1e-4)
     assert found["likeliest"]["generator_passes"] > 4 * found["grey"]["generator_passes"]
 

@@ -22,8 +22,8 @@ from cotgen_lite.experiments.measure_verifiers import (
     tuning_gains_early,
 )
 from cotgen_lite.experiments.results import SIZES
-from cotgen_lite.metrics import area_under_curve, score
-from cotgen_lite.pools import expected_best_of, pool_prompts
+from cotgen_lite.metrics import expected_best_of, roc_auc, score
+from cotgen_lite.pools import pool_prompts
 from cotgen_lite.prompts import TAGS, lite_prompts, parse_prompt
 from cotgen_lite.verify.search import Cost, SearchResult, stepwise_best_of_n
 from cotgen_lite.verify.training_data import StepLabels
@@ -140,12 +140,10 @@ def test_areas_are_compared_tag_by_tag():
     found = compare_areas(PROMPTS, sharp, blunt, right)
     tags = np.array([prompt.tag for prompt in PROMPTS])
     rows = tags == "position"
-    assert found["by_tag"]["position"]["fine_tuned"] == pytest.approx(
-        area_under_curve(sharp[rows], right[rows]), abs=1e-4
-    )
+    assert found["by_tag"]["position"]["fine_tuned"] == pytest.approx(roc_auc(sharp[rows], right[rows]), abs=1e-4)
     tagwise = [area["fine_tuned"] - area["zero_shot"] for area in found["by_tag"].values()]
     assert found["mean"] == found["mean_of_all_tags"]
-    assert found["pooled"]["fine_tuned"] == pytest.approx(area_under_curve(sharp, right), abs=1e-4)
+    assert found["pooled"]["fine_tuned"] == pytest.approx(roc_auc(sharp, right), abs=1e-4)
     assert found["mean"]["delta"] == pytest.approx(np.mean(tagwise), abs=2e-4)
     assert found["mean"]["ci"][0] < found["mean"]["delta"] < found["mean"]["ci"][1] and found["mean"]["ci"][0] > 0
     same = compare_areas(PROMPTS, blunt, blunt, right)

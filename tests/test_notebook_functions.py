@@ -25,8 +25,7 @@ from cotgen_lite.generate.showo import ShowoConfig, text_prefix
 from cotgen_lite.generate.vq import MagvitConfig, images_at_once
 from cotgen_lite.lite.judges import TemplateJudge
 from cotgen_lite.lite.world import random_scene, render
-from cotgen_lite.metrics import area_under_curve
-from cotgen_lite.pools import expected_best_of
+from cotgen_lite.metrics import expected_best_of, roc_auc
 from cotgen_lite.prompts import encode_text, lite_prompts, parse_prompt
 from cotgen_lite.verify import training_data as ranking
 from cotgen_lite.verify.search import parm_search, reflect, stepwise_best_of_n
@@ -97,12 +96,12 @@ def test_expected_best_of() -> None:
         np.testing.assert_allclose(expected_best_of(scores, correct, n), expected)
 
 
-def test_area_under_curve() -> None:
-    ours = from_scratch("02_finetuned_orm")["area_under_curve"]
+def test_roc_auc() -> None:
+    ours = from_scratch("02_finetuned_orm")["roc_auc"]
     rng = np.random.default_rng(0)
     correct = rng.random((7, 9)) < 0.4
     scores = (rng.normal(size=correct.shape) + correct).round(1)  # rounded: with ties
-    np.testing.assert_allclose(ours(scores, correct), area_under_curve(scores, correct))
+    np.testing.assert_allclose(ours(scores, correct), roc_auc(scores, correct))
 
 
 def test_rollouts(toy_generator: Any, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from cotgen_lite import pools
 from cotgen_lite.full_scale.prompts import full_prompts
 from cotgen_lite.hub import data_path, data_root
-from cotgen_lite.pools import Pool, expected_best_of, load_pool, pack_codes, pool_prompts, save_pool, unpack_codes
+from cotgen_lite.metrics import expected_best_of
+from cotgen_lite.pools import Pool, load_pool, pack_codes, pool_prompts, save_pool, unpack_codes
 
 
 def brute_force(score: np.ndarray, right: np.ndarray, n: int) -> float:

@@ -8,16 +8,16 @@ import pytest
 
 from cotgen_lite.metrics import (
     accuracy_by_tag,
-    area_under_curve,
-    area_within_rows,
     bootstrap_interval,
     bootstrap_tags,
     calibration,
     calibration_error,
     cohens_kappa,
     detectable_difference,
-    mean_area,
+    mean_roc_auc,
     paired_interval,
+    roc_auc,
+    roc_auc_within_prompts,
     score,
     telling_tags,
 )
@@ -132,21 +132,21 @@ def test_errors_say_what_to_do():
         accuracy_by_tag([strange], [1.0])
 
 
-def test_area_under_curve_equals_all_pairs() -> None:
+def test_roc_auc_equals_all_pairs() -> None:
     rng = np.random.default_rng(0)
     scores, truth = rng.integers(0, 6, 60).astype(float), rng.random(60) < 0.4
     pairs = [(s > t) + 0.5 * (s == t) for s in scores[truth] for t in scores[~truth]]
-    assert area_under_curve(scores, truth) == pytest.approx(np.mean(pairs))
-    assert area_under_curve([0.1, 0.9], [False, True]) == 1
-    assert np.isnan(area_under_curve([0.1, 0.9], [True, True]))
+    assert roc_auc(scores, truth) == pytest.approx(np.mean(pairs))
+    assert roc_auc([0.1, 0.9], [False, True]) == 1
+    assert np.isnan(roc_auc([0.1, 0.9], [True, True]))
 
 
-def test_area_within_rows_ignores_how_rows_differ() -> None:
+def test_roc_auc_within_prompts_ignores_how_rows_differ() -> None:
     odds = np.array([[0.0, 1.0, 2.0], [10.0, 12.0, 11.0], [5.0, 6.0, 7.0]])
     right = np.array([[0, 0, 1], [1, 0, 0], [1, 1, 1]], dtype=bool)
-    assert area_within_rows(odds, right) == pytest.approx((1.0 + 0.0) / 2)  # the third row has one verdict only
-    assert area_within_rows(odds + np.array([[0], [100], [-50]]), right) == area_within_rows(odds, right)
-    assert np.isnan(area_within_rows(odds[2:], right[2:]))
+    assert roc_auc_within_prompts(odds, right) == pytest.approx((1.0 + 0.0) / 2)  # the third row has one verdict only
+    assert roc_auc_within_prompts(odds + np.array([[0], [100], [-50]]), right) == roc_auc_within_prompts(odds, right)
+    assert np.isnan(roc_auc_within_prompts(odds[2:], right[2:]))
 
 
 def test_calibration_by_hand() -> None:
@@ -159,7 +159,7 @@ def test_calibration_by_hand() -> None:
     assert calibration([100.0], [1], bins=4)[2].tolist() == [1]  # P(yes) = 1 is in the last bin
 
 
-def test_mean_area_counts_tags_with_enough_of_both_verdicts_only() -> None:
+def test_mean_roc_auc_counts_tags_with_enough_of_both_verdicts_only() -> None:
     prompts = lite_prompts("dev")
     chosen = [next(prompt for prompt in prompts if prompt.tag == tag) for tag in ("counting", "position", "colors")]
     right = np.arange(21) < 10  # ten right ones and eleven wrong ones: just enough
@@ -167,6 +167,6 @@ def test_mean_area_counts_tags_with_enough_of_both_verdicts_only() -> None:
     truth = np.stack([right, ~right, few])
     odds = np.stack([right * 1.0, right * 1.0, few * 1.0])  # perfect, the wrong way round, perfect but not counted
     assert telling_tags(chosen, truth) == ("counting", "position")
-    assert mean_area(chosen, odds, truth) == pytest.approx((1.0 + 0.0) / 2)
+    assert mean_roc_auc(chosen, odds, truth) == pytest.approx((1.0 + 0.0) / 2)
     assert telling_tags(chosen, ~truth) == ("counting", "position")
-    assert np.isnan(mean_area(chosen[2:], odds[2:], truth[2:]))
+    assert np.isnan(mean_roc_auc(chosen[2:], odds[2:], truth[2:]))

@@ -28,8 +28,8 @@ from cotgen_lite.generate.drawing import draw_pool, judge_tokens
 from cotgen_lite.generate.pipeline import Generator, load_generator
 from cotgen_lite.hub import write_json
 from cotgen_lite.lite.judges import load_judges
-from cotgen_lite.metrics import score
-from cotgen_lite.pools import expected_best_of, first_of_each_tag, load_pool, one_in
+from cotgen_lite.metrics import expected_best_of, score
+from cotgen_lite.pools import first_of_each_tag, load_pool, one_in
 from cotgen_lite.prompts import Prompt, lite_prompts
 from cotgen_lite.verify.verifier import Verifier
 

@@ -28,22 +28,15 @@ from cotgen_lite.hub import in_place_of, write_json
 from cotgen_lite.lite.judges import load_judges, measure_judge
 from cotgen_lite.lite.verifier_evaluation import evaluation_set, measure
 from cotgen_lite.metrics import (
-    area_under_curve,
-    area_within_rows,
     cohens_kappa,
     detectable_difference,
+    expected_best_of,
     paired_interval,
+    roc_auc,
+    roc_auc_within_prompts,
     score,
 )
-from cotgen_lite.pools import (
-    Pool,
-    expected_best_of,
-    one_in,
-    pack_codes,
-    pool_prompts,
-    save_pool,
-    unpack_codes,
-)
+from cotgen_lite.pools import Pool, one_in, pack_codes, pool_prompts, save_pool, unpack_codes
 from cotgen_lite.prompts import TAGS, Prompt, lite_prompts
 from cotgen_lite.verify.verifier import Verifier
 
@@ -223,8 +216,8 @@ def load_steps_of_pool(path: Path) -> tuple[torch.Tensor, list[int]]:
 def _areas(prompts: Sequence[Prompt], log_odds: npt.NDArray, correct: npt.NDArray) -> dict[str, float]:
     """AUC of the verifier on generated images, by tag and over all."""
     tags = np.array([prompt.tag for prompt in prompts])
-    areas = {tag: area_under_curve(log_odds[tags == tag], correct[tags == tag]) for tag in TAGS}
-    areas["all"] = area_under_curve(log_odds, correct)
+    areas = {tag: roc_auc(log_odds[tags == tag], correct[tags == tag]) for tag in TAGS}
+    areas["all"] = roc_auc(log_odds, correct)
     return {tag: round(area, 4) for tag, area in areas.items()}
 
 
@@ -232,7 +225,7 @@ def _areas_within(prompts: Sequence[Prompt], log_odds: npt.NDArray, correct: npt
     """Mean AUC among the candidates of one pool, by tag and over all; None where no pool has both verdicts."""
     tags = np.array([prompt.tag for prompt in prompts])
     members = {tag: tags == tag for tag in TAGS} | {"all": np.ones(len(tags), dtype=bool)}
-    areas = {tag: area_within_rows(log_odds[rows], correct[rows]) for tag, rows in members.items()}
+    areas = {tag: roc_auc_within_prompts(log_odds[rows], correct[rows]) for tag, rows in members.items()}
     return {tag: None if np.isnan(area) else round(area, 4) for tag, area in areas.items()}
 
 

@@ -22,8 +22,8 @@ from cotgen_lite.geneval import Detector
 from cotgen_lite.hub import MANIFEST, write_json
 from cotgen_lite.lite.judges import TemplateJudge, load_judges
 from cotgen_lite.lite.world import LATTICE
-from cotgen_lite.metrics import bootstrap_interval, cohens_kappa, tag_means
-from cotgen_lite.pools import Pool, expected_best_of, load_pool, save_pool
+from cotgen_lite.metrics import bootstrap_interval, cohens_kappa, expected_best_of, tag_means
+from cotgen_lite.pools import Pool, load_pool, save_pool
 from cotgen_lite.prompts import TAGS, Prompt, lite_prompts
 from cotgen_lite.verify.search import best_of_n
 from cotgen_lite.verify.verifier import Verifier

@@ -25,8 +25,8 @@ from cotgen_lite.generate.pipeline import load_generator
 from cotgen_lite.generate.sampling import Ledger
 from cotgen_lite.hub import write_json
 from cotgen_lite.lite.judges import load_judges
-from cotgen_lite.metrics import tag_means
-from cotgen_lite.pools import Pool, expected_best_of, first_of_each_tag, load_pool, save_pool
+from cotgen_lite.metrics import expected_best_of, tag_means
+from cotgen_lite.pools import Pool, first_of_each_tag, load_pool, save_pool
 from cotgen_lite.prompts import Prompt
 from cotgen_lite.verify.pool_search import (
     PARM_QUESTIONS,

@@ -24,8 +24,8 @@ from cotgen_lite.generate.autoregressive import Fill, SequentialGenerator, load_
 from cotgen_lite.generate.drawing import draw_pool, judge_tokens
 from cotgen_lite.hub import MANIFEST, write_json
 from cotgen_lite.lite.judges import TemplateJudge, load_judges
-from cotgen_lite.metrics import area_within_rows, mean_area, score
-from cotgen_lite.pools import Pool, expected_best_of, one_in, save_pool
+from cotgen_lite.metrics import expected_best_of, mean_roc_auc, roc_auc_within_prompts, score
+from cotgen_lite.pools import Pool, one_in, save_pool
 from cotgen_lite.prompts import lite_prompts
 from cotgen_lite.verify.finetune import FineTuning, finetune_verifier
 from cotgen_lite.verify.pool_search import (
@@ -198,8 +198,10 @@ def measure_fills(
             chosen = score(prompts, expected_best_of(stop_paths(opinions).order, right, number))
             entry[f"{name}_clear"] = [round(float((opinions.clarity[:, :, t] > 0).mean()), 4) for t in steps]
             entry[f"{name}_search"] = {"overall": round(chosen.overall, 4), "ci": [round(x, 4) for x in chosen.ci]}
-        entry["auc"] = {name: [_rounded(mean_area(prompts, one, right)) for one in many] for name, many in odds.items()}
-        within = {name: [_rounded(area_within_rows(one, right)) for one in many] for name, many in odds.items()}
+        entry["auc"] = {
+            name: [_rounded(mean_roc_auc(prompts, one, right)) for one in many] for name, many in odds.items()
+        }
+        within = {name: [_rounded(roc_auc_within_prompts(one, right)) for one in many] for name, many in odds.items()}
         found[fill] = entry | {"auc_within_prompts": within}
     return found
 

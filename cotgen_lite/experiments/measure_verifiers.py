@@ -26,8 +26,8 @@ from cotgen_lite.generate.drawing import judge_tokens
 from cotgen_lite.generate.pipeline import Generator, load_generator
 from cotgen_lite.hub import write_json
 from cotgen_lite.lite.judges import load_judges
-from cotgen_lite.metrics import area_under_curve, area_within_rows, telling_tags
-from cotgen_lite.pools import SHARD, Pool, expected_best_of, first_of_each_tag, in_shards, load_pool, save_pool
+from cotgen_lite.metrics import expected_best_of, roc_auc, roc_auc_within_prompts, telling_tags
+from cotgen_lite.pools import SHARD, Pool, first_of_each_tag, in_shards, load_pool, save_pool
 from cotgen_lite.prompts import TAGS, Prompt
 from cotgen_lite.training import fingerprint
 from cotgen_lite.verify.search import SearchResult, StepwiseResult, best_of_n, stepwise_best_of_n
@@ -116,11 +116,11 @@ def measure_prm(out: Path, work: Path, n: int, first_steps: Mapping[str, Sequenc
     merge_json(results / "findings.json", {"F3": by_both_judges(f3), "F4": f4})
     by_step = {
         "auc": {
-            name: [round(area_under_curve(odds[:, :, t], learned[kept]), 4) for t in range(odds.shape[2])]
+            name: [round(roc_auc(odds[:, :, t], learned[kept]), 4) for t in range(odds.shape[2])]
             for name, odds in beliefs.items()
         },
         "auc_within_prompts": {
-            name: [round(area_within_rows(odds[:, :, t], learned[kept]), 4) for t in range(odds.shape[2])]
+            name: [round(roc_auc_within_prompts(odds[:, :, t], learned[kept]), 4) for t in range(odds.shape[2])]
             for name, odds in beliefs.items()
         },
         "tokens_equal_to_final": [round(float(share), 4) for share in steps_profile(whole)],
@@ -232,11 +232,11 @@ def decide_f4(log_odds: npt.NDArray, correct: npt.NDArray, guesses: Tensor) -> d
     settled = (guesses[:, :, LATE - 1] == guesses[:, :, -1]).double().mean(dim=(1, 2)).numpy()
     early, late = log_odds[:, :, EARLY - 1], log_odds[:, :, LATE - 1]
     inside = np.array(
-        [[area_within_rows(o[row, None], correct[row, None]) for o in (early, late)] for row in range(len(correct))]
+        [[roc_auc_within_prompts(o[i, None], correct[i, None]) for o in (early, late)] for i in range(len(correct))]
     )
 
     def measured(rows: npt.NDArray) -> tuple[float, ...]:
-        blurry, clear = (area_under_curve(odds[rows], correct[rows]) for odds in (early, late))
+        blurry, clear = (roc_auc(odds[rows], correct[rows]) for odds in (early, late))
         within, clear_within = np.nanmean(inside[rows], axis=0)
         return blurry, clear - blurry, float(settled[rows].mean()), within, clear_within - within
 
@@ -267,14 +267,14 @@ def tuning_gains_early(before: npt.NDArray, after: npt.NDArray, correct: npt.NDA
     """
     rng, halves = np.random.default_rng(0), [odds[:, :, : odds.shape[2] // 2] for odds in (after, before)]
 
-    def mean_area_of(odds: npt.NDArray, right: npt.NDArray) -> float:
-        return float(np.mean([area_under_curve(odds[:, :, t], right) for t in range(odds.shape[2])]))
+    def mean_roc_auc_of(odds: npt.NDArray, right: npt.NDArray) -> float:
+        return float(np.mean([roc_auc(odds[:, :, t], right) for t in range(odds.shape[2])]))
 
     mixed = np.flatnonzero(correct.any(1) & ~correct.all(1))
-    inside = np.array([[mean_area_of(odds[[p]], correct[[p]]) for odds in halves] for p in mixed]).reshape(-1, 2)
+    inside = np.array([[mean_roc_auc_of(odds[[p]], correct[[p]]) for odds in halves] for p in mixed]).reshape(-1, 2)
 
     def measured(rows: npt.NDArray, of_mixed: npt.NDArray) -> tuple[float, float]:
-        over_all = [mean_area_of(odds[rows], correct[rows]) for odds in halves]
+        over_all = [mean_roc_auc_of(odds[rows], correct[rows]) for odds in halves]
         return over_all[0] - over_all[1], float((inside[of_mixed] @ [1, -1]).mean())
 
     sizes = (len(correct), len(mixed))
@@ -302,7 +302,7 @@ def compare_areas(prompts: Sequence[Prompt], a: npt.NDArray, b: npt.NDArray, cor
     def areas(rows: Mapping[str, npt.NDArray]) -> npt.NDArray:
         """AUC of both, (tags and all together, 2)."""
         each = [*rows.values(), np.concatenate(list(rows.values()))]
-        return np.array([[area_under_curve(odds[some], correct[some]) for odds in (a, b)] for some in each])
+        return np.array([[roc_auc(odds[some], correct[some]) for odds in (a, b)] for some in each])
 
     rows = {tag: np.concatenate(groups[tag]) for tag in present}
     whole, draws = areas(rows), []

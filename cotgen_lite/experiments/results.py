@@ -13,8 +13,7 @@ from tqdm.auto import tqdm
 
 from cotgen_lite.generate.autoregressive import AnyGenerator
 from cotgen_lite.hub import write_atomically, write_json
-from cotgen_lite.metrics import bootstrap_interval, score, tag_means
-from cotgen_lite.pools import expected_best_of
+from cotgen_lite.metrics import bootstrap_interval, expected_best_of, score, tag_means
 from cotgen_lite.prompts import Prompt
 from cotgen_lite.verify.verifier import ORM_QUESTION, Verifier
 

@@ -15,7 +15,7 @@ from cotgen_lite.generate.pipeline import load_generator
 from cotgen_lite.hub import file_sha256, write_manifest
 from cotgen_lite.lite.judges import TemplateJudge
 from cotgen_lite.lite.verifier import publish_verifier
-from cotgen_lite.metrics import mean_area
+from cotgen_lite.metrics import mean_roc_auc
 from cotgen_lite.pools import load_pool, one_in, save_pool
 from cotgen_lite.prompts import lite_prompts
 from cotgen_lite.training import subsample
@@ -157,7 +157,7 @@ def _finetune(
         for question, turns, steps in looks:
             seen = guesses[:, :, steps].unbind(dim=2)
             odds = [score_tokens(generator, verifier, codes, prompts, question, turns)[0] for codes in seen]
-            means.append(np.mean([mean_area(prompts, one, right) for one in odds]))
+            means.append(np.mean([mean_roc_auc(prompts, one, right) for one in odds]))
         return round(float(np.nan_to_num(np.mean(means))), 4)
 
     before, tried = area(Verifier.from_pretrained(out / "models/verifier")), {}

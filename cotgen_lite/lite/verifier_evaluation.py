@@ -18,7 +18,7 @@ from cotgen_lite.lite.verifier_questions import (
     relations_seen,
 )
 from cotgen_lite.lite.world import Scene, render, scene_for
-from cotgen_lite.metrics import area_under_curve
+from cotgen_lite.metrics import roc_auc
 from cotgen_lite.prompts import (
     COLORS,
     OBJECTS,
@@ -90,7 +90,7 @@ def measure(
             odds[start + rows, columns] = (logits[:, yes] - logits[:, no]).numpy()
     holds, tags = np.array([h.holds for h in held_out]), np.array([h.tag for h in held_out])
     return {
-        name: {tag: area_under_curve(odds[tags == tag, column], holds[tags == tag]) for tag in TAGS}
+        name: {tag: roc_auc(odds[tags == tag, column], holds[tags == tag]) for tag in TAGS}
         for column, name in enumerate(WORDINGS)
     }
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from cotgen_lite.generate.autoregressive import AnyGenerator
 from cotgen_lite.hub import in_place_of
-from cotgen_lite.metrics import area_within_rows
-from cotgen_lite.pools import SHARD, Pool, expected_best_of, in_shards
+from cotgen_lite.metrics import expected_best_of, roc_auc_within_prompts
+from cotgen_lite.pools import SHARD, Pool, in_shards
 from cotgen_lite.prompts import Prompt
 from cotgen_lite.training import fingerprint
 from cotgen_lite.verify.search import Assess
@@ -192,7 +192,7 @@ def areas_by_step(opinions: Opinions, correct: npt.NDArray[np.bool_]) -> dict[st
     end; for opinions of every step."""
     told = {"clarity": opinions.clarity, "potential": opinions.potential}
     return {
-        name: [round(area_within_rows(odds[:, :, t], correct), 4) for t in range(odds.shape[2])]
+        name: [round(roc_auc_within_prompts(odds[:, :, t], correct), 4) for t in range(odds.shape[2])]
         for name, odds in told.items()
     }
 
