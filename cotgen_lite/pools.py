@@ -44,24 +44,16 @@ def pool_prompts(split: str) -> tuple[Prompt, ...]:
     return tuple(prompt for prompt in lite_prompts(split) for _ in range(POOLS_PER_PROMPT.get(prompt.tag, 1)))
 
 
-def first_of_each_tag(prompts: Sequence[Prompt], most: int) -> tuple[Prompt, ...]:
-    """Those of `prompts` that are among the first `most` different ones of their tag."""
-    return _some_of_each_tag(prompts, lambda different: different[:most])
+def stratified_subset(prompts: Sequence[Prompt], one_in: int = 1, most: int | None = None) -> tuple[Prompt, ...]:
+    """Some of the different prompts of each tag, as often as they occur.
 
-
-def one_in(prompts: Sequence[Prompt], many: int) -> tuple[Prompt, ...]:
-    """One in so many of the different prompts of each tag, the first among them, and of two or more at least two: by
-    fewer nobody sees how prompts vary, and there is no interval."""
-    return _some_of_each_tag(prompts, lambda different: different[:: max(1, min(many, (len(different) + 1) // 2))])
-
-
-def _some_of_each_tag(
-    prompts: Sequence[Prompt], choose: Callable[[list[Prompt]], Sequence[Prompt]]
-) -> tuple[Prompt, ...]:
-    """Those of `prompts` that are chosen among the different ones of their tag."""
+    one_in: one in so many of a tag's prompts, the first among them, but two at least where there are two: by fewer
+    nobody sees how prompts vary, and there is no interval. most: no more than so many of them.
+    """
     kept: set[Prompt] = set()
     for tag in TAGS:
-        kept.update(choose(list(dict.fromkeys(prompt for prompt in prompts if prompt.tag == tag))))
+        different = list(dict.fromkeys(prompt for prompt in prompts if prompt.tag == tag))
+        kept.update(different[:: max(1, min(one_in, (len(different) + 1) // 2))][:most])
     return tuple(prompt for prompt in prompts if prompt in kept)
 
 

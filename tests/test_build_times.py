@@ -10,7 +10,7 @@ from cotgen_lite.experiments.build import STEPS
 from cotgen_lite.experiments.build_times import PART, PARTS, hours_of_all, time_steps
 from cotgen_lite.experiments.configs import LITE, Recipe
 from cotgen_lite.hub import data_root
-from cotgen_lite.pools import one_in, pool_prompts
+from cotgen_lite.pools import pool_prompts, stratified_subset
 from cotgen_lite.prompts import TAGS, lite_prompts
 
 # What is as much in a part as in the whole: settings, and amounts for each of the prompts, of which there are fewer.
@@ -26,8 +26,8 @@ MANIFESTS = {path.parent.name: json.loads(path.read_text()) for path in data_roo
 
 def work_of(recipe: Recipe) -> dict[str, float]:
     """How much of everything a recipe asks for."""
-    prompts = {"pools": one_in(pool_prompts("test"), recipe.one_prompt_in)}
-    prompts["dev"] = one_in(lite_prompts("dev"), recipe.one_prompt_in)
+    prompts = {"pools": stratified_subset(pool_prompts("test"), recipe.one_prompt_in)}
+    prompts["dev"] = stratified_subset(lite_prompts("dev"), recipe.one_prompt_in)
     amounts = {name: float(len(some)) for name, some in prompts.items()}
     amounts["images"] = sum(number * pools for number, pools in recipe.images.values())
     amounts["tokenizer"] = sum(phase.steps for phase in recipe.tokenizer)
@@ -46,12 +46,12 @@ def test_a_part_is_as_much_less_of_all_work_as_is_said() -> None:
     assert all(getattr(PART, name) == getattr(LITE, name) for name in KEPT)
 
 
-def test_one_in_takes_the_first_of_each_tag_and_every_so_manyeth_after_it() -> None:
+def test_a_stratified_subset_takes_the_first_of_each_tag_and_every_so_manyeth_after_it() -> None:
     prompts = pool_prompts("test")
-    assert one_in(prompts, 1) == prompts
+    assert stratified_subset(prompts, 1) == prompts
     for tag in TAGS:
         different = list(dict.fromkeys(prompt for prompt in prompts if prompt.tag == tag))
-        kept = [prompt for prompt in one_in(prompts, 7) if prompt.tag == tag]
+        kept = [prompt for prompt in stratified_subset(prompts, 7) if prompt.tag == tag]
         assert list(dict.fromkeys(kept)) == different[:: 7 if len(different) > 8 else 4]  # never one alone
         assert len(kept) == sum(map(prompts.count, set(kept)))  # with all their pools
 

@@ -17,7 +17,7 @@ from cotgen_lite.generate.autoregressive import Fill, RunSettings, Sequential, S
 from cotgen_lite.generate.vq import Magvit, lite_config
 from cotgen_lite.lite.vocabulary import lite_tokenizer
 from cotgen_lite.metrics import roc_auc_within_prompts
-from cotgen_lite.pools import Pool, one_in
+from cotgen_lite.pools import Pool, stratified_subset
 from cotgen_lite.prompts import TAGS, lite_prompts
 from cotgen_lite.verify.pool_search import PARM_QUESTIONS, Outcome, ask_of_paths, spent_by_search_of_runs, stop_paths
 from cotgen_lite.verify.search import best_of_n, parm_search
@@ -99,7 +99,7 @@ def test_fills_are_compared_run_by_run(
     generator: SequentialGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = replace(QUICK, one_prompt_in=100, aligned_dev_images=4)
-    prompts = one_in(lite_prompts("dev"), 100)
+    prompts = stratified_subset(lite_prompts("dev"), 100)
     right = np.random.default_rng(0).permuted(np.tile([True, True, False, False], (len(prompts), 1)), axis=1)
     monkeypatch.setattr("cotgen_lite.experiments.measure_sequential.judge_tokens", lambda *_: right)
     moody, grumpy = Moody(-0.9), Moody(0.2)

@@ -29,7 +29,7 @@ from cotgen_lite.generate.pipeline import Generator, load_generator
 from cotgen_lite.hub import write_json
 from cotgen_lite.lite.judges import load_judges
 from cotgen_lite.metrics import expected_best_of, score
-from cotgen_lite.pools import first_of_each_tag, load_pool, one_in
+from cotgen_lite.pools import load_pool, stratified_subset
 from cotgen_lite.prompts import Prompt, lite_prompts
 from cotgen_lite.verify.verifier import Verifier
 
@@ -53,7 +53,7 @@ def measure_estimators(out: Path, work: Path, recipe: Recipe) -> None:
     """
     settings, triples = settings_of(out, "dpo"), first_pairs(out, recipe, seed=0)
     noise, found = estimator_noise(out, triples[: recipe.estimated_pairs]), {}
-    prompts, right = one_in(lite_prompts("dev"), recipe.one_prompt_in), {}
+    prompts, right = stratified_subset(lite_prompts("dev"), recipe.one_prompt_in), {}
     for name, change in ESTIMATORS.items():
         generator, log = attempt(out, triples, replace(settings, **change), work, recipe)
         right[name] = dev_verdicts(generator, work, recipe)
@@ -174,7 +174,7 @@ def measure_far(out: Path, work: Path, recipe: Recipe) -> None:
     verifiers = {method: Verifier.from_pretrained(out / "models" / name) for method, name in ON_TOP.items()}
     generator = load_generator("it-dpo-guided-orm", models=out / "models")
     options = [prompt for prompt in lite_prompts("test") if prompt.tag != "single_object"]
-    prompts = first_of_each_tag(options, recipe.many_prompts)
+    prompts = stratified_subset(options, most=recipe.many_prompts)
     guesses, _, _ = draw_pool(generator, prompts, recipe.many_candidates, seed=4, work_dir=work)
     final = guesses[:, :, -1]
     correct = {judge: judge_tokens(generator, final, prompts, one) for judge, one in judges.items()}

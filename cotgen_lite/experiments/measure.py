@@ -36,7 +36,7 @@ from cotgen_lite.metrics import (
     roc_auc_within_prompts,
     score,
 )
-from cotgen_lite.pools import Pool, one_in, pack_codes, pool_prompts, save_pool, unpack_codes
+from cotgen_lite.pools import Pool, pack_codes, pool_prompts, save_pool, stratified_subset, unpack_codes
 from cotgen_lite.prompts import TAGS, Prompt, lite_prompts
 from cotgen_lite.verify.verifier import Verifier
 
@@ -77,7 +77,7 @@ def measure_all(
         results / "dev.json", _measure_guidance(generator, dev_candidates, one_prompt_in, work, judges["template"])
     )
 
-    prompts = one_in(pool_prompts("test"), one_prompt_in)
+    prompts = stratified_subset(pool_prompts("test"), one_prompt_in)
     guesses, committed_at, drawing = draw_pool(generator, prompts, pool_size, seed=0, work_dir=work / "pool")
     final = guesses[:, :, -1]
     correct = {name: judge_tokens(generator, final, prompts, detector) for name, detector in judges.items()}
@@ -172,7 +172,7 @@ def _measure_guidance(
     generator: Generator, candidates: int, one_prompt_in: int, work: Path, judge: Detector
 ) -> list[dict]:
     """The dev score at each guidance scale, by the training judge."""
-    prompts, rows = one_in(lite_prompts("dev"), one_prompt_in), []
+    prompts, rows = stratified_subset(lite_prompts("dev"), one_prompt_in), []
     for scale in GUIDANCE_SCALES:
         guided = replace(generator, settings=replace(generator.settings, guidance_scale=scale))
         guesses, _, _ = draw_pool(guided, prompts, candidates, seed=0, work_dir=work / f"dev-{scale}")

@@ -26,7 +26,7 @@ from cotgen_lite.generate.sampling import Ledger
 from cotgen_lite.hub import write_json
 from cotgen_lite.lite.judges import load_judges
 from cotgen_lite.metrics import expected_best_of, tag_means
-from cotgen_lite.pools import Pool, first_of_each_tag, load_pool, save_pool
+from cotgen_lite.pools import Pool, load_pool, save_pool, stratified_subset
 from cotgen_lite.prompts import Prompt
 from cotgen_lite.verify.pool_search import (
     PARM_QUESTIONS,
@@ -189,7 +189,7 @@ def unit_costs(
     read with the ORM's question; "read_twice": with both of PARM's.
     """
     of_prompts = []
-    for prompt in first_of_each_tag(list(dict.fromkeys(prompts)), 1):
+    for prompt in stratified_subset(list(dict.fromkeys(prompts)), most=1):
         ledger = Ledger()
         paths = generator.draw([prompt.text], n, seed=0, ledger=ledger)[0]
         codes = torch.stack([path.final for path in paths])

@@ -25,7 +25,7 @@ from cotgen_lite.generate.drawing import draw_pool, judge_tokens
 from cotgen_lite.hub import MANIFEST, write_json
 from cotgen_lite.lite.judges import TemplateJudge, load_judges
 from cotgen_lite.metrics import expected_best_of, mean_roc_auc, roc_auc_within_prompts, score
-from cotgen_lite.pools import Pool, one_in, save_pool
+from cotgen_lite.pools import Pool, save_pool, stratified_subset
 from cotgen_lite.prompts import lite_prompts
 from cotgen_lite.verify.finetune import FineTuning, finetune_verifier
 from cotgen_lite.verify.pool_search import (
@@ -91,7 +91,7 @@ def measure_sequential(out: Path, work: Path, recipe: Recipe) -> None:
 
 def measure_settings(generator: SequentialGenerator, work: Path, recipe: Recipe) -> list[dict]:
     """The dev score at each guidance scale and top-k, by the training judge."""
-    prompts, rows = one_in(lite_prompts("dev"), recipe.one_prompt_in), []
+    prompts, rows = stratified_subset(lite_prompts("dev"), recipe.one_prompt_in), []
     for top_k, scale in product(TOP_KS, GUIDANCE_SCALES):
         tried = replace(generator, settings=replace(generator.settings, guidance_scale=scale, top_k=top_k))
         guesses, _, _ = draw_pool(tried, prompts, recipe.dev_candidates, seed=0, work_dir=work)
@@ -183,7 +183,7 @@ def measure_fills(
     say ("zs-orm": its question; "parm": that about potential), all prompts together and within them; share of paths
     that PARM calls clear; accuracy of PARM's search; generator passes of a path.
     """
-    prompts, found = one_in(lite_prompts("dev"), recipe.one_prompt_in), {}
+    prompts, found = stratified_subset(lite_prompts("dev"), recipe.one_prompt_in), {}
     for fill in get_args(Fill):
         filled = replace(generator, settings=replace(generator.settings, fill=fill))
         number = recipe.aligned_dev_images

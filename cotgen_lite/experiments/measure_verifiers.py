@@ -27,7 +27,7 @@ from cotgen_lite.generate.pipeline import Generator, load_generator
 from cotgen_lite.hub import write_json
 from cotgen_lite.lite.judges import load_judges
 from cotgen_lite.metrics import expected_best_of, roc_auc, roc_auc_within_prompts, telling_tags
-from cotgen_lite.pools import SHARD, Pool, first_of_each_tag, in_shards, load_pool, save_pool
+from cotgen_lite.pools import SHARD, Pool, in_shards, load_pool, save_pool, stratified_subset
 from cotgen_lite.prompts import TAGS, Prompt
 from cotgen_lite.training import fingerprint
 from cotgen_lite.verify.search import SearchResult, StepwiseResult, best_of_n, stepwise_best_of_n
@@ -164,7 +164,7 @@ def draw_stepwise(
 
 def time_search(prompts: Sequence[Prompt], search: Callable[..., SearchResult | StepwiseResult]) -> float:
     """Mean seconds of a search, on a prompt of each tag. Timed anew: shards may be of other hours."""
-    texts = [prompt.text for prompt in first_of_each_tag(list(dict.fromkeys(prompts)), 1)]
+    texts = [prompt.text for prompt in stratified_subset(list(dict.fromkeys(prompts)), most=1)]
     return round(float(np.mean([search(prompt=text, seed=0).cost.seconds for text in texts])), 4)
 
 

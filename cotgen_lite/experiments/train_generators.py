@@ -29,7 +29,7 @@ from cotgen_lite.lite.generator_training import make_captioned_tokens
 from cotgen_lite.lite.judges import TemplateJudge
 from cotgen_lite.lite.world import CaptionNoise
 from cotgen_lite.metrics import paired_interval, score
-from cotgen_lite.pools import load_pool, one_in, save_pool
+from cotgen_lite.pools import load_pool, save_pool, stratified_subset
 from cotgen_lite.prompts import Prompt, lite_prompts
 from cotgen_lite.training import subsample
 from cotgen_lite.verify.reasons import find_reasons
@@ -165,7 +165,7 @@ def settings_of(out: Path, name: str) -> DpoTraining:
 
 
 def _dev_prompts(recipe: Recipe) -> tuple[Prompt, ...]:
-    return one_in(lite_prompts("dev"), recipe.one_prompt_in)
+    return stratified_subset(lite_prompts("dev"), recipe.one_prompt_in)
 
 
 def first_pairs(out: Path, recipe: Recipe, seed: int) -> Triples:
@@ -222,7 +222,7 @@ def try_on_dev(start: Generator, generator: Generator, work: Path, recipe: Recip
     """What a corrected generator can do on dev prompts, by the training judge: accuracy of its "plain" images, and of
     the starting generator's images ("before") after each wrong one was corrected once, by the judge's reasons
     ("corrected") or without reasons ("mute")."""
-    prompts = one_in(lite_prompts("dev"), recipe.one_prompt_in)
+    prompts = stratified_subset(lite_prompts("dev"), recipe.one_prompt_in)
     number, judge = recipe.aligned_dev_images, TemplateJudge()
     pools = [
         draw_pool(one, prompts, number, seed=5, work_dir=work / "dev")[0][:, :, -1].contiguous()

@@ -16,7 +16,7 @@ from cotgen_lite.hub import file_sha256, write_manifest
 from cotgen_lite.lite.judges import TemplateJudge
 from cotgen_lite.lite.verifier import publish_verifier
 from cotgen_lite.metrics import mean_roc_auc
-from cotgen_lite.pools import load_pool, one_in, save_pool
+from cotgen_lite.pools import load_pool, save_pool, stratified_subset
 from cotgen_lite.prompts import lite_prompts
 from cotgen_lite.training import subsample
 from cotgen_lite.verify.finetune import FineTuning, finetune_verifier
@@ -148,7 +148,7 @@ def _finetune(
         return
     generator = load_generator(models=out / "models")
     data = as_dataset(examples, generator.pixels)
-    prompts = one_in(lite_prompts("dev"), recipe.one_prompt_in)
+    prompts = stratified_subset(lite_prompts("dev"), recipe.one_prompt_in)
     guesses, _, _ = draw_pool(generator, prompts, recipe.dev_images, seed=3, work_dir=work)
     right = judge_tokens(generator, guesses[:, :, -1], prompts, TemplateJudge())
 
