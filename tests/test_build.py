@@ -13,7 +13,7 @@ from cotgen_lite.experiments.configs import LITE, QUICK
 from cotgen_lite.experiments.measure_sequential import teach_verifiers
 from cotgen_lite.experiments.report import finding_lines, found, table_lines, write_readme
 from cotgen_lite.experiments.results import read_rows
-from cotgen_lite.generate.autoregressive import load_sequential
+from cotgen_lite.generate.autoregressive import load_autoregressive
 from cotgen_lite.hub import data_root
 from cotgen_lite.pools import Pool, load_pool, save_pool
 from cotgen_lite.verify.training_data import StepLabels, load_steps, save_steps
@@ -89,7 +89,7 @@ def test_quick_build_makes_everything_once(
     weights = [(out / f"models/{model}/model.safetensors").read_bytes() for model in sequential]
     assert weights[0] != weights[1]
     taught = tmp_path / "build/quick/work/sequential_results"
-    teach_verifiers(out, load_sequential(models=out / "models"), taught, QUICK)
+    teach_verifiers(out, load_autoregressive(models=out / "models"), taught, QUICK)
     assert list((taught / "orm").glob("checkpoint-*")) and list((taught / "parm").glob("checkpoint-*"))
     assert not build.last_file("orm_results", out).exists() and not build.last_file("dpo_results", out).exists()
 

@@ -286,7 +286,7 @@ class LikesLowCodes:
 def unpictured(toy_generator):
     """The toy generator, whose pictures are the codes themselves."""
     pixels = SimpleNamespace(decode=lambda codes: codes)
-    return replace(toy_generator, model=copy.deepcopy(toy_generator.model), pixels=pixels)
+    return replace(toy_generator, model=copy.deepcopy(toy_generator.model), image_tokenizer=pixels)
 
 
 def test_guidance_alone_has_a_gradient_and_raises_the_verifiers_score(unpictured, tmp_path):
@@ -392,7 +392,7 @@ def test_divergence_is_what_the_log_ratio_of_drawn_codes_comes_to(toy_generator)
     masks = draw_masks(6, 64, 4, "elbo", torch.Generator().manual_seed(5))
     rng, ratios = torch.Generator().manual_seed(2), []
     for row, path in enumerate(path for paths in drawn for path in paths):
-        prefix = text_prefix(policy.config, encode_text(toy_generator.words, prompts[row // 3].text))
+        prefix = text_prefix(policy.config, encode_text(toy_generator.text_tokenizer, prompts[row // 3].text))
         for mask in range(4):
             hidden, codes = masks.places[mask, row], path.final[None]
             with torch.no_grad():

@@ -118,14 +118,18 @@ def test_every_network_that_shapes_the_codes_tells_shards_apart(tmp_path: Path, 
         reader: nn.Module
 
     def drawn_with(reader: nn.Module, pixels: Magvit) -> int:
-        fields = {name: getattr(toy_generator, name) for name in ("model", "words", "settings")}
-        draw_pool(WithReader(**fields, pixels=pixels, reader=reader), pool_prompts("test")[:1], 1, 0, tmp_path)
+        fields = {name: getattr(toy_generator, name) for name in ("model", "text_tokenizer", "settings")}
+        draw_pool(WithReader(**fields, image_tokenizer=pixels, reader=reader), pool_prompts("test")[:1], 1, 0, tmp_path)
         return len(list(tmp_path.iterdir()))
 
     one, other = nn.Linear(2, 2), nn.Linear(2, 2)
-    assert drawn_with(one, toy_generator.pixels) == drawn_with(copy.deepcopy(one), toy_generator.pixels) == 1
+    assert (
+        drawn_with(one, toy_generator.image_tokenizer)
+        == drawn_with(copy.deepcopy(one), toy_generator.image_tokenizer)
+        == 1
+    )
     assert drawn_with(one, Magvit(lite_config())) == 1  # pixels come after the codes
-    assert drawn_with(other, toy_generator.pixels) == 2
+    assert drawn_with(other, toy_generator.image_tokenizer) == 2
 
 
 def test_two_processes_may_write_the_same_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

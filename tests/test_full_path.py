@@ -48,7 +48,7 @@ class Full:
         return (self.size // 16) ** 2
 
     def prefix(self, prompt: str) -> list[int]:
-        return text_prefix(self.generator.model.config, encode_text(self.generator.words, prompt))
+        return text_prefix(self.generator.model.config, encode_text(self.generator.text_tokenizer, prompt))
 
 
 def save_parts(folder: Path, size: int) -> tuple[Path, Path, Path]:
@@ -85,7 +85,7 @@ def finals(full: Full, prompt: str, n: int, seed: int) -> Tensor:
 
 def test_a_picture_becomes_codes_and_a_picture_again(full: Full) -> None:
     seen = pictures(2, full.size)
-    codes = full.generator.pixels.encode(seen)
+    codes = full.generator.image_tokenizer.encode(seen)
     assert codes.shape == (2, full.length) and codes.min() >= 0 and codes.max() < 8192
     assert not torch.equal(codes[0], codes[1]) and codes.unique().numel() > 100
     shown = full.generator.decode(codes.to(torch.int16))
@@ -223,7 +223,7 @@ def test_a_step_of_self_correction_lowers_its_loss_and_then_it_draws(full: Full)
     generator, config = full.generator, full.generator.model.config
     rejected, target = finals(full, PROMPT, 2, seed=3)
     why = "the apple is blue, not red"
-    words, reasons = encode_text(generator.words, PROMPT), encode_text(generator.words, why)
+    words, reasons = encode_text(generator.text_tokenizer, PROMPT), encode_text(generator.text_tokenizer, why)
     taught = replace(generator, model=copy.deepcopy(generator.model))
     prefix = correction_prefix(config, words, reasons, rejected.tolist())
     optimizer = torch.optim.AdamW(taught.model.parameters(), lr=1e-3)

@@ -95,7 +95,7 @@ def test_without_a_batch_size_as_many_are_drawn_as_fit(
 
 def test_the_model_can_be_loaded_in_bfloat16(tmp_path: Path) -> None:
     generator = Generator.from_pretrained(*save_parts(tmp_path), SETTINGS, device="cpu", dtype=torch.bfloat16)
-    assert (generator.model.dtype, generator.pixels.dtype) == (torch.bfloat16, torch.float32)
+    assert (generator.model.dtype, generator.image_tokenizer.dtype) == (torch.bfloat16, torch.float32)
     assert "64 px, bfloat16" in str(generator.plan(["a photo of two dogs"], 2))
     final = generator.draw(["a photo of two dogs"], n=2, seed=0)[0][0].final
     assert generator.decode(final).shape == (1, 3, 64, 64)

@@ -19,11 +19,11 @@ from transformers import (
 )
 
 from cotgen_lite.full_scale.janus import JanusGenerator
-from cotgen_lite.generate.autoregressive import GREY, RunSettings, advance_run, keep_runs
+from cotgen_lite.generate.autoregressive import GREY, AutoregressiveSettings, advance_run, keep_runs
 from cotgen_lite.generate.sampling import MASKED, Ledger, path_noise
 
 LENGTH, CODES, START, IMAGE, PAD = 16, 50, "<start>", "<begin_of_image>", "<pad>"
-SETTINGS = RunSettings(guidance_scale=4.0, steps=4, top_k=12)
+SETTINGS = AutoregressiveSettings(guidance_scale=4.0, steps=4, top_k=12)
 PROMPTS = ["a photo of a cat", "a photo of two dogs left of a red car"]
 
 
@@ -107,7 +107,7 @@ def requests(prompts: list[str]) -> tuple[Tensor, Tensor]:
 
 def library(generator: JanusGenerator, prompts: list[str], scale: float) -> Tensor:
     """Codes (B, L) of transformers' own loop, each place's likeliest."""
-    janus, words = generator.model.janus, generator.words
+    janus, words = generator.model.janus, generator.text_tokenizer
     ids, mask = requests(prompts)
     settings = janus.generation_config
     settings.bos_token_id, settings.pad_token_id = words.bos_token_id, words.pad_token_id
@@ -119,7 +119,7 @@ def library(generator: JanusGenerator, prompts: list[str], scale: float) -> Tens
 
 @pytest.mark.parametrize("guidance", [4.0, 1.5])
 def test_greedy_codes_are_the_librarys(generator: JanusGenerator, guidance: float) -> None:
-    greedy = replace(generator, settings=RunSettings(guidance, steps=4, top_k=1))
+    greedy = replace(generator, settings=AutoregressiveSettings(guidance, steps=4, top_k=1))
     expected = library(generator, PROMPTS, guidance + 1)
     drawn = greedy.draw(PROMPTS, n=1, seed=0)
     assert torch.equal(torch.stack([paths[0].final for paths in drawn]), expected)
@@ -132,7 +132,7 @@ def plain_logits(generator: JanusGenerator, prompt: str, codes: Tensor, blank: b
     """Logits of the next code (K,), the whole sequence anew; blank: with pads in place of the prompt's words."""
     janus, ids = generator.model.janus, requests([prompt])[0]
     if blank:
-        ids[:, 1:-1] = generator.words.pad_token_id
+        ids[:, 1:-1] = generator.text_tokenizer.pad_token_id
     inputs = torch.cat(
         [janus.get_input_embeddings()(ids), janus.prepare_embeddings_for_image_generation(codes[None])], dim=1
     )
@@ -141,7 +141,7 @@ def plain_logits(generator: JanusGenerator, prompt: str, codes: Tensor, blank: b
 
 
 def draw_plainly(generator: JanusGenerator, prompt: str, candidate: int) -> Tensor:
-    settings, words = generator.settings, generator.words
+    settings, words = generator.settings, generator.text_tokenizer
     key = tuple(words(f"<|User|>: {prompt}\n\n<|Assistant|>:", add_special_tokens=False)["input_ids"])
     noise, codes = path_noise((3, key, candidate), 1, LENGTH)[0, 0], torch.empty(0, dtype=torch.long)
     for place in range(LENGTH):
@@ -153,8 +153,8 @@ def draw_plainly(generator: JanusGenerator, prompt: str, candidate: int) -> Tens
     return codes
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, RunSettings(0.0, steps=2, temperature=0.8)])
-def test_drawing_equals_the_plain_loop(generator: JanusGenerator, settings: RunSettings) -> None:
+@pytest.mark.parametrize("settings", [SETTINGS, AutoregressiveSettings(0.0, steps=2, temperature=0.8)])
+def test_drawing_equals_the_plain_loop(generator: JanusGenerator, settings: AutoregressiveSettings) -> None:
     generator = replace(generator, settings=settings)
     drawn = generator.draw(PROMPTS, n=2, seed=3, batch_size=3)
     for prompt, paths in zip(PROMPTS, drawn, strict=True):
@@ -191,14 +191,14 @@ def test_codes_become_pictures(generator: JanusGenerator) -> None:
 
 
 def test_prompts_keep_their_spaces(generator: JanusGenerator) -> None:
-    assert generator.words.decode(generator.encode(" a cat ")) == "<|User|>: a cat\n\n<|Assistant|>:"
+    assert generator.text_tokenizer.decode(generator.encode(" a cat ")) == "<|User|>: a cat\n\n<|Assistant|>:"
 
 
 def test_half_precision_draws(folder: Path) -> None:
     half = JanusGenerator.from_pretrained(folder, SETTINGS, device="cpu", dtype=torch.bfloat16)
     path = half.draw(PROMPTS[:1], n=1, seed=1)[0][0]
     assert half.model.janus.dtype == torch.bfloat16 and path.final.max() < CODES
-    assert half.pixels.vq.quantize.embedding.weight.dtype == torch.float32
+    assert half.image_tokenizer.vq.quantize.embedding.weight.dtype == torch.float32
     assert half.decode(path.final[None]).shape == (1, 3, 8, 8)
 
 

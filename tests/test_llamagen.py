@@ -1,4 +1,4 @@
-"""LlamaGen's weights after conversion against its network written out plainly; its pixel tokenizer; T5's features."""
+"""LlamaGen's weights after conversion against its network written out plainly; its image tokenizer; T5's features."""
 
 from argparse import Namespace
 from dataclasses import replace
@@ -19,13 +19,13 @@ from cotgen_lite.full_scale.llamagen import (
     plain_caption,
     t5_features,
 )
-from cotgen_lite.generate.autoregressive import GREY, RunSettings, Sequential, advance_run
+from cotgen_lite.generate.autoregressive import GREY, AutoregressiveModel, AutoregressiveSettings, advance_run
 from cotgen_lite.generate.sampling import MASKED, Ledger, path_noise
 from cotgen_lite.generate.vq import VqTokenizer
 
 GRID, LAYERS, HEADS, WIDTH, INNER, CODES, WORDS, TEXT_WIDTH = 4, 2, 2, 32, 48, 40, 9, 24
 LENGTH = GRID**2
-SETTINGS = RunSettings(guidance_scale=1.5, steps=4, top_k=12)
+SETTINGS = AutoregressiveSettings(guidance_scale=1.5, steps=4, top_k=12)
 PROMPTS = ["a photo of a cat", "two dogs left of a red car"]
 WEIGHTS = torch.Generator().manual_seed(0)
 
@@ -95,14 +95,14 @@ def plain_gpt(state: dict[str, Tensor], features: Tensor, visible: Tensor, codes
 
 
 @pytest.fixture(scope="module")
-def model(gpt: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Sequential:
+def model(gpt: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> AutoregressiveModel:
     path = tmp_path_factory.mktemp("llamagen") / "t2i.pt"
     torch.save({"model": gpt, "steps": 3, "args": Namespace(lr=0.1)}, path)
     return load_llamagen(path, grid=GRID, heads=HEADS)
 
 
 @torch.no_grad()
-def test_converted_weights_give_llamagens_logits(gpt: dict[str, Tensor], model: Sequential) -> None:
+def test_converted_weights_give_llamagens_logits(gpt: dict[str, Tensor], model: AutoregressiveModel) -> None:
     WEIGHTS.manual_seed(3)
     config = model.config
     assert (config.grid, config.text_length, config.text_width, config.text_cosine) == (GRID, WORDS, TEXT_WIDTH, 0)
@@ -115,7 +115,7 @@ def test_converted_weights_give_llamagens_logits(gpt: dict[str, Tensor], model: 
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_bfloat16_weights_convert_as_they_are(gpt: dict[str, Tensor], model: Sequential) -> None:
+def test_bfloat16_weights_convert_as_they_are(gpt: dict[str, Tensor], model: AutoregressiveModel) -> None:
     converted = convert_gpt({name: value.bfloat16() for name, value in gpt.items()}, model.config)
     assert {value.dtype for value in converted.values()} == {torch.bfloat16}
     assert converted.keys() == model.state_dict().keys()
@@ -175,7 +175,7 @@ def draw_plainly(
     visible: Tensor,
     key: tuple[int, ...],
     candidate: int,
-    settings: RunSettings,
+    settings: AutoregressiveSettings,
 ) -> Tensor:
     """One image, code by code, without a cache: LlamaGen's u + s(c - u) with s = 1 + g, among its likeliest codes."""
     noise, codes = path_noise((5, key, candidate), 1, LENGTH)[0, 0], torch.empty(0, dtype=torch.long)
@@ -191,7 +191,7 @@ def draw_plainly(
 
 @pytest.fixture(scope="module")
 def generator(
-    model: Sequential,
+    model: AutoregressiveModel,
     t5: T5EncoderModel,
     words: PreTrainedTokenizerFast,
     vq: dict[str, Tensor],
@@ -204,12 +204,14 @@ def generator(
 
 @pytest.mark.parametrize("settings", [SETTINGS, replace(SETTINGS, guidance_scale=0.0, top_k=0, temperature=0.7)])
 def test_drawing_equals_the_plain_loop(
-    generator: LlamaGenGenerator, gpt: dict[str, Tensor], settings: RunSettings
+    generator: LlamaGenGenerator, gpt: dict[str, Tensor], settings: AutoregressiveSettings
 ) -> None:
     drawn = replace(generator, settings=settings).draw(PROMPTS, n=2, seed=5, batch_size=3)
-    features, visible = t5_features(generator.encoder, generator.words, ids_of(generator.words, PROMPTS), WORDS)
+    features, visible = t5_features(
+        generator.encoder, generator.text_tokenizer, ids_of(generator.text_tokenizer, PROMPTS), WORDS
+    )
     for row, prompt in enumerate(PROMPTS):
-        key = tuple(generator.words(prompt, add_special_tokens=False)["input_ids"])
+        key = tuple(generator.text_tokenizer(prompt, add_special_tokens=False)["input_ids"])
         for candidate, path in enumerate(drawn[row]):
             expected = draw_plainly(gpt, features[row], visible[row], key, candidate, settings)
             assert (path.prompt, path.candidate) == (prompt, candidate)
@@ -225,7 +227,7 @@ def test_generator_is_used_like_the_lite_one(generator: LlamaGenGenerator) -> No
     images = generator.decode(path.tokens)
     assert images.shape == (4, 3, 8, 8) and images.dtype == torch.uint8
     assert (images[0, :, 2:] == GREY).all() and not (images[0, :, :2] == GREY).all()
-    assert torch.equal(images[-1], generator.pixels.decode(path.final[None])[0])
+    assert torch.equal(images[-1], generator.image_tokenizer.decode(path.final[None])[0])
     ledger = Ledger()
     state = generator.begin([[7, 8]], [(0, 0), (0, 1)], 1, ledger)
     advance_run(generator.model, state)
@@ -241,7 +243,7 @@ def test_parts_are_loaded_together_or_refused(
 ) -> None:
     torch.save({"module": gpt}, tmp_path / "gpt.pt")
     torch.save({"state_dict": vq}, tmp_path / "vq.pt")
-    generator.words.save_pretrained(tmp_path / "t5")
+    generator.text_tokenizer.save_pretrained(tmp_path / "t5")
     generator.encoder.save_pretrained(tmp_path / "t5")
     parts = (tmp_path / "gpt.pt", tmp_path / "t5", tmp_path / "vq.pt", SETTINGS)
     again = LlamaGenGenerator.from_pretrained(*parts, device="cpu", grid=GRID)
@@ -267,7 +269,7 @@ VQ_CHANNELS, VQ_LATENT, VQ_NUMBERS = 32, 12, 3  # GroupNorm takes 32 groups, so 
 
 @pytest.fixture(scope="module")
 def vq() -> dict[str, Tensor]:
-    """Random weights of a small pixel tokenizer of two levels, 32 and 64 wide, by LlamaGen's names."""
+    """Random weights of a small image tokenizer of two levels, 32 and 64 wide, by LlamaGen's names."""
     WEIGHTS.manual_seed(2)
     state = {
         "quantize.embedding.weight": random(CODES, VQ_NUMBERS, scale=5),
@@ -329,7 +331,7 @@ def vq() -> dict[str, Tensor]:
 
 
 class PlainVq:
-    """LlamaGen's pixel tokenizer written out over its own names."""
+    """LlamaGen's image tokenizer written out over its own names."""
 
     def __init__(self, state: dict[str, Tensor]) -> None:
         self.state = state
@@ -389,7 +391,7 @@ class PlainVq:
 
 def test_pixel_tokenizer_equals_llamagens(vq: dict[str, Tensor], generator: LlamaGenGenerator) -> None:
     WEIGHTS.manual_seed(4)
-    pixels, plain = generator.pixels, PlainVq(vq)
+    pixels, plain = generator.image_tokenizer, PlainVq(vq)
     assert (pixels.config.codebook_size, pixels.config.length, pixels.config.image_size) == (CODES, LENGTH, 8)
     images = torch.randint(256, (20, 3, 8, 8), dtype=torch.uint8, generator=WEIGHTS)
     codes = pixels.encode(images)
@@ -409,10 +411,10 @@ def test_transformers_own_encoding_would_find_other_codes(generator: LlamaGenGen
     """Why `VqTokenizer` looks codes up itself."""
     WEIGHTS.manual_seed(5)
     images = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8, generator=WEIGHTS)
-    theirs: JanusVQVAE = generator.pixels.vq
+    theirs: JanusVQVAE = generator.image_tokenizer.vq
     with torch.no_grad():
         found = theirs.encode(images / 127.5 - 1, return_dict=True).image_tokens
-    assert not torch.equal(found.view(4, -1), generator.pixels.encode(images))
+    assert not torch.equal(found.view(4, -1), generator.image_tokenizer.encode(images))
 
 
 @pytest.mark.parametrize("name", ["layers.1.attention.wqkv.weight", "layers.0.ffn_norm.weight", "output.weight"])

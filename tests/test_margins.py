@@ -13,7 +13,7 @@ from cotgen_lite.prompts import encode_text
 
 
 def test_margins_are_what_changed_for_the_chosen_minus_the_rejected(toy_generator: Any) -> None:
-    prefix = text_prefix(toy_generator.model.config, encode_text(toy_generator.words, "a photo of a red cat"))
+    prefix = text_prefix(toy_generator.model.config, encode_text(toy_generator.text_tokenizer, "a photo of a red cat"))
     codes = torch.randint(1024, (3, 2, 64), generator=torch.Generator().manual_seed(0)).short()
     pairs = [Pair(prefix, right, wrong) for right, wrong in codes]
     policy = replace(toy_generator, model=copy.deepcopy(toy_generator.model))

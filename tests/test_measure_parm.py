@@ -176,7 +176,7 @@ def test_equal_cost_means_as_many_passes_seconds_or_flops() -> None:
 
 def test_unit_costs_add_up_to_a_search(toy_generator: Any) -> None:
     prompt, n = PROMPTS[0], 3
-    verifier = Verifier(lite_verifier(toy_generator.words), lite_processor(toy_generator.words))
+    verifier = Verifier(lite_verifier(toy_generator.text_tokenizer), lite_processor(toy_generator.text_tokenizer))
     units = unit_costs(toy_generator, verifier, [prompt], n)
     assert all(unit["seconds"] > 0 and unit["flops"] > 0 for unit in units.values())
     assert units["read"]["flops"] < units["read_twice"]["flops"]

@@ -13,7 +13,13 @@ from small_verifiers import Moody
 from cotgen_lite.experiments.configs import QUICK
 from cotgen_lite.experiments.measure_sequential import decide_f10, measure_fills, save_choices
 from cotgen_lite.experiments.results import read_rows
-from cotgen_lite.generate.autoregressive import Fill, RunSettings, Sequential, SequentialConfig, SequentialGenerator
+from cotgen_lite.generate.autoregressive import (
+    AutoregressiveConfig,
+    AutoregressiveGenerator,
+    AutoregressiveModel,
+    AutoregressiveSettings,
+    Fill,
+)
 from cotgen_lite.generate.vq import Magvit, lite_config
 from cotgen_lite.lite.vocabulary import lite_tokenizer
 from cotgen_lite.metrics import roc_auc_within_prompts
@@ -26,10 +32,10 @@ PROMPTS = lite_prompts("train")[:9:4]
 
 
 @pytest.fixture(scope="module")
-def generator() -> SequentialGenerator:
+def generator() -> AutoregressiveGenerator:
     torch.manual_seed(0)
     words = lite_tokenizer()
-    config = SequentialConfig(
+    config = AutoregressiveConfig(
         codebook_size=1024,
         grid=8,
         text_length=16,
@@ -43,13 +49,15 @@ def generator() -> SequentialGenerator:
         intermediate_size=32,
         initializer_range=0.3,
     )
-    return SequentialGenerator(Sequential(config).eval(), words, Magvit(lite_config()).eval(), RunSettings(1.5, 8))
+    return AutoregressiveGenerator(
+        AutoregressiveModel(config).eval(), words, Magvit(lite_config()).eval(), AutoregressiveSettings(1.5, 8)
+    )
 
 
 @pytest.mark.parametrize("fill", ["grey", "likeliest"])
 @pytest.mark.parametrize("doubt", [-0.9, 2.0])  # with a doubt of 2 every path is stopped at its first clear step
 def test_a_pool_tells_what_the_search_does(
-    generator: SequentialGenerator, tmp_path: Path, fill: Fill, doubt: float
+    generator: AutoregressiveGenerator, tmp_path: Path, fill: Fill, doubt: float
 ) -> None:
     n, verifier = 4, Moody(doubt)
     filled = replace(generator, settings=replace(generator.settings, fill=fill))
@@ -77,7 +85,7 @@ def test_a_pool_tells_what_the_search_does(
     assert list(two.values()) == pytest.approx(np.mean(few, axis=0), abs=2e-4)
 
 
-def test_costs_of_choices_are_the_searches_own(generator: SequentialGenerator, tmp_path: Path) -> None:
+def test_costs_of_choices_are_the_searches_own(generator: AutoregressiveGenerator, tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
     correct, order = np.array([[True, False, False]] * 3), np.arange(9.0, dtype=np.float32).reshape(3, 3)
     tokens = torch.zeros(3, 3, 64, dtype=torch.int16)
@@ -96,7 +104,7 @@ def test_costs_of_choices_are_the_searches_own(generator: SequentialGenerator, t
 
 
 def test_fills_are_compared_run_by_run(
-    generator: SequentialGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    generator: AutoregressiveGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = replace(QUICK, one_prompt_in=100, aligned_dev_images=4)
     prompts = stratified_subset(lite_prompts("dev"), 100)

@@ -10,7 +10,13 @@ import numpy as np
 import torch
 
 from cotgen_lite.align.dpo import dpo_loss, draw_masks, log_probability, online_pairs
-from cotgen_lite.generate.autoregressive import RunSettings, load_sequential, next_token_loss, pad_texts, sequence_ids
+from cotgen_lite.generate.autoregressive import (
+    AutoregressiveSettings,
+    load_autoregressive,
+    next_token_loss,
+    pad_texts,
+    sequence_ids,
+)
 from cotgen_lite.generate.memory import decoding_bytes, drawing_bytes, plan_drawing
 from cotgen_lite.generate.sampling import (
     Ledger,
@@ -63,7 +69,7 @@ def test_schedule() -> None:
 
 def test_guidance(toy_generator: Any) -> None:
     guide = from_scratch("00_generate_step_by_step")["guide"]
-    words = encode_text(toy_generator.words, "a photo of a red cat")
+    words = encode_text(toy_generator.text_tokenizer, "a photo of a red cat")
     model, logits = toy_generator.model, {}
     for name, text, scale in (("conditional", words, 0.0), ("empty", [], 0.0), ("guided", words, 1.5)):
         cache = encode_prompts(model, [text_prefix(model.config, text)], Ledger())
@@ -128,7 +134,7 @@ def test_search_step_by_step(toy_generator: Any) -> None:
 def test_log_probability_under_a_mask(toy_generator: Any) -> None:
     ours = from_scratch("04_dpo")["log_probability_under"]
     model, rng = toy_generator.model, torch.Generator().manual_seed(0)
-    prefix = text_prefix(model.config, encode_text(toy_generator.words, "a photo of a red cat"))
+    prefix = text_prefix(model.config, encode_text(toy_generator.text_tokenizer, "a photo of a red cat"))
     codes = torch.randint(1024, (3, 64), generator=rng)
     masks = draw_masks(3, 64, 1, "sum", rng)
     with torch.no_grad():
@@ -240,9 +246,9 @@ def test_most_candidates_at_once() -> None:
 
 
 def test_next_token_drawing_and_its_log_probability() -> None:
-    generator, space = load_sequential(), from_scratch("09_sequential_models")
+    generator, space = load_autoregressive(), from_scratch("09_sequential_models")
     space |= {"pad_texts": pad_texts, "sequence_ids": sequence_ids}
-    text, settings = encode_text(generator.words, "a photo of a red cat"), RunSettings(1.5, top_k=7)
+    text, settings = encode_text(generator.text_tokenizer, "a photo of a red cat"), AutoregressiveSettings(1.5, top_k=7)
     drawn = replace(generator, settings=settings).draw(["a photo of a red cat"], n=2, seed=3)[0]
     codes = torch.stack([path.final for path in drawn])
     model = generator.model

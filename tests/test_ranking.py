@@ -240,11 +240,11 @@ def test_full_scale_holds_out_geneval_and_not_the_lite_sets(tmp_path: Path):
 def test_the_dataset_decodes_when_it_is_read(toy_generator):
     codes = torch.randint(0, 1024, (3, 64), generator=torch.Generator().manual_seed(0)).to(torch.int16)
     turns = ((CLARITY_QUESTION, "yes"), (POTENTIAL_QUESTION, "no"))
-    dataset = as_dataset([Example(row, turns) for row in codes], toy_generator.pixels)
+    dataset = as_dataset([Example(row, turns) for row in codes], toy_generator.image_tokenizer)
     assert len(dataset) == 3
     row = dataset[1]
     assert set(row) == {"messages", "images"}
-    expected = toy_generator.pixels.decode(codes[1:2].long())[0].permute(1, 2, 0)
+    expected = toy_generator.image_tokenizer.decode(codes[1:2].long())[0].permute(1, 2, 0)
     assert np.array_equal(np.asarray(row["images"][0]), expected)
     assert [message["role"] for message in row["messages"]] == ["user", "assistant"] * 2
     assert [part["type"] for message in row["messages"] for part in message["content"]].count("image") == 1
@@ -314,7 +314,7 @@ def test_examples_are_what_trl_learns_from(toy_generator, tmp_path: Path):
     single = ((ORM_QUESTION.format(prompt="a photo of a cat"), "yes"),)
     double = ((CLARITY_QUESTION.format(prompt="a photo of two dogs"), "yes"), (POTENTIAL_QUESTION, "no"))
     examples = [Example(row, turns) for row, turns in zip(codes, (single, double) * 2, strict=True)]
-    dataset = as_dataset(examples, toy_generator.pixels)
+    dataset = as_dataset(examples, toy_generator.image_tokenizer)
     _, losses, _ = finetune_verifier(verifier, dataset, FineTuning(1e-4, batch_size=2), tmp_path / "work")
     assert len(losses) == 2 and np.isfinite(losses).all()
 

@@ -34,12 +34,12 @@ WHY = "the cat is blue, not red"
 
 
 def prefix_of(generator: Any, text: str, why: str, codes: list[int]) -> list[int]:
-    words = generator.words
+    words = generator.text_tokenizer
     return correction_prefix(generator.model.config, encode_text(words, text), encode_text(words, why), codes)
 
 
 def test_a_correction_stands_in_the_order_of_its_parts(toy_generator: Any) -> None:
-    config, words = toy_generator.model.config, toy_generator.words
+    config, words = toy_generator.model.config, toy_generator.text_tokenizer
     prefix = prefix_of(toy_generator, PROMPTS[0].text, WHY, [5] * 64)
     said, why = (encode_text(words, text) for text in (PROMPTS[0].text, WHY))
     eos, image = config.eos_token_id, [config.image_offset + 5] * 64
@@ -131,7 +131,7 @@ def test_training_teaches_to_go_by_the_reasons_and_resumes(toy_generator: Any, t
         Correction(PROMPTS[0], old, "the cat is blue, not red", new),
         Correction(PROMPTS[0], old, "there is no cat", old),
     ]
-    words = encode_text(toy_generator.words, PROMPTS[0].text)
+    words = encode_text(toy_generator.text_tokenizer, PROMPTS[0].text)
     replay = CaptionedTokens([words], torch.full((1, 64), 3), {"pictures": 1})
     settings = CorrectionTraining(
         steps=200, learning_rate=2e-2, batch_size=8, replay=0.5, without_reasons=0.0, without_words=0.0

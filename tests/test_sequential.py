@@ -13,10 +13,10 @@ from cotgen_lite.align.dpo import train_sequential_dpo
 from cotgen_lite.experiments.sequential_training import train_sequential
 from cotgen_lite.generate.autoregressive import (
     GREY,
-    RunSettings,
-    Sequential,
-    SequentialConfig,
-    SequentialGenerator,
+    AutoregressiveConfig,
+    AutoregressiveGenerator,
+    AutoregressiveModel,
+    AutoregressiveSettings,
     advance_run,
     begin,
     keep_runs,
@@ -32,13 +32,13 @@ from cotgen_lite.lite.vocabulary import lite_tokenizer
 from cotgen_lite.prompts import encode_text, parse_prompt
 
 CODES, LENGTH, TEXTS = 1024, 64, [[7, 8, 9], [10, 11, 12, 13, 14]]
-SETTINGS = RunSettings(guidance_scale=1.5, steps=8, top_k=40)
+SETTINGS = AutoregressiveSettings(guidance_scale=1.5, steps=8, top_k=40)
 
 
 @pytest.fixture(scope="module")
-def model() -> Sequential:
+def model() -> AutoregressiveModel:
     torch.manual_seed(0)
-    config = SequentialConfig(
+    config = AutoregressiveConfig(
         codebook_size=CODES,
         grid=8,
         text_length=7,
@@ -52,11 +52,13 @@ def model() -> Sequential:
         intermediate_size=48,
         initializer_range=0.3,
     )
-    return Sequential(config).eval()
+    return AutoregressiveModel(config).eval()
 
 
 @torch.no_grad()
-def plain_logits(model: Sequential, text: list[int], codes: torch.Tensor, nothing: bool = False) -> torch.Tensor:
+def plain_logits(
+    model: AutoregressiveModel, text: list[int], codes: torch.Tensor, nothing: bool = False
+) -> torch.Tensor:
     """Logits of the code behind each of these, (C + 1, K), the whole sequence anew and without any padding."""
     features, visible = model.read(pad_texts(model.config, [text]))
     features = model.nothing[None] if nothing else features
@@ -68,7 +70,9 @@ def plain_logits(model: Sequential, text: list[int], codes: torch.Tensor, nothin
     return model.head(hidden[here.sum() - 1 :])
 
 
-def draw_plainly(model: Sequential, text: list[int], settings: RunSettings, seed: int, candidate: int) -> torch.Tensor:
+def draw_plainly(
+    model: AutoregressiveModel, text: list[int], settings: AutoregressiveSettings, seed: int, candidate: int
+) -> torch.Tensor:
     noise, codes = path_noise((seed, tuple(text), candidate), 1, LENGTH)[0, 0], torch.empty(0, dtype=torch.long)
     for place in range(LENGTH):
         with_text, without = (plain_logits(model, text, codes, nothing)[-1] for nothing in (False, True))
@@ -79,14 +83,14 @@ def draw_plainly(model: Sequential, text: list[int], settings: RunSettings, seed
     return codes
 
 
-def run(model: Sequential, state) -> torch.Tensor:
+def run(model: AutoregressiveModel, state) -> torch.Tensor:
     while state.step < state.settings.steps:
         state, step = advance_run(model, state)
     return step.guess
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, replace(SETTINGS, guidance_scale=0.0, top_k=0, temperature=0.7)])
-def test_drawing_equals_the_plain_loop(model: Sequential, settings: RunSettings) -> None:
+def test_drawing_equals_the_plain_loop(model: AutoregressiveModel, settings: AutoregressiveSettings) -> None:
     state = begin(model, TEXTS, [(1, 0), (0, 3)], settings, 5, Ledger())
     drawn = run(model, state)
     for row, (text, candidate) in enumerate(((TEXTS[1], 0), (TEXTS[0], 3))):
@@ -94,7 +98,7 @@ def test_drawing_equals_the_plain_loop(model: Sequential, settings: RunSettings)
     assert len(drawn.unique()) > 5
 
 
-def test_pads_and_places_count_for_nothing_but_their_turning(model: Sequential) -> None:
+def test_pads_and_places_count_for_nothing_but_their_turning(model: AutoregressiveModel) -> None:
     codes = torch.randint(CODES, (LENGTH,), generator=torch.Generator().manual_seed(1))
     ids = torch.tensor([sequence_ids(model.config, TEXTS[0]) + codes.tolist()])
     with torch.no_grad():
@@ -110,7 +114,7 @@ def test_pads_and_places_count_for_nothing_but_their_turning(model: Sequential) 
     torch.testing.assert_close(sine[0, at], angles.sin().repeat(2))
 
 
-def test_a_kept_path_goes_on_as_it_would_have(model: Sequential) -> None:
+def test_a_kept_path_goes_on_as_it_would_have(model: AutoregressiveModel) -> None:
     ledger = Ledger()
     state = begin(model, TEXTS, [(0, 0), (0, 1), (1, 0)], SETTINGS, 2, ledger)
     assert ledger.prefix_passes == 4  # two captions, each with and without
@@ -123,7 +127,7 @@ def test_a_kept_path_goes_on_as_it_would_have(model: Sequential) -> None:
     assert torch.equal(run(model, keep_runs(state, [1])), whole[[1]])  # the old state is as it was
 
 
-def test_unfinished_images_are_grey_or_the_likeliest(model: Sequential) -> None:
+def test_unfinished_images_are_grey_or_the_likeliest(model: AutoregressiveModel) -> None:
     grey, likely = (
         advance_run(model, begin(model, TEXTS, [(0, 0)], replace(SETTINGS, fill=fill), 2, Ledger()))[1]  # type: ignore
         for fill in ("grey", "likeliest")
@@ -137,7 +141,7 @@ def test_unfinished_images_are_grey_or_the_likeliest(model: Sequential) -> None:
     assert torch.equal(likely.guess[0], codes)
 
 
-def test_loss_is_the_mean_over_codes(model: Sequential) -> None:
+def test_loss_is_the_mean_over_codes(model: AutoregressiveModel) -> None:
     codes = torch.randint(CODES, (2, LENGTH), generator=torch.Generator().manual_seed(3))
     draw = torch.Generator().manual_seed(0)
     for dropout, nothing in ((0.0, False), (1.0, True)):
@@ -149,8 +153,10 @@ def test_loss_is_the_mean_over_codes(model: Sequential) -> None:
         torch.testing.assert_close(found, -torch.stack(each).mean(), atol=1e-4, rtol=1e-4)
 
 
-def test_generator_draws_alike_in_any_company(model: Sequential) -> None:
-    generator = SequentialGenerator(model, lite_tokenizer(), Magvit.from_pretrained(model_path("tokenizer")), SETTINGS)
+def test_generator_draws_alike_in_any_company(model: AutoregressiveModel) -> None:
+    generator = AutoregressiveGenerator(
+        model, lite_tokenizer(), Magvit.from_pretrained(model_path("tokenizer")), SETTINGS
+    )
     prompts = ["a photo of a cat", "a photo of a red car", "a photo of a cat"]
     drawn = generator.draw(prompts, n=2, seed=1, batch_size=3)
     assert [path.candidate for path in drawn[2]] == [2, 3] and drawn[0][0].tokens.shape == (8, LENGTH)
@@ -159,7 +165,7 @@ def test_generator_draws_alike_in_any_company(model: Sequential) -> None:
     images = generator.decode(alone[0].tokens)
     assert images.shape == (8, 3, 64, 64)
     assert (images[0, :, 8:] == GREY).all() and not (images[0, :, :8] == GREY).all()
-    finished = generator.pixels.decode(alone[0].final[None]).cpu()[0]
+    finished = generator.image_tokenizer.decode(alone[0].final[None]).cpu()[0]
     assert (images[-1].int() - finished.int()).abs().max() <= 1  # rounded otherwise in another batch
     with pytest.raises(ValueError, match="n >= 1"):
         generator.draw(prompts, n=0, seed=1)
@@ -171,25 +177,25 @@ def test_generator_draws_alike_in_any_company(model: Sequential) -> None:
         generator.draw(["a photo of a red cat and a blue dog"], n=1, seed=1)
 
 
-def test_saved_and_loaded(model: Sequential, tmp_path: Path) -> None:
+def test_saved_and_loaded(model: AutoregressiveModel, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
-    loaded = Sequential.from_pretrained(tmp_path)
+    loaded = AutoregressiveModel.from_pretrained(tmp_path)
     ids = torch.cat([pad_texts(model.config, TEXTS) + CODES, torch.zeros(2, 4, dtype=torch.long)], dim=1)
     assert torch.equal(loaded(ids).logits, model(ids).logits)
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="build or convert it again"):
-        Sequential.from_pretrained(tmp_path)
+        AutoregressiveModel.from_pretrained(tmp_path)
 
 
 def test_dpo_teaches_what_is_preferred_and_resumes(
-    model: Sequential, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: AutoregressiveModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw = torch.Generator().manual_seed(4)
     chosen, rejected = (torch.randint(low, low + 40, (24, LENGTH), generator=draw) for low in (0, 500))
     prompts = [parse_prompt("a photo of a cat"), parse_prompt("a photo of a red car")] * 12
     triples = list(zip(prompts, chosen, rejected, strict=True))
 
-    def log_p(one: Sequential, codes: torch.Tensor) -> torch.Tensor:
+    def log_p(one: AutoregressiveModel, codes: torch.Tensor) -> torch.Tensor:
         texts = [encode_text(lite_tokenizer(), prompt.text) for prompt in prompts]
         each = [
             plain_logits(one, text, row[:-1]).log_softmax(1)[torch.arange(LENGTH), row].sum()
@@ -225,7 +231,7 @@ def test_dpo_teaches_what_is_preferred_and_resumes(
 
 
 def test_pre_training_learns_captions_and_resumes(
-    model: Sequential, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: AutoregressiveModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = CaptionedTokens(TEXTS, torch.tensor([[3] * LENGTH, [5] * LENGTH]), {"pictures": 2})
     taught, again = copy.deepcopy(model), copy.deepcopy(model)

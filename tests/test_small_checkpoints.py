@@ -16,7 +16,7 @@ from cotgen_lite.full_scale import tiny_random_models as s
 from cotgen_lite.full_scale.janus import JanusGenerator
 from cotgen_lite.full_scale.llamagen import LlamaGenGenerator, read_checkpoint
 from cotgen_lite.full_scale.mask2former import Mask2FormerDetector, self_check
-from cotgen_lite.generate.autoregressive import RunSettings
+from cotgen_lite.generate.autoregressive import AutoregressiveSettings
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.sampling import SamplingSettings
 from cotgen_lite.generate.showo import Showo
@@ -66,7 +66,7 @@ def draw_one(generator: Generator | LlamaGenGenerator) -> Tensor:
 
 
 def test_everything_loads_by_path_and_draws_or_judges(paths: dict[str, Path]) -> None:
-    settings, runs = SamplingSettings(1.75, steps=3), RunSettings(4.0, top_k=100)
+    settings, runs = SamplingSettings(1.75, steps=3), AutoregressiveSettings(4.0, top_k=100)
     generator = Generator.from_pretrained(paths["showo"], paths["words"], paths["magvit"], settings, "cpu")
     images = draw_one(generator)
     assert images.shape == (1, 3, 256, 256) and images.float().std() > 10
@@ -74,7 +74,10 @@ def test_everything_loads_by_path_and_draws_or_judges(paths: dict[str, Path]) ->
     pixels = Magvit.from_pretrained(paths["magvit"], image_size=512)
     assert large.config.num_image_tokens == pixels.config.length == 1024
     janus = JanusGenerator.from_pretrained(paths["janus"], runs, "cpu")
-    assert (janus.model.config.num_image_tokens, janus.pixels.config.image_size) == (576, 48)  # draws in chapter 10
+    assert (janus.model.config.num_image_tokens, janus.image_tokenizer.config.image_size) == (
+        576,
+        48,
+    )  # draws in chapter 10
     files = (paths[part] for part in ("llamagen", "t5", "llamagen-vq"))
     assert draw_one(LlamaGenGenerator.from_pretrained(*files, runs, 16, "cpu")).shape == (1, 3, 32, 32)
     verifier = Verifier.from_pretrained(paths["onevision"], "cpu")

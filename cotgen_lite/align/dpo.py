@@ -20,7 +20,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, Trainer, Tra
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, DPOTrainer
 
-from cotgen_lite.generate.autoregressive import Sequential, sequence_ids
+from cotgen_lite.generate.autoregressive import AutoregressiveModel, sequence_ids
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.showo import Showo, draw_mask, image_logits, text_prefix
 from cotgen_lite.prompts import Prompt, encode_text, refuse_held_out
@@ -131,7 +131,7 @@ class DpoTraining:
 
 def as_pairs(generator: Generator, triples: Sequence[tuple[Prompt, Tensor, Tensor]]) -> list[Pair]:
     """Pairs to train on from `ranking.preference_pairs`; ValueError if the generator cannot read a prompt."""
-    config, words = generator.model.config, generator.words
+    config, words = generator.model.config, generator.text_tokenizer
     return [Pair(text_prefix(config, encode_text(words, p.text)), right, wrong) for p, right, wrong in triples]
 
 
@@ -163,7 +163,7 @@ def online_pairs(
         for prompt, paths in zip(chosen, current.draw(chosen, samples, key), strict=True):
             codes = torch.stack([path.final for path in paths])
             log_odds = verifier.score(current.decode(codes), [prompt] * samples)
-            prefix = text_prefix(policy.config, encode_text(generator.words, prompt))
+            prefix = text_prefix(policy.config, encode_text(generator.text_tokenizer, prompt))
             pairs.append(Pair(prefix, codes[int(log_odds.argmax())], codes[int(log_odds.argmin())]))
         return pairs
 
@@ -182,7 +182,9 @@ def divergence_on_samples(generator: Generator, prompts: Sequence[Prompt], n: in
     def measure(policy: Showo, reference: Showo) -> float:
         drawn = replace(generator, model=policy).draw([prompt.text for prompt in prompts], n, seed)
         codes = torch.stack([path.final for paths in drawn for path in paths]).to(policy.device)
-        prefixes = [text_prefix(policy.config, encode_text(generator.words, p.text)) for p in prompts for _ in range(n)]
+        prefixes = [
+            text_prefix(policy.config, encode_text(generator.text_tokenizer, p.text)) for p in prompts for _ in range(n)
+        ]
         drawing = torch.Generator().manual_seed(seed)
         same = draw_masks(len(codes), codes.shape[1], masks, "elbo", drawing)
         places = same.places.to(codes.device).flatten(0, 1)
@@ -359,7 +361,7 @@ class _ReadyIds(DPOTrainer):
 
 
 def train_sequential_dpo(
-    model: Sequential,
+    model: AutoregressiveModel,
     words: PreTrainedTokenizerBase,
     triples: Sequence[tuple[Prompt, Tensor, Tensor]],
     learning_rate: float,

@@ -58,7 +58,7 @@ def train_correction(
     """
     if not lessons:
         raise ValueError("There is nothing to learn from: give at least one correction.")
-    config, words = generator.model.config, generator.words
+    config, words = generator.model.config, generator.text_tokenizer
     said = [encode_text(words, lesson.prompt.text) for lesson in lessons]
     why = [encode_text(words, lesson.reasons) for lesson in lessons]
     targets = torch.stack([lesson.target for lesson in lessons]).long()

@@ -69,7 +69,7 @@ def measure_all(
     judged = {
         name: {
             "clean": measure_judge(detector, judged_scenes, seed=11),
-            "rebuilt": measure_judge(detector, judged_scenes, seed=12, rebuild=generator.pixels.rebuild),
+            "rebuilt": measure_judge(detector, judged_scenes, seed=12, rebuild=generator.image_tokenizer.rebuild),
         }
         for name, detector in judges.items()
     }

@@ -20,7 +20,7 @@ from cotgen_lite.experiments.measure_verifiers import by_both_judges
 from cotgen_lite.experiments.results import SIZES, decide, merge_json, merge_rows, score_rows, score_tokens, summed_up
 from cotgen_lite.experiments.sequential_training import draw_ranking_data
 from cotgen_lite.experiments.train_generators import dev_score
-from cotgen_lite.generate.autoregressive import Fill, SequentialGenerator, load_sequential
+from cotgen_lite.generate.autoregressive import AutoregressiveGenerator, Fill, load_autoregressive
 from cotgen_lite.generate.drawing import draw_pool, judge_tokens
 from cotgen_lite.hub import MANIFEST, write_json
 from cotgen_lite.lite.judges import TemplateJudge, load_judges
@@ -52,7 +52,7 @@ def measure_sequential(out: Path, work: Path, recipe: Recipe) -> None:
     Pools, opinions and checkpoints in `work` let it resume.
     """
     models, results, n = out / "models", out / "results", recipe.pool_size
-    generator, judges = load_sequential(models=models), load_judges(models)
+    generator, judges = load_autoregressive(models=models), load_judges(models)
     dev = measure_settings(generator, work / "settings", recipe)
     orms = {name: Verifier.from_pretrained(models / folder) for name, folder in ON_TOP.items()}
     taught = teach_verifiers(out, generator, work, recipe)
@@ -61,7 +61,7 @@ def measure_sequential(out: Path, work: Path, recipe: Recipe) -> None:
     aligned = measure_drawn(
         out,
         work,
-        load_sequential("sequential-dpo", models=models),
+        load_autoregressive("sequential-dpo", models=models),
         "sequential-dpo",
         "seq:dpo",
         "seq:dpo+",
@@ -89,7 +89,7 @@ def measure_sequential(out: Path, work: Path, recipe: Recipe) -> None:
     write_json(results / "sequential.json", {"settings": dev, "fills": fills, "parm": found, "units": units})
 
 
-def measure_settings(generator: SequentialGenerator, work: Path, recipe: Recipe) -> list[dict]:
+def measure_settings(generator: AutoregressiveGenerator, work: Path, recipe: Recipe) -> list[dict]:
     """The dev score at each guidance scale and top-k, by the training judge."""
     prompts, rows = stratified_subset(lite_prompts("dev"), recipe.one_prompt_in), []
     for top_k, scale in product(TOP_KS, GUIDANCE_SCALES):
@@ -100,7 +100,7 @@ def measure_settings(generator: SequentialGenerator, work: Path, recipe: Recipe)
     return rows
 
 
-def teach_verifiers(out: Path, generator: SequentialGenerator, work: Path, recipe: Recipe) -> dict[str, Verifier]:
+def teach_verifiers(out: Path, generator: AutoregressiveGenerator, work: Path, recipe: Recipe) -> dict[str, Verifier]:
     """ORM and PARM taught as the shipped ones were, but on the next-token generator's images; they are not shipped.
 
     The same learning rates, from the same zero-shot verifier, and the same steps called clear, though runs are 16 and
@@ -127,7 +127,7 @@ def teach_verifiers(out: Path, generator: SequentialGenerator, work: Path, recip
 
 def save_choices(
     out: Path,
-    generator: SequentialGenerator,
+    generator: AutoregressiveGenerator,
     pool: Pool,
     outcomes: Mapping[str, Outcome],
     units: Mapping[str, Mapping[str, float]],
@@ -172,7 +172,7 @@ def decide_f10(pool: Pool, aligned: Pool, n: int, judge: str) -> dict:
 
 
 def measure_fills(
-    generator: SequentialGenerator,
+    generator: AutoregressiveGenerator,
     verifiers: Mapping[str, Verifier],
     work: Path,
     recipe: Recipe,

@@ -154,7 +154,7 @@ def draw_stepwise(
         }
 
     folder = work_dir / fingerprint(
-        (generator.model, generator.pixels, verifier.model), generator.settings, shards, n, first_step
+        (generator.model, generator.image_tokenizer, verifier.model), generator.settings, shards, n, first_step
     )
     parts = in_shards(shards, draw, folder, f"step by step from {first_step}")
     run = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

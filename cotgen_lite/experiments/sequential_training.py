@@ -13,10 +13,10 @@ from cotgen_lite.align.dpo import train_sequential_dpo
 from cotgen_lite.experiments.configs import Recipe
 from cotgen_lite.experiments.train_generators import dev_gain, dev_score, dev_verdicts, in_parts
 from cotgen_lite.generate.autoregressive import (
-    Sequential,
-    SequentialGenerator,
-    lite_sequential_config,
-    load_sequential,
+    AutoregressiveGenerator,
+    AutoregressiveModel,
+    lite_autoregressive_config,
+    load_autoregressive,
     next_token_loss,
 )
 from cotgen_lite.generate.showo import CaptionedTokens
@@ -32,7 +32,12 @@ from cotgen_lite.verify.training_data import HOT, draw_labelled, preference_pair
 
 
 def train_sequential(
-    model: Sequential, data: CaptionedTokens, steps: int, work_dir: Path, seed: int, learning_rate: float = 2e-3
+    model: AutoregressiveModel,
+    data: CaptionedTokens,
+    steps: int,
+    work_dir: Path,
+    seed: int,
+    learning_rate: float = 2e-3,
 ) -> TrainingLog:
     """Train in place to predict each code from caption and codes before it, resumable from `work_dir`."""
 
@@ -51,13 +56,15 @@ def build_sequential(out: Path, work: Path, recipe: Recipe) -> None:
     words, pixels, noise = lite_tokenizer(), Magvit.from_pretrained(out / "models/tokenizer"), CaptionNoise()
     data = make_captioned_tokens(recipe.pictures, pixels, words, noise, seed=0)
     torch.manual_seed(0)
-    model = Sequential(lite_sequential_config(len(words), words.pad_token_id))
+    model = AutoregressiveModel(lite_autoregressive_config(len(words), words.pad_token_id))
     log = train_sequential(model, data, recipe.sequential_steps, work, seed=0)
     settings = {"steps": log.steps, "pictures": recipe.pictures, "seed": 0, "noise": asdict(noise)}
     publish(model, out / "models/sequential", settings | {"losses": subsample(log.losses)}, log.seconds)
 
 
-def draw_ranking_data(generator: SequentialGenerator, work_dir: Path, recipe: Recipe, temperature: float = HOT) -> Pool:
+def draw_ranking_data(
+    generator: AutoregressiveGenerator, work_dir: Path, recipe: Recipe, temperature: float = HOT
+) -> Pool:
     """Images of training prompts by a next-token generator, labelled; kept in `work_dir`, not shipped."""
     prompts = train_prompts(recipe.second_prompts, seed=0)
     return draw_labelled(generator, TemplateJudge(), prompts, recipe.second_images, 20, work_dir, temperature)[0]
@@ -68,7 +75,7 @@ def build_sequential_dpo(out: Path, work: Path, recipe: Recipe) -> None:
 
     Pairs drawn hot, as everywhere else in the course, or at the temperature at which the generator is used.
     """
-    start = load_sequential(models=out / "models")
+    start = load_autoregressive(models=out / "models")
     before, tried = dev_verdicts(start, work, recipe), {}
     drawn = {t: draw_ranking_data(start, work / "images", recipe, t) for t in (HOT, start.settings.temperature)}
     pairs = {
@@ -81,7 +88,7 @@ def build_sequential_dpo(out: Path, work: Path, recipe: Recipe) -> None:
         log |= {"images": images.correct["template"].size, "pairs": len(triples)}
         if triples:
             folder = work / f"{temperature:g}-{rate:g}"
-            steps, seconds = train_sequential_dpo(model, start.words, triples, rate, folder)
+            steps, seconds = train_sequential_dpo(model, start.text_tokenizer, triples, rate, folder)
             log |= {"steps": len(steps), "seconds": round(seconds)}
             log |= {key: in_parts([step[key] for step in steps]) for key in steps[0]}
         right = dev_verdicts(replace(start, model=model), work, recipe)

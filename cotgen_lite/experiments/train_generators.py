@@ -208,7 +208,11 @@ def build_self_correct(out: Path, work: Path, recipe: Recipe) -> None:
     lessons = corrections(start, TemplateJudge(), images, wrong, recipe.corrections_a_pool, seed=0)
     settings = json.loads((out / f"models/generator/{MANIFEST}").read_text(encoding="utf-8"))["settings"]
     replay = make_captioned_tokens(
-        recipe.replayed, start.pixels, start.words, CaptionNoise(**settings["noise"]), seed=settings["seed"]
+        recipe.replayed,
+        start.image_tokenizer,
+        start.text_tokenizer,
+        CaptionNoise(**settings["noise"]),
+        seed=settings["seed"],
     )
     training = CorrectionTraining(recipe.correction_steps, recipe.correction_rate)
     generator = replace(start, model=copy.deepcopy(start.model))

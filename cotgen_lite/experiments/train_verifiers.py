@@ -147,7 +147,7 @@ def _finetune(
         publish_verifier(Verifier.from_pretrained(out / "models/verifier"), out / "models" / name, {"examples": 0}, 0)
         return
     generator = load_generator(models=out / "models")
-    data = as_dataset(examples, generator.pixels)
+    data = as_dataset(examples, generator.image_tokenizer)
     prompts = stratified_subset(lite_prompts("dev"), recipe.one_prompt_in)
     guesses, _, _ = draw_pool(generator, prompts, recipe.dev_images, seed=3, work_dir=work)
     right = judge_tokens(generator, guesses[:, :, -1], prompts, TemplateJudge())

@@ -19,7 +19,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from cotgen_lite.generate.autoregressive import RunSettings, RunState, SequentialConfig, SequentialGenerator, begin_from
+from cotgen_lite.generate.autoregressive import (
+    AutoregressiveConfig,
+    AutoregressiveGenerator,
+    AutoregressiveSettings,
+    AutoregressiveState,
+    begin_from,
+)
 from cotgen_lite.generate.sampling import Ledger
 from cotgen_lite.generate.vq import VqTokenizer
 from cotgen_lite.hub import chosen_device, first_line
@@ -46,7 +52,7 @@ class _CodeLlama:
 
 @dataclass(frozen=True)
 class JanusRuns:
-    """Janus-Pro in the shape of `Sequential` that run-by-run drawing asks for.
+    """Janus-Pro in the shape of `AutoregressiveModel` that run-by-run drawing asks for.
 
     nothing: for the start of a batch, the features that its prompts are guided against, (Q, S, width).
     """
@@ -55,10 +61,10 @@ class JanusRuns:
     nothing: Tensor | None = None
 
     @cached_property
-    def config(self) -> SequentialConfig:
+    def config(self) -> AutoregressiveConfig:
         """Sizes of its images; no caption length, for prompts end where the image begins, at place 0."""
         sizes = self.janus.config.vq_config
-        return SequentialConfig(codebook_size=sizes.num_embeddings, grid=sizes.num_patches, text_length=0)
+        return AutoregressiveConfig(codebook_size=sizes.num_embeddings, grid=sizes.num_patches, text_length=0)
 
     @property
     def device(self) -> torch.device:
@@ -82,16 +88,20 @@ class JanusRuns:
 
 
 @dataclass(frozen=True)
-class JanusGenerator(SequentialGenerator):
-    """Janus-Pro with its tokenizers; draws and decodes like `SequentialGenerator`, at g = s - 1 of its own scale s."""
+class JanusGenerator(AutoregressiveGenerator):
+    """Janus-Pro with its tokenizers; used like `AutoregressiveGenerator`, at g = s - 1 of its own scale s."""
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # all parts lie in one folder
-        cls, model: str | Path, settings: RunSettings, device: str = "auto", dtype: torch.dtype = torch.float32
+        cls,
+        model: str | Path,
+        settings: AutoregressiveSettings,
+        device: str = "auto",
+        dtype: torch.dtype = torch.float32,
     ) -> "JanusGenerator":
         """Load a folder or hub name.
 
-        device: "auto" takes a GPU if there is one. dtype: of all but the pixel tokenizer, which stays float32.
+        device: "auto" takes a GPU if there is one. dtype: of all but the image tokenizer, which stays float32.
         ValueError if files are missing or damaged, if weights do not fit, or if the tokenizer lacks what Janus needs.
         """
         chosen = chosen_device(device)
@@ -112,14 +122,14 @@ class JanusGenerator(SequentialGenerator):
 
     def encode(self, prompt: str) -> list[int]:
         """A prompt in Janus's chat template, as ids."""
-        return encode_text(self.words, REQUEST.format(prompt.strip()))
+        return encode_text(self.text_tokenizer, REQUEST.format(prompt.strip()))
 
     @torch.inference_mode()
     def begin(
         self, texts: Sequence[Sequence[int]], paths: Sequence[tuple[int, int]], seed: int, ledger: Ledger
-    ) -> RunState:
+    ) -> AutoregressiveState:
         """Paths without a code yet; guided against the prompt with every word between its two ends a pad."""
-        start, image, pad = _special_ids(self.words)
+        start, image, pad = _special_ids(self.text_tokenizer)
         longest = max(len(text) for text in texts) + 2
         rows = [[pad] * (longest - 2 - len(text)) + [start, *text, image] for text in texts]
         pads = torch.tensor([[longest - 2 - len(text)] for text in texts])

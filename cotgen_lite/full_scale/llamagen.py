@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, JanusVQVAE, JanusVQVAEConfig, PreTrainedTokenizerBase, T5EncoderModel
 
 from cotgen_lite.generate.autoregressive import (
-    RunSettings,
-    RunState,
-    Sequential,
-    SequentialConfig,
-    SequentialGenerator,
+    AutoregressiveConfig,
+    AutoregressiveGenerator,
+    AutoregressiveModel,
+    AutoregressiveSettings,
+    AutoregressiveState,
     begin_from,
 )
 from cotgen_lite.generate.sampling import Ledger
@@ -48,7 +48,7 @@ _VQ = {"encoder.down.": "encoder.conv_blocks.", "decoder.up.": "decoder.conv_blo
 _MIDDLE = {".mid.block_1.": ".mid.0.", ".mid.attn_1.": ".mid.1.", ".mid.block_2.": ".mid.2."}
 
 
-def load_llamagen(path: str | Path, grid: int, heads: int | None = None) -> Sequential:
+def load_llamagen(path: str | Path, grid: int, heads: int | None = None) -> AutoregressiveModel:
     """The generator in a released text-to-image file, in float32 and eval mode.
 
     grid: tokens along one side, of which the weights say nothing: 16 at 256 px, 32 at 512 px. heads: by default as
@@ -60,7 +60,7 @@ def load_llamagen(path: str | Path, grid: int, heads: int | None = None) -> Sequ
     heads = heads or max(1, width // 64)
     if width % (4 * heads):
         raise ValueError(f"{width} numbers cannot be cut into {heads} heads of a multiple of 4: give another `heads`.")
-    config = SequentialConfig(
+    config = AutoregressiveConfig(
         codebook_size=codes,
         grid=grid,
         text_length=length,
@@ -71,19 +71,20 @@ def load_llamagen(path: str | Path, grid: int, heads: int | None = None) -> Sequ
         intermediate_size=_shape(state, "layers.0.feed_forward.w1.weight", 2)[0],
     )
     with torch.device("meta"):  # neither drawn at random first nor twice in memory
-        model = Sequential(config)
+        model = AutoregressiveModel(config)
     model.load_state_dict(convert_gpt(state, config), assign=True)
     return model.float().eval()
 
 
-def convert_gpt(state: Mapping[str, Tensor], config: SequentialConfig) -> dict[str, Tensor]:
-    """LlamaGen's weights under the names of `Sequential`; ValueError names the first missing, unexpected or misshapen.
+def convert_gpt(state: Mapping[str, Tensor], config: AutoregressiveConfig) -> dict[str, Tensor]:
+    """LlamaGen's weights under the names of `AutoregressiveModel`.
 
     LlamaGen turns neighbouring numbers of a query or key together, transformers' Llama those half a head apart. The
     rows of both projections are put in that order, which leaves every product of a query and a key as it was.
+    ValueError names the first that is missing, unexpected or misshapen.
     """
     with torch.device("meta"):
-        wanted = Sequential(config).state_dict()
+        wanted = AutoregressiveModel(config).state_dict()
     names, layers, heads = dict(_ENDS), range(config.num_hidden_layers), config.num_attention_heads
     for i in layers:
         names |= {f"layers.{i}.{theirs}.weight": f"llama.layers.{i}.{ours}.weight" for theirs, ours in _LAYER.items()}
@@ -104,7 +105,7 @@ def _halves(weight: Tensor, heads: int) -> Tensor:
 
 
 def load_vq(path: str | Path, grid: int) -> VqTokenizer:
-    """The pixel tokenizer in a released file, for images of any `grid` tokens a side; errors as in `load_llamagen`."""
+    """The image tokenizer in a released file, for images of any `grid` tokens a side; errors as in `load_llamagen`."""
     state = read_checkpoint(path)
     codes, numbers = _shape(state, "quantize.embedding.weight", 2)
     channels = _shape(state, "encoder.conv_in.weight", 4)[0]
@@ -126,7 +127,7 @@ def load_vq(path: str | Path, grid: int) -> VqTokenizer:
 
 
 def convert_vq(state: Mapping[str, Tensor], config: JanusVQVAEConfig) -> dict[str, Tensor]:
-    """The pixel tokenizer's weights under the names of `JanusVQVAE`, the same network; errors as in `convert_gpt`."""
+    """The image tokenizer's weights under the names of `JanusVQVAE`, the same network; errors as in `convert_gpt`."""
     with torch.device("meta"):
         wanted = JanusVQVAE(config).state_dict()
     theirs = "\n".join(wanted)
@@ -197,8 +198,8 @@ def t5_features(
 
 
 @dataclass(frozen=True)
-class LlamaGenGenerator(SequentialGenerator):
-    """LlamaGen with its tokenizers and T5; draws and decodes like `SequentialGenerator`."""
+class LlamaGenGenerator(AutoregressiveGenerator):
+    """LlamaGen with its tokenizers and T5; draws and decodes like `AutoregressiveGenerator`."""
 
     encoder: T5EncoderModel
 
@@ -206,14 +207,14 @@ class LlamaGenGenerator(SequentialGenerator):
     def from_pretrained(  # type: ignore[override]  # what its weights do not say has to be said
         cls,
         model: str | Path,
-        words: str | Path,
-        pixels: str | Path,
-        settings: RunSettings,
+        text_tokenizer: str | Path,
+        image_tokenizer: str | Path,
+        settings: AutoregressiveSettings,
         grid: int,
         device: str = "auto",
         dtype: torch.dtype = torch.float32,
     ) -> "LlamaGenGenerator":
-        """Load LlamaGen's two files and, from a folder or hub name, `words`: T5 and its words; OSError without them.
+        """Load LlamaGen's two files, and T5 with its words from a folder or hub name; OSError without them.
 
         grid: as in `load_llamagen`, as are errors. device: "auto" takes a GPU if there is one. dtype: of generator and
         T5.
@@ -221,28 +222,29 @@ class LlamaGenGenerator(SequentialGenerator):
         chosen = chosen_device(device)
         generator = cls(
             load_llamagen(model, grid).to(chosen, dtype),
-            AutoTokenizer.from_pretrained(words),
-            load_vq(pixels, grid).to(chosen),
+            AutoTokenizer.from_pretrained(text_tokenizer),
+            load_vq(image_tokenizer, grid).to(chosen),
             settings,
-            load_complete(T5EncoderModel, words, dtype=dtype).to(chosen),
+            load_complete(T5EncoderModel, text_tokenizer, dtype=dtype).to(chosen),
         )
         ours = generator.model.config.codebook_size, generator.model.config.text_width
-        theirs = generator.pixels.config.codebook_size, generator.encoder.config.d_model
+        theirs = generator.image_tokenizer.config.codebook_size, generator.encoder.config.d_model
         if ours != theirs:
             raise ValueError(
-                f"{model} was made for {ours[0]} codes and caption features of {ours[1]} numbers, but {pixels} and "
-                f"{words} have {theirs[0]} and {theirs[1]}: give the parts that it was trained with."
+                f"{model} was made for {ours[0]} codes and caption features of {ours[1]} numbers, but "
+                f"{image_tokenizer} and {text_tokenizer} have {theirs[0]} and {theirs[1]}: "
+                "give the parts that it was trained with."
             )
         return generator
 
     def encode(self, prompt: str) -> list[int]:
         """A prompt in lower case, as T5's ids."""
-        return encode_text(self.words, plain_caption(prompt))
+        return encode_text(self.text_tokenizer, plain_caption(prompt))
 
     def begin(
         self, texts: Sequence[Sequence[int]], paths: Sequence[tuple[int, int]], seed: int, ledger: Ledger
-    ) -> RunState:
+    ) -> AutoregressiveState:
         """Paths without a code yet, one for each (row of `texts`, candidate number); T5 reads the captions once."""
-        features, visible = t5_features(self.encoder, self.words, texts, self.model.config.text_length)
+        features, visible = t5_features(self.encoder, self.text_tokenizer, texts, self.model.config.text_length)
         features, keys = features.to(self.model.dtype), [tuple(text) for text in texts]
         return begin_from(self.model, features, visible, keys, paths, self.settings, seed, ledger)

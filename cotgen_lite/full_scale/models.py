@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from cotgen_lite.full_scale.mask2former import _Segmenter
-from cotgen_lite.generate.autoregressive import Sequential, SequentialConfig
+from cotgen_lite.generate.autoregressive import AutoregressiveConfig, AutoregressiveModel
 from cotgen_lite.generate.showo import Showo, ShowoConfig
 from cotgen_lite.generate.vq import Magvit, MagvitConfig
 from cotgen_lite.prompts import GENEVAL
@@ -103,9 +103,14 @@ RELEASED = (
         "Verifier",
         lambda: LlavaOnevisionForConditionalGeneration(onevision_7b()),
     ),
-    Released("LlamaGen GPT-XL", "t2i_XL_stage1_256.pt", "LlamaGenGenerator", lambda: Sequential(SequentialConfig())),
+    Released(
+        "LlamaGen GPT-XL",
+        "t2i_XL_stage1_256.pt",
+        "LlamaGenGenerator",
+        lambda: AutoregressiveModel(AutoregressiveConfig()),
+    ),
     Released("its captions' T5", "google/flan-t5-xl", "LlamaGenGenerator", lambda: T5EncoderModel(flan_t5_xl())),
-    Released("its pixel tokenizer", "vq_ds16_t2i.pt", "LlamaGenGenerator", lambda: JanusVQVAE(JanusVQVAEConfig())),
+    Released("its image tokenizer", "vq_ds16_t2i.pt", "LlamaGenGenerator", lambda: JanusVQVAE(JanusVQVAEConfig())),
     Released(
         "Janus-Pro-1B",
         "deepseek-community/Janus-Pro-1B",

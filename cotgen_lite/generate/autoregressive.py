@@ -32,7 +32,7 @@ from cotgen_lite.hub import chosen_device, first_line, model_path
 from cotgen_lite.prompts import encode_text
 
 
-class SequentialConfig(PretrainedConfig):
+class AutoregressiveConfig(PretrainedConfig):
     """Sizes of a next-token generator; the defaults are those of LlamaGen's released text-to-image model (GPT-XL).
 
     Ids: image codes 0..K-1, then the words of the caption. grid: tokens along one side. text_length: places for the
@@ -94,12 +94,12 @@ class SequentialConfig(PretrainedConfig):
         )
 
 
-def lite_sequential_config(text_vocab_size: int, text_pad_id: int) -> SequentialConfig:
+def lite_autoregressive_config(text_vocab_size: int, text_pad_id: int) -> AutoregressiveConfig:
     """Sizes of the lite next-token generator: 8x8 tokens of 1,024 codes, at most 1.2 M parameters.
 
     text_vocab_size is `len(tokenizer)`, text_pad_id the tokenizer's.
     """
-    return SequentialConfig(
+    return AutoregressiveConfig(
         codebook_size=1024,
         grid=8,
         text_length=16,
@@ -117,7 +117,7 @@ def lite_sequential_config(text_vocab_size: int, text_pad_id: int) -> Sequential
 class _GridTurning(nn.Module):
     """RoPE by row and column of the image; takes the place of Llama's own."""
 
-    def __init__(self, config: SequentialConfig) -> None:
+    def __init__(self, config: AutoregressiveConfig) -> None:
         super().__init__()
         self.text_length, self.grid, self.text_cosine = config.text_length, config.grid, config.text_cosine
         self.quarter = config.hidden_size // config.num_attention_heads // 4
@@ -131,19 +131,19 @@ class _GridTurning(nn.Module):
         return cosine.to(x.dtype), sine.to(x.dtype)
 
 
-class Sequential(PreTrainedModel):
+class AutoregressiveModel(PreTrainedModel):
     """LlamaGen on transformers' Llama.
 
     llama: the language model over codes; head: to the next code; project: from caption features to its width; nothing:
     the features that stand for no caption, (text_length, text_width); words: features of words, if they are its own.
     """
 
-    config: SequentialConfig
-    config_class = SequentialConfig
+    config: AutoregressiveConfig
+    config_class = AutoregressiveConfig
     base_model_prefix = "llama"
     _supports_sdpa = True
 
-    def __init__(self, config: SequentialConfig) -> None:
+    def __init__(self, config: AutoregressiveConfig) -> None:
         super().__init__(config)
         self.llama = LlamaModel(config.llama_config())
         self.llama.rotary_emb = _GridTurning(config)
@@ -158,7 +158,7 @@ class Sequential(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> "Sequential":
+    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> "AutoregressiveModel":
         """Load config and weights from a folder, in float32 unless `dtype` says otherwise, in eval mode.
 
         ValueError if files are missing or damaged, or if the weights are not exactly the model's.
@@ -215,7 +215,7 @@ class Sequential(PreTrainedModel):
         return self.head
 
 
-def pad_texts(config: SequentialConfig, texts: Sequence[Sequence[int]]) -> Tensor:
+def pad_texts(config: AutoregressiveConfig, texts: Sequence[Sequence[int]]) -> Tensor:
     """Word ids of B captions as (B, text_length), pads at the left. ValueError for one that is too long."""
     for text in texts:
         if len(text) > config.text_length:
@@ -223,13 +223,17 @@ def pad_texts(config: SequentialConfig, texts: Sequence[Sequence[int]]) -> Tenso
     return torch.tensor([[config.text_pad_id] * (config.text_length - len(text)) + list(text) for text in texts])
 
 
-def sequence_ids(config: SequentialConfig, text: Sequence[int]) -> list[int]:
-    """A caption as the ids that stand before its image's codes in `Sequential.forward`. ValueError if too long."""
+def sequence_ids(config: AutoregressiveConfig, text: Sequence[int]) -> list[int]:
+    """A caption as the ids before its image's codes in `AutoregressiveModel.forward`. ValueError if too long."""
     return (pad_texts(config, [text])[0] + config.codebook_size).tolist()
 
 
 def next_token_loss(
-    model: Sequential, texts: Sequence[Sequence[int]], codes: Tensor, generator: torch.Generator, dropout: float = 0.1
+    model: AutoregressiveModel,
+    texts: Sequence[Sequence[int]],
+    codes: Tensor,
+    generator: torch.Generator,
+    dropout: float = 0.1,
 ) -> Tensor:
     """Mean cross-entropy of every code of images (B, L) given their captions' word ids and the codes before it.
 
@@ -250,7 +254,7 @@ KeysAndValues = tuple[tuple[Tensor, Tensor], ...]
 
 
 class RunModel(Protocol):
-    """What run-by-run drawing needs of a model; see `Sequential`."""
+    """What run-by-run drawing needs of a model; see `AutoregressiveModel`."""
 
     config: Any
     device: Any
@@ -262,7 +266,7 @@ class RunModel(Protocol):
 
 
 @dataclass(frozen=True)
-class RunSettings:
+class AutoregressiveSettings:
     """How images are drawn; LlamaGen's own values are guidance 6.5 (its scale 7.5), top-k 1000.
 
     guidance_scale g >= 0 in Show-o's form, (1+g)·conditional − g·unconditional. steps: runs of codes, of equal length.
@@ -284,7 +288,7 @@ class RunSettings:
 
 
 @dataclass(frozen=True)
-class RunState:
+class AutoregressiveState:
     """P paths after `step` runs; never changed in place, so an old one can be resumed.
 
     visible: (P, S), which places of each path's caption are no pads; codes: (P, C) so far; logits: guided, of the next
@@ -292,7 +296,7 @@ class RunState:
     noise: uniforms (P, L).
     """
 
-    settings: RunSettings
+    settings: AutoregressiveSettings
     candidate: tuple[int, ...]
     visible: Tensor
     codes: Tensor
@@ -305,13 +309,13 @@ class RunState:
 
 @torch.inference_mode()
 def begin(
-    model: Sequential,
+    model: AutoregressiveModel,
     texts: Sequence[Sequence[int]],
     paths: Sequence[tuple[int, int]],
-    settings: RunSettings,
+    settings: AutoregressiveSettings,
     seed: int,
     ledger: Ledger,
-) -> RunState:
+) -> AutoregressiveState:
     """Paths without a code yet, one for each (row of `texts`, candidate number); captions are read once.
 
     ValueError if the image cannot be cut into that many equal runs.
@@ -327,10 +331,10 @@ def begin_from(
     visible: Tensor,
     keys: Sequence[tuple[int, ...]],
     paths: Sequence[tuple[int, int]],
-    settings: RunSettings,
+    settings: AutoregressiveSettings,
     seed: int,
     ledger: Ledger,
-) -> RunState:
+) -> AutoregressiveState:
     """`begin` from captions' features (Q, text_length, text_width); keys: what each caption's noise is drawn from."""
     number, length = len(features), model.config.num_image_tokens
     if length % settings.steps:
@@ -345,7 +349,7 @@ def begin_from(
     every = torch.cat([rows, rows + number]) if settings.guidance_scale else rows
     logits = guided(model.head(output.last_hidden_state[every, -1]), settings.guidance_scale)
     noise = torch.stack([path_noise((seed, keys[row], candidate), 1, length)[0, 0] for row, candidate in paths])
-    return RunState(
+    return AutoregressiveState(
         settings,
         tuple(candidate for _, candidate in paths),
         visible[rows],
@@ -366,7 +370,7 @@ def guided(logits: Tensor, guidance_scale: float) -> Tensor:
 
 
 @torch.inference_mode()
-def advance_run(model: RunModel, state: RunState) -> tuple[RunState, Step]:
+def advance_run(model: RunModel, state: AutoregressiveState) -> tuple[AutoregressiveState, Step]:
     """Draw the next run of codes. Returns the next state and what the step did; open places of its guess are MASKED if
     they are to be grey."""
     length = model.config.num_image_tokens
@@ -383,7 +387,7 @@ def advance_run(model: RunModel, state: RunState) -> tuple[RunState, Step]:
     return replace(state, step=state.step + 1), Step(state.step, guess, committed)
 
 
-def keep_runs(state: RunState, paths: Sequence[int]) -> RunState:
+def keep_runs(state: AutoregressiveState, paths: Sequence[int]) -> AutoregressiveState:
     """The state with only these paths, in this order; the others cost nothing from here on."""
     chosen = list(paths)
     number = len(state.candidate)
@@ -399,7 +403,7 @@ def keep_runs(state: RunState, paths: Sequence[int]) -> RunState:
     )
 
 
-def _draw(logits: Tensor, settings: RunSettings, noise: Tensor) -> Tensor:
+def _draw(logits: Tensor, settings: AutoregressiveSettings, noise: Tensor) -> Tensor:
     """One code of each row of logits (P, K), by its uniform number (P,)."""
     if settings.top_k:
         least = logits.topk(min(settings.top_k, logits.shape[1]), dim=1).values[:, -1:]
@@ -409,7 +413,7 @@ def _draw(logits: Tensor, settings: RunSettings, noise: Tensor) -> Tensor:
     return code.clamp(max=logits.shape[1] - 1)
 
 
-def _append(model: RunModel, state: RunState, codes: Tensor) -> RunState:
+def _append(model: RunModel, state: AutoregressiveState, codes: Tensor) -> AutoregressiveState:
     """The state behind one more code (P,) of each path; the last code of an image needs no pass."""
     new = torch.cat([state.codes, codes[:, None]], dim=1)
     if new.shape[1] == model.config.num_image_tokens:
@@ -432,32 +436,32 @@ def _append(model: RunModel, state: RunState, codes: Tensor) -> RunState:
 
 
 @dataclass(frozen=True)
-class SequentialGenerator:
+class AutoregressiveGenerator:
     """The parts of a next-token generator, and how it draws; used like `generator.Generator`."""
 
     model: Any  # a RunModel
-    words: PreTrainedTokenizerBase
-    pixels: Any  # a network that does what `Magvit` does
-    settings: RunSettings
+    text_tokenizer: PreTrainedTokenizerBase
+    image_tokenizer: Any  # a network that does what `Magvit` does
+    settings: AutoregressiveSettings
 
     @classmethod
     def from_pretrained(
         cls,
         model: str | Path,
-        words: str | Path,
-        pixels: str | Path,
-        settings: RunSettings,
+        text_tokenizer: str | Path,
+        image_tokenizer: str | Path,
+        settings: AutoregressiveSettings,
         device: str = "auto",
-    ) -> "SequentialGenerator":
+    ) -> "AutoregressiveGenerator":
         """Load the parts from folders. device: "auto" takes a GPU if there is one. ValueError if they do not fit."""
         chosen = chosen_device(device)
         generator = cls(
-            Sequential.from_pretrained(model).to(chosen),
-            AutoTokenizer.from_pretrained(words),
-            Magvit.from_pretrained(pixels).to(chosen),
+            AutoregressiveModel.from_pretrained(model).to(chosen),
+            AutoTokenizer.from_pretrained(text_tokenizer),
+            Magvit.from_pretrained(image_tokenizer).to(chosen),
             settings,
         )
-        check_parts(generator.model.config, generator.pixels.config, model, pixels)
+        check_parts(generator.model.config, generator.image_tokenizer.config, model, image_tokenizer)
         return generator
 
     def draw(
@@ -495,19 +499,19 @@ class SequentialGenerator:
 
     def encode(self, prompt: str) -> list[int]:
         """A prompt as the ids that `begin` reads. ValueError for words that the model does not know."""
-        return encode_text(self.words, prompt)
+        return encode_text(self.text_tokenizer, prompt)
 
     def begin(
         self, texts: Sequence[Sequence[int]], paths: Sequence[tuple[int, int]], seed: int, ledger: Ledger
-    ) -> RunState:
+    ) -> AutoregressiveState:
         """Paths without a code yet, one for each (row of `texts`, candidate number)."""
         return begin(self.model, texts, paths, self.settings, seed, ledger)
 
-    def advance(self, state: RunState) -> tuple[RunState, Step]:
+    def advance(self, state: AutoregressiveState) -> tuple[AutoregressiveState, Step]:
         """The next run of every path."""
         return advance_run(self.model, state)
 
-    def keep(self, state: RunState, paths: Sequence[int]) -> RunState:
+    def keep(self, state: AutoregressiveState, paths: Sequence[int]) -> AutoregressiveState:
         """The state with only these paths, in this order."""
         return keep_runs(state, paths)
 
@@ -528,23 +532,25 @@ class SequentialGenerator:
         codes = tokens.reshape(-1, tokens.shape[-1]).long()
         side = self.model.config.grid
         if bool((codes == MASKED).any()):  # decoded as grey too, since the decoder looks beyond a code's own place
-            size = self.pixels.config.image_size
-            grey = self.pixels.encode(torch.full((1, 3, size, size), GREY, dtype=torch.uint8)).to(codes)
-            images = self.pixels.decode(torch.where(codes == MASKED, grey, codes)).cpu()
+            size = self.image_tokenizer.config.image_size
+            grey = self.image_tokenizer.encode(torch.full((1, 3, size, size), GREY, dtype=torch.uint8)).to(codes)
+            images = self.image_tokenizer.decode(torch.where(codes == MASKED, grey, codes)).cpu()
         else:
-            images = self.pixels.decode(codes).cpu()
+            images = self.image_tokenizer.decode(codes).cpu()
         hidden = (codes == MASKED).cpu().view(-1, 1, side, side).repeat_interleave(images.shape[-1] // side, 2)
         return images.masked_fill(hidden.repeat_interleave(images.shape[-1] // side, 3), GREY)
 
 
-AnyGenerator = Generator | SequentialGenerator  # for all that asks nothing but what both can do
+AnyGenerator = Generator | AutoregressiveGenerator  # for all that asks nothing but what both can do
 
 
 # Guidance, top-k and fill were chosen on the dev prompts as well (data/results/sequential.json).
-SEQUENTIAL_SETTINGS = RunSettings(guidance_scale=0.5)
+AUTOREGRESSIVE_SETTINGS = AutoregressiveSettings(guidance_scale=0.5)
 
 
-def load_sequential(name: str = "sequential", device: str = "auto", models: Path | None = None) -> SequentialGenerator:
+def load_autoregressive(
+    name: str = "sequential", device: str = "auto", models: Path | None = None
+) -> AutoregressiveGenerator:
     """A shipped lite next-token generator with its tokenizers; arguments and errors as in `load_generator`."""
-    model, words, pixels = (model_path(part, models) for part in (name, "words", "tokenizer"))
-    return SequentialGenerator.from_pretrained(model, words, pixels, SEQUENTIAL_SETTINGS, device)
+    model, words, pictures = (model_path(part, models) for part in (name, "words", "tokenizer"))
+    return AutoregressiveGenerator.from_pretrained(model, words, pictures, AUTOREGRESSIVE_SETTINGS, device)

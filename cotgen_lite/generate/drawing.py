@@ -38,7 +38,7 @@ def draw_pool(
         shards[-1] += same
     texts = [prompt.text for prompt in prompts]
     # Pixels do not shape the codes; whatever other network a generator holds does, as LlamaGen's T5.
-    others = [part for name, part in vars(generator).items() if name not in ("model", "pixels")]
+    others = [part for name, part in vars(generator).items() if name not in ("model", "image_tokenizer")]
     networks = (generator.model, *(part for part in others if isinstance(part, nn.Module)))
     name = fingerprint(networks, generator.settings, texts, n, seed, SHARD)
     folder, kept = work_dir / (f"{name}-final" if final_only else name), slice(-1 if final_only else 0, None)
@@ -85,7 +85,7 @@ def label_tokens(
     networks = [part for part in (detector, *getattr(detector, "__dict__", {}).values()) if isinstance(part, nn.Module)]
     shards = [rows[at : at + SHARD] for at in range(0, len(rows), SHARD)]
     digest = hashlib.sha256(tokens.contiguous().numpy().tobytes()).hexdigest()
-    folder = work_dir / fingerprint((generator.pixels, *networks), name, list(prompts), digest, SHARD)
+    folder = work_dir / fingerprint((generator.image_tokenizer, *networks), name, list(prompts), digest, SHARD)
     parts = in_shards(shards, verdicts, folder, name)
     return torch.cat([part["right"] for part in parts]).numpy(), sum(float(part["seconds"]) for part in parts)
 

@@ -31,11 +31,11 @@ from cotgen_lite.hub import chosen_device, model_path
 from cotgen_lite.prompts import encode_text
 
 
-def check_parts(ours: Any, theirs: Any, model: str | Path, pixels: str | Path) -> None:
-    """ValueError unless a generator draws the codes that a pixel tokenizer reads; by their configs, named by paths."""
+def check_parts(ours: Any, theirs: Any, model: str | Path, image_tokenizer: str | Path) -> None:
+    """ValueError unless a generator draws the codes that an image tokenizer reads; by their configs, named by paths."""
     if (ours.codebook_size, ours.num_image_tokens) != (theirs.codebook_size, theirs.length):
         raise ValueError(
-            f"{model} draws {ours.num_image_tokens} tokens of {ours.codebook_size} codes, but {pixels} reads "
+            f"{model} draws {ours.num_image_tokens} tokens of {ours.codebook_size} codes, but {image_tokenizer} reads "
             f"{theirs.length} of {theirs.codebook_size}: give the tokenizer that the generator was trained with."
         )
 
@@ -45,16 +45,16 @@ class Generator:
     """The three parts of a text-to-image generator, and how it samples; lite and full alike."""
 
     model: Showo
-    words: PreTrainedTokenizerBase
-    pixels: Magvit
+    text_tokenizer: PreTrainedTokenizerBase
+    image_tokenizer: Magvit
     settings: SamplingSettings
 
     @classmethod
     def from_pretrained(
         cls,
         model: str | Path,
-        words: str | Path,
-        pixels: str | Path,
+        text_tokenizer: str | Path,
+        image_tokenizer: str | Path,
         settings: SamplingSettings,
         device: str = "auto",
         dtype: torch.dtype = torch.float32,
@@ -64,18 +64,18 @@ class Generator:
         At full scale these are "showlab/show-o" or "showlab/show-o-512x512", "microsoft/phi-1_5" and
         "showlab/magvitv2". Its config names no size of pictures: they are as large as the model has codes for.
         device: "auto" takes a GPU if there is one. dtype: of the model; torch.bfloat16 halves its weights and caches,
-        while probabilities are computed from its logits in float32. The pixel tokenizer stays float32: it has little to
+        while probabilities are computed from its logits in float32. The image tokenizer stays float32: it has little to
         save, and in bfloat16, whose steps are about as coarse as a pixel's, the lite one's move by up to 3 of 255.
         ValueError if the parts do not belong together.
         """
         chosen = chosen_device(device)
         draws = Showo.from_pretrained(model, dtype=dtype).to(chosen)
-        config = MagvitConfig.from_pretrained(pixels)
-        if "image_size" not in MagvitConfig.get_config_dict(pixels)[0]:
+        config = MagvitConfig.from_pretrained(image_tokenizer)
+        if "image_size" not in MagvitConfig.get_config_dict(image_tokenizer)[0]:
             config.image_size = isqrt(draws.config.num_image_tokens) * config.patch_size
-        reads = Magvit.from_pretrained(pixels, config=config).to(chosen)
-        check_parts(draws.config, config, model, pixels)
-        return cls(draws, AutoTokenizer.from_pretrained(words), reads, settings)
+        reads = Magvit.from_pretrained(image_tokenizer, config=config).to(chosen)
+        check_parts(draws.config, config, model, image_tokenizer)
+        return cls(draws, AutoTokenizer.from_pretrained(text_tokenizer), reads, settings)
 
     def draw(
         self,
@@ -95,7 +95,16 @@ class Generator:
         if batch_size is None:
             batch_size = self.plan(prompts, n).at_once
         return sample(
-            self.model, self.words, prompts, n, self.settings, seed, first_candidate, batch_size, ledger, progress
+            self.model,
+            self.text_tokenizer,
+            prompts,
+            n,
+            self.settings,
+            seed,
+            first_candidate,
+            batch_size,
+            ledger,
+            progress,
         )
 
     def plan(self, prompts: Sequence[str], n: int) -> DrawingPlan:
@@ -103,13 +112,13 @@ class Generator:
 
         Printed, it is one line to read before hours of drawing. ValueError if not even one fits, or as in `encode`.
         """
-        prefixes = [text_prefix(self.model.config, encode_text(self.words, prompt)) for prompt in prompts]
+        prefixes = [text_prefix(self.model.config, encode_text(self.text_tokenizer, prompt)) for prompt in prompts]
         return self._plan(prefixes, n)
 
     def _plan(self, prefixes: Sequence[Sequence[int]], n: int) -> DrawingPlan:
         return plan_drawing(
             self.model.config,
-            self.pixels.config,
+            self.image_tokenizer.config,
             len(prefixes),
             n,
             max(map(len, prefixes), default=0),
@@ -120,7 +129,7 @@ class Generator:
 
     def encode(self, prompt: str) -> list[int]:
         """A prompt as the ids that `begin` reads. ValueError for words that the model does not know."""
-        return encode_text(self.words, prompt)
+        return encode_text(self.text_tokenizer, prompt)
 
     def begin(
         self, texts: Sequence[Sequence[int]], paths: Sequence[tuple[int, int]], seed: int, ledger: Ledger
@@ -153,7 +162,7 @@ class Generator:
         words ask for against the image alone: against nothing at all it would mostly strengthen what is there.
         batch_size: as in `draw`. ValueError for a text that the model cannot read. Paper: section 5.
         """
-        said, why = ([encode_text(self.words, text) for text in texts] for texts in (prompts, reasons))
+        said, why = ([encode_text(self.text_tokenizer, text) for text in texts] for texts in (prompts, reasons))
         prefixes = [
             correction_prefix(self.model.config, text, reason, image.tolist())
             for text, reason, image in zip(said, why, codes, strict=True)
@@ -161,7 +170,7 @@ class Generator:
         unguided = [correction_prefix(self.model.config, [], [], image.tolist()) for image in codes]
         return sample(
             self.model,
-            self.words,
+            self.text_tokenizer,
             prompts,
             n,
             self.settings,
@@ -174,7 +183,7 @@ class Generator:
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Pictures of tokens: any (..., L) becomes uint8 images (B, 3, H, W), in row order, on the CPU."""
-        return self.pixels.decode(tokens.reshape(-1, tokens.shape[-1]).long()).cpu()
+        return self.image_tokenizer.decode(tokens.reshape(-1, tokens.shape[-1]).long()).cpu()
 
 
 # Guidance was chosen on the dev prompts (data/results/dev.json).
@@ -187,5 +196,5 @@ def load_generator(name: str = "generator", device: str = "auto", models: Path |
     models: as in `hub.model_path`. ValueError if a file is damaged, FileNotFoundError if one is missing.
     """
     logging.disable_progress_bar()  # lite models load at once; a bar for each would clutter the notebooks
-    model, words, pixels = (model_path(part, models) for part in (name, "words", "tokenizer"))
-    return Generator.from_pretrained(model, words, pixels, LITE_SETTINGS, device)
+    model, words, pictures = (model_path(part, models) for part in (name, "words", "tokenizer"))
+    return Generator.from_pretrained(model, words, pictures, LITE_SETTINGS, device)

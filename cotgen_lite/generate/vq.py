@@ -367,7 +367,7 @@ class Magvit(PreTrainedModel):
         return to_images(self.decoder(codes))
 
 
-CHUNK = 8  # images that pass through the pixel tokenizer at once: one feature map of a 384 px image takes 75 MB
+CHUNK = 8  # images that pass through the image tokenizer at once: one feature map of a 384 px image takes 75 MB
 
 
 @dataclass(frozen=True)

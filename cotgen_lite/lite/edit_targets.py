@@ -143,7 +143,7 @@ def corrections(
             found = evaluate(pool.prompts[row], seen).reasons
             whys.append(write_reasons(found, rng) if found else "")
             scenes.append(mend(pool.prompts[row], seen, rng))
-        targets = generator.pixels.encode(render(scenes)).to("cpu", torch.int16)
+        targets = generator.image_tokenizer.encode(render(scenes)).to("cpu", torch.int16)
         some = zip(rows, codes, whys, targets, strict=True)
         lessons += [Correction(pool.prompts[row], one, why, target) for row, one, why, target in some if why]
     return lessons

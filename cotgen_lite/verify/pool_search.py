@@ -87,7 +87,7 @@ def ask_of_paths(
 
     digest = hashlib.sha256(guesses.contiguous().numpy().tobytes()).hexdigest()
     about = [prompt.text for prompt in prompts], digest, list(guesses.shape), SHARD
-    folder = work_dir / f"{fingerprint((verifier.model, generator.pixels), *about)}-from-{first_step}"
+    folder = work_dir / f"{fingerprint((verifier.model, generator.image_tokenizer), *about)}-from-{first_step}"
     folder = folder if stop else folder.with_name(f"{folder.name}-unstopped")
     parts = in_shards(shards, ask, folder, "PARM")
     odds, final = (torch.cat([part[name] for part in parts]).float().numpy() for name in ("odds", "final"))

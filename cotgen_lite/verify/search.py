@@ -136,7 +136,7 @@ def stepwise_best_of_n(
             f"Step by step, n must be 1 or more and first_step 1 to {steps}; got n = {n}, first_step = {first_step}."
         )
     started, asking, ledger, model = time.perf_counter(), 0.0, Ledger(), generator.model
-    cache = encode_prompts(model, [text_prefix(model.config, encode_text(generator.words, prompt))], ledger)
+    cache = encode_prompts(model, [text_prefix(model.config, encode_text(generator.text_tokenizer, prompt))], ledger)
     state = start(model, cache, [(0, 0)], generator.settings, seed, ledger)
     guesses, committed, beliefs, favourites = [], [], [], []
     while state.step < steps:

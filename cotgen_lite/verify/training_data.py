@@ -338,7 +338,7 @@ def _draw_rollouts(
 ) -> dict[str, Tensor]:
     """Guesses (P, T, L) of paths (text, candidate), how rollouts from each step end (P, T, R, L), and seconds."""
     model, ledger, started = generator.model, Ledger(), time.monotonic()
-    prefixes = [text_prefix(model.config, encode_text(generator.words, text)) for text, _ in paths]
+    prefixes = [text_prefix(model.config, encode_text(generator.text_tokenizer, text)) for text, _ in paths]
     cache = encode_prompts(model, prefixes, ledger)
     numbered = [(row, number) for row, (_, number) in enumerate(paths)]
     state = start(model, cache, numbered, generator.settings, seed, ledger)
