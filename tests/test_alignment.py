@@ -91,7 +91,7 @@ def test_policy_and_reference_of_the_second_round_are_the_first_rounds_policy(mo
     monkeypatch.setattr(alignment.Verifier, "from_pretrained", lambda path: path.name)
     monkeypatch.setattr(alignment, "guidance", lambda start, verifier, _: (start, verifier))
 
-    def watch(start, pairs, settings, work, recipe, online=None):
+    def watch(start, pairs, settings, work, config, online=None):
         seen.update(start=start, pairs=pairs, online=online)
         return SimpleNamespace(model=None), {"seconds": 0}
 

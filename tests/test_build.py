@@ -62,7 +62,7 @@ def test_quick_build_makes_everything_once(
         """Made nothing."""
 
     teach_by_chance(out)
-    for module in ("correction", "tuned_verifiers"):
+    for module in ("align.self_correction", "experiments.train_verifiers"):
         monkeypatch.setattr(f"cotgen_lite.{module}.find_reasons", reasons_by_chance)
     build.main(["orm", "prm", "parm", "parm-plus-plus", "dpo", "dpo_images", "self-correct", "--quick"])
     label_by_chance(out / "training/dpo_images/pool.safetensors")
@@ -91,14 +91,16 @@ def test_quick_build_makes_everything_once(
     taught = tmp_path / "build/quick/work/sequential_results"
     teach_verifiers(out, load_autoregressive(models=out / "models"), taught, QUICK)
     assert list((taught / "orm").glob("checkpoint-*")) and list((taught / "parm").glob("checkpoint-*"))
-    assert not build.last_file("orm_results", out).exists() and not build.last_file("dpo_results", out).exists()
+    assert not any((out / f"results/{name}.json").exists() for name in ("orm_auc", "alignment"))
 
-    monkeypatch.setitem(build.STEPS, "tokenizer", nothing)
-    monkeypatch.setitem(build.STEPS, "results", nothing)
+    made_nothing = [
+        replace(step, run=nothing) if step.name in ("tokenizer", "results") else step for step in build.STEPS
+    ]
+    monkeypatch.setattr(build, "STEPS", made_nothing)
     build.main(["results", "--quick"])
-    assert not build.last_file("results", out).exists()  # an interrupted step is not done
+    assert not (out / "results/test_set.json").exists()  # an interrupted step is not done
     build.main(["tokenizer", "--quick"])
-    done = {step for step in build.STEPS if build.last_file(step, out).exists()}
+    done = {step.name for step in build.STEPS if step.last_file(out).exists()}
     assert done == {"prompts", "verifier"}  # what was made from the old one is to be made again, from nothing
     assert {path.name for path in (tmp_path / "build/quick/work").iterdir()} == {"verifier"}
 
@@ -136,11 +138,11 @@ def label_by_chance(images: Path) -> None:
 
 
 def test_steps_need_only_what_stands_before_them() -> None:
-    order = list(build.STEPS)
-    assert list(build.NEEDS) == order
-    for step, needs in build.NEEDS.items():
-        assert all(order.index(need) < order.index(step) for need in needs)
-    assert build.depends_on("prm_results", "tokenizer") and not build.depends_on("images", "verifier")
+    names = [step.name for step in build.STEPS]
+    for place, step in enumerate(build.STEPS):
+        assert set(step.needs) <= set(names[:place])
+    hanging = [step.name for step in build.hanging_on(["verifier"])]
+    assert "prm_results" in hanging and "images" not in hanging and "verifier" not in hanging
 
 
 def test_unknown_step_lists_the_steps(capsys: pytest.CaptureFixture) -> None:
@@ -153,7 +155,7 @@ def test_nothing_of_the_courses_own_data_is_made_again_unasked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     made: list[tuple] = []
-    monkeypatch.setattr(build, "build", lambda steps, out, work, recipe: made.append((steps, out, work, recipe)))
+    monkeypatch.setattr(build, "build", lambda steps, out, work, config: made.append((steps, out, work, config)))
     monkeypatch.setattr(build, "write_readme", lambda out: None)
     monkeypatch.setattr(build, "print_table", lambda out: None)
     with pytest.raises(SystemExit):

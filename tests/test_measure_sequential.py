@@ -106,13 +106,13 @@ def test_costs_of_choices_are_the_searches_own(generator: AutoregressiveGenerato
 def test_fills_are_compared_run_by_run(
     generator: AutoregressiveGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = replace(QUICK, one_prompt_in=100, aligned_dev_images=4)
+    config = replace(QUICK, one_prompt_in=100, aligned_dev_images=4)
     prompts = stratified_subset(lite_prompts("dev"), 100)
     right = np.random.default_rng(0).permuted(np.tile([True, True, False, False], (len(prompts), 1)), axis=1)
     monkeypatch.setattr("cotgen_lite.experiments.measure_sequential.judge_tokens", lambda *_: right)
     moody, grumpy = Moody(-0.9), Moody(0.2)
     verifiers: Any = {"zs-orm": moody, "parm": moody, "parm-retaught": grumpy}
-    found = measure_fills(generator, verifiers, tmp_path, recipe)
+    found = measure_fills(generator, verifiers, tmp_path, config)
     for fill in get_args(Fill):
         filled = replace(generator, settings=replace(generator.settings, fill=fill))
         drawn = filled.draw([prompt.text for prompt in prompts], 4, seed=5)

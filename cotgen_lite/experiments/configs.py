@@ -1,4 +1,4 @@
-"""How long everything is trained and how much is measured: the course's own recipe, and a toy one for tests."""
+"""How long everything is trained and how much is measured: the course's own config, and a toy one for tests."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from cotgen_lite.prompts import TAGS
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Config:
     """How long everything is trained and how much is measured; all seeds are fixed."""
 
     tokenizer: tuple[TokenizerTraining, ...]
@@ -53,7 +53,7 @@ class Recipe:
 
 # The tokenizer first learns to rebuild, then to be certain: the same patch in the same code wherever it stands, which
 # leaves the generator less to learn (392 codes in use, an icon in 4 different spellings instead of 19).
-LITE = Recipe(
+LITE = Config(
     tokenizer=(
         TokenizerTraining(1200, batch=32, certainty=0.002, commitment=0.03, seed=0),
         TokenizerTraining(300, batch=32, learning_rate=1e-3, certainty=0.05, commitment=0.5, seed=1),
@@ -99,7 +99,7 @@ LITE = Recipe(
     many_prompts=8,
     many_candidates=200,
 )
-QUICK = Recipe(
+QUICK = Config(
     tokenizer=(TokenizerTraining(20, batch=16), TokenizerTraining(20, batch=16, seed=1)),
     judge_steps=10,
     pictures=256,

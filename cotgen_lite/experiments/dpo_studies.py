@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from cotgen_lite.align.dpo import DpoTraining, as_pairs, draw_masks, log_probability
-from cotgen_lite.experiments.configs import Recipe
+from cotgen_lite.experiments.configs import Config
 from cotgen_lite.experiments.measure import cost_of_drawing
 from cotgen_lite.experiments.measure_alignment import ON_TOP
 from cotgen_lite.experiments.results import decide, merge_rows, score_rows, score_tokens
@@ -45,18 +45,18 @@ ESTIMATORS: dict[str, dict] = {
 ESTIMATES = 32  # of each pair's margin
 
 
-def measure_estimators(out: Path, work: Path, recipe: Recipe) -> None:
+def measure_estimators(out: Path, work: Path, config: Config) -> None:
     """How the estimators of log-probability differ: in noise, and in what training with them gains on dev prompts.
 
     At the learning rate of the shipped "dpo", which was trained with the first; "over_first" is the paired difference
     on dev prompts from that one. Writes `results/dpo_estimators.json`.
     """
-    settings, triples = settings_of(out, "dpo"), first_pairs(out, recipe, seed=0)
-    noise, found = estimator_noise(out, triples[: recipe.estimated_pairs]), {}
-    prompts, right = stratified_subset(lite_prompts("dev"), recipe.one_prompt_in), {}
+    settings, triples = settings_of(out, "dpo"), first_pairs(out, config, seed=0)
+    noise, found = estimator_noise(out, triples[: config.estimated_pairs]), {}
+    prompts, right = stratified_subset(lite_prompts("dev"), config.one_prompt_in), {}
     for name, change in ESTIMATORS.items():
-        generator, log = attempt(out, triples, replace(settings, **change), work, recipe)
-        right[name] = dev_verdicts(generator, work, recipe)
+        generator, log = attempt(out, triples, replace(settings, **change), work, config)
+        right[name] = dev_verdicts(generator, work, config)
         over = decide(f"{name} − {FIRST} > 0", prompts, right[name] - right[FIRST], paper="")
         found[name] = {"noise": noise[name], "over_first": {key: over[key] for key in ("delta", "ci")}} | log
     write_json(out / "results/dpo_estimators.json", found)
@@ -99,7 +99,7 @@ def estimator_noise(out: Path, triples: Triples) -> dict[str, dict[str, float]]:
     return found
 
 
-def measure_spread(out: Path, work: Path, recipe: Recipe) -> None:
+def measure_spread(out: Path, work: Path, config: Config) -> None:
     """Align and score generators that are not shipped: both rounds with other seeds, and a guided first round.
 
     Their rows go to scores.jsonl; `results/dpo_spread.json` has their logs, and their scores and paired gains beside
@@ -108,27 +108,27 @@ def measure_spread(out: Path, work: Path, recipe: Recipe) -> None:
     baseline, settings, logs = load_generator(models=out / "models"), settings_of(out, "dpo"), {}
     few = {name: load_pool(out / f"pools/{name}.safetensors") for name in ("baseline", "dpo", "it-dpo")}
     prompts = few["baseline"].prompts
-    runs = {name: [pool.correct["learned"][:, : recipe.seed_candidates].mean(1)] for name, pool in few.items()}
+    runs = {name: [pool.correct["learned"][:, : config.seed_candidates].mean(1)] for name, pool in few.items()}
 
     def score_few(generator: Generator, log: dict, name: str, seed: int) -> None:
-        runs.setdefault(name, []).append(_score_few(generator, prompts, name, seed, out, work, recipe))
+        runs.setdefault(name, []).append(_score_few(generator, prompts, name, seed, out, work, config))
         logs[f"{name}, seed {seed}"] = log
 
-    for seed in recipe.more_seeds:
+    for seed in config.more_seeds:
         again = replace(settings, seed=seed)
-        first, log = align(baseline, first_pairs(out, recipe, seed), again, work / f"dpo-{seed}", recipe)
+        first, log = align(baseline, first_pairs(out, config, seed), again, work / f"dpo-{seed}", config)
         score_few(first, log, "dpo", seed)
-        draw_second_round(first, work / f"images-{seed}", seed, work / f"drawing-{seed}", recipe)
-        pairs = second_pairs(work / f"images-{seed}", recipe, seed)
-        second, log = align(first, pairs, again, work / f"it-dpo-{seed}", recipe)
+        draw_second_round(first, work / f"images-{seed}", seed, work / f"drawing-{seed}", config)
+        pairs = second_pairs(work / f"images-{seed}", config, seed)
+        second, log = align(first, pairs, again, work / f"it-dpo-{seed}", config)
         score_few(second, log, "it-dpo", seed)
-    online = guidance(baseline, Verifier.from_pretrained(out / "models/orm"), recipe)
-    guided, log = align(baseline, first_pairs(out, recipe, 0), settings, work / "guided", recipe, online)
+    online = guidance(baseline, Verifier.from_pretrained(out / "models/orm"), config)
+    guided, log = align(baseline, first_pairs(out, config, 0), settings, work / "guided", config, online)
     score_few(guided, log, "dpo-guided-orm", 0)
     overall = {name: [round(score(prompts, right).overall, 4) for right in some] for name, some in runs.items()}
     write_json(
         out / "results/dpo_spread.json",
-        {"images_a_pool": recipe.seed_candidates, "overall": overall, "gains": gains(prompts, runs), "logs": logs},
+        {"images_a_pool": config.seed_candidates, "overall": overall, "gains": gains(prompts, runs), "logs": logs},
     )
 
 
@@ -149,10 +149,10 @@ def gains(prompts: Sequence[Prompt], runs: Mapping[str, Sequence[npt.NDArray]]) 
 
 
 def _score_few(
-    generator: Generator, prompts: Sequence[Prompt], name: str, seed: int, out: Path, work: Path, recipe: Recipe
+    generator: Generator, prompts: Sequence[Prompt], name: str, seed: int, out: Path, work: Path, config: Config
 ) -> npt.NDArray[np.float64]:
     """Accuracy of each pool (P,) by a few images of it; its rows go into scores.jsonl."""
-    n = recipe.seed_candidates
+    n = config.seed_candidates
     guesses, _, drawing = draw_pool(generator, prompts, n, seed=0, work_dir=work / "pool")
     judges = load_judges(out / "models")
     correct = {judge: judge_tokens(generator, guesses[:, :, -1], prompts, one) for judge, one in judges.items()}
@@ -164,7 +164,7 @@ def _score_few(
     return correct["learned"].mean(1)
 
 
-def measure_far(out: Path, work: Path, recipe: Recipe) -> None:
+def measure_far(out: Path, work: Path, config: Config) -> None:
     """Best of n up to 200 under the guided generator: what verifiers believe of their choice, and what judges say.
 
     A few prompts of every tag but the easiest. By exact expectation over subsets, with intervals over prompts; writes
@@ -174,11 +174,11 @@ def measure_far(out: Path, work: Path, recipe: Recipe) -> None:
     verifiers = {method: Verifier.from_pretrained(out / "models" / name) for method, name in ON_TOP.items()}
     generator = load_generator("it-dpo-guided-orm", models=out / "models")
     options = [prompt for prompt in lite_prompts("test") if prompt.tag != "single_object"]
-    prompts = stratified_subset(options, most=recipe.many_prompts)
-    guesses, _, _ = draw_pool(generator, prompts, recipe.many_candidates, seed=4, work_dir=work)
+    prompts = stratified_subset(options, most=config.many_prompts)
+    guesses, _, _ = draw_pool(generator, prompts, config.many_candidates, seed=4, work_dir=work)
     final = guesses[:, :, -1]
     correct = {judge: judge_tokens(generator, final, prompts, one) for judge, one in judges.items()}
-    sizes = [n for n in FAR if n <= recipe.many_candidates]
+    sizes = [n for n in FAR if n <= config.many_candidates]
     found: dict = {
         "n": sizes,
         "prompts": len(prompts),

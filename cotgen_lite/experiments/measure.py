@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from cotgen_lite.experiments.configs import Config
 from cotgen_lite.experiments.overview import save_overview
 from cotgen_lite.experiments.results import (
     SIZES,
@@ -45,21 +46,8 @@ KEPT_PER_TAG = 10  # prompts of which every candidate keeps all its steps
 COMMAND = "python -m cotgen_lite.build results"
 
 
-def measure_all(
-    out: Path,
-    work: Path,
-    pool_size: int,
-    dev_candidates: int,
-    one_prompt_in: int,
-    judged_scenes: int,
-    clean_scenes: int,
-) -> None:
-    """Measure the models under `out` and write `pools/` and `results/` there; shards in `work` let it resume.
-
-    pool_size: candidates a test prompt; dev_candidates: images a dev prompt and guidance scale; one_prompt_in: of
-    each tag's dev and test prompts (1 takes all); judged_scenes: rendered scenes on which the judges are checked;
-    clean_scenes: of each tag's dev prompts, on which the verifier is.
-    """
+def measure_all(out: Path, work: Path, config: Config) -> None:
+    """Pools, scores, findings and figures, from the models under `out`; shards in `work` let it resume."""
     models = out / "models"
     generator = load_generator(models=models)
     verifier = Verifier.from_pretrained(models / "verifier")
@@ -68,17 +56,18 @@ def measure_all(
 
     judged = {
         name: {
-            "clean": measure_judge(detector, judged_scenes, seed=11),
-            "rebuilt": measure_judge(detector, judged_scenes, seed=12, rebuild=generator.image_tokenizer.rebuild),
+            "clean": measure_judge(detector, config.judged_scenes, seed=11),
+            "rebuilt": measure_judge(
+                detector, config.judged_scenes, seed=12, rebuild=generator.image_tokenizer.rebuild
+            ),
         }
         for name, detector in judges.items()
     }
-    write_json(
-        results / "dev.json", _measure_guidance(generator, dev_candidates, one_prompt_in, work, judges["template"])
-    )
+    guidance = _measure_guidance(generator, config.dev_candidates, config.one_prompt_in, work, judges["template"])
+    write_json(results / "dev.json", guidance)
 
-    prompts = stratified_subset(pool_prompts("test"), one_prompt_in)
-    guesses, committed_at, drawing = draw_pool(generator, prompts, pool_size, seed=0, work_dir=work / "pool")
+    prompts = stratified_subset(pool_prompts("test"), config.one_prompt_in)
+    guesses, committed_at, drawing = draw_pool(generator, prompts, config.pool_size, seed=0, work_dir=work / "pool")
     final = guesses[:, :, -1]
     correct = {name: judge_tokens(generator, final, prompts, detector) for name, detector in judges.items()}
     log_odds, scoring_seconds = score_tokens(generator, verifier, final, prompts)
@@ -95,8 +84,8 @@ def measure_all(
 
     about = {"generator": "baseline", "verifier": None, "seed": 0, "command": COMMAND}
     asked = about | {"verifier": "zero-shot"}
-    chance, largest = np.zeros_like(log_odds), (pool_size,)
-    sizes = [n for n in SIZES if n <= pool_size]
+    chance, largest = np.zeros_like(log_odds), (config.pool_size,)
+    sizes = [n for n in SIZES if n <= config.pool_size]
     rows = score_rows("baseline", prompts, chance, correct, (1,), about, draw_cost, once)
     rows += score_rows("random", prompts, chance, correct, largest, about, draw_cost, once)
     for name, verdicts in correct.items():
@@ -105,8 +94,8 @@ def measure_all(
     write_rows(results / "scores.jsonl", rows)
 
     learned = correct["learned"]
-    best, mean = expected_best_of(log_odds, learned, pool_size), learned.mean(1)
-    template_best = expected_best_of(log_odds, correct["template"], pool_size)
+    best, mean = expected_best_of(log_odds, learned, config.pool_size), learned.mean(1)
+    template_best = expected_best_of(log_odds, correct["template"], config.pool_size)
     finding = decide("zs-orm − baseline > 0", prompts, best - mean, paper="0.53 → 0.61")
     template_interval = paired_interval(prompts, template_best, correct["template"].mean(1))
     template_gain = score(prompts, template_best).overall - score(prompts, correct["template"].mean(1)).overall
@@ -123,9 +112,9 @@ def measure_all(
             "images": images,
         },
     )
-    held_out = evaluation_set(clean_scenes, seed=21)  # fresh ones: training stopped by others
+    held_out = evaluation_set(config.clean_scenes, seed=21)  # fresh ones: training stopped by others
     on_clean = measure(verifier.model, verifier.processor.tokenizer, held_out)
-    write_json(results / "verifier.json", {"scenes_a_tag": clean_scenes, "auc_on_clean_scenes": on_clean})
+    write_json(results / "verifier.json", {"scenes_a_tag": config.clean_scenes, "auc_on_clean_scenes": on_clean})
     write_json(
         results / "test_set.json",
         {

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from cotgen_lite.experiments.configs import Recipe
+from cotgen_lite.experiments.configs import Config
 from cotgen_lite.experiments.measure import cost_of_drawing
 from cotgen_lite.experiments.measure_verifiers import by_both_judges, time_search
 from cotgen_lite.experiments.results import SIZES, decide, merge_json, merge_rows, score_rows, score_tokens, summed_up
@@ -41,7 +41,7 @@ INTEGRATIONS = {
 FEW_RIGHT = 4  # right images among which layouts are counted
 
 
-def measure_alignment(out: Path, work: Path, recipe: Recipe) -> None:
+def measure_alignment(out: Path, work: Path, config: Config) -> None:
     """Draw and score a pool of each aligned generator, decide F5 and F6, count what alignment cost; under `out`.
 
     Pools in `work` let it resume.
@@ -51,8 +51,8 @@ def measure_alignment(out: Path, work: Path, recipe: Recipe) -> None:
     verifiers = {method: Verifier.from_pretrained(models / name) for method, name in ON_TOP.items()}
     pools = {"baseline": load_pool(out / "pools/baseline.safetensors")}
     for name in ALIGNED:
-        pools[name] = measure_generator(out, work, name, judges, verifiers, recipe, COMMAND)
-    merge_json(results / "findings.json", decide_alignment(pools, recipe.pool_size))
+        pools[name] = measure_generator(out, work, name, judges, verifiers, config, COMMAND)
+    merge_json(results / "findings.json", decide_alignment(pools, config.pool_size))
     pixels = load_generator(models=models)
     write_json(
         results / "alignment.json",
@@ -60,7 +60,7 @@ def measure_alignment(out: Path, work: Path, recipe: Recipe) -> None:
             "gains": gains_by_tag(pools),
             "layouts": layouts(pixels, pools),
             "judges": {name: disagreement(pool) for name, pool in pools.items()},
-            "cost": cost_of_training(out, recipe.pool_size),
+            "cost": cost_of_training(out, config.pool_size),
         },
     )
 
@@ -71,7 +71,7 @@ def measure_generator(
     name: str,
     judges: Mapping[str, Detector],
     verifiers: Mapping[str, Verifier],
-    recipe: Recipe,
+    config: Config,
     command: str,
 ) -> Pool:
     """Draw a pool of one aligned generator with the baseline's prompts and seeds, judge it, let the verifiers choose.
@@ -79,7 +79,7 @@ def measure_generator(
     verifiers: of `ON_TOP`. Pool and scores go under `out`, their rows naming `command`; shards in `work` let it resume.
     """
     generator = load_generator(name, models=out / "models")
-    return measure_drawn(out, work, generator, name, name, f"{name}+", judges, verifiers, recipe, command)
+    return measure_drawn(out, work, generator, name, name, f"{name}+", judges, verifiers, config, command)
 
 
 def measure_drawn(
@@ -91,14 +91,14 @@ def measure_drawn(
     on_top: str,
     judges: Mapping[str, Detector],
     verifiers: Mapping[str, Verifier],
-    recipe: Recipe,
+    config: Config,
     command: str,
 ) -> Pool:
     """`measure_generator` of any generator: name, its pool's; alone, the method of its images without a choice; on_top,
     what stands before the methods that choose."""
     prompts = load_pool(out / "pools/baseline.safetensors").prompts
-    sizes = [size for size in SIZES if size <= recipe.pool_size]
-    guesses, _, drawing = draw_pool(generator, prompts, recipe.pool_size, seed=0, work_dir=work / "pool")
+    sizes = [size for size in SIZES if size <= config.pool_size]
+    guesses, _, drawing = draw_pool(generator, prompts, config.pool_size, seed=0, work_dir=work / "pool")
     final = guesses[:, :, -1].contiguous()
     correct = {judge: judge_tokens(generator, final, prompts, one) for judge, one in judges.items()}
     each, once = cost_of_drawing(generator, prompts[0].text)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cotgen_lite.experiments.configs import Recipe
+from cotgen_lite.experiments.configs import Config
 from cotgen_lite.experiments.measure import load_steps_of_pool
 from cotgen_lite.experiments.measure_alignment import ALIGNED, ON_TOP, measure_generator, right_by_method
 from cotgen_lite.experiments.measure_verifiers import by_both_judges
@@ -50,15 +50,15 @@ GUIDED = "it-dpo-guided-parm"
 HARD = ("two_object", "position", "color_attr")  # F9
 
 
-def measure_parm(out: Path, work: Path, recipe: Recipe) -> None:
+def measure_parm(out: Path, work: Path, config: Config) -> None:
     """Let PARM stop and choose among the paths of each generator's pool, decide F7, compare at equal cost; under `out`.
 
     Pools and opinions in `work` let it resume.
     """
     models, results = out / "models", out / "results"
     generator, parm = load_generator(models=models), Verifier.from_pretrained(models / "parm")
-    units = unit_costs(generator, parm, load_pool(out / "pools/baseline.safetensors").prompts, recipe.pool_size)
-    found = {name: measure_paths(out, work, name, parm, units, recipe) for name in GENERATORS}
+    units = unit_costs(generator, parm, load_pool(out / "pools/baseline.safetensors").prompts, config.pool_size)
+    found = {name: measure_paths(out, work, name, parm, units, config) for name in GENERATORS}
     pool, guesses, opinions = found["baseline"].pool, found["baseline"].guesses, found["baseline"].opinions
     steps = guesses.shape[2]
     late = ask_of_paths(generator, parm, guesses, pool.prompts, work / "opinions", CLEAR_FROM)
@@ -76,14 +76,14 @@ def measure_parm(out: Path, work: Path, recipe: Recipe) -> None:
     everywhere = ask_of_paths(generator, parm, whole, some, work / "opinions", stop=False)
     save_opinions(out / "pools/baseline_steps_parm.safetensors", everywhere)
     findings = {
-        judge: decide_f7(pool, prm, found["baseline"].outcome, recipe.pool_size, equal, judge)
+        judge: decide_f7(pool, prm, found["baseline"].outcome, config.pool_size, equal, judge)
         for judge in ("learned", "template")
     }
     merge_json(results / "findings.json", {"F7": by_both_judges(findings)})
     summary = {name: one.summary for name, one in found.items()}
     summary["baseline"] |= {
         "stopping_otherwise": {method: stopping(outcome, pool) for method, outcome in others.items()},
-        "over_orm": over_orm(pool, {"parm": found["baseline"].outcome.order} | orders, recipe.pool_size),
+        "over_orm": over_orm(pool, {"parm": found["baseline"].outcome.order} | orders, config.pool_size),
         "auc_within_prompts": areas_by_step(everywhere, pool.correct["learned"][kept]),
         "units": units,
         "equal_cost": equal,
@@ -91,7 +91,7 @@ def measure_parm(out: Path, work: Path, recipe: Recipe) -> None:
     write_json(results / "parm.json", summary)
 
 
-def measure_guided(out: Path, work: Path, recipe: Recipe) -> None:
+def measure_guided(out: Path, work: Path, config: Config) -> None:
     """The pool of the generator that PARM guided, verifiers' choices in it, F8 and F9; under `out`.
 
     Pools and opinions in `work` let it resume.
@@ -99,11 +99,11 @@ def measure_guided(out: Path, work: Path, recipe: Recipe) -> None:
     models, results = out / "models", out / "results"
     judges, parm = load_judges(models), Verifier.from_pretrained(models / "parm")
     orms = {method: Verifier.from_pretrained(models / folder) for method, folder in ON_TOP.items()}
-    measure_generator(out, work, GUIDED, judges, orms, recipe, f"{BUILD} parm_guided_results")
+    measure_generator(out, work, GUIDED, judges, orms, config, f"{BUILD} parm_guided_results")
     units = json.loads((results / "parm.json").read_text(encoding="utf-8"))["baseline"]["units"]
-    summary = measure_paths(out, work, GUIDED, parm, units, recipe).summary
+    summary = measure_paths(out, work, GUIDED, parm, units, config).summary
     pools = {name: load_pool(out / f"pools/{name}.safetensors") for name in (*GENERATORS, *ALIGNED, GUIDED)}
-    by_judge = {judge: decide_best(pools, recipe.pool_size, judge) for judge in ("learned", "template")}
+    by_judge = {judge: decide_best(pools, config.pool_size, judge) for judge in ("learned", "template")}
     both = {key: by_both_judges({judge: one[key] for judge, one in by_judge.items()}) for key in ("F8", "F9")}
     merge_json(results / "findings.json", both)
     write_json(results / "parm_guided.json", summary)
@@ -126,7 +126,7 @@ def measure_paths(
     name: str,
     parm: Verifier,
     units: Mapping[str, Mapping[str, float]],
-    recipe: Recipe,
+    config: Config,
 ) -> Measured:
     """PARM among the paths of one generator's pool, in which its order of them is kept beside the ORMs' scores.
 
@@ -135,7 +135,7 @@ def measure_paths(
     generator = load_generator("generator" if name == "baseline" else name, models=out / "models")
     path = out / f"pools/{name}.safetensors"
     pool = load_pool(path)
-    guesses, _, _ = draw_pool(generator, pool.prompts, recipe.pool_size, seed=0, work_dir=work / "pool")
+    guesses, _, _ = draw_pool(generator, pool.prompts, config.pool_size, seed=0, work_dir=work / "pool")
     if not torch.equal(guesses[:, :, -1], pool.tokens):
         raise ValueError(f"The paths drawn by {name} are not those of its pool: make the pool again on this machine.")
     opinions = ask_of_paths(generator, parm, guesses, pool.prompts, work / "opinions")
@@ -143,7 +143,7 @@ def measure_paths(
     save_pool(replace(pool, scores=pool.scores | {"parm": order_within_rows(outcome.order)}), path)
     method = "parm" if name == "baseline" else f"{name}+parm"
     save_rows(out / "results", method, name, pool, outcome, units, guesses.shape[2])
-    return Measured(pool, guesses, opinions, outcome, in_numbers(pool, opinions, outcome, recipe.pool_size))
+    return Measured(pool, guesses, opinions, outcome, in_numbers(pool, opinions, outcome, config.pool_size))
 
 
 def in_numbers(pool: Pool, opinions: Opinions, outcome: Outcome, n: int) -> dict:

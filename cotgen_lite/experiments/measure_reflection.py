@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cotgen_lite.experiments.configs import Recipe
+from cotgen_lite.experiments.configs import Config
 from cotgen_lite.experiments.measure import cost_of_drawing
 from cotgen_lite.experiments.measure_alignment import ON_TOP, measure_generator
 from cotgen_lite.experiments.measure_verifiers import by_both_judges
@@ -57,15 +57,15 @@ class Reflections:
     reasons: list[list[str]]
 
 
-def measure_reflection(out: Path, work: Path, recipe: Recipe) -> None:
+def measure_reflection(out: Path, work: Path, config: Config) -> None:
     """All of table 5 on the generator that corrects itself, its controls at equal calls, F11 and F12; under `out`.
 
     Pools, opinions and reflections in `work` let it resume.
     """
-    models, results, n = out / "models", out / "results", recipe.pool_size
+    models, results, n = out / "models", out / "results", config.pool_size
     judges = load_judges(models)
     orms = {method: Verifier.from_pretrained(models / folder) for method, folder in ON_TOP.items()}
-    pool = measure_generator(out, work, "self-correct", judges, orms, recipe, COMMAND)
+    pool = measure_generator(out, work, "self-correct", judges, orms, config, COMMAND)
     generator, prompts = load_generator("self-correct", models=models), pool.prompts
     guesses, _, _ = draw_pool(generator, prompts, n, seed=0, work_dir=work / "pool")
     about = {"generator": "self-correct", "seed": 0, "command": COMMAND}

@@ -13,7 +13,7 @@ from typing import get_args
 
 import numpy as np
 
-from cotgen_lite.experiments.configs import Recipe
+from cotgen_lite.experiments.configs import Config
 from cotgen_lite.experiments.measure_alignment import ON_TOP, measure_drawn
 from cotgen_lite.experiments.measure_parm import in_numbers, order_within_rows, priced, unit_costs
 from cotgen_lite.experiments.measure_verifiers import by_both_judges
@@ -46,18 +46,18 @@ F10 = ("zs-orm", "ft-orm", "dpo", "parm")
 VERIFIERS = {"parm": "PARM", "parm-retaught": "PARM, retaught", "ft-orm-retaught": "fine-tuned ORM, retaught"}
 
 
-def measure_sequential(out: Path, work: Path, recipe: Recipe) -> None:
+def measure_sequential(out: Path, work: Path, config: Config) -> None:
     """Choose how to draw on dev prompts, draw and score pools, teach verifiers anew, decide F10; under `out`.
 
     Pools, opinions and checkpoints in `work` let it resume.
     """
-    models, results, n = out / "models", out / "results", recipe.pool_size
+    models, results, n = out / "models", out / "results", config.pool_size
     generator, judges = load_autoregressive(models=models), load_judges(models)
-    dev = measure_settings(generator, work / "settings", recipe)
+    dev = measure_settings(generator, work / "settings", config)
     orms = {name: Verifier.from_pretrained(models / folder) for name, folder in ON_TOP.items()}
-    taught = teach_verifiers(out, generator, work, recipe)
+    taught = teach_verifiers(out, generator, work, config)
     parms = {"parm": Verifier.from_pretrained(models / "parm"), "parm-retaught": taught["parm"]}
-    pool = measure_drawn(out, work, generator, "sequential", "seq:baseline", "seq:", judges, orms, recipe, COMMAND)
+    pool = measure_drawn(out, work, generator, "sequential", "seq:baseline", "seq:", judges, orms, config, COMMAND)
     aligned = measure_drawn(
         out,
         work,
@@ -67,7 +67,7 @@ def measure_sequential(out: Path, work: Path, recipe: Recipe) -> None:
         "seq:dpo+",
         judges,
         orms,
-        recipe,
+        config,
         COMMAND,
     )
     guesses, _, _ = draw_pool(generator, pool.prompts, n, seed=0, work_dir=work / "pool")
@@ -85,41 +85,41 @@ def measure_sequential(out: Path, work: Path, recipe: Recipe) -> None:
     save_choices(out, generator, pool, outcomes, units)
     by_judge = {judge: decide_f10(pool, aligned, n, judge) for judge in judges}
     merge_json(results / "findings.json", {"F10": by_both_judges(by_judge)})
-    fills = measure_fills(generator, orms | parms, work / "fills", recipe)
+    fills = measure_fills(generator, orms | parms, work / "fills", config)
     write_json(results / "sequential.json", {"settings": dev, "fills": fills, "parm": found, "units": units})
 
 
-def measure_settings(generator: AutoregressiveGenerator, work: Path, recipe: Recipe) -> list[dict]:
+def measure_settings(generator: AutoregressiveGenerator, work: Path, config: Config) -> list[dict]:
     """The dev score at each guidance scale and top-k, by the training judge."""
-    prompts, rows = stratified_subset(lite_prompts("dev"), recipe.one_prompt_in), []
+    prompts, rows = stratified_subset(lite_prompts("dev"), config.one_prompt_in), []
     for top_k, scale in product(TOP_KS, GUIDANCE_SCALES):
         tried = replace(generator, settings=replace(generator.settings, guidance_scale=scale, top_k=top_k))
-        guesses, _, _ = draw_pool(tried, prompts, recipe.dev_candidates, seed=0, work_dir=work)
+        guesses, _, _ = draw_pool(tried, prompts, config.dev_candidates, seed=0, work_dir=work)
         right = judge_tokens(generator, guesses[:, :, -1], prompts, TemplateJudge()).mean(1)
-        rows.append({"guidance_scale": scale, "top_k": top_k} | dev_score(right, recipe))
+        rows.append({"guidance_scale": scale, "top_k": top_k} | dev_score(right, config))
     return rows
 
 
-def teach_verifiers(out: Path, generator: AutoregressiveGenerator, work: Path, recipe: Recipe) -> dict[str, Verifier]:
+def teach_verifiers(out: Path, generator: AutoregressiveGenerator, work: Path, config: Config) -> dict[str, Verifier]:
     """ORM and PARM taught as the shipped ones were, but on the next-token generator's images; they are not shipped.
 
     The same learning rates, from the same zero-shot verifier, and the same steps called clear, though runs are 16 and
     steps were 18; unfinished images show what the generator's settings say.
     Where all images are right or all wrong there is nothing to learn, and the zero-shot verifier is returned.
     """
-    images = draw_ranking_data(generator, work.parent / "sequential-dpo/images", recipe)
-    prompts = train_prompts(recipe.path_prompts, seed=3)
-    paths, _ = draw_paths(generator, TemplateJudge(), prompts, recipe.paths_a_prompt, 8, work / "paths")
+    images = draw_ranking_data(generator, work.parent / "sequential-dpo/images", config)
+    prompts = train_prompts(config.path_prompts, seed=3)
+    paths, _ = draw_paths(generator, TemplateJudge(), prompts, config.paths_a_prompt, 8, work / "paths")
     lessons: dict[str, list[Example]] = {
-        "orm": orm_examples(images, recipe.most_of_a_label, seed=0),
-        "parm": parm_examples(paths, images, recipe.most_of_a_label, seed=0),
+        "orm": orm_examples(images, config.most_of_a_label, seed=0),
+        "parm": parm_examples(paths, images, config.most_of_a_label, seed=0),
     }
     taught = {}
     for name, examples in lessons.items():
         verifier = Verifier.from_pretrained(out / "models/verifier")
         about = json.loads((out / "models" / name / MANIFEST).read_text(encoding="utf-8"))["settings"]
         if examples:
-            rate = FineTuning(about.get("learning_rate", recipe.parm_rates[0]))
+            rate = FineTuning(about.get("learning_rate", config.parm_rates[0]))
             verifier, _, _ = finetune_verifier(verifier, as_dataset(examples, generator), rate, work / name)
         taught[name] = verifier
     return taught
@@ -175,7 +175,7 @@ def measure_fills(
     generator: AutoregressiveGenerator,
     verifiers: Mapping[str, Verifier],
     work: Path,
-    recipe: Recipe,
+    config: Config,
 ) -> dict[str, dict]:
     """Unfinished images with grey, and with the likeliest codes, where no code is yet: which can be read better?
 
@@ -183,10 +183,10 @@ def measure_fills(
     say ("zs-orm": its question; "parm": that about potential), all prompts together and within them; share of paths
     that PARM calls clear; accuracy of PARM's search; generator passes of a path.
     """
-    prompts, found = stratified_subset(lite_prompts("dev"), recipe.one_prompt_in), {}
+    prompts, found = stratified_subset(lite_prompts("dev"), config.one_prompt_in), {}
     for fill in get_args(Fill):
         filled = replace(generator, settings=replace(generator.settings, fill=fill))
-        number = recipe.aligned_dev_images
+        number = config.aligned_dev_images
         guesses, _, cost = draw_pool(filled, prompts, number, seed=5, work_dir=work)
         right = judge_tokens(generator, guesses[:, :, -1], prompts, TemplateJudge())
         steps = range(guesses.shape[2] - 1)

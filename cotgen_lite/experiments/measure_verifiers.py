@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cotgen_lite.experiments.configs import Config
 from cotgen_lite.experiments.measure import cost_of_drawing, load_steps_of_pool
 from cotgen_lite.experiments.results import (
     SIZES,
@@ -48,7 +49,7 @@ QUESTIONERS = {
 RESAMPLES = 1000
 
 
-def measure_orm(out: Path) -> None:
+def measure_orm(out: Path, work: Path, config: Config) -> None:
     """Score the pool by the fine-tuned ORM and decide F2; adds to pool, scores and findings under `out`."""
     models, results = out / "models", out / "results"
     generator = load_generator(models=models)
@@ -69,15 +70,13 @@ def measure_orm(out: Path) -> None:
     write_json(results / "orm_auc.json", compare_areas(prompts, tuned, zero_shot, correct["learned"]))
 
 
-def measure_prm(out: Path, work: Path, n: int, first_steps: Mapping[str, Sequence[int]]) -> None:
+def measure_prm(out: Path, work: Path, config: Config) -> None:
     """Search step by step with both PRMs and decide F3 and F4; adds to scores and findings under `out`.
 
     The fine-tuned PRM's images go to `pools/ft-prm.safetensors`, with which PARM is compared later.
-
-    n: draws a step; first_steps: for "zs-prm" and "ft-prm", from which steps on it may speak, 1 among them. Runs in
-    `work` let it resume.
+    Runs in `work` let it resume.
     """
-    models, results = out / "models", out / "results"
+    models, results, n = out / "models", out / "results", config.pool_size
     generator = load_generator(models=models)
     judges = load_judges(models)
     verifiers = {name: Verifier.from_pretrained(models / name) for name in ("verifier", "orm", "prm")}
@@ -85,7 +84,7 @@ def measure_prm(out: Path, work: Path, n: int, first_steps: Mapping[str, Sequenc
     prompts, learned = pool.prompts, pool.correct["learned"]
     about = {"generator": "baseline", "seed": 0, "command": f"{COMMAND} prm_results"}
     rows, right, guesses, gains = [], {}, torch.empty(0), {}
-    for method, firsts in first_steps.items():
+    for method, firsts in config.first_steps.items():
         for first_step in firsts:
             verifier = verifiers[QUESTIONERS[method][0]]
             run, cost = draw_stepwise(generator, verifier, prompts, n, first_step, work / "stepwise")

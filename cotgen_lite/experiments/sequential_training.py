@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cotgen_lite.align.dpo import train_sequential_dpo
-from cotgen_lite.experiments.configs import Recipe
+from cotgen_lite.experiments.configs import Config
 from cotgen_lite.experiments.train_generators import dev_gain, dev_score, dev_verdicts, in_parts
 from cotgen_lite.generate.autoregressive import (
     AutoregressiveGenerator,
@@ -51,37 +51,37 @@ def train_sequential(
     return train(model, loss_at, steps, learning_rate, work_dir, "next-token generator", about=about)
 
 
-def build_sequential(out: Path, work: Path, recipe: Recipe) -> None:
+def build_sequential(out: Path, work: Path, config: Config) -> None:
     """The next-token generator, on noisy captions."""
     words, pixels, noise = lite_tokenizer(), Magvit.from_pretrained(out / "models/tokenizer"), CaptionNoise()
-    data = make_captioned_tokens(recipe.pictures, pixels, words, noise, seed=0)
+    data = make_captioned_tokens(config.pictures, pixels, words, noise, seed=0)
     torch.manual_seed(0)
     model = AutoregressiveModel(lite_autoregressive_config(len(words), words.pad_token_id))
-    log = train_sequential(model, data, recipe.sequential_steps, work, seed=0)
-    settings = {"steps": log.steps, "pictures": recipe.pictures, "seed": 0, "noise": asdict(noise)}
+    log = train_sequential(model, data, config.sequential_steps, work, seed=0)
+    settings = {"steps": log.steps, "pictures": config.pictures, "seed": 0, "noise": asdict(noise)}
     publish(model, out / "models/sequential", settings | {"losses": subsample(log.losses)}, log.seconds)
 
 
 def draw_ranking_data(
-    generator: AutoregressiveGenerator, work_dir: Path, recipe: Recipe, temperature: float = HOT
+    generator: AutoregressiveGenerator, work_dir: Path, config: Config, temperature: float = HOT
 ) -> Pool:
     """Images of training prompts by a next-token generator, labelled; kept in `work_dir`, not shipped."""
-    prompts = train_prompts(recipe.second_prompts, seed=0)
-    return draw_labelled(generator, TemplateJudge(), prompts, recipe.second_images, 20, work_dir, temperature)[0]
+    prompts = train_prompts(config.second_prompts, seed=0)
+    return draw_labelled(generator, TemplateJudge(), prompts, config.second_images, 20, work_dir, temperature)[0]
 
 
-def build_sequential_dpo(out: Path, work: Path, recipe: Recipe) -> None:
+def build_sequential_dpo(out: Path, work: Path, config: Config) -> None:
     """The next-token generator after a round of DPO: with the pairs and learning rate that serve best on dev prompts.
 
     Pairs drawn hot, as everywhere else in the course, or at the temperature at which the generator is used.
     """
     start = load_autoregressive(models=out / "models")
-    before, tried = dev_verdicts(start, work, recipe), {}
-    drawn = {t: draw_ranking_data(start, work / "images", recipe, t) for t in (HOT, start.settings.temperature)}
+    before, tried = dev_verdicts(start, work, config), {}
+    drawn = {t: draw_ranking_data(start, work / "images", config, t) for t in (HOT, start.settings.temperature)}
     pairs = {
-        temperature: preference_pairs(images, recipe.pairs_a_pool, seed=0) for temperature, images in drawn.items()
+        temperature: preference_pairs(images, config.pairs_a_pool, seed=0) for temperature, images in drawn.items()
     }
-    for temperature, rate in product(drawn, recipe.sequential_dpo_rates):
+    for temperature, rate in product(drawn, config.sequential_dpo_rates):
         images, triples = drawn[temperature], pairs[temperature]
         model = copy.deepcopy(start.model)
         log: dict[str, Any] = {"temperature": temperature, "learning_rate": rate}
@@ -91,11 +91,11 @@ def build_sequential_dpo(out: Path, work: Path, recipe: Recipe) -> None:
             steps, seconds = train_sequential_dpo(model, start.text_tokenizer, triples, rate, folder)
             log |= {"steps": len(steps), "seconds": round(seconds)}
             log |= {key: in_parts([step[key] for step in steps]) for key in steps[0]}
-        right = dev_verdicts(replace(start, model=model), work, recipe)
-        log |= {"dev": dev_score(right, recipe), "gain": dev_gain(right, before, recipe)}
+        right = dev_verdicts(replace(start, model=model), work, config)
+        log |= {"dev": dev_score(right, config), "gain": dev_gain(right, before, config)}
         tried[f"pairs at temperature {temperature:g}, learning rate {rate:g}"] = log, model
     taken = max(tried, key=lambda name: tried[name][0]["dev"]["overall"])
     log, model = tried[taken]
     logs = {name: one for name, (one, _) in tried.items()}
-    about = {"start": "sequential", "dev_before": dev_score(before, recipe), "taken": taken, "tried": logs}
+    about = {"start": "sequential", "dev_before": dev_score(before, config), "taken": taken, "tried": logs}
     publish(model, out / "models/sequential-dpo", about, log.get("seconds", 0))

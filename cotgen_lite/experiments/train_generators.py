@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cotgen_lite.align.dpo import DpoTraining, Online, as_pairs, divergence_on_samples, online_pairs, train_dpo
 from cotgen_lite.align.self_correction import CorrectionTraining, train_correction
-from cotgen_lite.experiments.configs import Recipe
+from cotgen_lite.experiments.configs import Config
 from cotgen_lite.generate.autoregressive import AnyGenerator
 from cotgen_lite.generate.drawing import draw_pool, judge_tokens
 from cotgen_lite.generate.pipeline import Generator, load_generator
@@ -40,57 +40,57 @@ WATCHED_EVERY = 8  # one dev prompt in so many lends an image to the divergence
 Triples = Sequence[tuple[Prompt, Tensor, Tensor]]
 
 
-def build_dpo(out: Path, work: Path, recipe: Recipe) -> None:
+def build_dpo(out: Path, work: Path, config: Config) -> None:
     """The first round, with the learning rate that serves best on dev prompts."""
-    triples, tried = first_pairs(out, recipe, seed=0), {}
-    for rate in recipe.dpo_rates:
-        tried[f"learning rate {rate:g}"] = attempt(out, triples, DpoTraining(rate), work, recipe)
+    triples, tried = first_pairs(out, config, seed=0), {}
+    for rate in config.dpo_rates:
+        tried[f"learning rate {rate:g}"] = attempt(out, triples, DpoTraining(rate), work, config)
     taken = max(tried, key=lambda name: tried[name][1]["dev"]["overall"])
-    before = dev_score(dev_verdicts(load_generator(models=out / "models"), work, recipe), recipe)
+    before = dev_score(dev_verdicts(load_generator(models=out / "models"), work, config), config)
     logs = {name: log for name, (_, log) in tried.items()}
     write_json(out / "results/dpo_rates.json", {"baseline": before, "taken": taken, "tried": logs})
     publish_aligned(*tried[taken], "generator", triples, out / "models/dpo")
 
 
 def attempt(
-    out: Path, triples: Triples, settings: DpoTraining, work: Path, recipe: Recipe
+    out: Path, triples: Triples, settings: DpoTraining, work: Path, config: Config
 ) -> tuple[Generator, dict[str, Any]]:
     """A first round with some settings, and its log, with what it gains on dev prompts; resumes from `work`."""
     baseline = load_generator(models=out / "models")
     name = f"{settings.learning_rate:g}-{settings.masks}-{settings.weighting}-{'' if settings.shared else 'not-'}shared"
-    generator, log = align(baseline, triples, settings, work / name, recipe)
-    before, right = (dev_verdicts(one, work, recipe) for one in (baseline, generator))
-    return generator, log | {"dev": dev_score(right, recipe), "gain": dev_gain(right, before, recipe)}
+    generator, log = align(baseline, triples, settings, work / name, config)
+    before, right = (dev_verdicts(one, work, config) for one in (baseline, generator))
+    return generator, log | {"dev": dev_score(right, config), "gain": dev_gain(right, before, config)}
 
 
-def build_dpo_images(out: Path, work: Path, recipe: Recipe) -> None:
+def build_dpo_images(out: Path, work: Path, config: Config) -> None:
     """The second round's images: the first round's policy draws them, the training judge labels them anew."""
-    draw_second_round(load_generator("dpo", models=out / "models"), out / "training/dpo_images", 0, work, recipe)
+    draw_second_round(load_generator("dpo", models=out / "models"), out / "training/dpo_images", 0, work, config)
 
 
-def build_it_dpo(out: Path, work: Path, recipe: Recipe) -> None:
+def build_it_dpo(out: Path, work: Path, config: Config) -> None:
     """The second round: policy and reference both start from the first round's policy."""
-    triples = second_pairs(out / "training/dpo_images", recipe, seed=0)
+    triples = second_pairs(out / "training/dpo_images", config, seed=0)
     first = load_generator("dpo", models=out / "models")
-    generator, log = align(first, triples, settings_of(out, "dpo"), work, recipe)
+    generator, log = align(first, triples, settings_of(out, "dpo"), work, config)
     publish_aligned(generator, log, "dpo", triples, out / "models/it-dpo")
 
 
-def build_guided_orm(out: Path, work: Path, recipe: Recipe) -> None:
+def build_guided_orm(out: Path, work: Path, config: Config) -> None:
     """The second round with reward guidance by the fine-tuned ORM."""
-    _build_guided(out, work, recipe, "orm")
+    _build_guided(out, work, config, "orm")
 
 
-def build_guided_parm(out: Path, work: Path, recipe: Recipe) -> None:
+def build_guided_parm(out: Path, work: Path, config: Config) -> None:
     """The second round with reward guidance by PARM, which is asked about finished images."""
-    _build_guided(out, work, recipe, "parm")
+    _build_guided(out, work, config, "parm")
 
 
-def _build_guided(out: Path, work: Path, recipe: Recipe, guide: str) -> None:
-    triples = second_pairs(out / "training/dpo_images", recipe, seed=0)
+def _build_guided(out: Path, work: Path, config: Config, guide: str) -> None:
+    triples = second_pairs(out / "training/dpo_images", config, seed=0)
     first, verifier = load_generator("dpo", models=out / "models"), Verifier.from_pretrained(out / "models" / guide)
-    online = guidance(first, verifier, recipe)
-    generator, log = align(first, triples, settings_of(out, "dpo"), work, recipe, online)
+    online = guidance(first, verifier, config)
+    generator, log = align(first, triples, settings_of(out, "dpo"), work, config, online)
     publish_aligned(generator, log | {"guided_by": guide}, "dpo", triples, out / f"models/it-dpo-guided-{guide}")
 
 
@@ -99,7 +99,7 @@ def align(
     triples: Triples,
     settings: DpoTraining,
     work: Path,
-    recipe: Recipe,
+    config: Config,
     online: Online | None = None,
 ) -> tuple[Generator, dict]:
     """One round of DPO from a generator, which stays as it is; resumes from `work`.
@@ -112,7 +112,7 @@ def align(
     steps: list[dict[str, float]] = []
     seconds = 0.0
     if triples:
-        watch = divergence_on_samples(start, _dev_prompts(recipe)[::WATCHED_EVERY], n=1, seed=6)
+        watch = divergence_on_samples(start, _dev_prompts(config)[::WATCHED_EVERY], n=1, seed=6)
         steps, seconds = train_dpo(generator.model, as_pairs(start, triples), settings, work / "run", online, watch)
     kept = ("loss", "margin", "accuracy", *(("online_margin",) if online else ()))
     looks = [(done, step["watched"]) for done, step in enumerate(steps[:-1]) if "watched" in step]
@@ -130,32 +130,32 @@ def align(
     return generator, log
 
 
-def dev_verdicts(generator: AnyGenerator, work: Path, recipe: Recipe) -> npt.NDArray[np.float64]:
+def dev_verdicts(generator: AnyGenerator, work: Path, config: Config) -> npt.NDArray[np.float64]:
     """Share of right images of each dev prompt (P,), by the training judge."""
-    prompts = _dev_prompts(recipe)
-    guesses, _, _ = draw_pool(generator, prompts, recipe.aligned_dev_images, seed=5, work_dir=work / "dev")
+    prompts = _dev_prompts(config)
+    guesses, _, _ = draw_pool(generator, prompts, config.aligned_dev_images, seed=5, work_dir=work / "dev")
     return judge_tokens(generator, guesses[:, :, -1], prompts, TemplateJudge()).mean(1)
 
 
-def dev_score(right: npt.NDArray[np.float64], recipe: Recipe) -> dict:
+def dev_score(right: npt.NDArray[np.float64], config: Config) -> dict:
     """What `dev_verdicts` come to: accuracy by tag, overall, and its interval."""
-    result = score(_dev_prompts(recipe), right)
+    result = score(_dev_prompts(config), right)
     tags = {tag: round(value, 4) for tag, value in result.tags.items()}
     return {"overall": round(result.overall, 4), "ci": [round(bound, 4) for bound in result.ci], "tags": tags}
 
 
-def dev_gain(right: npt.NDArray[np.float64], before: npt.NDArray[np.float64], recipe: Recipe) -> dict:
+def dev_gain(right: npt.NDArray[np.float64], before: npt.NDArray[np.float64], config: Config) -> dict:
     """What one generator's `dev_verdicts` are above another's, with the paired interval."""
-    prompts = _dev_prompts(recipe)
+    prompts = _dev_prompts(config)
     delta = score(prompts, right).overall - score(prompts, before).overall
     interval = [round(bound, 4) for bound in paired_interval(prompts, right, before)]
     return {"delta": round(delta, 4), "ci": interval}
 
 
-def guidance(start: Generator, verifier: Verifier, recipe: Recipe) -> Online:
+def guidance(start: Generator, verifier: Verifier, config: Config) -> Online:
     """Online pairs of the prompts that the ranking data were drawn for."""
-    prompts = train_prompts({tag: number for tag, (number, _) in recipe.images.items()}, seed=0)
-    return online_pairs(start, verifier, prompts, recipe.online_prompts, recipe.online_samples, seed=7)
+    prompts = train_prompts({tag: number for tag, (number, _) in config.images.items()}, seed=0)
+    return online_pairs(start, verifier, prompts, config.online_prompts, config.online_samples, seed=7)
 
 
 def settings_of(out: Path, name: str) -> DpoTraining:
@@ -164,29 +164,29 @@ def settings_of(out: Path, name: str) -> DpoTraining:
     return DpoTraining(**{field: log[field] for field in asdict(DpoTraining(0.0)) if field in log})
 
 
-def _dev_prompts(recipe: Recipe) -> tuple[Prompt, ...]:
-    return stratified_subset(lite_prompts("dev"), recipe.one_prompt_in)
+def _dev_prompts(config: Config) -> tuple[Prompt, ...]:
+    return stratified_subset(lite_prompts("dev"), config.one_prompt_in)
 
 
-def first_pairs(out: Path, recipe: Recipe, seed: int) -> Triples:
+def first_pairs(out: Path, config: Config, seed: int) -> Triples:
     """The first round's pairs: of the ORM's ranking data, a right and a wrong image of a prompt each."""
-    return preference_pairs(load_pool(out / "training/images" / IMAGES), recipe.pairs_a_pool, seed)
+    return preference_pairs(load_pool(out / "training/images" / IMAGES), config.pairs_a_pool, seed)
 
 
-def second_pairs(images: Path, recipe: Recipe, seed: int) -> Triples:
+def second_pairs(images: Path, config: Config, seed: int) -> Triples:
     """The second round's pairs, of a folder that `draw_second_round` wrote; prompts with one label only give none."""
-    return preference_pairs(load_pool(images / IMAGES), recipe.pairs_a_pool, seed)
+    return preference_pairs(load_pool(images / IMAGES), config.pairs_a_pool, seed)
 
 
-def draw_second_round(generator: Generator, folder: Path, seed: int, work: Path, recipe: Recipe) -> None:
+def draw_second_round(generator: Generator, folder: Path, seed: int, work: Path, config: Config) -> None:
     """Hot images of training prompts by an aligned generator, labelled, with their manifest.
 
     As many prompts of each tag as the first round's, drawn anew from all training prompts.
     """
-    prompts = train_prompts(recipe.second_prompts, seed=2)
-    labelled, seconds = draw_labelled(generator, TemplateJudge(), prompts, recipe.second_images, 10 + seed, work)
+    prompts = train_prompts(config.second_prompts, seed=2)
+    labelled, seconds = draw_labelled(generator, TemplateJudge(), prompts, config.second_images, 10 + seed, work)
     save_pool(labelled, folder / IMAGES)
-    about = {"judge": "template", "temperature": HOT, "images_a_pool": recipe.second_images, "pools": len(prompts)}
+    about = {"judge": "template", "temperature": HOT, "images_a_pool": config.second_images, "pools": len(prompts)}
     write_manifest(folder, about | {"seed": 10 + seed}, seconds)
 
 
@@ -201,33 +201,33 @@ def in_parts(values: Sequence[float], parts: int = 20) -> list[float]:
     return [round(float(part.mean()), 4) for part in np.array_split(np.array(values), parts) if len(part)]
 
 
-def build_self_correct(out: Path, work: Path, recipe: Recipe) -> None:
+def build_self_correct(out: Path, work: Path, config: Config) -> None:
     """The generator that can correct an image."""
     images, start = load_pool(out / "training/images" / IMAGES), load_generator(models=out / "models")
     wrong = ~images.correct["template"]
-    lessons = corrections(start, TemplateJudge(), images, wrong, recipe.corrections_a_pool, seed=0)
+    lessons = corrections(start, TemplateJudge(), images, wrong, config.corrections_a_pool, seed=0)
     settings = json.loads((out / f"models/generator/{MANIFEST}").read_text(encoding="utf-8"))["settings"]
     replay = make_captioned_tokens(
-        recipe.replayed,
+        config.replayed,
         start.image_tokenizer,
         start.text_tokenizer,
         CaptionNoise(**settings["noise"]),
         seed=settings["seed"],
     )
-    training = CorrectionTraining(recipe.correction_steps, recipe.correction_rate)
+    training = CorrectionTraining(config.correction_steps, config.correction_rate)
     generator = replace(start, model=copy.deepcopy(start.model))
     log = train_correction(generator, lessons, replay, training, work)
-    about = {"start": "generator", "lessons": len(lessons), "replayed": recipe.replayed}
-    about |= {"dev": try_on_dev(start, generator, work, recipe), "losses": subsample(log.losses)}
+    about = {"start": "generator", "lessons": len(lessons), "replayed": config.replayed}
+    about |= {"dev": try_on_dev(start, generator, work, config), "losses": subsample(log.losses)}
     publish(generator.model, out / "models/self-correct", asdict(training) | about, log.seconds)
 
 
-def try_on_dev(start: Generator, generator: Generator, work: Path, recipe: Recipe) -> dict[str, float]:
+def try_on_dev(start: Generator, generator: Generator, work: Path, config: Config) -> dict[str, float]:
     """What a corrected generator can do on dev prompts, by the training judge: accuracy of its "plain" images, and of
     the starting generator's images ("before") after each wrong one was corrected once, by the judge's reasons
     ("corrected") or without reasons ("mute")."""
-    prompts = stratified_subset(lite_prompts("dev"), recipe.one_prompt_in)
-    number, judge = recipe.aligned_dev_images, TemplateJudge()
+    prompts = stratified_subset(lite_prompts("dev"), config.one_prompt_in)
+    number, judge = config.aligned_dev_images, TemplateJudge()
     pools = [
         draw_pool(one, prompts, number, seed=5, work_dir=work / "dev")[0][:, :, -1].contiguous()
         for one in (start, generator)

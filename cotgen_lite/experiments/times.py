@@ -1,6 +1,6 @@
 """How long `python -m cotgen_lite.build --all` takes.
 
-`python -m cotgen_lite.experiments.build_times` finds out, in an hour and a half.
+`python -m cotgen_lite.experiments.times` finds out, in an hour and a half.
 
 Every step is run on a fourteenth of its work (training steps, images, prompts) and timed; what it is made from is small
 in the same measure, but the models in it are the course's own, so that pairs, stops and reasons are as frequent as they
@@ -11,12 +11,12 @@ in a day's work, not at all. Interrupted, it starts the step again at which it w
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cotgen_lite.experiments.build import STEPS
-from cotgen_lite.experiments.configs import LITE, Recipe
+from cotgen_lite.experiments.build import STEPS, Step
+from cotgen_lite.experiments.configs import LITE, Config
 from cotgen_lite.hub import data_root, insist_on_two_cores, write_json
 from cotgen_lite.training import check_same_run
 
@@ -56,29 +56,27 @@ PART = replace(
 )
 
 
-def time_steps(
-    steps: Mapping[str, Callable[[Path, Path, Recipe], None]], recipe: Recipe, folder: Path, models: Path
-) -> dict[str, float]:
+def time_steps(steps: Sequence[Step], config: Config, folder: Path, models: Path) -> dict[str, float]:
     """Seconds of each step, run one after the other; goes on in a folder that an interrupted call left.
 
     models: folder of finished ones; where it has a step's, that takes the place of the one just made. ValueError if the
-    interrupted call had another recipe.
+    interrupted call had another config.
     """
-    check_same_run(folder, repr(recipe))
+    check_same_run(folder, repr(config))
     note = folder / "seconds.json"
     seconds: dict[str, float] = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
-    for step, make in steps.items():
-        if step in seconds:
+    for step in steps:
+        if step.name in seconds:
             continue
-        shutil.rmtree(folder / "work" / step, ignore_errors=True)
+        shutil.rmtree(folder / "work" / step.name, ignore_errors=True)
         start = time.monotonic()
-        make(folder / "data", folder / "work" / step, recipe)
-        seconds[step] = round(time.monotonic() - start, 1)
-        if (models / step).exists():
-            shutil.copytree(models / step, folder / "data/models" / step, dirs_exist_ok=True)
+        step.run(folder / "data", folder / "work" / step.name, config)
+        seconds[step.name] = round(time.monotonic() - start, 1)
+        if (models / step.name).exists():
+            shutil.copytree(models / step.name, folder / "data/models" / step.name, dirs_exist_ok=True)
         write_json(note, seconds)
-        print(f"{step}: {seconds[step]:.0f} s", flush=True)
-    return {step: seconds[step] for step in steps}
+        print(f"{step.name}: {seconds[step.name]:.0f} s", flush=True)
+    return {step.name: seconds[step.name] for step in steps}
 
 
 def hours_of_all(measured: Mapping) -> float:

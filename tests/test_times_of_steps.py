@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cotgen_lite.experiments.build import STEPS
-from cotgen_lite.experiments.build_times import PART, PARTS, hours_of_all, time_steps
-from cotgen_lite.experiments.configs import LITE, Recipe
+from cotgen_lite.experiments.build import STEPS, Step
+from cotgen_lite.experiments.configs import LITE, Config
+from cotgen_lite.experiments.times import PART, PARTS, hours_of_all, time_steps
 from cotgen_lite.hub import data_root
 from cotgen_lite.pools import pool_prompts, stratified_subset
 from cotgen_lite.prompts import TAGS, lite_prompts
@@ -24,18 +24,18 @@ KEPT = {
 MANIFESTS = {path.parent.name: json.loads(path.read_text()) for path in data_root().glob("*/*/manifest.json")}
 
 
-def work_of(recipe: Recipe) -> dict[str, float]:
-    """How much of everything a recipe asks for."""
-    prompts = {"pools": stratified_subset(pool_prompts("test"), recipe.one_prompt_in)}
-    prompts["dev"] = stratified_subset(lite_prompts("dev"), recipe.one_prompt_in)
+def work_of(config: Config) -> dict[str, float]:
+    """How much of everything a config asks for."""
+    prompts = {"pools": stratified_subset(pool_prompts("test"), config.one_prompt_in)}
+    prompts["dev"] = stratified_subset(lite_prompts("dev"), config.one_prompt_in)
     amounts = {name: float(len(some)) for name, some in prompts.items()}
-    amounts["images"] = sum(number * pools for number, pools in recipe.images.values())
-    amounts["tokenizer"] = sum(phase.steps for phase in recipe.tokenizer)
-    amounts |= {f"verifier {name}": n for name, n in recipe.verifier.items() if name.endswith("_steps")}
+    amounts["images"] = sum(number * pools for number, pools in config.images.values())
+    amounts["tokenizer"] = sum(phase.steps for phase in config.tokenizer)
+    amounts |= {f"verifier {name}": n for name, n in config.verifier.items() if name.endswith("_steps")}
     for name in ("paths", "path_prompts", "second_prompts"):
-        amounts[name] = sum(getattr(recipe, name).values())
-    names = {field.name for field in fields(Recipe)} - KEPT - {"one_prompt_in", "images", "tokenizer", "verifier"}
-    return amounts | {name: getattr(recipe, name) for name in names - amounts.keys()}
+        amounts[name] = sum(getattr(config, name).values())
+    names = {field.name for field in fields(Config)} - KEPT - {"one_prompt_in", "images", "tokenizer", "verifier"}
+    return amounts | {name: getattr(config, name) for name in names - amounts.keys()}
 
 
 def test_a_part_is_as_much_less_of_all_work_as_is_said() -> None:
@@ -62,26 +62,27 @@ def test_steps_after_a_model_are_made_from_the_finished_one(tmp_path: Path) -> N
     (finished / "generator/weights").write_text("learned long")
     seen = []
 
-    def train(out: Path, work: Path, recipe: Recipe) -> None:
+    def train(out: Path, work: Path, config: Config) -> None:
         (out / "models/generator").mkdir(parents=True)
         (out / "models/generator/weights").write_text("learned briefly")
 
-    def draw(out: Path, work: Path, recipe: Recipe) -> None:
-        seen.append(((out / "models/generator/weights").read_text(), work.name, recipe))
+    def draw(out: Path, work: Path, config: Config) -> None:
+        seen.append(((out / "models/generator/weights").read_text(), work.name, config))
 
-    seconds = time_steps({"generator": train, "images": draw}, PART, tmp_path / "new", finished)
+    steps = [Step("generator", (), "models/generator", train), Step("images", (), "training/images", draw)]
+    seconds = time_steps(steps, PART, tmp_path / "new", finished)
     assert seen == [("learned long", "images", PART)]
     assert list(seconds) == ["generator", "images"] and all(one >= 0 for one in seconds.values())
-    steps = {"generator": train, "images": draw, "rollouts": draw}
+    steps.append(Step("rollouts", (), "training/rollouts", draw))
     again = time_steps(steps, PART, tmp_path / "new", finished)  # an interrupted call's steps are not run again
-    assert len(seen) == 2 and list(again) == list(steps) and again.items() >= seconds.items()
+    assert len(seen) == 2 and list(again) == ["generator", "images", "rollouts"] and again.items() >= seconds.items()
     with pytest.raises(ValueError, match="another run"):
         time_steps(steps, LITE, tmp_path / "new", finished)
 
 
 def test_readme_says_the_hours_that_were_measured() -> None:
     measured = json.loads((data_root() / "results/build.json").read_text())
-    assert list(measured["seconds_of_a_part"]) == list(STEPS) and measured["parts"] == PARTS
+    assert list(measured["seconds_of_a_part"]) == [step.name for step in STEPS] and measured["parts"] == PARTS
     readme, chapter = map(read, ("README.md", "notebooks/11_results.ipynb"))
     hours = f"{hours_of_all(measured):.0f} hours"
     assert f"about {hours} on two" in readme and f"some {hours}" in chapter

@@ -1,0 +1,80 @@
+"""The models that everything starts from, made from nothing: tokenizer, judge, generator, verifier.
+
+Each function is a step of the build (`build.py`): it reads and writes under `out`, and `work` lets it resume.
+Read on in `train_verifiers.py`.
+"""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cotgen_lite.experiments.configs import Config
+from cotgen_lite.experiments.results import write_rows
+from cotgen_lite.generate.showo import Showo, lite_config
+from cotgen_lite.generate.vq import Magvit
+from cotgen_lite.generate.vq import lite_config as lite_pixels_config
+from cotgen_lite.hub import publish, write_manifest
+from cotgen_lite.lite.generator_training import make_captioned_tokens, train_generator
+from cotgen_lite.lite.judges import train_judge
+from cotgen_lite.lite.tokenizer_training import train_tokenizer
+from cotgen_lite.lite.verifier_training import train_verifier
+from cotgen_lite.lite.vocabulary import lite_tokenizer
+from cotgen_lite.lite.world import CaptionNoise, random_scene, render
+from cotgen_lite.prompts import lite_prompts, to_record
+from cotgen_lite.training import subsample
+
+
+def build_prompts(out: Path, work: Path, config: Config) -> None:
+    """The dev and test prompts, as GenEval writes its own, and the words that lite models read."""
+    for split in ("dev", "test"):
+        write_rows(out / f"prompts/{split}.jsonl", [to_record(prompt) for prompt in lite_prompts(split)])
+    words = out / "models/words"
+    lite_tokenizer().save_pretrained(words)
+    write_manifest(words, {}, 0)
+
+
+def build_tokenizer(out: Path, work: Path, config: Config) -> None:
+    """The image tokenizer, on random scenes."""
+    torch.manual_seed(0)
+    model = Magvit(lite_pixels_config())
+    phases = enumerate(config.tokenizer)
+    logs = [train_tokenizer(model, _draw_scenes, training, work / f"phase-{n}") for n, training in phases]
+    settings = {"phases": [asdict(training) for training in config.tokenizer]}
+    publish(model, out / "models/tokenizer", settings, sum(log.seconds for log in logs))
+
+
+def build_judge(out: Path, work: Path, config: Config) -> None:
+    """The learned judge, on clean scenes and on what the tokenizer makes of them."""
+    pixels = Magvit.from_pretrained(out / "models/tokenizer")
+    model, log = train_judge(work, config.judge_steps, rebuild=pixels.rebuild)
+    publish(model, out / "models/judge", {"steps": config.judge_steps, "seed": 0}, log.seconds)
+
+
+def build_generator(out: Path, work: Path, config: Config) -> None:
+    """The generator, on noisy captions."""
+    words, pixels = lite_tokenizer(), Magvit.from_pretrained(out / "models/tokenizer")
+    noise = CaptionNoise()
+    data = make_captioned_tokens(config.pictures, pixels, words, noise, seed=0)
+    torch.manual_seed(0)
+    model = Showo(lite_config(len(words), words.bos_token_id, words.eos_token_id))
+    log = train_generator(model, data, config.generator_steps, work, seed=0)
+    settings = {"steps": log.steps, "pictures": config.pictures, "seed": 0, "noise": asdict(noise)}
+    publish(model, out / "models/generator", settings | {"losses": subsample(log.losses)}, log.seconds)
+
+
+def build_verifier(out: Path, work: Path, config: Config) -> None:
+    """The verifier, on clean scenes only."""
+    log = train_verifier(work, work / "best", **config.verifier, seed=0)
+    folder = out / "models/verifier"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(work / "best", folder)
+    settings = config.verifier | {"seed": 0, "stopped_at_step": log.steps, "dev_auc": log.auc}
+    write_manifest(folder, settings, log.seconds)
+
+
+def _draw_scenes(rng: np.random.Generator, count: int) -> Tensor:
+    return render([random_scene(rng) for _ in range(count)])
