@@ -7,9 +7,8 @@ import nbformat
 import pytest
 
 from cotgen_lite.course import predictions
+from cotgen_lite.course.ch11 import draw_findings, draw_guesses, draw_two, method_explorer
 from cotgen_lite.course.plots import to_png
-from cotgen_lite.course.plots_results import draw_findings, draw_guesses
-from cotgen_lite.course.widgets_results import draw_two, method_explorer
 from cotgen_lite.experiments.report import LABELS, PAPER, TABLES, found, paper_table
 from cotgen_lite.hub import data_root
 
@@ -89,8 +88,9 @@ def test_the_explorer_draws_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> N
         drawn.append(asked[2:])
         return draw_two(rows, labels, *asked[2:])  # type: ignore[arg-type]
 
-    monkeypatch.setattr("cotgen_lite.course.widgets_results.draw_two", draw)
-    first, second, picture = method_explorer(rows, labels, "baseline", "ft-orm").children
+    monkeypatch.setattr("cotgen_lite.course.ch11.draw_two", draw)
+    above, below, picture, _ = method_explorer(rows, labels, "baseline", "ft-orm").children
+    (first,), (second,) = above.children, below.children
     before = picture.value
     first.value = "parm"
     second.value = "parm"  # twice the same is one bar

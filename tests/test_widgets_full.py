@@ -3,9 +3,8 @@
 import pytest
 from matplotlib import pyplot as plt
 
+from cotgen_lite.course.ch10 import draw_fit, draw_stacks, memory_explorer
 from cotgen_lite.course.plots import to_png
-from cotgen_lite.course.plots_full import draw_fit, draw_stacks
-from cotgen_lite.course.widgets_full import memory_explorer
 
 PARTS = {"weights": 3.5, "work": 2.0}
 

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from cotgen_lite.course.plots import to_png
-from cotgen_lite.course.plots_parm import draw_first_clear, draw_lanes, draw_parm, draw_parm_plus_plus
-from cotgen_lite.course.widgets_parm import be_the_parm, reflection_explorer, tally
+from cotgen_lite.course.ch07 import be_the_parm, draw_lanes, draw_parm, tally
+from cotgen_lite.course.ch08 import draw_parm_plus_plus, reflection_explorer
+from cotgen_lite.course.plots import draw_first_clear, to_png
 from cotgen_lite.lite.world import random_scene, render
 
 RNG = np.random.default_rng(0)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from cotgen_lite.course.ch09 import draw_run, run_explorer
 from cotgen_lite.course.plots import to_png
-from cotgen_lite.course.widgets_sequential import draw_run, run_explorer
 from cotgen_lite.lite.world import random_scene, render
 
 RNG = np.random.default_rng(0)

@@ -1,0 +1,151 @@
+"""Chapter 00, generating step by step: its figures, its explorer and its exercises' checkers."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import matplotlib.pyplot as plt
+import numpy as np
+import numpy.typing as npt
+import torch
+from ipywidgets import FloatSlider, IntSlider, VBox
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from cotgen_lite.course.checker import checker, compare, expect
+from cotgen_lite.course.explorer import explorer, menu, slider
+from cotgen_lite.course.plots import draw_picture, new_row
+
+
+def draw_token_grid(image: Tensor, tokens: Tensor) -> Figure:
+    """A picture beside its token grid: the tokens as numbers over their patches.
+
+    image: uint8 (3, H, W); tokens: (L,), row by row.
+    """
+    grid = int(len(tokens) ** 0.5)
+    patch = image.shape[-1] / grid
+    figure, axes = new_row(2, 8, 4.1)
+    names = f"{image.shape[-1]} × {image.shape[-1]} pixels", f"{grid} × {grid} tokens"
+    for axis, alpha, name in zip(axes, (1.0, 0.35), names, strict=True):
+        draw_picture(axis, image, alpha=alpha)
+        axis.set_title(name, fontsize=10)
+    for line in range(1, grid):
+        axes[1].axhline(line * patch - 0.5, color="#666666", lw=0.5)
+        axes[1].axvline(line * patch - 0.5, color="#666666", lw=0.5)
+    for index, token in enumerate(tokens.tolist()):
+        y, x = ((part + 0.5) * patch - 0.5 for part in divmod(index, grid))
+        axes[1].text(x, y, str(token), ha="center", va="center", fontsize=8)
+    return figure
+
+
+def draw_steps(images: Tensor, committed: npt.NDArray[np.bool_] | Tensor, columns: int = 9) -> Figure:
+    """One image coming into being: the model's full guess at each step, patches not yet committed veiled.
+
+    images: uint8 (T, 3, H, W), the guess of each step; committed: bool (T, L), the tokens that stay after it.
+    """
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    size = (1.15 * columns, 2.45 * rows)
+    figure, axes = plt.subplots(2 * rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.set_visible(False)
+    for step, (image, mask) in enumerate(zip(images, np.asarray(committed), strict=True)):
+        row, column = divmod(step, columns)
+        above, below = axes[2 * row : 2 * row + 2, column]
+        for axis, picture in ((above, image), (below, veil(image, mask))):
+            axis.set_visible(True)
+            draw_picture(axis, picture)
+        above.set_title(f"step {step + 1}", fontsize=8)
+        below.set_title(f"{mask.mean():.0%} committed", fontsize=7)
+    return figure
+
+
+def draw_one_step(images: Tensor, committed: Tensor, step: int, title: str) -> Figure:
+    """One step of a path in large: the guess, the guess with uncommitted patches veiled, and the finished image.
+
+    images: uint8 (T, 3, H, W); committed: bool (T, L); step: 1 to T.
+    """
+    mask = np.asarray(committed[step - 1])
+    pictures = (images[step - 1], veil(images[step - 1], mask), images[-1])
+    names = (f"full guess at step {step}", f"{mask.sum()} of {len(mask)} tokens committed", "finished image")
+    figure, axes = new_row(3, 7.5, 2.9)
+    for axis, picture, name in zip(axes, pictures, names, strict=True):
+        draw_picture(axis, picture)
+        axis.set_title(name, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def veil(image: Tensor, committed: npt.NDArray[np.bool_]) -> Tensor:
+    """A picture (3, H, W) whose uncommitted patches (L, row by row) are covered in grey."""
+    grid = int(len(committed) ** 0.5)
+    patch = image.shape[-1] // grid
+    covered = np.kron(~np.asarray(committed).reshape(grid, grid), np.ones((patch, patch), dtype=bool))
+    return image.masked_fill(torch.from_numpy(covered).to(image.device), 150)
+
+
+def step_explorer(
+    prompts: Sequence[str], draw_path: Callable[[str, int, float], tuple[Tensor, Tensor]], scale: float, steps: int = 18
+) -> VBox:
+    """Choose prompt, seed, guidance and step, and see what is known by then.
+
+    draw_path: (prompt, seed, guidance scale) → the path's images (T, 3, H, W) and committed places (T, L), drawn anew
+    at a change. scale: the guidance to begin with.
+    """
+    guidance = FloatSlider(value=scale, min=0, max=5, step=0.5, description="guidance", continuous_update=False)
+    step = IntSlider(value=steps, min=1, max=steps, description="step")
+    path = lru_cache(maxsize=1)(draw_path)  # moving along a path samples nothing anew
+
+    def draw(row: int, seed: int, guide: float, at: int) -> tuple[Figure, str]:
+        return draw_one_step(*path(prompts[row], seed, guide), at, f"{prompts[row]}, seed {seed}"), ""
+
+    return explorer(draw, (menu(prompts), slider("seed", 0, 0, 20)), (guidance, step))
+
+
+@checker
+def check_schedule(function: Callable[[int, int], Sequence[int]]) -> None:
+    """How many of L places each of T steps commits, by the cosine and at least one a step."""
+    for steps, places in ((18, 64), (13, 256), (18, 20)):
+        case = f"With {steps} steps and {places} places"
+        got = [int(count) for count in function(steps, places)]
+        expect(len(got) == steps, f"One number a step is wanted: {steps} of them, not {len(got)}.")
+        late = got[0] == 0 and got[-1] >= 1
+        expect(not late, "The first step commits something already: the cosine of step s takes (s + 1) / T.")
+        expect(sum(got) == places, f"{case}, all places are committed in the end: yours add up to {sum(got)}.")
+        expect(min(got) >= 1, f"{case}, one of your steps commits nothing: at least one place a step.")
+        wanted, up = _committed(steps, places, math.floor), _committed(steps, places, math.ceil)
+        expect(not got == up != wanted, "What stays masked is whole: round it down, not up.")
+        expect(got == wanted, f"{case}, expected {wanted}, got {got}: is it the cosine of a quarter turn?")
+
+
+def _committed(steps: int, places: int, rounded: Callable[[float], int]) -> list[int]:
+    masked, counts = places, []
+    for step in range(steps):
+        cosine = places * math.cos(math.pi * (step + 1) / (2 * steps))
+        nudge = 1e-9 if rounded is math.floor else -1e-9
+        left = 0 if step == steps - 1 else max(1, min(masked - 1, rounded(cosine + nudge)))
+        counts.append(masked - left)
+        masked = left
+    return counts
+
+
+@checker
+def check_agreement(function: Callable[[Tensor], Tensor]) -> None:
+    """The share of tokens that equal the final ones at each step; (T, L) → (T,)."""
+    got = torch.as_tensor(function(torch.tensor([[1, 2, 3, 4], [1, 9, 3, 4], [1, 9, 3, 7]]))).float()
+    shape = tuple(got.shape)
+    expect(shape == (3,), f"One number a step, shape (3,), is wanted; got {shape}: average over places.")
+    expect(float(got[-1]) == 1.0, "The last step agrees with itself fully: compare with tokens[-1].")
+    compare(got, [0.5, 0.75, 1.0], {})
+
+
+@checker
+def check_guide(function: Callable[[Tensor, Tensor, float], Tensor]) -> None:
+    """Guidance in Show-o's form, (1 + g)·conditional − g·unconditional."""
+    cond, uncond = torch.tensor([2.0, 0.0, 1.0]), torch.tensor([1.0, 0.0, 3.0])
+    expect(torch.allclose(function(cond, uncond, 0.0), cond), "Without guidance (g = 0) the conditional logits stay.")
+    mistakes = {
+        "That is u + g·(c − u), diffusion's form: Show-o's g = 1.5 is 2.5 in it.": uncond + 1.5 * (cond - uncond),
+        "The signs are swapped: away from the unconditional logits, not towards them.": 2.5 * uncond - 1.5 * cond,
+    }
+    compare(function(cond, uncond, 1.5), 2.5 * cond - 1.5 * uncond, mistakes, "(1 + g)·conditional − g·unconditional")

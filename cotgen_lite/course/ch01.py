@@ -1,0 +1,141 @@
+"""Chapter 01, choosing with a zero-shot ORM: its figures, its game and its exercises' checkers."""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from threading import RLock
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from ipywidgets import HTML, Button, HBox, Image, ToggleButtons, VBox
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from cotgen_lite.course.checker import checker, compare
+from cotgen_lite.course.explorer import OWN_SIZE
+from cotgen_lite.course.plots import RIGHT, WRONG, draw_images, new_chart, to_png
+
+
+def draw_beliefs(log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> Figure:
+    """How the verifier's P(yes) is spread over right and over wrong images.
+
+    log_odds: (B,) of yes; correct: (B,) verdicts of a judge.
+    """
+    belief = 1 / (1 + np.exp(-np.asarray(log_odds, dtype=float)))
+    truth = np.asarray(correct, dtype=bool)
+    figure, axis = new_chart(6.5, 3)
+    bins = np.linspace(0, 1, 26).tolist()
+    right, wrong = (np.full(part.sum(), 1 / max(part.sum(), 1)) for part in (truth, ~truth))
+    axis.hist(belief[truth], bins, weights=right, color=RIGHT, alpha=0.6, label="right images")
+    axis.hist(belief[~truth], bins, weights=wrong, histtype="step", color=WRONG, lw=2, label="wrong images")
+    axis.set(yscale="log", xlabel="the verifier's P(yes)", ylabel="share of right, or of wrong, images (log)")
+    axis.legend(frameon=False)
+    return figure
+
+
+def draw_choice(
+    images: Tensor, prompt: str, picked: int | None, chosen: int, beliefs: npt.ArrayLike, right: npt.ArrayLike
+) -> Figure:
+    """Candidates to pick from; once one is picked, the verifier's beliefs, its choice and the judge's verdicts too.
+
+    images: uint8 (N, 3, H, W); picked: the learner's choice or None; chosen: the verifier's; beliefs: P(yes) (N,);
+    right: (N,) verdicts.
+    """
+    if picked is None:
+        titles = [str(number + 1) for number in range(len(images))]
+        figure = draw_images(images, titles, columns=8, size=1.25)
+        figure.suptitle(f"{prompt}: which one would you keep?", fontsize=10)
+        return figure
+    names = {picked: "YOU", chosen: "VERIFIER"} if picked != chosen else {picked: "YOU, VERIFIER"}
+    titles = [f"P(yes) {belief:.2f}\n{names.get(i, '')}" for i, belief in enumerate(np.asarray(beliefs, dtype=float))]
+    verdicts = [bool(verdict) for verdict in np.asarray(right)]
+    figure = draw_images(images, titles, columns=8, right=verdicts, size=1.25, chosen=(picked, chosen))
+    figure.suptitle(prompt, fontsize=10)
+    return figure
+
+
+def pick_the_best(
+    prompts: Sequence[str], images: Sequence[Tensor], beliefs: npt.ArrayLike, right: npt.ArrayLike
+) -> VBox:
+    """Pick the best of a prompt's candidates, then see the verifier's choice; a score is kept.
+
+    images: per prompt, uint8 (N, 3, H, W); beliefs: P(yes) (P, N); right: verdicts (P, N).
+    """
+    belief, verdict = np.asarray(beliefs, dtype=float), np.asarray(right, dtype=bool)
+    options = [(str(i + 1), i) for i in range(belief.shape[1])]
+    picks = ToggleButtons(options=options, value=None, description="you keep", style={"button_width": "4.5em"})
+    onward = Button(description="next prompt")
+    picture, score = Image(format="png", layout=OWN_SIZE), HTML()
+    tally, one_at_a_time = {"round": 0, "you": 0, "verifier": 0, "prompts": 0}, RLock()
+
+    def redraw() -> None:
+        row = tally["round"] % len(prompts)
+        chosen = int(belief[row].argmax())
+        figure = draw_choice(images[row], prompts[row], picks.value, chosen, belief[row], verdict[row])
+        picture.value = to_png(figure)
+        score.value = f"you {tally['you']}, verifier {tally['verifier']} of {tally['prompts']} prompts right"
+
+    def picked(change: dict) -> None:
+        with one_at_a_time:
+            row = tally["round"] % len(prompts)
+            if change["old"] is None and change["new"] is not None:  # only the first pick of a prompt counts
+                tally["prompts"] += 1
+                tally["you"] += int(verdict[row, change["new"]])
+                tally["verifier"] += int(verdict[row, belief[row].argmax()])
+            redraw()
+
+    def go_on(_: object) -> None:
+        with one_at_a_time:
+            tally["round"] += 1
+            picks.value = None
+            redraw()
+
+    picks.observe(picked, names="value")
+    onward.on_click(go_on)
+    redraw()
+    return VBox([picture, picks, HBox([onward, score])])
+
+
+@checker
+def check_probability(function: Callable[[Tensor, Sequence[int], Sequence[int]], float]) -> None:
+    """P(yes) among yes and no, from one row of logits, over several spellings of each."""
+    logits = torch.tensor([3.0, 1.0, 2.0, -1.0, 0.5, 4.0])
+    yes, no = math.exp(3) + math.exp(1), math.exp(2) + math.exp(-1)
+    wanted = yes / (yes + no)
+    mistakes = {
+        "That is the share of yes among all words: only yes and no count here.": yes / float(logits.exp().sum()),
+        "You added logits; probabilities add, so take log-sum-exp over the spellings.": 1 / (1 + math.exp(-3)),
+        "You took the best spelling only: log-sum-exp counts them all.": 1 / (1 + math.exp(-1)),
+        "That is P(no): yes and no are swapped.": 1 - wanted,
+        "Those are the log-odds: a sigmoid turns them into a probability.": math.log(yes / no),
+    }
+    compare(float(function(logits, [0, 1], [2, 3])), wanted, mistakes)
+    large = float(function(logits + 1000, [0, 1], [2, 3]))
+    compare(round(large, 3), round(wanted, 3), {}, "Large logits overflow: use torch.logsumexp, not exp")
+
+
+@checker
+def check_best_of_n(function: Callable[[np.ndarray, np.ndarray, int], float]) -> None:
+    """The expected accuracy of best-of-n over all n-subsets of one prompt's candidates (no ties)."""
+    scores, correct = np.array([0.3, -1.0, 2.0, 0.9, 0.1]), np.array([1, 1, 0, 1, 0])
+    for n in range(1, 6):
+        chosen = [max(subset, key=lambda i: scores[i]) for subset in combinations(range(5), n)]
+        got, case = float(function(scores, correct, n)), f"For n = {n}"
+        case += ", where nothing is chosen (it is the mean accuracy)" if n == 1 else ""
+        case += ", where the candidate with the highest score is always taken" if n == 5 else ""
+        hint = f"For n = {n}, that is the first n candidates only: average over all subsets."
+        mistakes = {hint: correct[scores[:n].argmax()]} if n == 2 else {}
+        compare(got, np.mean(correct[chosen]), mistakes, case)
+
+
+@checker
+def check_oracle(function: Callable[[np.ndarray], float]) -> None:
+    """The ceiling of any choice: the share of prompts with at least one right candidate; (P, N)."""
+    correct = np.array([[0, 0, 1], [0, 0, 0], [1, 1, 0], [0, 1, 1]], dtype=bool)
+    share = correct.mean()
+    mistakes = {
+        "That is the mean over all images, the random choice: the oracle needs one right image a prompt.": share,
+        "That is over candidates: the axis of candidates is the last one.": correct.any(axis=0).mean(),
+    }
+    compare(float(function(correct)), 0.75, mistakes, "Three of four prompts have a right candidate")

@@ -1,0 +1,125 @@
+"""Chapter 03, the PRM: its figures, its explorer and its exercises' checkers."""
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import numpy.typing as npt
+import torch
+from ipywidgets import VBox
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from cotgen_lite.course.checker import checker, compare, expect
+from cotgen_lite.course.explorer import explorer, menu, slider
+from cotgen_lite.course.plots import OTHER, OURS, TAG_NAMES, draw_picture, sign
+
+
+def draw_step_labels(labels: npt.ArrayLike, groups: Sequence[str]) -> Figure:
+    """Labels of all steps of many paths, a row a path, sorted within each group by how many steps are yes.
+
+    labels: share of rollouts that end well, 0..1 (P, T); groups: (P,) the group of each path, e.g. its tag.
+    """
+    share = np.asarray(labels, dtype=float)
+    names = list(dict.fromkeys(groups))
+    order = sorted(range(len(share)), key=lambda row: (names.index(groups[row]), share[row].sum()))
+    figure, axis = plt.subplots(figsize=(6.5, 5), layout="constrained")
+    picture = axis.imshow(share[order], aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+    axis.set_xticks(range(share.shape[1]), [str(step + 1) for step in range(share.shape[1])], fontsize=8)
+    axis.set_xlabel("step")
+    edges = np.cumsum([0, *(list(groups).count(name) for name in names)])
+    shown = [TAG_NAMES.get(name, name).replace("\n", " ") for name in names]
+    axis.set_yticks((edges[:-1] + edges[1:]) / 2, shown, fontsize=8)
+    for edge in edges[1:-1]:
+        axis.axhline(edge - 0.5, color="white", lw=1)
+    figure.colorbar(picture, ax=axis, label="share of rollouts that end well", shrink=0.8)
+    return figure
+
+
+def draw_rollouts(
+    guess: Tensor, ends: Tensor, right: npt.ArrayLike, beliefs: npt.ArrayLike, step: int, title: str
+) -> Figure:
+    """One step of a path: its guess, the images that rollouts from it end in, and the verifier's belief at every step.
+
+    guess: uint8 (3, H, W); ends: uint8 (R, 3, H, W); right: (R,) verdicts; beliefs: P(yes) (T,); step: 1 to T.
+    """
+    figure = plt.figure(figsize=(1.35 * (len(ends) + 1), 3.6), layout="constrained")
+    grid = figure.add_gridspec(2, len(ends) + 1, height_ratios=(1.2, 1))
+    axis = figure.add_subplot(grid[0, 0])
+    draw_picture(axis, guess)
+    axis.set_title(f"guess at\nstep {step}", fontsize=8)
+    for number, (end, good) in enumerate(zip(ends, np.asarray(right), strict=True), start=1):
+        axis = figure.add_subplot(grid[0, number])
+        draw_picture(axis, end, bool(good), 1.5)
+        axis.set_title(f"rollout {number}\n{sign(good)}", fontsize=8)
+    axis = figure.add_subplot(grid[1, :])
+    belief = np.asarray(beliefs, dtype=float)
+    axis.plot(range(1, len(belief) + 1), belief, color=OURS, marker="o", ms=3, lw=1.5)
+    axis.axvline(step, color=OTHER, lw=1.5)
+    axis.set(xlabel="step", ylabel="P(yes)", ylim=(-0.05, 1.05))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def rollout_explorer(
+    prompts: Sequence[str], beliefs: npt.ArrayLike, look: Callable[[int, int], tuple[Tensor, Tensor, npt.ArrayLike]]
+) -> VBox:
+    """Move along a path and see the verifier's belief, and where rollouts from that step end.
+
+    prompts: of P paths; beliefs: P(yes) (P, T); look: (path, step from 1) → the guess (3, H, W), the rollouts' ends
+    (R, 3, H, W) and their verdicts (R,).
+    """
+    belief = np.asarray(beliefs, dtype=float)
+
+    def draw(row: int, at: int) -> tuple[Figure, str]:
+        return draw_rollouts(*look(row, at), belief[row], at, prompts[row]), ""
+
+    return explorer(draw, (menu(prompts, "path"), slider("step", 1, 1, belief.shape[1])))
+
+
+@checker
+def check_step_labels(function: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Math-Shepherd's labels (P, T) from how rollouts end, bool (P, T, R): yes if any ends well."""
+    ends = np.array([[[0, 0, 0], [0, 1, 0], [1, 1, 0]], [[1, 1, 1], [1, 0, 0], [0, 0, 1]]], dtype=bool)
+    got, all_well = np.asarray(function(ends)), ends.all(axis=2)
+    expect(got.shape == (2, 3), f"One label a step of each path, shape (2, 3), is wanted; got {got.shape}.")
+    mistakes = {
+        "That asks for all rollouts to end well: one is enough to show that it is still possible.": all_well,
+        "That is the majority: one rollout that ends well is enough.": ends.mean(axis=2) > 0.5,
+        "That looks at the first rollout only.": ends[:, :, 0],
+    }
+    compare(got, ends.any(axis=2), mistakes)
+
+
+@checker
+def check_chance_of_yes(function: Callable[[float, int], float]) -> None:
+    """How likely a step's label is yes, if each of its rollouts ends well with chance p."""
+    for p, rollouts in ((0.1, 4), (0.5, 1), (0.02, 16)):
+        wanted = 1 - (1 - p) ** rollouts
+        mistakes = {
+            "That is the chance that all end well.": p**rollouts,
+            "Chances add only if not two rollouts can both end well: ask for none instead.": p * rollouts,
+            "That is one rollout's chance: the label looks at all of them.": p,
+            "That is the chance of no.": 1 - wanted,
+        }
+        compare(float(function(p, rollouts)), wanted, mistakes, f"With p = {p} and {rollouts} rollouts")
+
+
+@checker
+def check_likeness(function: Callable[[Tensor], float]) -> None:
+    """How alike candidates (N, L) are: the mean share of equal tokens over all pairs."""
+    tokens = torch.tensor([[1, 2, 3, 4], [1, 2, 0, 0], [1, 0, 0, 0]])
+    pairs = [(tokens[a] == tokens[b]).float().mean().item() for a, b in combinations(range(3), 2)]
+    with_self = (tokens[:, None] == tokens[None]).float().mean().item()
+    to_first = (tokens == tokens[:1]).float().mean().item()
+    mistakes = {
+        "A candidate is compared with itself too: leave out those pairs.": with_self,
+        "All are compared with the first, itself included: take every pair.": to_first,
+        "All are compared with the first only: take every pair.": sum(pairs[:2]) / 2,
+        "That is the sum over pairs: take the mean.": sum(pairs),
+    }
+    compare(float(function(tokens)), sum(pairs) / 3, mistakes)

@@ -1,0 +1,206 @@
+"""Chapter 07, PARM: its figures, its game and its exercises' checkers."""
+
+from collections.abc import Callable, Sequence
+from threading import RLock
+
+import numpy as np
+import numpy.typing as npt
+from ipywidgets import HTML, Button, HBox, Image, VBox
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from cotgen_lite.course.checker import checker, compare, expect
+from cotgen_lite.course.explorer import OWN_SIZE, menu
+from cotgen_lite.course.plots import OURS, RIGHT, WRONG, draw_flow, draw_picture, new_chart, new_row, sign, to_png
+
+UNCLEAR, PROMISING, HOPELESS = "#D9D9D9", "#56B4E9", "#D55E00"
+FIRST_LOOK, STRIDE = 2, 2  # the step that the game shows first, and how many steps lie between two looks
+# Log-odds (P, T) of four paths for the exercises.
+CLARITY = np.array([[-1.0, 2.0, 1.0, 3.0], [-2.0, -1.0, -1.0, -3.0], [1.0, -1.0, 2.0, 1.0], [-1.0, -2.0, 0.5, 2.0]])
+POTENTIAL = np.array([[-3.0, 1.0, -1.0, 2.0], [-1.0, -1.0, -1.0, -1.0], [2.0, -4.0, 1.0, 0.5], [9.0, -1.0, -2.0, 1.0]])
+
+
+def draw_parm() -> Figure:
+    """PARM's three tasks, in our own drawing (the paper's is figure 4)."""
+    boxes = {
+        "guess": (0, 0, "guess of\nstep t", "#EEEEEE"),
+        "clear": (2.4, 0, "clear enough\nto judge?", "#CCE3F2"),
+        "potential": (4.8, 0, "has it\npotential?", "#CCE3F2"),
+        "stop": (7.2, 0, "stop the path:\nno more passes", "#F7D9C8"),
+        "next": (2.4, -1.7, "next step", "#EEEEEE"),
+        "select": (7.2, -1.7, "finished: choose\nthe best one", "#CDEBE1"),
+    }
+    arrows = [
+        ("guess", "clear", ""),
+        ("clear", "potential", "yes"),
+        ("potential", "stop", "no"),
+        ("clear", "next", "no"),
+        ("potential", "next", "yes"),
+        ("next", "guess", ""),
+        ("next", "select", "after the last step"),
+    ]
+    return draw_flow(boxes, arrows, (9, 3.1))
+
+
+def draw_lanes(
+    clarity: npt.ArrayLike, potential: npt.ArrayLike, right: npt.ArrayLike, chosen: int, title: str
+) -> Figure:
+    """Paths as lanes, a row each: what PARM says at every step, where it stops a path, and how each would have ended.
+
+    clarity, potential: log-odds (T, N), NaN where not asked, as in `ParmResult`; right: (N,), verdicts on where all
+    paths lead; chosen: the path that PARM keeps.
+    """
+    clear, promise = np.asarray(clarity, dtype=float), np.asarray(potential, dtype=float)
+    truth, (steps, number) = np.asarray(right, dtype=bool), clear.shape
+    figure, axis = new_chart(7, 0.24 * number + 1.3)
+    for path in range(number):
+        for step in np.flatnonzero(~np.isnan(clear[:-1, path])).tolist():
+            asked = not np.isnan(promise[step, path])
+            color = (PROMISING if promise[step, path] > 0 else HOPELESS) if asked else UNCLEAR
+            axis.add_patch(Rectangle((step + 0.54, path - 0.4), 0.92, 0.8, fc=color, ec="none"))
+            if color == HOPELESS:
+                axis.text(step + 1, path, "×", ha="center", va="center", color="white", fontsize=9, fontweight="bold")
+        color = RIGHT if truth[path] else WRONG
+        axis.text(steps + 0.2, path, sign(truth[path]), ha="center", va="center", color=color, fontsize=11)
+        if path == chosen:
+            axis.text(steps + 1.1, path, "◀ kept", ha="left", va="center", color=OURS, fontsize=9)
+    names = {UNCLEAR: "not clear yet", PROMISING: "clear, has potential", HOPELESS: "clear, no potential: stopped"}
+    handles, below = [Rectangle((0, 0), 1, 1, fc=color) for color in names], (0.5, -0.14)
+    style = {"ncols": 3, "frameon": False, "fontsize": 8}
+    axis.legend(handles, list(names.values()), loc="upper center", bbox_to_anchor=below, **style)
+    axis.set(xlim=(0.4, steps + 3), ylim=(number - 0.4, -0.6), xlabel="step", ylabel="path")
+    axis.set_xticks([*range(1, steps), steps + 0.2], [*map(str, range(1, steps)), "end"], fontsize=8)
+    axis.set_yticks(range(number), [str(path + 1) for path in range(number)], fontsize=7)
+    axis.set_title(title, fontsize=10)
+    return figure
+
+
+def draw_paths_now(
+    images: Tensor, step: int, stopped: Sequence[int | None], right: Sequence[bool] | None, title: str
+) -> Figure:
+    """Where N paths stand at a step: guesses of those that run, the last guess of stopped ones, dimmed.
+
+    images: uint8 (N, T, 3, H, W); step: 1 to T; stopped: the step at which each was stopped, or None; right: verdicts
+    on where all paths lead, once they may be seen.
+    """
+    figure, axes = new_row(len(images), 1.35 * len(images), 1.9)
+    for path, (axis, at) in enumerate(zip(axes, stopped, strict=True)):
+        verdict = None if right is None else bool(right[path])
+        shown = images[path, (step if at is None else at) - 1]
+        draw_picture(axis, shown, verdict, alpha=1.0 if at is None else 0.35)
+        words = ("runs" if right is None else "kept") if at is None else f"stopped at {at}"
+        words += "" if verdict is None else f" {sign(verdict)}"
+        axis.set_title(f"path {path + 1}\n{words}", fontsize=8)
+    figure.suptitle(f"{title}, step {step} of {images.shape[1]}", fontsize=10)
+    return figure
+
+
+def tally(stopped: Sequence[int | None], right: npt.ArrayLike, steps: int) -> dict[str, int]:
+    """What stopping paths by hand came to: "hits", stopped wrong ones; "misses", wrong ones kept; "lost", right ones
+    stopped; "steps", that all paths ran together. stopped: the step of each path, or None; right: verdicts (N,)."""
+    truth, halted = np.asarray(right, dtype=bool), np.array([at is not None for at in stopped])
+    return {
+        "hits": int((halted & ~truth).sum()),
+        "misses": int((~halted & ~truth).sum()),
+        "lost": int((halted & truth).sum()),
+        "steps": sum(steps if at is None else at for at in stopped),
+    }
+
+
+def be_the_parm(
+    prompts: Sequence[str], images: Sequence[Tensor], right: npt.ArrayLike, parm: Sequence[Sequence[int | None]]
+) -> VBox:
+    """Look at paths as they run, stop those without potential, then compare with PARM.
+
+    For each of P prompts: images uint8 (N, T, 3, H, W), the guesses of all steps; right: (P, N), verdicts on where the
+    paths lead; parm: for each path the step at which PARM stopped it, or None.
+    """
+    truth, number, steps = np.asarray(right, dtype=bool), len(images[0]), images[0].shape[1]
+    prompt, onward, again = menu(prompts), Button(description="go on"), Button(description="start again")
+    buttons = [Button(description=f"stop {path + 1}", layout={"width": "6.5em"}) for path in range(number)]
+    picture, score = Image(format="png", layout=OWN_SIZE), HTML()
+    state: dict = {"step": FIRST_LOOK, "stopped": [None] * number}
+    acting = RLock()  # the kernel calls back on several threads at once
+
+    def redraw() -> None:
+        row, step, stopped = prompt.value, state["step"], state["stopped"]
+        over = step == steps
+        picture.value = to_png(draw_paths_now(images[row], step, stopped, truth[row] if over else None, prompts[row]))
+        for path, button in enumerate(buttons):
+            button.disabled = over or stopped[path] is not None
+        onward.disabled = over
+        names = {"hits": "wrong paths stopped", "misses": "wrong paths kept", "lost": "right paths stopped"}
+        lines = []
+        for who, at in (("you", stopped), ("PARM", parm[row])) if over else ():
+            found = tally(at, truth[row], steps)
+            said = ", ".join(f"{found[key]} {words}" for key, words in names.items())
+            lines.append(f"{who}: {said}; {found['steps']} of {number * steps} steps run")
+        score.value = "<br>".join(lines) or "stop what has no potential, then go on"
+
+    def stop(path: int) -> None:
+        with acting:
+            if state["stopped"][path] is None and state["step"] < steps:
+                state["stopped"][path] = state["step"]
+                redraw()
+
+    def go_on(_: object = None) -> None:
+        with acting:
+            state["step"] = min(steps, state["step"] + STRIDE)
+            redraw()
+
+    def restart(_: object = None) -> None:
+        with acting:
+            state.update(step=FIRST_LOOK, stopped=[None] * number)
+            redraw()
+
+    for path, button in enumerate(buttons):
+        button.on_click(lambda _, path=path: stop(path))
+    onward.on_click(go_on)
+    again.on_click(restart)
+    prompt.observe(restart, names="value")
+    redraw()
+    return VBox([HBox([prompt, again]), picture, HBox([*buttons, onward]), score])
+
+
+@checker
+def check_first_clear(function: Callable[[np.ndarray], np.ndarray]) -> None:
+    """The step, counted from 1, at which each path is clear for the first time; 0 for never."""
+    got = np.asarray(function(CLARITY.copy()))
+    expect(got.shape == (4,), f"One number a path is wanted, shape (4,); got {got.shape}: look along the steps.")
+    from_0 = "Steps are counted from 1 here: add one, but keep 0 for paths that never are."
+    never = "The second path is never clear: argmax gives 0 for it, as for one that is clear at once."
+    expect(got.tolist() != [1, 0, 0, 2], from_0)
+    expect(got[1] != 1, never)
+    mistakes = {
+        "That is where each path is clearest: the first step above zero is asked for.": [4, 0, 3, 4],
+        "That counts how many steps are clear: which is the first?": [3, 0, 3, 2],
+    }
+    compare(got, [2, 0, 1, 3], mistakes, "Clear means log-odds above 0")
+
+
+@checker
+def check_stops(function: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
+    """The step, counted from 1, at which PARM stops each path; 0 for paths that it lets live."""
+    got = np.asarray(function(CLARITY.copy(), POTENTIAL.copy()))
+    expect(got.shape == (4,), f"One number a path is wanted, shape (4,); got {got.shape}: look along the steps.")
+    mistakes = {
+        "Potential counts only where the path is clear: path 2 never is, and is never stopped.": [1, 1, 2, 2],
+        "That asks at the first clear step only; the paper's text asks at every clear step.": [0, 0, 0, 3],
+        "Steps are counted from 1 here.": [2, 0, 0, 2],
+        "The sign: paths *without* potential are stopped, log-odds of 0 or less.": [2, 0, 1, 4],
+    }
+    compare(got, [3, 0, 0, 3], mistakes, "Clear, and potential not above 0")
+
+
+@checker
+def check_saved(function: Callable[[np.ndarray, int], float]) -> None:
+    """The share of generator passes that stopping saves; from the steps that each path ran, and T."""
+    ran = np.array([18, 18, 18, 6, 12])
+    mistakes = {
+        "That is the share that was spent: the rest was saved.": 72 / 90,
+        "That is the share of paths that were stopped: they did run some steps.": 2 / 5,
+        "That is the number of steps saved: divide by what all paths would have run.": 18,
+        "That averages over the stopped paths only: the share is of all paths' steps.": 1 / 2,
+    }
+    compare(float(function(ran, 18)), 1 - 72 / 90, mistakes, f"With steps {ran.tolist()} of 18")

@@ -1,0 +1,137 @@
+"""Chapter 09, next-token generators: its figures, its explorer and its exercises' checkers."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy.typing as npt
+import torch
+from ipywidgets import IntSlider, VBox
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from cotgen_lite.course.checker import checker, compare, expect
+from cotgen_lite.course.explorer import explorer, menu
+from cotgen_lite.course.plots import draw_picture, sign
+
+
+def draw_rows(
+    rows: Mapping[str, Tensor],
+    heads: Sequence[str],
+    notes: Mapping[str, Sequence[str]] | None = None,
+    right: Sequence[bool] = (),
+    title: str = "",
+) -> Figure:
+    """Rows of pictures under common column heads.
+
+    rows: label → uint8 (N, 3, H, W), equally many in each; heads: N, of the columns; notes: label → N texts, written
+    under that row's pictures; right: N verdicts, drawn as frames and a check or cross in the heads.
+    """
+    number = len(heads)
+    size = (1.35 * number + 1.2, (1.35 + 0.3 * bool(notes)) * len(rows) + 0.4 + 0.3 * bool(title))
+    figure, axes = plt.subplots(len(rows), number, figsize=size, squeeze=False)
+    figure.set_layout_engine("constrained", h_pad=0.08 if notes else 0.04)  # notes belong to the pictures above them
+    for row, (label, images) in enumerate(rows.items()):
+        for column, axis in enumerate(axes[row]):
+            draw_picture(axis, images[column], bool(right[column]) if len(right) else None, 1.5)
+            if row == 0:
+                verdict = f"{sign(right[column])} " if len(right) else ""
+                axis.set_title(verdict + heads[column], fontsize=9)
+            if notes:
+                axis.set_xlabel(notes[label][column], fontsize=8, labelpad=1)
+        axes[row, 0].set_ylabel(label, fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def draw_run(
+    grey: Tensor, likeliest: Tensor, beliefs: Sequence[npt.NDArray], right: Sequence[bool], run: int, title: str
+) -> Figure:
+    """Paths after a run, counted from 1, shown in both ways, with P(yes) of each.
+
+    grey, likeliest: uint8 (N, T, 3, H, W); beliefs: of both, (N, T); right: verdicts on where the paths lead, shown at
+    the last run only.
+    """
+    number, runs = grey.shape[:2]
+    rows = {"grey": grey[:, run - 1], "likeliest": likeliest[:, run - 1]}
+    notes = [[f"P(yes) {belief:.2f}" for belief in one[:, run - 1]] for one in beliefs]
+    heads = [f"path {path + 1}" for path in range(number)]
+    known = right if run == runs else ()
+    return draw_rows(rows, heads, dict(zip(rows, notes, strict=True)), known, f"{title}: run {run} of {runs}")
+
+
+def run_explorer(
+    prompts: Sequence[str],
+    grey: Sequence[Tensor],
+    likeliest: Sequence[Tensor],
+    beliefs: Sequence[Sequence[npt.NDArray]],
+    right: Sequence[Sequence[bool]],
+) -> VBox:
+    """Move from run to run; how each path ends is shown with the last. For each of P prompts what `draw_run` takes."""
+    runs = grey[0].shape[1]
+
+    def draw(row: int, at: int) -> tuple[Figure, str]:
+        return draw_run(grey[row], likeliest[row], beliefs[row], right[row], at, prompts[row]), ""
+
+    return explorer(draw, (menu(prompts), IntSlider(value=runs // 2, min=1, max=runs, description="run")))
+
+
+@checker
+def check_whole_after(function: Callable[[int, int, int, int], int]) -> None:
+    """The run, counted from 1, after which a thing is drawn whole; from the row and column of its last place on the
+    grid (counted from 0), the grid's side, and the number of runs."""
+    cases = ((0, 0, 8, 16), (0, 7, 8, 16), (3, 3, 8, 16), (3, 4, 8, 16), (7, 7, 8, 16), (2, 1, 4, 4))
+    wanted = [1, 2, 7, 8, 16, 3]
+    before = [-(-(row * side + column) // (side * side // runs)) for row, column, side, runs in cases]
+    across = [(column * side + row) // (side * side // runs) + 1 for row, column, side, runs in cases]
+    mistakes = {
+        "Runs are counted from 1 here: add one.": [one - 1 for one in wanted],
+        "The place itself has to be drawn as well: count the places up to it, it included.": before,
+        "That counts rows: a run is as many codes as L / runs, here half a row.": [row + 1 for row, *_ in cases],
+        "Codes are written row by row: the number of a place is row * side + column.": across,
+        "Those are codes: divide by how many of them make a run.": [r * side + c + 1 for r, c, side, _ in cases],
+    }
+    compare([int(function(*case)) for case in cases], wanted, mistakes, f"(row, column, side, runs) in {list(cases)}")
+
+
+@checker
+def check_places(function: Callable[[int, int, bool], int]) -> None:
+    """How many sequence places one image takes (without guidance); from words, codes L, and whether keys and values
+    are kept."""
+    got = [function(5, 4, True), function(5, 4, False), function(16, 64, False)]
+    wanted = [5 + 3, 5 + 6 + 7 + 8, sum(16 + k for k in range(64))]
+    too_many = [5 + 4, 5 + 6 + 7 + 8 + 9, sum(16 + k for k in range(65))]
+    mistakes = {
+        "One pass too many: once the last code is drawn, nothing has to be read any more.": too_many,
+        "The words take places too: once if they are kept, in every pass if not.": [3, 0 + 1 + 2 + 3, sum(range(64))],
+        "Those are passes: without kept keys and values each of them reads the whole sequence.": [4, 4, 64],
+        "The other way round: kept keys and values save work.": [wanted[1], wanted[0], 16 + 63],
+        "The sequence grows: in the first pass only the words are there.": [8, (5 + 4) * 4, (16 + 64) * 64],
+    }
+    compare(got, wanted, mistakes, "(5, 4, kept), (5, 4, not), (16, 64, not)")
+
+
+@checker
+def check_image_log_probability(function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """The exact log-probability of each image; from logits of whole sequences (B, W + L, K), and the image's codes
+    (B, L)."""
+    torch.manual_seed(0)
+    logits, codes = torch.randn(3, 5 + 4, 7), torch.randint(7, (3, 4))
+    got = torch.as_tensor(function(logits.clone(), codes.clone())).float()
+    expect(got.shape == (3,), f"One number an image is wanted, shape (3,); got {tuple(got.shape)}: add up over places.")
+
+    def told(seen: Tensor, first: int = 4) -> Tensor:
+        return seen[:, first : first + 4].gather(2, codes[..., None])[..., 0].sum(1)
+
+    log_p = logits.log_softmax(2)
+    wanted = told(log_p)
+    mistakes = {
+        "A place's logits are of the *next* code: begin one place earlier.": told(log_p, 5),
+        "That is the mean: the log-probability of all codes is their sum.": wanted / 4,
+        "Those are logits: take `log_softmax` first.": told(logits),
+        "Probabilities multiply, their logarithms add up: take the log.": told(logits.softmax(2)),
+        "The softmax runs over the codes, the last dimension.": told(logits.log_softmax(1)),
+        "The first places belong to the words: the image's codes stand at the end.": told(log_p, 0),
+        "The sign: that is the loss, a log-probability is at most 0.": -wanted,
+    }
+    compare(got, wanted, mistakes)

@@ -1,0 +1,149 @@
+"""Chapter 10, the full scale: its figures, its explorer and its exercises' checkers."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+from ipywidgets import Dropdown, IntSlider, ToggleButtons, VBox
+from matplotlib.figure import Figure
+
+from cotgen_lite.course.checker import checker, compare
+from cotgen_lite.course.explorer import explorer
+from cotgen_lite.course.plots import CEILING, OTHER, OURS, PAPER, RIGHT, WRONG, legend_below, new_chart, sign
+
+WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind numbers that a line may cross
+# A part has one colour in every figure.
+COLORS = {
+    "Show-o, MAGVIT-v2": OURS,
+    "drawing": OURS,
+    "verifier": OTHER,
+    "drawing and reading": CEILING,
+    "decoding": CEILING,
+    "left free": "#D9D9D9",
+}
+
+
+def draw_stacks(
+    stacks: Mapping[str, Mapping[str, float]], xlabel: str, lines: Mapping[str, float] | None = None
+) -> Figure:
+    """Bars of several parts each, one below the other, beside lines to hold them against.
+
+    stacks: bar → part → number, the same parts in every bar; lines: name → where it stands, such as a card's memory.
+    """
+    figure, axis = new_chart(8, 0.42 * len(stacks) + 1.5)
+    names, parts = list(stacks), list(next(iter(stacks.values())))
+    for number, part in enumerate(parts):
+        lefts = [sum(list(stacks[name].values())[:number]) for name in names]
+        axis.barh(names, [stacks[name][part] for name in names], 0.65, lefts, color=COLORS.get(part, PAPER), label=part)
+    for at, name in enumerate(names):
+        total = sum(stacks[name].values())
+        text = axis.annotate(
+            f"{total:,.0f}" if total >= 100 else f"{total:.1f}", (total, at), (5, 0), textcoords="offset points"
+        )
+        text.set(va="center", fontsize=8, color="#333333", bbox=WHITE)
+    for card, size in (lines or {}).items():
+        axis.axvline(size, color="#333333", lw=1, ls="--")
+        axis.text(size, 1.01, card, ha="center", va="bottom", fontsize=8, transform=axis.get_xaxis_transform())
+    axis.set_xlim(0, 1.08 * max([*(sum(parts.values()) for parts in stacks.values()), *(lines or {}).values()]))
+    axis.invert_yaxis()
+    axis.set_xlabel(xlabel)
+    axis.tick_params(axis="y", labelsize=9)
+    legend_below(figure, axis, 4, 8)
+    return figure
+
+
+def draw_fit(parts: Mapping[str, float], card: str, memory: float, title: str) -> Figure:
+    """One bar of what a GPU has to hold beside its memory, and whether it fits.
+
+    parts: part → GB; memory: GB of the card.
+    """
+    needed = sum(parts.values())
+    fits = needed <= memory
+    figure = draw_stacks({"needed": parts}, "GB", {f"{card}: {memory:g} GB": memory})
+    verdict = f"fits, {memory - needed:.1f} GB to spare" if fits else f"does not fit: {needed - memory:.1f} GB too much"
+    figure.suptitle(f"{title}\n{sign(fits)} {verdict}", fontsize=10, color=RIGHT if fits else WRONG)
+    return figure
+
+
+def memory_explorer(parts_of: Callable[[int, int, int], Mapping[str, float]], cards: Mapping[str, float]) -> VBox:
+    """Choose card, image size, candidates and the bits of the verifier's weights.
+
+    parts_of: (image size in px, candidates at once, bits) → part → GB; cards: name → GB of memory.
+    """
+    card = Dropdown(options=list(cards), description="card")
+    n = IntSlider(value=20, min=1, max=60, description="paths")
+    sizes, widths = [("256 px", 256), ("512 px", 512)], [("16 bits", 16), ("8", 8), ("4", 4)]
+    size = ToggleButtons(options=sizes, description="images", style={"button_width": "5em"})
+    bits = ToggleButtons(options=widths, description="verifier", style={"button_width": "4em"})
+
+    def draw(name: str, number: int, pixels: int, width: int) -> tuple[Figure, str]:
+        title = f"{number} paths of {pixels} px at once, the verifier in {width} bits"
+        return draw_fit(parts_of(pixels, number, width), name, cards[name], title), ""
+
+    return explorer(draw, (card, n), (size, bits))
+
+
+@checker
+def check_keys_and_values(function: Callable[[int, int, int, int, int, int], int]) -> None:
+    """Bytes of the keys and values that are kept while n guided candidates are drawn; from n, the places of one
+    sequence, the layers, the heads of a layer, the width of a head, and the bytes of a number."""
+    for n, places, layers, heads, width, size in ((20, 280, 24, 32, 64, 8), (3, 1050, 5, 7, 11, 2)):
+        wanted = 4 * n * places * layers * heads * width * size
+        quarter = "That is a quarter: keys *and* values, and two rows a candidate, with the prompt and without."
+        squared = "Keys and values grow with the places, not with their square, as scores would."
+        mistakes = {
+            quarter: wanted // 4,
+            "That is half: keys *and* values are kept, for two rows a candidate, with the prompt and without.": wanted
+            // 2,
+            "Those are numbers: each takes several bytes.": wanted // size,
+            "That is one head of each layer: a layer keeps all its heads' keys and values.": wanted // heads,
+            "That is one layer: each has keys and values of its own.": wanted // layers,
+            "That is one candidate: all n are drawn at once.": wanted // n,
+            squared: wanted * places,
+        }
+        compare(int(function(n, places, layers, heads, width, size)), wanted, mistakes, f"n = {n}, {places} places")
+
+
+@checker
+def check_hours(function: Callable[[int, int, int, int, float, int], float]) -> None:
+    """Hours that a pool of guided images takes; from images, steps of each, places of a pass, the model's weights, the
+    FLOPs a second that one GPU reaches, and the number of GPUs."""
+    for case in ((288_000, 18, 258, 1_208_506_368, 94e12, 8), (7, 5, 11, 1000, 3.0, 2)):
+        images, steps, places, weights, rate, gpus = case
+        wanted = images * steps * 2 * places * 2 * weights / rate / gpus / 3600
+        both = "A weight takes a multiplication *and* an addition, and guidance a second row: both double it."
+        mistakes = {
+            "Those are seconds: an hour has 3,600.": wanted * 3600,
+            "Those are minutes: an hour has 60.": wanted * 60,
+            both: wanted / 4,
+            "Half of it: 2 FLOPs a weight and place, and two rows, with the prompt and without.": wanted / 2,
+            "The GPUs share the work: divide by their number.": wanted * gpus,
+            "Every step is a pass over the whole image.": wanted / steps,
+            "A weight is used once for every place of the sequence.": wanted / places,
+        }
+        compare(float(function(*case)), wanted, mistakes)
+
+
+@checker
+def check_parm_over_best(function: Callable[[npt.NDArray[np.int64], int, float, float], float]) -> None:
+    """What PARM costs as a share of what best-of-n costs; from how many of the steps each path ran (those that ran all
+    are judged once more when they are finished), the steps, the cost of a step, and that of a look."""
+    for ran, steps, step, look in ((np.array([18, 3, 5, 18, 2]), 18, 1.2, 25.0), (np.array([4, 4, 1]), 4, 3.0, 0.5)):
+        number, some, finished = len(ran), ran.sum(), (ran == steps).sum()
+        best = number * (steps * step + look)
+        wanted, looks = some * (step + look) / best, np.minimum(ran, steps - 1).sum() * look
+        alone = some * step / (number * steps * step)
+        mistakes = {
+            "The finished pictures are looked at once more, to choose among them.": (some * step + looks) / best,
+            "PARM looks at every step, not only at the finished pictures.": (some * step + finished * look) / best,
+            "Stopped paths cost nothing more: count the steps that each path ran.": number
+            * steps
+            * (step + look)
+            / best,
+            "That is the generator alone: the verifier's looks cost too.": alone,
+            "A stopped path's steps are saved as well as its looks.": (number * steps * step + some * look) / best,
+            "Best-of-n looks too: once at each finished picture.": some * (step + look) / (number * steps * step),
+            "Upside down: PARM's cost over that of best-of-n.": 1 / wanted,
+            "That is what is saved: the share that is spent is asked for.": 1 - wanted,
+        }
+        compare(float(function(ran, steps, step, look)), wanted, mistakes, f"With steps {ran.tolist()}")

@@ -1,0 +1,115 @@
+"""Chapter 11, all results: its figures, its explorer and its exercises' checkers."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from ipywidgets import Dropdown, VBox
+from matplotlib.figure import Figure
+
+from cotgen_lite.course.checker import checker, compare, expect
+from cotgen_lite.course.explorer import explorer
+from cotgen_lite.course.plots import CHANCE, OTHER, OURS, PAPER, WRONG, draw_profile, legend_below, new_chart, wrap
+
+SIGNS = {"yes": (OURS, "o"), "no": (WRONG, "X"), "undecided": (CHANCE, "D")}
+
+
+def draw_guesses(
+    labels: Sequence[str],
+    measured: Sequence[tuple[float, float, float]],
+    paper: Sequence[float],
+    guesses: Sequence[float | None],
+) -> Figure:
+    """What was guessed, what was measured and what the paper has, a line a method.
+
+    measured: accuracy, lower and upper end of its interval; guesses: None where there is none.
+    """
+    figure, axis = new_chart(8, 0.38 * len(labels) + 1.1)
+    places = range(len(labels))
+    middle, low, high = zip(*measured, strict=True)
+    bars = [[m - a for m, a in zip(middle, low, strict=True)], [b - m for m, b in zip(middle, high, strict=True)]]
+    axis.errorbar(middle, places, xerr=bars, fmt="o", color=OURS, ms=6, lw=1.8, label="measured, 95% interval")
+    axis.plot(paper, places, "s", color=PAPER, ms=6, ls="none", label="the paper's")
+    told = [(value, place) for place, value in enumerate(guesses) if value is not None]
+    if told:
+        axis.plot(*zip(*told, strict=True), "D", color=OTHER, ms=7, ls="none", label="your guess")
+    axis.set_yticks(places, labels, fontsize=9)
+    axis.set(ylim=(len(labels) - 0.5, -0.5), xlim=(0, 1), xlabel="overall GenEval accuracy")
+    axis.grid(axis="x", alpha=0.25)
+    legend_below(figure, axis)
+    return figure
+
+
+def draw_findings(findings: Mapping[str, Mapping], texts: Mapping[str, str]) -> Figure:
+    """A difference for each finding, with its interval: whether that leaves zero, and to which side.
+
+    findings: name → entry of results/findings.json; texts: name → what it claims. Colour and sign tell the verdict.
+    """
+    figure, axis = new_chart(8.5, 0.42 * len(findings) + 1.1)
+    drawn = set()
+    for place, entry in enumerate(findings.values()):
+        color, marker = SIGNS[entry["seen"]]
+        low, high = entry["ci"]
+        label = None if entry["seen"] in drawn else {"yes": "seen", "no": "not seen"}.get(entry["seen"], "undecided")
+        drawn.add(entry["seen"])
+        bars = [[entry["delta"] - low], [high - entry["delta"]]]
+        axis.errorbar(entry["delta"], place, xerr=bars, fmt=marker, color=color, ms=5, lw=1.2, capsize=4, label=label)
+    axis.axvline(0, color="#333333", lw=0.8)
+    axis.set_yticks(range(len(findings)), [wrap(f"{name}: {texts[name]}", 46) for name in findings], fontsize=8)
+    axis.set(ylim=(len(findings) - 0.5, -0.5), xlabel="difference in accuracy (F4: in AUC)")
+    axis.grid(axis="x", alpha=0.25)
+    legend_below(figure, axis)
+    return figure
+
+
+def draw_two(rows: Mapping[str, Mapping], labels: Mapping[str, str], first: str, second: str) -> Figure:
+    """Two methods' accuracies by tag. rows: method → its row of results/scores.jsonl; labels: method → its name."""
+    bars = {labels[method]: rows[method]["tags"] | {"overall": rows[method]["overall"]} for method in (first, second)}
+    return draw_profile(bars, dict(zip(bars, (OTHER, OURS), strict=False)))
+
+
+def method_explorer(rows: Mapping[str, Mapping], labels: Mapping[str, str], first: str, second: str) -> VBox:
+    """Choose two methods; arguments as in `draw_two`, and which two are shown at the start."""
+    options = [(labels[method], method) for method in labels if method in rows]
+    one, other = (
+        Dropdown(options=options, value=value, description=name, layout={"width": "40em"})
+        for name, value in (("first", first), ("second", second))
+    )
+
+    def draw(a: str, b: str) -> tuple[Figure, str]:
+        return draw_two(rows, labels, a, b), ""
+
+    return explorer(draw, (one,), (other,))
+
+
+@checker
+def check_verdict(function: Callable[[float, float], str]) -> None:
+    """From the interval of a difference to "yes", "no" or "undecided"."""
+    for low, high, wanted, hint in (
+        (0.01, 0.2, "yes", "From 0.01 to 0.2 lies wholly above zero, as the claim says."),
+        (-0.2, -0.01, "no", "From -0.2 to -0.01 lies wholly below zero: that is a decision, too."),
+        (-0.1, 0.3, "undecided", "From -0.1 to 0.3 holds zero: such a difference may have either sign."),
+        (0.0, 0.1, "undecided", "An interval that touches zero holds it: undecided."),
+    ):
+        got = function(low, high)
+        expect(got in ("yes", "no", "undecided"), f'One of "yes", "no" and "undecided" is wanted, not {got!r}.')
+        expect((got, wanted) != ("yes", "no"), f"From {low} to {high} lies below zero: the claim says above.")
+        expect(got == wanted, hint)
+
+
+@checker
+def check_paired_difference(function: Callable[[npt.NDArray, npt.NDArray, npt.NDArray], npt.NDArray]) -> None:
+    """The difference of two methods' means in each of R bootstrap samples, (R,); from right a, right b, both (P,), and
+    the prompts drawn in each sample, (R, P)."""
+    a, b = np.array([1.0, 0.0, 1.0, 1.0]), np.array([0.0, 0.0, 1.0, 0.5])
+    rows = np.array([[0, 0, 1, 2], [3, 3, 3, 3], [1, 2, 1, 2]])
+    got, wanted = np.asarray(function(a.copy(), b.copy(), rows.copy()), dtype=float), (a - b)[rows].mean(axis=1)
+    expect(got.shape == (3,), f"One difference a sample is wanted, shape (3,); got {got.shape}: average over prompts.")
+    apart = a[rows].mean(axis=1) - b.mean()
+    mistakes = {
+        "The other way around: the first method minus the second.": -wanted,
+        "Every sample gives the same: take the prompts that it drew, a[rows].": np.full(3, (a - b).mean()),
+        "Both methods are measured on the *same* drawn prompts: that is what makes it paired.": apart,
+        "Accuracies are means over prompts, not sums.": (a - b)[rows].sum(axis=1),
+    }
+    compare(got, wanted, mistakes)

@@ -1,0 +1,61 @@
+"""What the explorers of all chapters share: controls above one picture, which is a pure function of their values."""
+
+from collections.abc import Callable, Sequence
+from threading import Lock
+
+import numpy.typing as npt
+from ipywidgets import HTML, Dropdown, HBox, Image, IntSlider, ValueWidget, VBox
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from cotgen_lite.course.plots import draw_side_by_side, to_png
+
+WIDE = {"width": "30em"}
+OWN_SIZE = {"align_self": "flex-start", "max_width": "100%"}  # a box would stretch a picture to its own width
+
+
+def explorer(draw: Callable[..., tuple[Figure, str]], *rows: Sequence[ValueWidget]) -> VBox:
+    """Rows of controls above a picture and words: drawn now and whenever a control moves, always of the last values.
+
+    draw: the controls' values, in order → figure and words. The kernel calls back on several threads at once, so values
+    are read once, one drawing is made at a time, and what the controls have left behind meanwhile is not shown.
+    """
+    picture, words, drawing = Image(format="png", layout=OWN_SIZE), HTML(), Lock()
+    controls = [control for row in rows for control in row]
+
+    def redraw(_: object = None) -> None:
+        with drawing:
+            values = [control.value for control in controls]
+            figure, text = draw(*values)
+            drawn = to_png(figure)
+            if values == [control.value for control in controls]:  # else the move that came meanwhile draws next
+                picture.value, words.value = drawn, text
+
+    for control in controls:
+        control.observe(redraw, names="value")
+    redraw()
+    return VBox([*(HBox(row) for row in rows), picture, words])
+
+
+def menu(texts: Sequence[str], description: str = "prompt") -> Dropdown:
+    """A choice among texts; its value is the number of the one that is chosen."""
+    return Dropdown(options=[(text, number) for number, text in enumerate(texts)], description=description, layout=WIDE)
+
+
+def slider(description: str, value: int, least: int, most: int) -> IntSlider:
+    """A choice of a whole number, which counts once it is let go."""
+    return IntSlider(value=value, min=least, max=most, description=description, continuous_update=False)
+
+
+def generators_explorer(
+    prompts: Sequence[str], look: Callable[[str, int], tuple[dict[str, Tensor], dict[str, npt.ArrayLike]]]
+) -> VBox:
+    """Chapters 04 and 05: choose prompt and seed, and see what each generator makes of the same noise.
+
+    look: (prompt, seed) → by generator, images (N, 3, H, W) and verdicts (N,), drawn anew at a change.
+    """
+
+    def draw(row: int, seed: int) -> tuple[Figure, str]:
+        return draw_side_by_side(*look(prompts[row], seed), f"{prompts[row]}, seed {seed}"), ""
+
+    return explorer(draw, (menu(prompts), slider("seed", 0, 0, 20)))
