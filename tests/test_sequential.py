@@ -10,7 +10,6 @@ import torch
 from trl import DPOTrainer
 
 from cotgen_lite.align.dpo import train_sequential_dpo
-from cotgen_lite.experiments.sequential_training import train_sequential
 from cotgen_lite.generate.autoregressive import (
     GREY,
     AutoregressiveConfig,
@@ -28,6 +27,7 @@ from cotgen_lite.generate.sampling import MASKED, Ledger, path_noise
 from cotgen_lite.generate.showo import CaptionedTokens
 from cotgen_lite.generate.vq import Magvit
 from cotgen_lite.hub import model_path
+from cotgen_lite.lite.generator_training import train_generator
 from cotgen_lite.lite.vocabulary import lite_tokenizer
 from cotgen_lite.prompts import encode_text, parse_prompt
 
@@ -235,11 +235,11 @@ def test_pre_training_learns_captions_and_resumes(
 ) -> None:
     data = CaptionedTokens(TEXTS, torch.tensor([[3] * LENGTH, [5] * LENGTH]), {"pictures": 2})
     taught, again = copy.deepcopy(model), copy.deepcopy(model)
-    log = train_sequential(taught, data, 30, tmp_path, seed=0, learning_rate=1e-2)
+    log = train_generator(taught, data, 30, tmp_path, seed=0, learning_rate=1e-2)
     assert log.losses[-1] < 4 and not taught.training
     with torch.no_grad():
         for text, code in zip(TEXTS, (3, 5), strict=True):
             assert plain_logits(taught, text, torch.empty(0, dtype=torch.long))[-1].argmax() == code
-    monkeypatch.setattr("cotgen_lite.experiments.sequential_training.next_token_loss", None)  # nothing is left to do
-    train_sequential(again, data, 30, tmp_path, seed=0, learning_rate=1e-2)
+    monkeypatch.setattr("cotgen_lite.lite.generator_training.next_token_loss", None)  # nothing is left to do
+    train_generator(again, data, 30, tmp_path, seed=0, learning_rate=1e-2)
     assert all(torch.equal(a, b) for a, b in zip(taught.parameters(), again.parameters(), strict=True))

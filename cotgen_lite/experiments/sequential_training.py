@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cotgen_lite.align.dpo import train_sequential_dpo
 from cotgen_lite.experiments.configs import Config
@@ -17,38 +16,16 @@ from cotgen_lite.generate.autoregressive import (
     AutoregressiveModel,
     lite_autoregressive_config,
     load_autoregressive,
-    next_token_loss,
 )
-from cotgen_lite.generate.showo import CaptionedTokens
 from cotgen_lite.generate.vq import Magvit
 from cotgen_lite.hub import publish
-from cotgen_lite.lite.generator_training import BATCH_SIZE, make_captioned_tokens
+from cotgen_lite.lite.generator_training import make_captioned_tokens, train_generator
 from cotgen_lite.lite.judges import TemplateJudge
 from cotgen_lite.lite.vocabulary import lite_tokenizer
 from cotgen_lite.lite.world import CaptionNoise
 from cotgen_lite.pools import Pool
-from cotgen_lite.training import TrainingLog, subsample, train
+from cotgen_lite.training import subsample
 from cotgen_lite.verify.training_data import HOT, draw_labelled, preference_pairs, train_prompts
-
-
-def train_sequential(
-    model: AutoregressiveModel,
-    data: CaptionedTokens,
-    steps: int,
-    work_dir: Path,
-    seed: int,
-    learning_rate: float = 2e-3,
-) -> TrainingLog:
-    """Train in place to predict each code from caption and codes before it, resumable from `work_dir`."""
-
-    def loss_at(step: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        chosen = torch.randint(len(data.text_ids), (BATCH_SIZE,), generator=generator)
-        texts = [data.text_ids[i] for i in chosen.tolist()]
-        return next_token_loss(model, texts, data.tokens[chosen].long(), generator)
-
-    about = data.about | {"training_seed": seed}
-    return train(model, loss_at, steps, learning_rate, work_dir, "next-token generator", about=about)
 
 
 def build_sequential(out: Path, work: Path, config: Config) -> None:
@@ -57,7 +34,7 @@ def build_sequential(out: Path, work: Path, config: Config) -> None:
     data = make_captioned_tokens(config.pictures, pixels, words, noise, seed=0)
     torch.manual_seed(0)
     model = AutoregressiveModel(lite_autoregressive_config(len(words), words.pad_token_id))
-    log = train_sequential(model, data, config.sequential_steps, work, seed=0)
+    log = train_generator(model, data, config.sequential_steps, work, seed=0)
     settings = {"steps": log.steps, "pictures": config.pictures, "seed": 0, "noise": asdict(noise)}
     publish(model, out / "models/sequential", settings | {"losses": subsample(log.losses)}, log.seconds)
 

@@ -1,4 +1,8 @@
-"""Pre-training of the lite generator: noisy captions beside pictures, as tokens, learned by filling in masks."""
+"""Pre-training of the lite generators: noisy captions beside pictures as tokens, learned by filling in or going on.
+
+The paper starts from a generator that has learned from pairs of the web (section 2); ours learns from scenes whose
+captions are as often wrong (`world.py`). The masked generator and the next-token one learn from the same pairs.
+"""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from cotgen_lite.generate.autoregressive import AutoregressiveModel, next_token_loss
 from cotgen_lite.generate.showo import CaptionedTokens, Showo, training_loss
 from cotgen_lite.generate.vq import Magvit
 from cotgen_lite.lite.world import CaptionNoise, noisy_pair, render
@@ -19,11 +24,7 @@ BATCH_SIZE = 64
 
 
 def make_captioned_tokens(
-    count: int,
-    image_tokenizer: Magvit,
-    text_tokenizer: PreTrainedTokenizerBase,
-    noise: CaptionNoise,
-    seed: int,
+    count: int, image_tokenizer: Magvit, text_tokenizer: PreTrainedTokenizerBase, noise: CaptionNoise, seed: int
 ) -> CaptionedTokens:
     """Draw `count` noisy pairs and encode their pictures; the same seed gives the same set."""
     rng = np.random.default_rng(seed)
@@ -36,14 +37,23 @@ def make_captioned_tokens(
 
 
 def train_generator(
-    model: Showo, data: CaptionedTokens, steps: int, work_dir: Path, seed: int, learning_rate: float = 2e-3
+    model: Showo | AutoregressiveModel,
+    data: CaptionedTokens,
+    steps: int,
+    work_dir: Path,
+    seed: int,
+    learning_rate: float = 2e-3,
 ) -> TrainingLog:
-    """Train in place on masked tokens (Show-o's loss), resumable from `work_dir`; batches of 64."""
+    """Train in place, resumable from `work_dir`, in batches of 64: a `Showo` to fill in masked tokens (Show-o's loss),
+    an `AutoregressiveModel` to predict each token from the caption and the tokens before it."""
 
     def loss_at(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         chosen = torch.randint(len(data.text_ids), (BATCH_SIZE,), generator=generator)
-        return training_loss(model, [data.text_ids[i] for i in chosen.tolist()], data.tokens[chosen].long(), generator)
+        texts, tokens = [data.text_ids[i] for i in chosen.tolist()], data.tokens[chosen].long()
+        if isinstance(model, Showo):
+            return training_loss(model, texts, tokens, generator)
+        return next_token_loss(model, texts, tokens, generator)
 
-    about = data.about | {"training_seed": seed}
-    return train(model, loss_at, steps, learning_rate, work_dir, "generator", about=about)
+    label = "generator" if isinstance(model, Showo) else "next-token generator"
+    return train(model, loss_at, steps, learning_rate, work_dir, label, about=data.about | {"training_seed": seed})
