@@ -73,7 +73,7 @@ def test_the_second_rounds_images_ask_nothing_held_out_and_give_pairs_of_both_la
     pool = load_pool(tmp_path / "images/pool.safetensors")
     held_out = {meaning(prompt) for split in ("dev", "test") for prompt in lite_prompts(split)}
     assert not held_out & set(map(meaning, pool.prompts))
-    assert pool.tokens.shape[:2] == (len(pool.prompts), QUICK.second_images)
+    assert pool.tokens.shape[:2] == (len(pool.prompts), QUICK.round_two_images)
     labels = np.zeros(pool.correct["template"].shape, dtype=bool)
     labels[0, 0] = labels[1, :] = True  # both labels, one label only, one label only
     save_pool(replace(pool, correct={"template": labels}), tmp_path / "images/pool.safetensors")
@@ -229,7 +229,7 @@ def test_a_gap_of_belief_is_that_of_the_choice(toy_generator, monkeypatch, tmp_p
 
     rng = np.random.default_rng(0)
     prompts = [p for p in lite_prompts("test") if p.tag != "single_object"]
-    few = [p for tag in TAGS[1:] for p in [q for q in prompts if q.tag == tag][: QUICK.many_prompts]]
+    few = [p for tag in TAGS[1:] for p in [q for q in prompts if q.tag == tag][: QUICK.best_of_many_prompts]]
     odds, right = rng.normal(size=(len(few), 6)).astype(np.float32), rng.random((len(few), 6)) < 0.5
     monkeypatch.setattr(dpo_studies, "load_generator", lambda *_, **__: toy_generator)
     monkeypatch.setattr(dpo_studies, "load_judges", lambda _: {"learned": None, "template": None})

@@ -106,7 +106,7 @@ def test_costs_of_choices_are_the_searches_own(generator: AutoregressiveGenerato
 def test_fills_are_compared_run_by_run(
     generator: AutoregressiveGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(QUICK, one_prompt_in=100, aligned_dev_images=4)
+    config = replace(QUICK, prompt_stride=100, generator_dev_images=4)
     prompts = stratified_subset(lite_prompts("dev"), 100)
     right = np.random.default_rng(0).permuted(np.tile([True, True, False, False], (len(prompts), 1)), axis=1)
     monkeypatch.setattr("cotgen_lite.experiments.measure_sequential.judge_tokens", lambda *_: right)

@@ -15,10 +15,11 @@ from cotgen_lite.prompts import TAGS, lite_prompts
 
 # What is as much in a part as in the whole: settings, and amounts for each of the prompts, of which there are fewer.
 KEPT = {
-    *("pool_size", "dev_candidates", "images_a_pool", "noise_every", "learning_rates", "dev_images", "most_of_a_label"),
-    *("paths_a_prompt", "parm_rates", "first_steps", "dpo_rates", "aligned_dev_images", "pairs_a_pool"),
-    *("second_images", "online_prompts", "online_samples", "more_seeds", "seed_candidates", "corrections_a_pool"),
-    *("correction_rate", "sequential_dpo_rates", "many_prompts"),
+    *("pool_size", "guidance_dev_images", "orm_images", "prm_recheck_stride", "verifier_learning_rates"),
+    *("verifier_dev_images", "orm_images_per_label", "parm_paths", "parm_learning_rates", "prm_first_steps"),
+    *("dpo_learning_rates", "generator_dev_images", "pairs_per_prompt", "round_two_images", "online_prompts"),
+    *("online_samples", "extra_seeds", "extra_seed_images", "corrections_per_prompt"),
+    *("correction_learning_rate", "autoregressive_dpo_learning_rates", "best_of_many_prompts"),
 }
 
 MANIFESTS = {path.parent.name: json.loads(path.read_text()) for path in data_root().glob("*/*/manifest.json")}
@@ -26,15 +27,15 @@ MANIFESTS = {path.parent.name: json.loads(path.read_text()) for path in data_roo
 
 def work_of(config: Config) -> dict[str, float]:
     """How much of everything a config asks for."""
-    prompts = {"pools": stratified_subset(pool_prompts("test"), config.one_prompt_in)}
-    prompts["dev"] = stratified_subset(lite_prompts("dev"), config.one_prompt_in)
+    prompts = {"pools": stratified_subset(pool_prompts("test"), config.prompt_stride)}
+    prompts["dev"] = stratified_subset(lite_prompts("dev"), config.prompt_stride)
     amounts = {name: float(len(some)) for name, some in prompts.items()}
-    amounts["images"] = sum(number * pools for number, pools in config.images.values())
+    amounts["images"] = sum(number * pools for number, pools in config.orm_prompts.values())
     amounts["tokenizer"] = sum(phase.steps for phase in config.tokenizer)
     amounts |= {f"verifier {name}": n for name, n in config.verifier.items() if name.endswith("_steps")}
-    for name in ("paths", "path_prompts", "second_prompts"):
+    for name in ("prm_prompts", "parm_prompts", "round_two_prompts"):
         amounts[name] = sum(getattr(config, name).values())
-    names = {field.name for field in fields(Config)} - KEPT - {"one_prompt_in", "images", "tokenizer", "verifier"}
+    names = {field.name for field in fields(Config)} - KEPT - {"prompt_stride", "orm_prompts", "tokenizer", "verifier"}
     return amounts | {name: getattr(config, name) for name in names - amounts.keys()}
 
 

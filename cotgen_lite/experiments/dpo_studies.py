@@ -52,8 +52,8 @@ def measure_estimators(out: Path, work: Path, config: Config) -> None:
     on dev prompts from that one. Writes `results/dpo_estimators.json`.
     """
     settings, triples = settings_of(out, "dpo"), first_pairs(out, config, seed=0)
-    noise, found = estimator_noise(out, triples[: config.estimated_pairs]), {}
-    prompts, right = stratified_subset(lite_prompts("dev"), config.one_prompt_in), {}
+    noise, found = estimator_noise(out, triples[: config.estimator_pairs]), {}
+    prompts, right = stratified_subset(lite_prompts("dev"), config.prompt_stride), {}
     for name, change in ESTIMATORS.items():
         generator, log = attempt(out, triples, replace(settings, **change), work, config)
         right[name] = dev_verdicts(generator, work, config)
@@ -108,13 +108,13 @@ def measure_spread(out: Path, work: Path, config: Config) -> None:
     baseline, settings, logs = load_generator(models=out / "models"), settings_of(out, "dpo"), {}
     few = {name: load_pool(out / f"pools/{name}.safetensors") for name in ("baseline", "dpo", "it-dpo")}
     prompts = few["baseline"].prompts
-    runs = {name: [pool.correct["learned"][:, : config.seed_candidates].mean(1)] for name, pool in few.items()}
+    runs = {name: [pool.correct["learned"][:, : config.extra_seed_images].mean(1)] for name, pool in few.items()}
 
     def score_few(generator: Generator, log: dict, name: str, seed: int) -> None:
         runs.setdefault(name, []).append(_score_few(generator, prompts, name, seed, out, work, config))
         logs[f"{name}, seed {seed}"] = log
 
-    for seed in config.more_seeds:
+    for seed in config.extra_seeds:
         again = replace(settings, seed=seed)
         first, log = align(baseline, first_pairs(out, config, seed), again, work / f"dpo-{seed}", config)
         score_few(first, log, "dpo", seed)
@@ -128,7 +128,7 @@ def measure_spread(out: Path, work: Path, config: Config) -> None:
     overall = {name: [round(score(prompts, right).overall, 4) for right in some] for name, some in runs.items()}
     write_json(
         out / "results/dpo_spread.json",
-        {"images_a_pool": config.seed_candidates, "overall": overall, "gains": gains(prompts, runs), "logs": logs},
+        {"images_a_pool": config.extra_seed_images, "overall": overall, "gains": gains(prompts, runs), "logs": logs},
     )
 
 
@@ -152,7 +152,7 @@ def _score_few(
     generator: Generator, prompts: Sequence[Prompt], name: str, seed: int, out: Path, work: Path, config: Config
 ) -> npt.NDArray[np.float64]:
     """Accuracy of each pool (P,) by a few images of it; its rows go into scores.jsonl."""
-    n = config.seed_candidates
+    n = config.extra_seed_images
     guesses, _, drawing = draw_pool(generator, prompts, n, seed=0, work_dir=work / "pool")
     judges = load_judges(out / "models")
     correct = {judge: judge_tokens(generator, guesses[:, :, -1], prompts, one) for judge, one in judges.items()}
@@ -174,11 +174,11 @@ def measure_far(out: Path, work: Path, config: Config) -> None:
     verifiers = {method: Verifier.from_pretrained(out / "models" / name) for method, name in ON_TOP.items()}
     generator = load_generator("it-dpo-guided-orm", models=out / "models")
     options = [prompt for prompt in lite_prompts("test") if prompt.tag != "single_object"]
-    prompts = stratified_subset(options, most=config.many_prompts)
-    guesses, _, _ = draw_pool(generator, prompts, config.many_candidates, seed=4, work_dir=work)
+    prompts = stratified_subset(options, most=config.best_of_many_prompts)
+    guesses, _, _ = draw_pool(generator, prompts, config.best_of_many_images, seed=4, work_dir=work)
     final = guesses[:, :, -1]
     correct = {judge: judge_tokens(generator, final, prompts, one) for judge, one in judges.items()}
-    sizes = [n for n in FAR if n <= config.many_candidates]
+    sizes = [n for n in FAR if n <= config.best_of_many_images]
     found: dict = {
         "n": sizes,
         "prompts": len(prompts),

@@ -56,17 +56,17 @@ def measure_all(out: Path, work: Path, config: Config) -> None:
 
     judged = {
         name: {
-            "clean": measure_judge(detector, config.judged_scenes, seed=11),
+            "clean": measure_judge(detector, config.judge_test_scenes, seed=11),
             "rebuilt": measure_judge(
-                detector, config.judged_scenes, seed=12, rebuild=generator.image_tokenizer.rebuild
+                detector, config.judge_test_scenes, seed=12, rebuild=generator.image_tokenizer.rebuild
             ),
         }
         for name, detector in judges.items()
     }
-    guidance = _measure_guidance(generator, config.dev_candidates, config.one_prompt_in, work, judges["template"])
+    guidance = _measure_guidance(generator, config.guidance_dev_images, config.prompt_stride, work, judges["template"])
     write_json(results / "dev.json", guidance)
 
-    prompts = stratified_subset(pool_prompts("test"), config.one_prompt_in)
+    prompts = stratified_subset(pool_prompts("test"), config.prompt_stride)
     guesses, committed_at, drawing = draw_pool(generator, prompts, config.pool_size, seed=0, work_dir=work / "pool")
     final = guesses[:, :, -1]
     correct = {name: judge_tokens(generator, final, prompts, detector) for name, detector in judges.items()}
@@ -112,9 +112,11 @@ def measure_all(out: Path, work: Path, config: Config) -> None:
             "images": images,
         },
     )
-    held_out = evaluation_set(config.clean_scenes, seed=21)  # fresh ones: training stopped by others
+    held_out = evaluation_set(config.verifier_test_scenes, seed=21)  # fresh ones: training stopped by others
     on_clean = measure(verifier.model, verifier.processor.tokenizer, held_out)
-    write_json(results / "verifier.json", {"scenes_a_tag": config.clean_scenes, "auc_on_clean_scenes": on_clean})
+    write_json(
+        results / "verifier.json", {"scenes_a_tag": config.verifier_test_scenes, "auc_on_clean_scenes": on_clean}
+    )
     write_json(
         results / "test_set.json",
         {

@@ -91,10 +91,10 @@ def measure_sequential(out: Path, work: Path, config: Config) -> None:
 
 def measure_settings(generator: AutoregressiveGenerator, work: Path, config: Config) -> list[dict]:
     """The dev score at each guidance scale and top-k, by the training judge."""
-    prompts, rows = stratified_subset(lite_prompts("dev"), config.one_prompt_in), []
+    prompts, rows = stratified_subset(lite_prompts("dev"), config.prompt_stride), []
     for top_k, scale in product(TOP_KS, GUIDANCE_SCALES):
         tried = replace(generator, settings=replace(generator.settings, guidance_scale=scale, top_k=top_k))
-        guesses, _, _ = draw_pool(tried, prompts, config.dev_candidates, seed=0, work_dir=work)
+        guesses, _, _ = draw_pool(tried, prompts, config.guidance_dev_images, seed=0, work_dir=work)
         right = judge_tokens(generator, guesses[:, :, -1], prompts, TemplateJudge()).mean(1)
         rows.append({"guidance_scale": scale, "top_k": top_k} | dev_score(right, config))
     return rows
@@ -108,18 +108,18 @@ def teach_verifiers(out: Path, generator: AutoregressiveGenerator, work: Path, c
     Where all images are right or all wrong there is nothing to learn, and the zero-shot verifier is returned.
     """
     images = draw_ranking_data(generator, work.parent / "sequential-dpo/images", config)
-    prompts = train_prompts(config.path_prompts, seed=3)
-    paths, _ = draw_paths(generator, TemplateJudge(), prompts, config.paths_a_prompt, 8, work / "paths")
+    prompts = train_prompts(config.parm_prompts, seed=3)
+    paths, _ = draw_paths(generator, TemplateJudge(), prompts, config.parm_paths, 8, work / "paths")
     lessons: dict[str, list[Example]] = {
-        "orm": orm_examples(images, config.most_of_a_label, seed=0),
-        "parm": parm_examples(paths, images, config.most_of_a_label, seed=0),
+        "orm": orm_examples(images, config.orm_images_per_label, seed=0),
+        "parm": parm_examples(paths, images, config.orm_images_per_label, seed=0),
     }
     taught = {}
     for name, examples in lessons.items():
         verifier = Verifier.from_pretrained(out / "models/verifier")
         about = json.loads((out / "models" / name / MANIFEST).read_text(encoding="utf-8"))["settings"]
         if examples:
-            rate = FineTuning(about.get("learning_rate", config.parm_rates[0]))
+            rate = FineTuning(about.get("learning_rate", config.parm_learning_rates[0]))
             verifier, _, _ = finetune_verifier(verifier, as_dataset(examples, generator), rate, work / name)
         taught[name] = verifier
     return taught
@@ -183,10 +183,10 @@ def measure_fills(
     say ("zs-orm": its question; "parm": that about potential), all prompts together and within them; share of paths
     that PARM calls clear; accuracy of PARM's search; generator passes of a path.
     """
-    prompts, found = stratified_subset(lite_prompts("dev"), config.one_prompt_in), {}
+    prompts, found = stratified_subset(lite_prompts("dev"), config.prompt_stride), {}
     for fill in get_args(Fill):
         filled = replace(generator, settings=replace(generator.settings, fill=fill))
-        number = config.aligned_dev_images
+        number = config.generator_dev_images
         guesses, _, cost = draw_pool(filled, prompts, number, seed=5, work_dir=work)
         right = judge_tokens(generator, guesses[:, :, -1], prompts, TemplateJudge())
         steps = range(guesses.shape[2] - 1)

@@ -84,7 +84,7 @@ def measure_prm(out: Path, work: Path, config: Config) -> None:
     prompts, learned = pool.prompts, pool.correct["learned"]
     about = {"generator": "baseline", "seed": 0, "command": f"{COMMAND} prm_results"}
     rows, right, guesses, gains = [], {}, torch.empty(0), {}
-    for method, firsts in config.first_steps.items():
+    for method, firsts in config.prm_first_steps.items():
         for first_step in firsts:
             verifier = verifiers[QUESTIONERS[method][0]]
             run, cost = draw_stepwise(generator, verifier, prompts, n, first_step, work / "stepwise")

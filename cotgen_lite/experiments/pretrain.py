@@ -58,11 +58,11 @@ def build_generator(out: Path, work: Path, config: Config) -> None:
     """The generator, on noisy captions."""
     words, pixels = lite_tokenizer(), Magvit.from_pretrained(out / "models/tokenizer")
     noise = CaptionNoise()
-    data = make_captioned_tokens(config.pictures, pixels, words, noise, seed=0)
+    data = make_captioned_tokens(config.captioned_pictures, pixels, words, noise, seed=0)
     torch.manual_seed(0)
     model = Showo(lite_config(len(words), words.bos_token_id, words.eos_token_id))
     log = train_generator(model, data, config.generator_steps, work, seed=0)
-    settings = {"steps": log.steps, "pictures": config.pictures, "seed": 0, "noise": asdict(noise)}
+    settings = {"steps": log.steps, "pictures": config.captioned_pictures, "seed": 0, "noise": asdict(noise)}
     publish(model, out / "models/generator", settings | {"losses": subsample(log.losses)}, log.seconds)
 
 

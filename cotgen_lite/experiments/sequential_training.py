@@ -31,11 +31,11 @@ from cotgen_lite.verify.training_data import HOT, draw_labelled, preference_pair
 def build_sequential(out: Path, work: Path, config: Config) -> None:
     """The next-token generator, on noisy captions."""
     words, pixels, noise = lite_tokenizer(), Magvit.from_pretrained(out / "models/tokenizer"), CaptionNoise()
-    data = make_captioned_tokens(config.pictures, pixels, words, noise, seed=0)
+    data = make_captioned_tokens(config.captioned_pictures, pixels, words, noise, seed=0)
     torch.manual_seed(0)
     model = AutoregressiveModel(lite_autoregressive_config(len(words), words.pad_token_id))
-    log = train_generator(model, data, config.sequential_steps, work, seed=0)
-    settings = {"steps": log.steps, "pictures": config.pictures, "seed": 0, "noise": asdict(noise)}
+    log = train_generator(model, data, config.autoregressive_steps, work, seed=0)
+    settings = {"steps": log.steps, "pictures": config.captioned_pictures, "seed": 0, "noise": asdict(noise)}
     publish(model, out / "models/sequential", settings | {"losses": subsample(log.losses)}, log.seconds)
 
 
@@ -43,8 +43,8 @@ def draw_ranking_data(
     generator: AutoregressiveGenerator, work_dir: Path, config: Config, temperature: float = HOT
 ) -> Pool:
     """Images of training prompts by a next-token generator, labelled; kept in `work_dir`, not shipped."""
-    prompts = train_prompts(config.second_prompts, seed=0)
-    return draw_labelled(generator, TemplateJudge(), prompts, config.second_images, 20, work_dir, temperature)[0]
+    prompts = train_prompts(config.round_two_prompts, seed=0)
+    return draw_labelled(generator, TemplateJudge(), prompts, config.round_two_images, 20, work_dir, temperature)[0]
 
 
 def build_sequential_dpo(out: Path, work: Path, config: Config) -> None:
@@ -56,9 +56,9 @@ def build_sequential_dpo(out: Path, work: Path, config: Config) -> None:
     before, tried = dev_verdicts(start, work, config), {}
     drawn = {t: draw_ranking_data(start, work / "images", config, t) for t in (HOT, start.settings.temperature)}
     pairs = {
-        temperature: preference_pairs(images, config.pairs_a_pool, seed=0) for temperature, images in drawn.items()
+        temperature: preference_pairs(images, config.pairs_per_prompt, seed=0) for temperature, images in drawn.items()
     }
-    for temperature, rate in product(drawn, config.sequential_dpo_rates):
+    for temperature, rate in product(drawn, config.autoregressive_dpo_learning_rates):
         images, triples = drawn[temperature], pairs[temperature]
         model = copy.deepcopy(start.model)
         log: dict[str, Any] = {"temperature": temperature, "learning_rate": rate}

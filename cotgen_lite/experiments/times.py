@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cotgen_lite.experiments.build import STEPS, Step
 from cotgen_lite.experiments.configs import LITE, Config
@@ -23,36 +24,24 @@ from cotgen_lite.training import check_same_run
 PARTS = 14  # an interval needs two prompts of each tag, and these are a fourteenth of all
 
 
-def part_of(number: int) -> int:
-    """One of `PARTS` equal parts of a number, rounded."""
-    return round(number / PARTS)
+def part_of(amount: Any) -> Any:
+    """One of `PARTS` equal parts of a number, rounded, or of each in a dictionary."""
+    return {key: part_of(one) for key, one in amount.items()} if isinstance(amount, dict) else round(amount / PARTS)
 
 
-def parts_of(numbers: Mapping[str, int]) -> dict[str, int]:
-    """`part_of` all numbers."""
-    return {name: part_of(number) for name, number in numbers.items()}
-
-
+SCALED = (
+    *("judge_steps", "captioned_pictures", "generator_steps", "autoregressive_steps", "correction_steps"),
+    *("judge_test_scenes", "verifier_test_scenes", "estimator_pairs", "best_of_many_images", "replay_pictures"),
+    *("prm_prompts", "parm_prompts", "round_two_prompts"),
+)
 PART = replace(
     LITE,
     tokenizer=tuple(replace(phase, steps=part_of(phase.steps)) for phase in LITE.tokenizer),
-    judge_steps=part_of(LITE.judge_steps),
-    pictures=part_of(LITE.pictures),
-    generator_steps=part_of(LITE.generator_steps),
-    verifier=LITE.verifier | parts_of({name: LITE.verifier[name] for name in LITE.verifier if name.endswith("_steps")}),
-    one_prompt_in=30,  # two of nearly every tag: 24 of 328 pools, 13 of 200 dev prompts
-    judged_scenes=part_of(LITE.judged_scenes),
-    clean_scenes=part_of(LITE.clean_scenes),
+    verifier={key: part_of(n) if key.endswith("_steps") else n for key, n in LITE.verifier.items()},
+    prompt_stride=30,  # two of nearly every tag: 24 of 328 pools, 13 of 200 dev prompts
     # 60 of 852 pools.
-    images={tag: (part_of(n) or 1, pools if part_of(n) else 1) for tag, (n, pools) in LITE.images.items()},
-    paths=parts_of(LITE.paths),
-    path_prompts=parts_of(LITE.path_prompts),
-    estimated_pairs=part_of(LITE.estimated_pairs),
-    second_prompts=parts_of(LITE.second_prompts),
-    correction_steps=part_of(LITE.correction_steps),
-    replayed=part_of(LITE.replayed),
-    sequential_steps=part_of(LITE.sequential_steps),
-    many_candidates=part_of(LITE.many_candidates),
+    orm_prompts={tag: (part_of(n) or 1, pools if part_of(n) else 1) for tag, (n, pools) in LITE.orm_prompts.items()},
+    **{name: part_of(getattr(LITE, name)) for name in SCALED},
 )
 
 

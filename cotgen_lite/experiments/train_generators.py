@@ -43,7 +43,7 @@ Triples = Sequence[tuple[Prompt, Tensor, Tensor]]
 def build_dpo(out: Path, work: Path, config: Config) -> None:
     """The first round, with the learning rate that serves best on dev prompts."""
     triples, tried = first_pairs(out, config, seed=0), {}
-    for rate in config.dpo_rates:
+    for rate in config.dpo_learning_rates:
         tried[f"learning rate {rate:g}"] = attempt(out, triples, DpoTraining(rate), work, config)
     taken = max(tried, key=lambda name: tried[name][1]["dev"]["overall"])
     before = dev_score(dev_verdicts(load_generator(models=out / "models"), work, config), config)
@@ -133,7 +133,7 @@ def align(
 def dev_verdicts(generator: AnyGenerator, work: Path, config: Config) -> npt.NDArray[np.float64]:
     """Share of right images of each dev prompt (P,), by the training judge."""
     prompts = _dev_prompts(config)
-    guesses, _, _ = draw_pool(generator, prompts, config.aligned_dev_images, seed=5, work_dir=work / "dev")
+    guesses, _, _ = draw_pool(generator, prompts, config.generator_dev_images, seed=5, work_dir=work / "dev")
     return judge_tokens(generator, guesses[:, :, -1], prompts, TemplateJudge()).mean(1)
 
 
@@ -154,7 +154,7 @@ def dev_gain(right: npt.NDArray[np.float64], before: npt.NDArray[np.float64], co
 
 def guidance(start: Generator, verifier: Verifier, config: Config) -> Online:
     """Online pairs of the prompts that the ranking data were drawn for."""
-    prompts = train_prompts({tag: number for tag, (number, _) in config.images.items()}, seed=0)
+    prompts = train_prompts({tag: number for tag, (number, _) in config.orm_prompts.items()}, seed=0)
     return online_pairs(start, verifier, prompts, config.online_prompts, config.online_samples, seed=7)
 
 
@@ -165,17 +165,17 @@ def settings_of(out: Path, name: str) -> DpoTraining:
 
 
 def _dev_prompts(config: Config) -> tuple[Prompt, ...]:
-    return stratified_subset(lite_prompts("dev"), config.one_prompt_in)
+    return stratified_subset(lite_prompts("dev"), config.prompt_stride)
 
 
 def first_pairs(out: Path, config: Config, seed: int) -> Triples:
     """The first round's pairs: of the ORM's ranking data, a right and a wrong image of a prompt each."""
-    return preference_pairs(load_pool(out / "training/images" / IMAGES), config.pairs_a_pool, seed)
+    return preference_pairs(load_pool(out / "training/images" / IMAGES), config.pairs_per_prompt, seed)
 
 
 def second_pairs(images: Path, config: Config, seed: int) -> Triples:
     """The second round's pairs, of a folder that `draw_second_round` wrote; prompts with one label only give none."""
-    return preference_pairs(load_pool(images / IMAGES), config.pairs_a_pool, seed)
+    return preference_pairs(load_pool(images / IMAGES), config.pairs_per_prompt, seed)
 
 
 def draw_second_round(generator: Generator, folder: Path, seed: int, work: Path, config: Config) -> None:
@@ -183,10 +183,10 @@ def draw_second_round(generator: Generator, folder: Path, seed: int, work: Path,
 
     As many prompts of each tag as the first round's, drawn anew from all training prompts.
     """
-    prompts = train_prompts(config.second_prompts, seed=2)
-    labelled, seconds = draw_labelled(generator, TemplateJudge(), prompts, config.second_images, 10 + seed, work)
+    prompts = train_prompts(config.round_two_prompts, seed=2)
+    labelled, seconds = draw_labelled(generator, TemplateJudge(), prompts, config.round_two_images, 10 + seed, work)
     save_pool(labelled, folder / IMAGES)
-    about = {"judge": "template", "temperature": HOT, "images_a_pool": config.second_images, "pools": len(prompts)}
+    about = {"judge": "template", "temperature": HOT, "images_a_pool": config.round_two_images, "pools": len(prompts)}
     write_manifest(folder, about | {"seed": 10 + seed}, seconds)
 
 
@@ -205,19 +205,19 @@ def build_self_correct(out: Path, work: Path, config: Config) -> None:
     """The generator that can correct an image."""
     images, start = load_pool(out / "training/images" / IMAGES), load_generator(models=out / "models")
     wrong = ~images.correct["template"]
-    lessons = corrections(start, TemplateJudge(), images, wrong, config.corrections_a_pool, seed=0)
+    lessons = corrections(start, TemplateJudge(), images, wrong, config.corrections_per_prompt, seed=0)
     settings = json.loads((out / f"models/generator/{MANIFEST}").read_text(encoding="utf-8"))["settings"]
     replay = make_captioned_tokens(
-        config.replayed,
+        config.replay_pictures,
         start.image_tokenizer,
         start.text_tokenizer,
         CaptionNoise(**settings["noise"]),
         seed=settings["seed"],
     )
-    training = CorrectionTraining(config.correction_steps, config.correction_rate)
+    training = CorrectionTraining(config.correction_steps, config.correction_learning_rate)
     generator = replace(start, model=copy.deepcopy(start.model))
     log = train_correction(generator, lessons, replay, training, work)
-    about = {"start": "generator", "lessons": len(lessons), "replayed": config.replayed}
+    about = {"start": "generator", "lessons": len(lessons), "replayed": config.replay_pictures}
     about |= {"dev": try_on_dev(start, generator, work, config), "losses": subsample(log.losses)}
     publish(generator.model, out / "models/self-correct", asdict(training) | about, log.seconds)
 
@@ -226,8 +226,8 @@ def try_on_dev(start: Generator, generator: Generator, work: Path, config: Confi
     """What a corrected generator can do on dev prompts, by the training judge: accuracy of its "plain" images, and of
     the starting generator's images ("before") after each wrong one was corrected once, by the judge's reasons
     ("corrected") or without reasons ("mute")."""
-    prompts = stratified_subset(lite_prompts("dev"), config.one_prompt_in)
-    number, judge = config.aligned_dev_images, TemplateJudge()
+    prompts = stratified_subset(lite_prompts("dev"), config.prompt_stride)
+    number, judge = config.generator_dev_images, TemplateJudge()
     pools = [
         draw_pool(one, prompts, number, seed=5, work_dir=work / "dev")[0][:, :, -1].contiguous()
         for one in (start, generator)

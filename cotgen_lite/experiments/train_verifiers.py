@@ -57,22 +57,22 @@ CLEAR: Look = (POTENTIAL_QUESTION, ((CLARITY_QUESTION, "yes"),), slice(CLEAR_FRO
 def build_images(out: Path, work: Path, config: Config) -> None:
     """Hot images of training prompts, labelled: what the ORM learns from, and preferences later."""
     generator, folder = load_generator(models=out / "models"), out / "training/images"
-    prompts = train_prompts({tag: number for tag, (number, _) in config.images.items()}, seed=0)
-    pools = [prompt for prompt in prompts for _ in range(config.images[prompt.tag][1])]
-    labelled, seconds = draw_labelled(generator, TemplateJudge(), pools, config.images_a_pool, 0, work)
+    prompts = train_prompts({tag: number for tag, (number, _) in config.orm_prompts.items()}, seed=0)
+    pools = [prompt for prompt in prompts for _ in range(config.orm_prompts[prompt.tag][1])]
+    labelled, seconds = draw_labelled(generator, TemplateJudge(), pools, config.orm_images, 0, work)
     save_pool(labelled, folder / IMAGES)
     settings = {"generator": file_sha256(out / "models/generator/model.safetensors"), "judge": "template", "seed": 0}
-    settings |= {"temperature": HOT, "images_a_pool": config.images_a_pool, "pools": len(pools)}
+    settings |= {"temperature": HOT, "images_a_pool": config.orm_images, "pools": len(pools)}
     write_manifest(folder, settings | {"distinct_prompts": len(prompts)}, seconds)
 
 
 def build_rollouts(out: Path, work: Path, config: Config) -> None:
     """Paths of training prompts, each step labelled by rollouts: what the PRM learns from."""
     generator, folder = load_generator(models=out / "models"), out / "training/rollouts"
-    paths = train_prompts(config.paths, seed=1)
+    paths = train_prompts(config.prm_prompts, seed=1)
     few, seconds = label_steps(generator, TemplateJudge(), paths, ROLLOUTS, 1, work)
     save_steps(few, folder / FEW)
-    again = paths[:: config.noise_every]
+    again = paths[:: config.prm_recheck_stride]
     many, more_seconds = label_steps(generator, TemplateJudge(), again, MANY_ROLLOUTS, 2, work)
     save_steps(many, folder / MANY)
     settings = {
@@ -88,37 +88,37 @@ def build_rollouts(out: Path, work: Path, config: Config) -> None:
 def build_paths(out: Path, work: Path, config: Config) -> None:
     """Paths of training prompts, a right and a wrong one of each, all steps judged: what PARM learns from."""
     generator, folder = load_generator(models=out / "models"), out / "training/paths"
-    prompts = train_prompts(config.path_prompts, seed=3)
-    paths, seconds = draw_paths(generator, TemplateJudge(), prompts, config.paths_a_prompt, 8, work)
+    prompts = train_prompts(config.parm_prompts, seed=3)
+    paths, seconds = draw_paths(generator, TemplateJudge(), prompts, config.parm_paths, 8, work)
     save_pool(paths, folder / IMAGES)
     settings = {"generator": file_sha256(out / "models/generator/model.safetensors"), "judge": "template", "seed": 8}
-    drawn = {"prompts": len(prompts), "drawn_of_each": config.paths_a_prompt, "paths": len(paths.prompts)}
+    drawn = {"prompts": len(prompts), "drawn_of_each": config.parm_paths, "paths": len(paths.prompts)}
     write_manifest(folder, settings | drawn, seconds)
 
 
 def build_orm(out: Path, work: Path, config: Config) -> None:
     """The fine-tuned ORM, with the learning rate that serves best on images of dev prompts."""
-    examples = orm_examples(load_pool(out / "training/images" / IMAGES), config.most_of_a_label, seed=0)
-    _finetune(out, "orm", examples, (FINISHED,), config.learning_rates, work, config)
+    examples = orm_examples(load_pool(out / "training/images" / IMAGES), config.orm_images_per_label, seed=0)
+    _finetune(out, "orm", examples, (FINISHED,), config.verifier_learning_rates, work, config)
 
 
 def build_prm(out: Path, work: Path, config: Config) -> None:
     """The fine-tuned PRM, with the learning rate that serves best on every fourth step of images of dev prompts."""
     examples = prm_examples(load_steps(out / "training/rollouts" / FEW), seed=0)
-    _finetune(out, "prm", examples, (EVERY_FOURTH,), config.learning_rates, work, config)
+    _finetune(out, "prm", examples, (EVERY_FOURTH,), config.verifier_learning_rates, work, config)
 
 
 def build_parm(out: Path, work: Path, config: Config) -> None:
     """PARM, with the learning rate that serves best on dev images: finished ones, and the potential of clear ones."""
     paths, images = (load_pool(out / "training" / name / IMAGES) for name in ("paths", "images"))
-    examples = parm_examples(paths, images, config.most_of_a_label, seed=0)
-    _finetune(out, "parm", examples, (FINISHED, CLEAR), config.parm_rates, work, config)
+    examples = parm_examples(paths, images, config.orm_images_per_label, seed=0)
+    _finetune(out, "parm", examples, (FINISHED, CLEAR), config.parm_learning_rates, work, config)
 
 
 def build_parm_plus(out: Path, work: Path, config: Config) -> None:
     """PARM++: PARM's data and reflection examples with their reasons, learned together."""
     paths, images = (load_pool(out / "training" / name / IMAGES) for name in ("paths", "images"))
-    examples = parm_examples(paths, images, config.most_of_a_label, seed=0)
+    examples = parm_examples(paths, images, config.orm_images_per_label, seed=0)
     reasons = find_reasons(
         load_generator(models=out / "models"), TemplateJudge(), images.tokens, images.prompts, seed=0
     )
@@ -148,8 +148,8 @@ def _finetune(
         return
     generator = load_generator(models=out / "models")
     data = as_dataset(examples, generator.image_tokenizer)
-    prompts = stratified_subset(lite_prompts("dev"), config.one_prompt_in)
-    guesses, _, _ = draw_pool(generator, prompts, config.dev_images, seed=3, work_dir=work)
+    prompts = stratified_subset(lite_prompts("dev"), config.prompt_stride)
+    guesses, _, _ = draw_pool(generator, prompts, config.verifier_dev_images, seed=3, work_dir=work)
     right = judge_tokens(generator, guesses[:, :, -1], prompts, TemplateJudge())
 
     def area(verifier: Verifier) -> float:
