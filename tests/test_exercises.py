@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from cotgen_lite.course import ch00, ch01, ch02, ch03, ch04, ch05, ch06, ch07, ch08, ch09, ch10, ch11
+from cotgen_lite.course.checker import check
 
 CHAPTERS = (ch00, ch01, ch02, ch03, ch04, ch05, ch06, ch07, ch08, ch09, ch10, ch11)
 CHECKERS = {
@@ -338,14 +339,24 @@ MISTAKES: list[tuple[str, Callable, str]] = [
 
 @pytest.mark.parametrize("name", SOLUTIONS)
 def test_solution_passes(name: str, capsys: pytest.CaptureFixture) -> None:
-    CHECKERS[name](SOLUTIONS[name])
-    assert "Right" in capsys.readouterr().out
+    check(CHECKERS[name], SOLUTIONS[name])
+    assert capsys.readouterr().out == "✓ Right.\n"
 
 
 @pytest.mark.parametrize(("name", "mistake", "hint"), MISTAKES)
 def test_mistake_is_caught_with_its_hint(name: str, mistake: Callable, hint: str) -> None:
     with pytest.raises(AssertionError, match=hint):
         CHECKERS[name](mistake)
+
+
+def test_hints_are_printed(capsys: pytest.CaptureFixture) -> None:
+    def unanswered(correct: np.ndarray) -> float:
+        raise NotImplementedError("how many prompts have one?")
+
+    check(ch01.check_oracle, unanswered)
+    check(ch01.check_oracle, np.mean)
+    stub, mistake = capsys.readouterr().out.splitlines()
+    assert stub == "how many prompts have one?" and "random choice" in mistake
 
 
 def test_every_exercise_has_four_mistakes() -> None:

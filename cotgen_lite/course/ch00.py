@@ -12,37 +12,31 @@ from ipywidgets import FloatSlider, IntSlider, VBox
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cotgen_lite.course.checker import checker, compare, expect
+from cotgen_lite.course.checker import compare, expect, expect_shape
 from cotgen_lite.course.explorer import explorer, menu, slider
-from cotgen_lite.course.plots import draw_picture, new_row
+from cotgen_lite.course.plots import draw_picture, draw_row
 
 
 def draw_token_grid(image: Tensor, tokens: Tensor) -> Figure:
-    """A picture beside its token grid: the tokens as numbers over their patches.
-
-    image: uint8 (3, H, W); tokens: (L,), row by row.
-    """
+    """A picture beside its token grid: the tokens as numbers over their patches. image: uint8 (3, H, W); tokens: (L,),
+    row by row."""
     grid = int(len(tokens) ** 0.5)
     patch = image.shape[-1] / grid
-    figure, axes = new_row(2, 8, 4.1)
-    names = f"{image.shape[-1]} × {image.shape[-1]} pixels", f"{grid} × {grid} tokens"
-    for axis, alpha, name in zip(axes, (1.0, 0.35), names, strict=True):
-        draw_picture(axis, image, alpha=alpha)
-        axis.set_title(name, fontsize=10)
+    titles = (f"{image.shape[-1]} × {image.shape[-1]} pixels", f"{grid} × {grid} tokens")
+    figure = draw_row([image, image], titles, (8, 4.1), alphas=(1, 0.35), fontsize=10)
+    axis = figure.axes[1]
     for line in range(1, grid):
-        axes[1].axhline(line * patch - 0.5, color="#666666", lw=0.5)
-        axes[1].axvline(line * patch - 0.5, color="#666666", lw=0.5)
+        axis.axhline(line * patch - 0.5, color="#666666", lw=0.5)
+        axis.axvline(line * patch - 0.5, color="#666666", lw=0.5)
     for index, token in enumerate(tokens.tolist()):
         y, x = ((part + 0.5) * patch - 0.5 for part in divmod(index, grid))
-        axes[1].text(x, y, str(token), ha="center", va="center", fontsize=8)
+        axis.text(x, y, str(token), ha="center", va="center", fontsize=8)
     return figure
 
 
 def draw_steps(images: Tensor, committed: npt.NDArray[np.bool_] | Tensor, columns: int = 9) -> Figure:
-    """One image coming into being: the model's full guess at each step, patches not yet committed veiled.
-
-    images: uint8 (T, 3, H, W), the guess of each step; committed: bool (T, L), the tokens that stay after it.
-    """
+    """One image coming into being: the model's full guess at each step, patches not yet committed veiled. images: uint8
+    (T, 3, H, W), the guess of each step; committed: bool (T, L), the tokens that stay after it."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     size = (1.15 * columns, 2.45 * rows)
@@ -62,16 +56,11 @@ def draw_steps(images: Tensor, committed: npt.NDArray[np.bool_] | Tensor, column
 
 def draw_one_step(images: Tensor, committed: Tensor, step: int, title: str) -> Figure:
     """One step of a path in large: the guess, the guess with uncommitted patches veiled, and the finished image.
-
-    images: uint8 (T, 3, H, W); committed: bool (T, L); step: 1 to T.
-    """
+    images: uint8 (T, 3, H, W); committed: bool (T, L); step: 1 to T."""
     mask = np.asarray(committed[step - 1])
     pictures = (images[step - 1], veil(images[step - 1], mask), images[-1])
     names = (f"full guess at step {step}", f"{mask.sum()} of {len(mask)} tokens committed", "finished image")
-    figure, axes = new_row(3, 7.5, 2.9)
-    for axis, picture, name in zip(axes, pictures, names, strict=True):
-        draw_picture(axis, picture)
-        axis.set_title(name, fontsize=9)
+    figure = draw_row(pictures, names, (7.5, 2.9))
     figure.suptitle(title, fontsize=10)
     return figure
 
@@ -87,11 +76,9 @@ def veil(image: Tensor, committed: npt.NDArray[np.bool_]) -> Tensor:
 def step_explorer(
     prompts: Sequence[str], draw_path: Callable[[str, int, float], tuple[Tensor, Tensor]], scale: float, steps: int = 18
 ) -> VBox:
-    """Choose prompt, seed, guidance and step, and see what is known by then.
-
-    draw_path: (prompt, seed, guidance scale) → the path's images (T, 3, H, W) and committed places (T, L), drawn anew
-    at a change. scale: the guidance to begin with.
-    """
+    """Choose prompt, seed, guidance and step, and see what is known by then. draw_path: (prompt, seed, guidance scale)
+    → the path's images (T, 3, H, W) and committed places (T, L), drawn anew at a change. scale: the guidance to begin
+    with."""
     guidance = FloatSlider(value=scale, min=0, max=5, step=0.5, description="guidance", continuous_update=False)
     step = IntSlider(value=steps, min=1, max=steps, description="step")
     path = lru_cache(maxsize=1)(draw_path)  # moving along a path samples nothing anew
@@ -102,7 +89,6 @@ def step_explorer(
     return explorer(draw, (menu(prompts), slider("seed", 0, 0, 20)), (guidance, step))
 
 
-@checker
 def check_schedule(function: Callable[[int, int], Sequence[int]]) -> None:
     """How many of L places each of T steps commits, by the cosine and at least one a step."""
     for steps, places in ((18, 64), (13, 256), (18, 20)):
@@ -129,21 +115,18 @@ def _committed(steps: int, places: int, rounded: Callable[[float], int]) -> list
     return counts
 
 
-@checker
 def check_agreement(function: Callable[[Tensor], Tensor]) -> None:
     """The share of tokens that equal the final ones at each step; (T, L) → (T,)."""
     got = torch.as_tensor(function(torch.tensor([[1, 2, 3, 4], [1, 9, 3, 4], [1, 9, 3, 7]]))).float()
-    shape = tuple(got.shape)
-    expect(shape == (3,), f"One number a step, shape (3,), is wanted; got {shape}: average over places.")
+    expect_shape(got, (3,), "One number a step", "average over places")
     expect(float(got[-1]) == 1.0, "The last step agrees with itself fully: compare with tokens[-1].")
-    compare(got, [0.5, 0.75, 1.0], {})
+    compare(got, [0.5, 0.75, 1.0])
 
 
-@checker
 def check_guide(function: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     """Guidance in Show-o's form, (1 + g)·conditional − g·unconditional."""
     cond, uncond = torch.tensor([2.0, 0.0, 1.0]), torch.tensor([1.0, 0.0, 3.0])
-    expect(torch.allclose(function(cond, uncond, 0.0), cond), "Without guidance (g = 0) the conditional logits stay.")
+    compare(function(cond, uncond, 0.0), cond, {}, "Without guidance (g = 0) the conditional logits stay")
     mistakes = {
         "That is u + g·(c − u), diffusion's form: Show-o's g = 1.5 is 2.5 in it.": uncond + 1.5 * (cond - uncond),
         "The signs are swapped: away from the unconditional logits, not towards them.": 2.5 * uncond - 1.5 * cond,

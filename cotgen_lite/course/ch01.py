@@ -12,16 +12,14 @@ from ipywidgets import HTML, Button, HBox, Image, ToggleButtons, VBox
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cotgen_lite.course.checker import checker, compare
+from cotgen_lite.course.checker import compare
 from cotgen_lite.course.explorer import OWN_SIZE
 from cotgen_lite.course.plots import RIGHT, WRONG, draw_images, new_chart, to_png
 
 
 def draw_beliefs(log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> Figure:
-    """How the verifier's P(yes) is spread over right and over wrong images.
-
-    log_odds: (B,) of yes; correct: (B,) verdicts of a judge.
-    """
+    """How the verifier's P(yes) is spread over right and over wrong images. log_odds: (B,) of yes; correct: (B,)
+    verdicts of a judge."""
     belief = 1 / (1 + np.exp(-np.asarray(log_odds, dtype=float)))
     truth = np.asarray(correct, dtype=bool)
     figure, axis = new_chart(6.5, 3)
@@ -38,10 +36,8 @@ def draw_choice(
     images: Tensor, prompt: str, picked: int | None, chosen: int, beliefs: npt.ArrayLike, right: npt.ArrayLike
 ) -> Figure:
     """Candidates to pick from; once one is picked, the verifier's beliefs, its choice and the judge's verdicts too.
-
     images: uint8 (N, 3, H, W); picked: the learner's choice or None; chosen: the verifier's; beliefs: P(yes) (N,);
-    right: (N,) verdicts.
-    """
+    right: (N,) verdicts."""
     if picked is None:
         titles = [str(number + 1) for number in range(len(images))]
         figure = draw_images(images, titles, columns=8, size=1.25)
@@ -58,10 +54,8 @@ def draw_choice(
 def pick_the_best(
     prompts: Sequence[str], images: Sequence[Tensor], beliefs: npt.ArrayLike, right: npt.ArrayLike
 ) -> VBox:
-    """Pick the best of a prompt's candidates, then see the verifier's choice; a score is kept.
-
-    images: per prompt, uint8 (N, 3, H, W); beliefs: P(yes) (P, N); right: verdicts (P, N).
-    """
+    """Pick the best of a prompt's candidates, then see the verifier's choice; a score is kept. images: per prompt,
+    uint8 (N, 3, H, W); beliefs: P(yes) (P, N); right: verdicts (P, N)."""
     belief, verdict = np.asarray(beliefs, dtype=float), np.asarray(right, dtype=bool)
     options = [(str(i + 1), i) for i in range(belief.shape[1])]
     picks = ToggleButtons(options=options, value=None, description="you keep", style={"button_width": "4.5em"})
@@ -97,7 +91,6 @@ def pick_the_best(
     return VBox([picture, picks, HBox([onward, score])])
 
 
-@checker
 def check_probability(function: Callable[[Tensor, Sequence[int], Sequence[int]], float]) -> None:
     """P(yes) among yes and no, from one row of logits, over several spellings of each."""
     logits = torch.tensor([3.0, 1.0, 2.0, -1.0, 0.5, 4.0])
@@ -115,7 +108,6 @@ def check_probability(function: Callable[[Tensor, Sequence[int], Sequence[int]],
     compare(round(large, 3), round(wanted, 3), {}, "Large logits overflow: use torch.logsumexp, not exp")
 
 
-@checker
 def check_best_of_n(function: Callable[[np.ndarray, np.ndarray, int], float]) -> None:
     """The expected accuracy of best-of-n over all n-subsets of one prompt's candidates (no ties)."""
     scores, correct = np.array([0.3, -1.0, 2.0, 0.9, 0.1]), np.array([1, 1, 0, 1, 0])
@@ -129,7 +121,6 @@ def check_best_of_n(function: Callable[[np.ndarray, np.ndarray, int], float]) ->
         compare(got, np.mean(correct[chosen]), mistakes, case)
 
 
-@checker
 def check_oracle(function: Callable[[np.ndarray], float]) -> None:
     """The ceiling of any choice: the share of prompts with at least one right candidate; (P, N)."""
     correct = np.array([[0, 0, 1], [0, 0, 0], [1, 1, 0], [0, 1, 1]], dtype=bool)

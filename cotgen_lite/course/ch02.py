@@ -9,38 +9,31 @@ from ipywidgets import Dropdown, VBox
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cotgen_lite.course.checker import checker, compare, expect
+from cotgen_lite.course.checker import compare, expect
 from cotgen_lite.course.explorer import explorer, slider
-from cotgen_lite.course.plots import CHANCE, MARKERS, OTHER, OURS, new_chart
+from cotgen_lite.course.plots import CHANCE, MARKERS, OTHER, OURS, Series, new_chart
 from cotgen_lite.metrics import calibration, calibration_error
 
 
-def draw_calibration(
-    bins: Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]], colors: Mapping[str, str], title: str = ""
-) -> Figure:
-    """How often images are right against how sure the verifier is; on the diagonal it means what it says.
-
-    bins: label → (mean P(yes), share of right images, number of images) of its bins; colors: label → colour.
-    """
-    figure, axis = new_chart(4.6, 4.2)
+def draw_calibration(bins: Mapping[str, Sequence[npt.ArrayLike]], colors: Mapping[str, str], title: str = "") -> Figure:
+    """How often images are right against how sure the verifier is; on the diagonal it means what it says. bins: label →
+    (mean P(yes), share of right images, number of images) of its bins; colors: label → colour."""
+    figure, axis = new_chart(4.6, 4.2, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="share of right images")
+    axis.set_xlabel("the verifier's P(yes), mean of a bin")
+    axis.set_title(title, fontsize=10)
     axis.plot([0, 1], [0, 1], color=CHANCE, ls="--", lw=1, label="means what it says")
     for number, (label, columns) in enumerate(bins.items()):
         belief, share, count = (np.asarray(column) for column in columns)
         sizes = 12 + 160 * count / max(np.sum(count), 1)
         axis.plot(belief, share, color=colors[label], lw=1.2, alpha=0.7)
         axis.scatter(belief, share, sizes, color=colors[label], marker=MARKERS[number % 4], label=label)
-    axis.set(xlim=(-0.02, 1.02), xlabel="the verifier's P(yes), mean of a bin")
-    axis.set(ylim=(-0.02, 1.02), ylabel="share of right images")
-    axis.set_title(title, fontsize=10)
     axis.legend(frameon=False, fontsize=8)
     return figure
 
 
-def calibration_explorer(log_odds: Mapping[str, npt.ArrayLike], correct: npt.ArrayLike, tags: Sequence[str]) -> VBox:
-    """Choose a tag and a number of bins, and see how far two verifiers mean what they say.
-
-    log_odds: verifier → (P, N); correct: verdicts (P, N); tags: (P,) of the prompts.
-    """
+def calibration_explorer(log_odds: Series, correct: npt.ArrayLike, tags: Sequence[str]) -> VBox:
+    """Choose a tag and a number of bins, and see how far two verifiers mean what they say. log_odds: verifier → (P, N);
+    correct: verdicts (P, N); tags: (P,) of the prompts."""
     tag = Dropdown(options=["all", *dict.fromkeys(tags)], description="tag")
     colors, truth = dict(zip(log_odds, (OTHER, OURS), strict=True)), np.asarray(correct, dtype=bool)
 
@@ -54,7 +47,6 @@ def calibration_explorer(log_odds: Mapping[str, npt.ArrayLike], correct: npt.Arr
     return explorer(draw, (tag, slider("bins", 10, 2, 20)))
 
 
-@checker
 def check_balanced(function: Callable[[np.ndarray], list[tuple[int, int]]]) -> None:
     """Places (row, column) of as many yes as no in every row of verdicts (P, N), all there are."""
     labels = np.array([[1, 1, 1, 0, 0], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1], [0, 1, 1, 0, 0]], dtype=bool)
@@ -69,7 +61,6 @@ def check_balanced(function: Callable[[np.ndarray], list[tuple[int, int]]]) -> N
     expect(yes == [2, 1, 0, 2], f"Take as many as there are of the rarer label: 2, 1, 0, 2 pairs, not {yes}.")
 
 
-@checker
 def check_answer_loss(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """Mean cross-entropy of the answer's tokens; logits (T, V), ids (T,), is_answer bool (T,)."""
     logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))

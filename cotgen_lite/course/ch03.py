@@ -12,16 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from cotgen_lite.course.checker import checker, compare, expect
+from cotgen_lite.course.checker import compare, expect_shape
 from cotgen_lite.course.explorer import explorer, menu, slider
 from cotgen_lite.course.plots import OTHER, OURS, TAG_NAMES, draw_picture, sign
 
 
 def draw_step_labels(labels: npt.ArrayLike, groups: Sequence[str]) -> Figure:
-    """Labels of all steps of many paths, a row a path, sorted within each group by how many steps are yes.
-
-    labels: share of rollouts that end well, 0..1 (P, T); groups: (P,) the group of each path, e.g. its tag.
-    """
+    """Labels of all steps of many paths, a row a path, sorted within each group by how many steps are yes. labels:
+    share of rollouts that end well, 0..1 (P, T); groups: (P,) the group of each path, e.g. its tag."""
     share = np.asarray(labels, dtype=float)
     names = list(dict.fromkeys(groups))
     order = sorted(range(len(share)), key=lambda row: (names.index(groups[row]), share[row].sum()))
@@ -42,9 +40,7 @@ def draw_rollouts(
     guess: Tensor, ends: Tensor, right: npt.ArrayLike, beliefs: npt.ArrayLike, step: int, title: str
 ) -> Figure:
     """One step of a path: its guess, the images that rollouts from it end in, and the verifier's belief at every step.
-
-    guess: uint8 (3, H, W); ends: uint8 (R, 3, H, W); right: (R,) verdicts; beliefs: P(yes) (T,); step: 1 to T.
-    """
+    guess: uint8 (3, H, W); ends: uint8 (R, 3, H, W); right: (R,) verdicts; beliefs: P(yes) (T,); step: 1 to T."""
     figure = plt.figure(figsize=(1.35 * (len(ends) + 1), 3.6), layout="constrained")
     grid = figure.add_gridspec(2, len(ends) + 1, height_ratios=(1.2, 1))
     axis = figure.add_subplot(grid[0, 0])
@@ -68,11 +64,9 @@ def draw_rollouts(
 def rollout_explorer(
     prompts: Sequence[str], beliefs: npt.ArrayLike, look: Callable[[int, int], tuple[Tensor, Tensor, npt.ArrayLike]]
 ) -> VBox:
-    """Move along a path and see the verifier's belief, and where rollouts from that step end.
-
-    prompts: of P paths; beliefs: P(yes) (P, T); look: (path, step from 1) → the guess (3, H, W), the rollouts' ends
-    (R, 3, H, W) and their verdicts (R,).
-    """
+    """Move along a path and see the verifier's belief, and where rollouts from that step end. prompts: of P paths;
+    beliefs: P(yes) (P, T); look: (path, step from 1) → the guess (3, H, W), the rollouts' ends (R, 3, H, W) and their
+    verdicts (R,)."""
     belief = np.asarray(beliefs, dtype=float)
 
     def draw(row: int, at: int) -> tuple[Figure, str]:
@@ -81,12 +75,11 @@ def rollout_explorer(
     return explorer(draw, (menu(prompts, "path"), slider("step", 1, 1, belief.shape[1])))
 
 
-@checker
 def check_step_labels(function: Callable[[np.ndarray], np.ndarray]) -> None:
     """Math-Shepherd's labels (P, T) from how rollouts end, bool (P, T, R): yes if any ends well."""
     ends = np.array([[[0, 0, 0], [0, 1, 0], [1, 1, 0]], [[1, 1, 1], [1, 0, 0], [0, 0, 1]]], dtype=bool)
     got, all_well = np.asarray(function(ends)), ends.all(axis=2)
-    expect(got.shape == (2, 3), f"One label a step of each path, shape (2, 3), is wanted; got {got.shape}.")
+    expect_shape(got, (2, 3), "One label a step of each path")
     mistakes = {
         "That asks for all rollouts to end well: one is enough to show that it is still possible.": all_well,
         "That is the majority: one rollout that ends well is enough.": ends.mean(axis=2) > 0.5,
@@ -95,7 +88,6 @@ def check_step_labels(function: Callable[[np.ndarray], np.ndarray]) -> None:
     compare(got, ends.any(axis=2), mistakes)
 
 
-@checker
 def check_chance_of_yes(function: Callable[[float, int], float]) -> None:
     """How likely a step's label is yes, if each of its rollouts ends well with chance p."""
     for p, rollouts in ((0.1, 4), (0.5, 1), (0.02, 16)):
@@ -109,7 +101,6 @@ def check_chance_of_yes(function: Callable[[float, int], float]) -> None:
         compare(float(function(p, rollouts)), wanted, mistakes, f"With p = {p} and {rollouts} rollouts")
 
 
-@checker
 def check_likeness(function: Callable[[Tensor], float]) -> None:
     """How alike candidates (N, L) are: the mean share of equal tokens over all pairs."""
     tokens = torch.tensor([[1, 2, 3, 4], [1, 2, 0, 0], [1, 0, 0, 0]])

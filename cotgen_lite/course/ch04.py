@@ -7,15 +7,13 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cotgen_lite.course.checker import checker, compare, expect
+from cotgen_lite.course.checker import compare, expect_shape
 from cotgen_lite.course.plots import draw_images, wrap
 
 
 def draw_pairs(chosen: Tensor, rejected: Tensor, prompts: Sequence[str]) -> Figure:
-    """Pairs of preference data, one a column: what is preferred above, what is not below.
-
-    chosen, rejected: uint8 (B, 3, H, W); prompts: B.
-    """
+    """Pairs of preference data, one a column: what is preferred above, what is not below. chosen, rejected: uint8 (B,
+    3, H, W); prompts: B."""
     number = len(prompts)
     titles = [wrap(prompt) for prompt in prompts] + [""] * number
     verdicts = [True] * number + [False] * number
@@ -25,7 +23,6 @@ def draw_pairs(chosen: Tensor, rejected: Tensor, prompts: Sequence[str]) -> Figu
     return figure
 
 
-@checker
 def check_margin(function: Callable[[float, float, float, float, float], float]) -> None:
     """The reward margin of a pair, from policy's and reference's log-probabilities and β."""
     for numbers in ((-10.0, -12.0, -11.0, -11.5, 0.1), (-30.0, -20.0, -35.0, -20.5, 0.5)):
@@ -42,12 +39,11 @@ def check_margin(function: Callable[[float, float, float, float, float], float])
         compare(float(function(*numbers)), wanted, mistakes)
 
 
-@checker
 def check_pull(function: Callable[[Tensor, float], Tensor]) -> None:
     """How hard a pair pulls: minus the derivative of the loss by the log-ratio; margins (B,), β."""
     margin, beta = torch.tensor([-2.0, 0.0, 3.0]), 0.1
     got, wanted = torch.as_tensor(function(margin, beta)).float(), beta * torch.sigmoid(-margin)
-    expect(got.shape == (3,), f"One number a pair, shape (3,), is wanted; got {tuple(got.shape)}.")
+    expect_shape(got, (3,), "One number a pair")
     right_already, loss = beta * torch.sigmoid(margin), "That is the loss itself, not how it changes"
     mistakes = {
         "That pulls hardest at pairs that are right already: the sign inside the sigmoid.": right_already,
@@ -59,7 +55,6 @@ def check_pull(function: Callable[[Tensor, float], Tensor]) -> None:
     compare(got, wanted, mistakes)
 
 
-@checker
 def check_elbo(function: Callable[[Tensor, Tensor], float]) -> None:
     """One ELBO-weighted estimate, from log p of every place (L,) and which are hidden, bool (L,)."""
     log_p = torch.tensor([-1.0, -2.0, -0.5, -3.0])

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from ipywidgets import FloatLogSlider, SelectionSlider, VBox
@@ -12,23 +11,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from torch import Tensor
 
-from cotgen_lite.course.checker import checker, compare, expect
+from cotgen_lite.course.checker import compare, expect
 from cotgen_lite.course.explorer import explorer
-from cotgen_lite.course.plots import CEILING, CHANCE, MARKERS, OTHER, OURS, new_chart
+from cotgen_lite.course.plots import CEILING, CHANCE, MARKERS, OTHER, OURS, Series, new_chart
 
 
-def draw_budget(
-    seconds: Mapping[str, npt.ArrayLike],
-    accuracy: Mapping[str, npt.ArrayLike],
-    budget: float,
-    upfront: Mapping[str, float],
-) -> Figure:
-    """What a budget for one picture buys: accuracy against seconds for each generator with a verifier on top.
-
-    seconds, accuracy: generator → (len(n),); budget: seconds for one picture, drawn as a line, the best point within it
-    circled; upfront: generator → each picture's share of what training took, already in `seconds`, named in the legend.
-    """
-    figure, axis = new_chart(6.5, 3.8)
+def draw_budget(seconds: Series, accuracy: Series, budget: float, upfront: Mapping[str, float]) -> Figure:
+    """What a budget for one picture buys: accuracy against seconds for each generator with a verifier on top. seconds,
+    accuracy: generator → (len(n),); budget: seconds for one picture, drawn as a line, the best point within it circled;
+    upfront: generator → each picture's share of what training took, already in `seconds`, named in the legend."""
+    figure, axis = new_chart(6.5, 3.8, "both", xlabel="seconds for one picture", ylabel="GenEval accuracy")
     for number, (name, spent) in enumerate(seconds.items()):
         color = (CHANCE, OTHER, OURS, CEILING)[number % 4]
         label = f"{name} ({upfront[name]:,.2f} s of it for training)" if upfront[name] else name
@@ -43,23 +35,14 @@ def draw_budget(
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set(xlabel="seconds for one picture", ylabel="GenEval accuracy")
-    axis.grid(alpha=0.25)
     axis.legend(frameon=False, fontsize=8)
     return figure
 
 
-def budget_explorer(
-    sizes: Sequence[int],
-    accuracy: Mapping[str, npt.ArrayLike],
-    seconds_each: float,
-    training: Mapping[str, npt.ArrayLike],
-) -> VBox:
-    """Choose how many pictures are to be made and the budget of each, and see what is best to do.
-
-    sizes: the n of best-of-n; accuracy: generator → (len(sizes),); seconds_each: seconds of drawing and reading one
-    candidate; training: generator → seconds of all training that best-of-n needs (len(sizes),), shared by all pictures.
-    """
+def budget_explorer(sizes: Sequence[int], accuracy: Series, seconds_each: float, training: Series) -> VBox:
+    """Choose how many pictures are to be made and the budget of each, and see what is best to do. sizes: the n of
+    best-of-n; accuracy: generator → (len(sizes),); seconds_each: seconds of drawing and reading one candidate;
+    training: generator → seconds of all training that best-of-n needs (len(sizes),), shared by all pictures."""
     options = [(f"{number:,}", number) for number in (10, 100, 1000, 10_000, 100_000)]
     pictures = SelectionSlider(options=options, value=10_000, description="pictures")
     budget = FloatLogSlider(value=10**0.4, min=-1, max=2, step=0.1, description="seconds", continuous_update=False)
@@ -78,20 +61,16 @@ def budget_explorer(
     return explorer(draw, (pictures, budget))
 
 
-@checker
 def check_online_pair(function: Callable[[Tensor], tuple[int, int]]) -> None:
     """Which of a prompt's fresh images make the online pair, from log-odds (K,): chosen, rejected."""
     for odds in (torch.tensor([0.5, 3.0, -2.0, 1.0]), torch.tensor([-5.0, -4.0, -9.0])):
         best, worst = int(odds.argmax()), int(odds.argmin())
         chosen, rejected = (int(place) for place in function(odds))
         expect((chosen, rejected) != (worst, best), "They are swapped: chosen first, rejected second.")
-        last = f"The rejected image is the one with the lowest log-odds, place {worst}, not {rejected}."
-        first = f"The chosen image is the one with the highest log-odds, place {best}, even if that is below 0."
-        expect(rejected == worst, last)
-        expect(chosen == best, first)
+        expect(rejected == worst, f"The rejected image has the lowest log-odds: number {worst}, not {rejected}.")
+        expect(chosen == best, f"The chosen image has the highest log-odds, even below 0: number {best}.")
 
 
-@checker
 def check_guided(function: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     """The guided loss from offline margins (B,), online margins (K,) and λ."""
     offline = torch.tensor([0.5, -1.0, 2.0], requires_grad=True)
@@ -112,7 +91,6 @@ def check_guided(function: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     expect(reached, "No gradient reaches the online pairs: a reward that is a constant teaches nothing.")
 
 
-@checker
 def check_break_even(function: Callable[[float, float, float], float]) -> None:
     """From how many pictures on alignment pays; its seconds, and a picture's without and with it."""
     for upfront, without, with_it in ((3600.0, 2.0, 0.5), (100.0, 1.0, 0.9)):

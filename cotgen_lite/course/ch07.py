@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from cotgen_lite.course.checker import checker, compare, expect
+from cotgen_lite.course.checker import compare, expect, expect_shape
 from cotgen_lite.course.explorer import OWN_SIZE, menu
-from cotgen_lite.course.plots import OURS, RIGHT, WRONG, draw_flow, draw_picture, new_chart, new_row, sign, to_png
+from cotgen_lite.course.plots import OURS, RIGHT, WRONG, draw_flow, draw_row, new_chart, sign, to_png
 
 UNCLEAR, PROMISING, HOPELESS = "#D9D9D9", "#56B4E9", "#D55E00"
 FIRST_LOOK, STRIDE = 2, 2  # the step that the game shows first, and how many steps lie between two looks
@@ -47,13 +47,12 @@ def draw_lanes(
     clarity: npt.ArrayLike, potential: npt.ArrayLike, right: npt.ArrayLike, chosen: int, title: str
 ) -> Figure:
     """Paths as lanes, a row each: what PARM says at every step, where it stops a path, and how each would have ended.
-
     clarity, potential: log-odds (T, N), NaN where not asked, as in `ParmResult`; right: (N,), verdicts on where all
-    paths lead; chosen: the path that PARM keeps.
-    """
+    paths lead; chosen: the path that PARM keeps."""
     clear, promise = np.asarray(clarity, dtype=float), np.asarray(potential, dtype=float)
     truth, (steps, number) = np.asarray(right, dtype=bool), clear.shape
-    figure, axis = new_chart(7, 0.24 * number + 1.3)
+    limits = (0.4, steps + 3), (number - 0.4, -0.6)
+    figure, axis = new_chart(7, 0.24 * number + 1.3, xlabel="step", ylabel="path", xlim=limits[0], ylim=limits[1])
     for path in range(number):
         for step in np.flatnonzero(~np.isnan(clear[:-1, path])).tolist():
             asked = not np.isnan(promise[step, path])
@@ -69,7 +68,6 @@ def draw_lanes(
     handles, below = [Rectangle((0, 0), 1, 1, fc=color) for color in names], (0.5, -0.14)
     style = {"ncols": 3, "frameon": False, "fontsize": 8}
     axis.legend(handles, list(names.values()), loc="upper center", bbox_to_anchor=below, **style)
-    axis.set(xlim=(0.4, steps + 3), ylim=(number - 0.4, -0.6), xlabel="step", ylabel="path")
     axis.set_xticks([*range(1, steps), steps + 0.2], [*map(str, range(1, steps)), "end"], fontsize=8)
     axis.set_yticks(range(number), [str(path + 1) for path in range(number)], fontsize=7)
     axis.set_title(title, fontsize=10)
@@ -79,19 +77,14 @@ def draw_lanes(
 def draw_paths_now(
     images: Tensor, step: int, stopped: Sequence[int | None], right: Sequence[bool] | None, title: str
 ) -> Figure:
-    """Where N paths stand at a step: guesses of those that run, the last guess of stopped ones, dimmed.
-
-    images: uint8 (N, T, 3, H, W); step: 1 to T; stopped: the step at which each was stopped, or None; right: verdicts
-    on where all paths lead, once they may be seen.
-    """
-    figure, axes = new_row(len(images), 1.35 * len(images), 1.9)
-    for path, (axis, at) in enumerate(zip(axes, stopped, strict=True)):
-        verdict = None if right is None else bool(right[path])
-        shown = images[path, (step if at is None else at) - 1]
-        draw_picture(axis, shown, verdict, alpha=1.0 if at is None else 0.35)
-        words = ("runs" if right is None else "kept") if at is None else f"stopped at {at}"
-        words += "" if verdict is None else f" {sign(verdict)}"
-        axis.set_title(f"path {path + 1}\n{words}", fontsize=8)
+    """Where N paths stand at a step: guesses of those that run, the last guess of stopped ones, dimmed. images: uint8
+    (N, T, 3, H, W); step: 1 to T; stopped: the step at which each was stopped, or None; right: verdicts on where all
+    paths lead, once they may be seen."""
+    shown = [images[path, (at or step) - 1] for path, at in enumerate(stopped)]
+    words = [f"stopped at {at}" if at else "runs" if right is None else "kept" for at in stopped]
+    words = [f"path {path + 1}\n{text}{f' {sign(right[path])}' if right else ''}" for path, text in enumerate(words)]
+    alphas = [0.35 if at else 1 for at in stopped]
+    figure = draw_row(shown, words, (1.35 * len(images), 1.9), right, alphas, 8)
     figure.suptitle(f"{title}, step {step} of {images.shape[1]}", fontsize=10)
     return figure
 
@@ -111,11 +104,9 @@ def tally(stopped: Sequence[int | None], right: npt.ArrayLike, steps: int) -> di
 def be_the_parm(
     prompts: Sequence[str], images: Sequence[Tensor], right: npt.ArrayLike, parm: Sequence[Sequence[int | None]]
 ) -> VBox:
-    """Look at paths as they run, stop those without potential, then compare with PARM.
-
-    For each of P prompts: images uint8 (N, T, 3, H, W), the guesses of all steps; right: (P, N), verdicts on where the
-    paths lead; parm: for each path the step at which PARM stopped it, or None.
-    """
+    """Look at paths as they run, stop those without potential, then compare with PARM. For each of P prompts: images
+    uint8 (N, T, 3, H, W), the guesses of all steps; right: (P, N), verdicts on where the paths lead; parm: for each
+    path the step at which PARM stopped it, or None."""
     truth, number, steps = np.asarray(right, dtype=bool), len(images[0]), images[0].shape[1]
     prompt, onward, again = menu(prompts), Button(description="go on"), Button(description="start again")
     buttons = [Button(description=f"stop {path + 1}", layout={"width": "6.5em"}) for path in range(number)]
@@ -163,27 +154,24 @@ def be_the_parm(
     return VBox([HBox([prompt, again]), picture, HBox([*buttons, onward]), score])
 
 
-@checker
 def check_first_clear(function: Callable[[np.ndarray], np.ndarray]) -> None:
     """The step, counted from 1, at which each path is clear for the first time; 0 for never."""
     got = np.asarray(function(CLARITY.copy()))
-    expect(got.shape == (4,), f"One number a path is wanted, shape (4,); got {got.shape}: look along the steps.")
-    from_0 = "Steps are counted from 1 here: add one, but keep 0 for paths that never are."
+    expect_shape(got, (4,), "One number a path", "look along the steps")
     never = "The second path is never clear: argmax gives 0 for it, as for one that is clear at once."
-    expect(got.tolist() != [1, 0, 0, 2], from_0)
     expect(got[1] != 1, never)
     mistakes = {
+        "Steps are counted from 1 here: add one, but keep 0 for paths that never are.": [1, 0, 0, 2],
         "That is where each path is clearest: the first step above zero is asked for.": [4, 0, 3, 4],
         "That counts how many steps are clear: which is the first?": [3, 0, 3, 2],
     }
     compare(got, [2, 0, 1, 3], mistakes, "Clear means log-odds above 0")
 
 
-@checker
 def check_stops(function: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
     """The step, counted from 1, at which PARM stops each path; 0 for paths that it lets live."""
     got = np.asarray(function(CLARITY.copy(), POTENTIAL.copy()))
-    expect(got.shape == (4,), f"One number a path is wanted, shape (4,); got {got.shape}: look along the steps.")
+    expect_shape(got, (4,), "One number a path", "look along the steps")
     mistakes = {
         "Potential counts only where the path is clear: path 2 never is, and is never stopped.": [1, 1, 2, 2],
         "That asks at the first clear step only; the paper's text asks at every clear step.": [0, 0, 0, 3],
@@ -193,7 +181,6 @@ def check_stops(function: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Non
     compare(got, [3, 0, 0, 3], mistakes, "Clear, and potential not above 0")
 
 
-@checker
 def check_saved(function: Callable[[np.ndarray, int], float]) -> None:
     """The share of generator passes that stopping saves; from the steps that each path ran, and T."""
     ran = np.array([18, 18, 18, 6, 12])

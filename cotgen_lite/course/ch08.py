@@ -7,9 +7,9 @@ from ipywidgets import IntSlider, VBox
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cotgen_lite.course.checker import checker, compare, expect
+from cotgen_lite.course.checker import compare, expect, expect_shape
 from cotgen_lite.course.explorer import explorer, menu
-from cotgen_lite.course.plots import draw_flow, draw_picture, new_row, sign, wrap
+from cotgen_lite.course.plots import draw_flow, draw_row, sign, wrap
 
 
 def draw_parm_plus_plus() -> Figure:
@@ -32,17 +32,13 @@ def draw_parm_plus_plus() -> Figure:
 
 
 def draw_reflection(images: Tensor, right: Sequence[bool], reasons: Sequence[str], beliefs: Sequence[float]) -> Figure:
-    """An image and its corrections from left to right, with what was said of each and the judge's verdicts.
-
-    images: uint8 (R + 1, 3, H, W); right, beliefs: verdict and P(yes) of each; reasons: R texts, of all but the last.
-    """
-    figure, axes = new_row(len(images), 2.2 * len(images), 3.1)
-    for number, axis in enumerate(axes):
-        draw_picture(axis, images[number], bool(right[number]))
-        name = f"round {number}" if number else "first"
-        axis.set_title(f"{name} {sign(right[number])}\nP(yes) {beliefs[number]:.2f}", fontsize=9)
-        if number < len(reasons):
-            axis.set_xlabel(wrap(reasons[number] or "(no reasons)", 26) + " →", fontsize=8)
+    """An image and its corrections from left to right, with what was said of each and the judge's verdicts. images:
+    uint8 (R + 1, 3, H, W); right, beliefs: verdict and P(yes) of each; reasons: R texts, of all but the last."""
+    names = ["first", *(f"round {number}" for number in range(1, len(images)))]
+    titles = [f"{name} {sign(right[n])}\nP(yes) {beliefs[n]:.2f}" for n, name in enumerate(names)]
+    figure = draw_row(images, titles, (2.2 * len(images), 3.1), right)
+    for axis, text in zip(figure.axes, reasons, strict=False):
+        axis.set_xlabel(wrap(text or "(no reasons)", 26) + " →", fontsize=8)
     return figure
 
 
@@ -53,10 +49,8 @@ def reflection_explorer(
     reasons: Sequence[Sequence[str]],
     beliefs: Sequence[Sequence[float]],
 ) -> VBox:
-    """Step through the rounds of a reflection.
-
-    For each of P prompts what `draw_reflection` takes: images, verdicts, reasons and P(yes) of its rounds.
-    """
+    """Step through the rounds of a reflection. For each of P prompts what `draw_reflection` takes: images, verdicts,
+    reasons and P(yes) of its rounds."""
 
     def draw(row: int, done: int) -> tuple[Figure, str]:
         end = min(done, len(reasons[row])) + 1
@@ -65,7 +59,6 @@ def reflection_explorer(
     return explorer(draw, (menu(prompts), IntSlider(value=0, min=0, max=3, description="round")))
 
 
-@checker
 def check_kept(function: Callable[[Sequence[float]], int]) -> None:
     """Which image a reflection keeps, from what it would believe of all of them, log-odds in order."""
     rows = ([-2.0, 1.0, 3.0, -1.0], [-3.0, -1.0, -2.0, -4.0], [0.5, 2.0, 1.0, 3.0], [-1.0, -2.0, -3.0, 0.1])
@@ -80,13 +73,12 @@ def check_kept(function: Callable[[Sequence[float]], int]) -> None:
     compare([int(function(list(row))) for row in rows], [1, 1, 0, 3], mistakes, case)
 
 
-@checker
 def check_changed(function: Callable[[np.ndarray, np.ndarray], tuple[int, int]]) -> None:
     """How many images a reflection mended, and how many it spoiled; from verdicts before and after."""
     before = np.array([True, True, True, False, False, False, False, True, False])
     after = np.array([True, False, True, True, True, False, True, False, False])
     got = np.asarray(function(before.copy(), after.copy()), dtype=float)
-    expect(got.shape == (2,), "Two numbers are wanted, mended and spoiled: their difference hides how many of each.")
+    expect_shape(got, (2,), "Two numbers, mended and spoiled", "their difference hides how many of each")
     mistakes = {
         "The other way round: mended first, then spoiled.": [2, 3],
         "That counts all that are right, and wrong, afterwards: some were so before.": [5, 4],
@@ -97,7 +89,6 @@ def check_changed(function: Callable[[np.ndarray, np.ndarray], tuple[int, int]])
     compare(got, [3, 2], mistakes, "Mended was wrong and is right")
 
 
-@checker
 def check_others_reasons(function: Callable[[Sequence[str], Sequence[str]], Sequence[str]]) -> None:
     """The control: for each image the reasons of another one of the same tag; from reasons and tags."""
     tags = ["position", "color_attr", "position", "color_attr", "position", "counting", "counting"]

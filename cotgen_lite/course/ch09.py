@@ -9,7 +9,7 @@ from ipywidgets import IntSlider, VBox
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cotgen_lite.course.checker import checker, compare, expect
+from cotgen_lite.course.checker import compare, expect_shape
 from cotgen_lite.course.explorer import explorer, menu
 from cotgen_lite.course.plots import draw_picture, sign
 
@@ -21,11 +21,9 @@ def draw_rows(
     right: Sequence[bool] = (),
     title: str = "",
 ) -> Figure:
-    """Rows of pictures under common column heads.
-
-    rows: label → uint8 (N, 3, H, W), equally many in each; heads: N, of the columns; notes: label → N texts, written
-    under that row's pictures; right: N verdicts, drawn as frames and a check or cross in the heads.
-    """
+    """Rows of pictures under common column heads. rows: label → uint8 (N, 3, H, W), equally many in each; heads: N, of
+    the columns; notes: label → N texts, written under that row's pictures; right: N verdicts, drawn as frames and a
+    check or cross in the heads."""
     number = len(heads)
     size = (1.35 * number + 1.2, (1.35 + 0.3 * bool(notes)) * len(rows) + 0.4 + 0.3 * bool(title))
     figure, axes = plt.subplots(len(rows), number, figsize=size, squeeze=False)
@@ -47,11 +45,8 @@ def draw_rows(
 def draw_run(
     grey: Tensor, likeliest: Tensor, beliefs: Sequence[npt.NDArray], right: Sequence[bool], run: int, title: str
 ) -> Figure:
-    """Paths after a run, counted from 1, shown in both ways, with P(yes) of each.
-
-    grey, likeliest: uint8 (N, T, 3, H, W); beliefs: of both, (N, T); right: verdicts on where the paths lead, shown at
-    the last run only.
-    """
+    """Paths after a run, counted from 1, shown in both ways, with P(yes) of each. grey, likeliest: uint8 (N, T, 3, H,
+    W); beliefs: of both, (N, T); right: verdicts on where the paths lead, shown at the last run only."""
     number, runs = grey.shape[:2]
     rows = {"grey": grey[:, run - 1], "likeliest": likeliest[:, run - 1]}
     notes = [[f"P(yes) {belief:.2f}" for belief in one[:, run - 1]] for one in beliefs]
@@ -76,7 +71,6 @@ def run_explorer(
     return explorer(draw, (menu(prompts), IntSlider(value=runs // 2, min=1, max=runs, description="run")))
 
 
-@checker
 def check_whole_after(function: Callable[[int, int, int, int], int]) -> None:
     """The run, counted from 1, after which a thing is drawn whole; from the row and column of its last place on the
     grid (counted from 0), the grid's side, and the number of runs."""
@@ -94,10 +88,9 @@ def check_whole_after(function: Callable[[int, int, int, int], int]) -> None:
     compare([int(function(*case)) for case in cases], wanted, mistakes, f"(row, column, side, runs) in {list(cases)}")
 
 
-@checker
 def check_places(function: Callable[[int, int, bool], int]) -> None:
-    """How many sequence places one image takes (without guidance); from words, codes L, and whether keys and values
-    are kept."""
+    """How many sequence places one image takes (without guidance); from words, codes L, and whether keys and values are
+    kept."""
     got = [function(5, 4, True), function(5, 4, False), function(16, 64, False)]
     wanted = [5 + 3, 5 + 6 + 7 + 8, sum(16 + k for k in range(64))]
     too_many = [5 + 4, 5 + 6 + 7 + 8 + 9, sum(16 + k for k in range(65))]
@@ -111,14 +104,13 @@ def check_places(function: Callable[[int, int, bool], int]) -> None:
     compare(got, wanted, mistakes, "(5, 4, kept), (5, 4, not), (16, 64, not)")
 
 
-@checker
 def check_image_log_probability(function: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """The exact log-probability of each image; from logits of whole sequences (B, W + L, K), and the image's codes
-    (B, L)."""
+    """The exact log-probability of each image; from logits of whole sequences (B, W + L, K), and the image's codes (B,
+    L)."""
     torch.manual_seed(0)
     logits, codes = torch.randn(3, 5 + 4, 7), torch.randint(7, (3, 4))
     got = torch.as_tensor(function(logits.clone(), codes.clone())).float()
-    expect(got.shape == (3,), f"One number an image is wanted, shape (3,); got {tuple(got.shape)}: add up over places.")
+    expect_shape(got, (3,), "One number an image", "add up over places")
 
     def told(seen: Tensor, first: int = 4) -> Tensor:
         return seen[:, first : first + 4].gather(2, codes[..., None])[..., 0].sum(1)

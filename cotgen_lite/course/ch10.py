@@ -7,7 +7,7 @@ import numpy.typing as npt
 from ipywidgets import Dropdown, IntSlider, ToggleButtons, VBox
 from matplotlib.figure import Figure
 
-from cotgen_lite.course.checker import checker, compare
+from cotgen_lite.course.checker import compare
 from cotgen_lite.course.explorer import explorer
 from cotgen_lite.course.plots import CEILING, OTHER, OURS, PAPER, RIGHT, WRONG, legend_below, new_chart, sign
 
@@ -26,11 +26,9 @@ COLORS = {
 def draw_stacks(
     stacks: Mapping[str, Mapping[str, float]], xlabel: str, lines: Mapping[str, float] | None = None
 ) -> Figure:
-    """Bars of several parts each, one below the other, beside lines to hold them against.
-
-    stacks: bar → part → number, the same parts in every bar; lines: name → where it stands, such as a card's memory.
-    """
-    figure, axis = new_chart(8, 0.42 * len(stacks) + 1.5)
+    """Bars of several parts each, one below the other, beside lines to hold them against. stacks: bar → part → number,
+    the same parts in every bar; lines: name → where it stands, such as a card's memory."""
+    figure, axis = new_chart(8, 0.42 * len(stacks) + 1.5, xlabel=xlabel)
     names, parts = list(stacks), list(next(iter(stacks.values())))
     for number, part in enumerate(parts):
         lefts = [sum(list(stacks[name].values())[:number]) for name in names]
@@ -46,17 +44,14 @@ def draw_stacks(
         axis.text(size, 1.01, card, ha="center", va="bottom", fontsize=8, transform=axis.get_xaxis_transform())
     axis.set_xlim(0, 1.08 * max([*(sum(parts.values()) for parts in stacks.values()), *(lines or {}).values()]))
     axis.invert_yaxis()
-    axis.set_xlabel(xlabel)
     axis.tick_params(axis="y", labelsize=9)
     legend_below(figure, axis, 4, 8)
     return figure
 
 
 def draw_fit(parts: Mapping[str, float], card: str, memory: float, title: str) -> Figure:
-    """One bar of what a GPU has to hold beside its memory, and whether it fits.
-
-    parts: part → GB; memory: GB of the card.
-    """
+    """One bar of what a GPU has to hold beside its memory, and whether it fits. parts: part → GB; memory: GB of the
+    card."""
     needed = sum(parts.values())
     fits = needed <= memory
     figure = draw_stacks({"needed": parts}, "GB", {f"{card}: {memory:g} GB": memory})
@@ -66,10 +61,8 @@ def draw_fit(parts: Mapping[str, float], card: str, memory: float, title: str) -
 
 
 def memory_explorer(parts_of: Callable[[int, int, int], Mapping[str, float]], cards: Mapping[str, float]) -> VBox:
-    """Choose card, image size, candidates and the bits of the verifier's weights.
-
-    parts_of: (image size in px, candidates at once, bits) → part → GB; cards: name → GB of memory.
-    """
+    """Choose card, image size, candidates and the bits of the verifier's weights. parts_of: (image size in px,
+    candidates at once, bits) → part → GB; cards: name → GB of memory."""
     card = Dropdown(options=list(cards), description="card")
     n = IntSlider(value=20, min=1, max=60, description="paths")
     sizes, widths = [("256 px", 256), ("512 px", 512)], [("16 bits", 16), ("8", 8), ("4", 4)]
@@ -83,7 +76,6 @@ def memory_explorer(parts_of: Callable[[int, int, int], Mapping[str, float]], ca
     return explorer(draw, (card, n), (size, bits))
 
 
-@checker
 def check_keys_and_values(function: Callable[[int, int, int, int, int, int], int]) -> None:
     """Bytes of the keys and values that are kept while n guided candidates are drawn; from n, the places of one
     sequence, the layers, the heads of a layer, the width of a head, and the bytes of a number."""
@@ -104,7 +96,6 @@ def check_keys_and_values(function: Callable[[int, int, int, int, int, int], int
         compare(int(function(n, places, layers, heads, width, size)), wanted, mistakes, f"n = {n}, {places} places")
 
 
-@checker
 def check_hours(function: Callable[[int, int, int, int, float, int], float]) -> None:
     """Hours that a pool of guided images takes; from images, steps of each, places of a pass, the model's weights, the
     FLOPs a second that one GPU reaches, and the number of GPUs."""
@@ -124,7 +115,6 @@ def check_hours(function: Callable[[int, int, int, int, float, int], float]) -> 
         compare(float(function(*case)), wanted, mistakes)
 
 
-@checker
 def check_parm_over_best(function: Callable[[npt.NDArray[np.int64], int, float, float], float]) -> None:
     """What PARM costs as a share of what best-of-n costs; from how many of the steps each path ran (those that ran all
     are judged once more when they are finished), the steps, the cost of a step, and that of a look."""

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from ipywidgets import Dropdown, VBox
 from matplotlib.figure import Figure
 
-from cotgen_lite.course.checker import checker, compare, expect
+from cotgen_lite.course.checker import compare, expect, expect_shape
 from cotgen_lite.course.explorer import explorer
 from cotgen_lite.course.plots import CHANCE, OTHER, OURS, PAPER, WRONG, draw_profile, legend_below, new_chart, wrap
 
@@ -20,11 +20,9 @@ def draw_guesses(
     paper: Sequence[float],
     guesses: Sequence[float | None],
 ) -> Figure:
-    """What was guessed, what was measured and what the paper has, a line a method.
-
-    measured: accuracy, lower and upper end of its interval; guesses: None where there is none.
-    """
-    figure, axis = new_chart(8, 0.38 * len(labels) + 1.1)
+    """What was guessed, what was measured and what the paper has, a line a method. measured: accuracy, lower and upper
+    end of its interval; guesses: None where there is none."""
+    figure, axis = new_chart(8, 0.38 * len(labels) + 1.1, "x", xlim=(0, 1), xlabel="overall GenEval accuracy")
     places = range(len(labels))
     middle, low, high = zip(*measured, strict=True)
     bars = [[m - a for m, a in zip(middle, low, strict=True)], [b - m for m, b in zip(middle, high, strict=True)]]
@@ -34,18 +32,15 @@ def draw_guesses(
     if told:
         axis.plot(*zip(*told, strict=True), "D", color=OTHER, ms=7, ls="none", label="your guess")
     axis.set_yticks(places, labels, fontsize=9)
-    axis.set(ylim=(len(labels) - 0.5, -0.5), xlim=(0, 1), xlabel="overall GenEval accuracy")
-    axis.grid(axis="x", alpha=0.25)
+    axis.set_ylim(len(labels) - 0.5, -0.5)
     legend_below(figure, axis)
     return figure
 
 
 def draw_findings(findings: Mapping[str, Mapping], texts: Mapping[str, str]) -> Figure:
-    """A difference for each finding, with its interval: whether that leaves zero, and to which side.
-
-    findings: name → entry of results/findings.json; texts: name → what it claims. Colour and sign tell the verdict.
-    """
-    figure, axis = new_chart(8.5, 0.42 * len(findings) + 1.1)
+    """A difference for each finding, with its interval: whether that leaves zero, and to which side. findings: name →
+    entry of results/findings.json; texts: name → what it claims. Colour and sign tell the verdict."""
+    figure, axis = new_chart(8.5, 0.42 * len(findings) + 1.1, "x", xlabel="difference in accuracy (F4: in AUC)")
     drawn = set()
     for place, entry in enumerate(findings.values()):
         color, marker = SIGNS[entry["seen"]]
@@ -56,8 +51,7 @@ def draw_findings(findings: Mapping[str, Mapping], texts: Mapping[str, str]) -> 
         axis.errorbar(entry["delta"], place, xerr=bars, fmt=marker, color=color, ms=5, lw=1.2, capsize=4, label=label)
     axis.axvline(0, color="#333333", lw=0.8)
     axis.set_yticks(range(len(findings)), [wrap(f"{name}: {texts[name]}", 46) for name in findings], fontsize=8)
-    axis.set(ylim=(len(findings) - 0.5, -0.5), xlabel="difference in accuracy (F4: in AUC)")
-    axis.grid(axis="x", alpha=0.25)
+    axis.set_ylim(len(findings) - 0.5, -0.5)
     legend_below(figure, axis)
     return figure
 
@@ -82,7 +76,6 @@ def method_explorer(rows: Mapping[str, Mapping], labels: Mapping[str, str], firs
     return explorer(draw, (one,), (other,))
 
 
-@checker
 def check_verdict(function: Callable[[float, float], str]) -> None:
     """From the interval of a difference to "yes", "no" or "undecided"."""
     for low, high, wanted, hint in (
@@ -97,14 +90,13 @@ def check_verdict(function: Callable[[float, float], str]) -> None:
         expect(got == wanted, hint)
 
 
-@checker
 def check_paired_difference(function: Callable[[npt.NDArray, npt.NDArray, npt.NDArray], npt.NDArray]) -> None:
     """The difference of two methods' means in each of R bootstrap samples, (R,); from right a, right b, both (P,), and
     the prompts drawn in each sample, (R, P)."""
     a, b = np.array([1.0, 0.0, 1.0, 1.0]), np.array([0.0, 0.0, 1.0, 0.5])
     rows = np.array([[0, 0, 1, 2], [3, 3, 3, 3], [1, 2, 1, 2]])
     got, wanted = np.asarray(function(a.copy(), b.copy(), rows.copy()), dtype=float), (a - b)[rows].mean(axis=1)
-    expect(got.shape == (3,), f"One difference a sample is wanted, shape (3,); got {got.shape}: average over prompts.")
+    expect_shape(got, (3,), "One difference a sample", "average over prompts")
     apart = a[rows].mean(axis=1) - b.mean()
     mistakes = {
         "The other way around: the first method minus the second.": -wanted,

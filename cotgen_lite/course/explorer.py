@@ -16,10 +16,8 @@ OWN_SIZE = {"align_self": "flex-start", "max_width": "100%"}  # a box would stre
 
 def explorer(draw: Callable[..., tuple[Figure, str]], *rows: Sequence[ValueWidget]) -> VBox:
     """Rows of controls above a picture and words: drawn now and whenever a control moves, always of the last values.
-
     draw: the controls' values, in order → figure and words. The kernel calls back on several threads at once, so values
-    are read once, one drawing is made at a time, and what the controls have left behind meanwhile is not shown.
-    """
+    are read once, one drawing is made at a time, and what the controls have left behind meanwhile is not shown."""
     picture, words, drawing = Image(format="png", layout=OWN_SIZE), HTML(), Lock()
     controls = [control for row in rows for control in row]
 
@@ -50,10 +48,8 @@ def slider(description: str, value: int, least: int, most: int) -> IntSlider:
 def generators_explorer(
     prompts: Sequence[str], look: Callable[[str, int], tuple[dict[str, Tensor], dict[str, npt.ArrayLike]]]
 ) -> VBox:
-    """Chapters 04 and 05: choose prompt and seed, and see what each generator makes of the same noise.
-
-    look: (prompt, seed) → by generator, images (N, 3, H, W) and verdicts (N,), drawn anew at a change.
-    """
+    """Chapters 04 and 05: choose prompt and seed, and see what each generator makes of the same noise. look: (prompt,
+    seed) → by generator, images (N, 3, H, W) and verdicts (N,), drawn anew at a change."""
 
     def draw(row: int, seed: int) -> tuple[Figure, str]:
         return draw_side_by_side(*look(prompts[row], seed), f"{prompts[row]}, seed {seed}"), ""

@@ -7,6 +7,7 @@ import base64
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,6 +24,7 @@ OURS, PAPER, CHANCE, CEILING = "#0072B2", "#D55E00", "#8C8C8C", "#009E73"
 OTHER = "#CC79A7"  # what has no meaning of its own
 RIGHT, WRONG = "#009E73", "#D55E00"
 MARKERS = "osD^vP"
+Series = Mapping[str, npt.ArrayLike]  # label → numbers
 TAG_NAMES = {
     "single_object": "single\nobject",
     "two_object": "two\nobjects",
@@ -59,17 +61,16 @@ def sign(right: bool) -> str:
     return "✓" if right else "✗"
 
 
-def new_chart(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure with one chart, open above and at its right."""
+def new_chart(
+    width: float, height: float, grid: Literal["both", "x", "y"] | None = None, **settings: Any
+) -> tuple[Figure, Axes]:
+    """A figure with one chart, open above and at its right. settings: of its axes, as for `Axes.set`."""
     figure, axis = plt.subplots(figsize=(width, height), layout="constrained")
+    axis.set(**settings)
     axis.spines[["top", "right"]].set_visible(False)
+    if grid:
+        axis.grid(alpha=0.25, axis=grid)
     return figure, axis
-
-
-def new_row(number: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure with places for pictures side by side."""
-    figure, axes = plt.subplots(1, number, figsize=(width, height), squeeze=False, layout="constrained")
-    return figure, list(axes[0])
 
 
 def draw_picture(axis: Axes, image: Tensor, right: bool | None = None, width: float = 2, alpha: float = 1) -> None:
@@ -86,6 +87,23 @@ def frame(axis: Axes, color: str, width: float, style: str = "-") -> None:
         spine.set(color=color, linewidth=width, linestyle=style)
 
 
+def draw_row(
+    images: Tensor | Sequence[Tensor],
+    titles: Sequence[str],
+    size: tuple[float, float],
+    right: Sequence[bool] | None = None,
+    alphas: Sequence[float] = (),
+    fontsize: float = 9,
+) -> Figure:
+    """Pictures (3, H, W) side by side. right: verdicts, drawn as frames; alphas: how opaque each is."""
+    figure, axes = plt.subplots(1, len(images), figsize=size, squeeze=False, layout="constrained")
+    for number, axis in enumerate(axes[0]):
+        verdict = None if right is None else bool(right[number])
+        draw_picture(axis, images[number], verdict, alpha=alphas[number] if alphas else 1)
+        axis.set_title(titles[number], fontsize=fontsize)
+    return figure
+
+
 def legend_below(figure: Figure, axis: Axes, columns: int = 3, size: int = 9) -> None:
     """A chart's legend beneath it."""
     names = axis.get_legend_handles_labels()
@@ -100,11 +118,8 @@ def draw_images(
     chosen: int | Sequence[int] | None = None,
     size: float = 1.1,
 ) -> Figure:
-    """A grid of pictures.
-
-    images: uint8 (B, 3, H, W). titles: one a picture. right: verdicts, drawn as a frame and a check or cross.
-    chosen: the picture or pictures to mark with a thick frame. size: inches a picture.
-    """
+    """A grid of pictures. images: uint8 (B, 3, H, W). titles: one a picture. right: verdicts, drawn as a frame and a
+    check or cross. chosen: the picture or pictures to mark with a thick frame. size: inches a picture."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     thick = {chosen} if isinstance(chosen, int) else set(chosen or ())
@@ -127,11 +142,9 @@ def draw_images(
     return figure
 
 
-def draw_side_by_side(images: Mapping[str, Tensor], right: Mapping[str, npt.ArrayLike], title: str) -> Figure:
-    """The same seeds drawn by several generators, a row each, with the judge's verdicts.
-
-    images: generator → uint8 (N, 3, H, W); right: generator → verdicts (N,).
-    """
+def draw_side_by_side(images: Mapping[str, Tensor], right: Series, title: str) -> Figure:
+    """The same seeds drawn by several generators, a row each, with the judge's verdicts. images: generator → uint8 (N,
+    3, H, W); right: generator → verdicts (N,)."""
     number = len(next(iter(images.values())))
     verdicts = [bool(verdict) for name in images for verdict in np.asarray(right[name])]
     figure = draw_images(torch.cat(list(images.values())), columns=number, right=verdicts, size=1.3)
@@ -145,12 +158,10 @@ def draw_side_by_side(images: Mapping[str, Tensor], right: Mapping[str, npt.Arra
 def draw_profile(
     bars: Mapping[str, Mapping[str, float]], colors: Mapping[str, str], ylabel: str = "GenEval accuracy"
 ) -> Figure:
-    """A number in 0..1 by tag, a group of bars a tag.
-
-    bars: label → tag (or "overall") → number; colors: label → colour.
-    """
+    """A number in 0..1 by tag, a group of bars a tag. bars: label → tag (or "overall") → number; colors: label →
+    colour."""
     keys = list(next(iter(bars.values())))
-    figure, axis = new_chart(8.5, 3.2)
+    figure, axis = new_chart(8.5, 3.2, ylim=(0, 1.08), ylabel=ylabel)
     width, size = 0.8 / len(bars), 7 if len(bars) < 4 else 5
     for number, (label, values) in enumerate(bars.items()):
         lefts = np.arange(len(keys)) + (number - (len(bars) - 1) / 2) * width
@@ -159,7 +170,6 @@ def draw_profile(
         for left, height in zip(lefts, heights, strict=True):
             axis.text(left, height + 0.015, f"{height:.2f}", ha="center", fontsize=size, color="#333333")
     axis.set_xticks(range(len(keys)), [TAG_NAMES.get(key, key) for key in keys])
-    axis.set(ylim=(0, 1.08), ylabel=ylabel)
     axis.legend(frameon=False, ncols=len(bars), loc="upper right", bbox_to_anchor=(1, 1.13))
     return figure
 
@@ -171,12 +181,9 @@ def draw_curves(
     xlabel: str = "n candidates",
     log: bool = False,
 ) -> Figure:
-    """Accuracy against n, one line a label with its 95% band.
-
-    curves: label → (n values, accuracy (len(n),), bounds (2, len(n)) or None); colors: label → colour; log: whether n
-    stands on a logarithmic axis.
-    """
-    figure, axis = new_chart(6.5, 3.8)
+    """Accuracy against n, one line a label with its 95% band. curves: label → (n values, accuracy (len(n),), bounds (2,
+    len(n)) or None); colors: label → colour; log: whether n stands on a logarithmic axis."""
+    figure, axis = new_chart(6.5, 3.8, "both", xlabel=xlabel, ylabel=ylabel)
     for number, (label, (ns, values, bounds)) in enumerate(curves.items()):
         marker = MARKERS[number % 6] if len(ns) <= 25 else None
         axis.plot(ns, np.asarray(values), color=colors[label], label=label, marker=marker, ms=4, lw=1.8)
@@ -191,8 +198,6 @@ def draw_curves(
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     else:
         axis.set_xticks(ticks)
-    axis.set(xlabel=xlabel, ylabel=ylabel)
-    axis.grid(alpha=0.25)
     axis.legend(frameon=False, fontsize=9)
     return figure
 
@@ -201,10 +206,8 @@ def draw_spread(
     runs: Mapping[str, Sequence[float]], paper: Mapping[str, float], ylabel: str = "GenEval accuracy"
 ) -> Figure:
     """Several training runs of each generator, a dot each and a line at their mean, beside the paper's one number.
-
-    runs: generator → one value a run; paper: generator → the paper's value, where it has one.
-    """
-    figure, axis = new_chart(6.5, 3.6)
+    runs: generator → one value a run; paper: generator → the paper's value, where it has one."""
+    figure, axis = new_chart(6.5, 3.6, "y", xlim=(-0.6, len(runs) - 0.4), ylabel=ylabel)
     for column, (name, values) in enumerate(runs.items()):
         shift = np.linspace(-0.08, 0.08, len(values)) if len(values) > 1 else np.zeros(1)
         label = "one training run" if column == 0 else None
@@ -213,8 +216,6 @@ def draw_spread(
         if name in paper:
             axis.plot(column + 0.3, paper[name], "D", color=CHANCE, ms=6, label="paper" if column == 0 else None)
     axis.set_xticks(range(len(runs)), list(runs))
-    axis.set(xlim=(-0.6, len(runs) - 0.4), ylabel=ylabel)
-    axis.grid(alpha=0.25, axis="y")
     axis.legend(frameon=False, fontsize=9)
     return figure
 
@@ -225,12 +226,10 @@ def draw_first_clear(
     xlabel: str = "step at which a path is clear for the first time",
     never: bool = True,
 ) -> Figure:
-    """At which step something happens to paths for the first time, as bars side by side.
-
-    shares: name → the share of paths for each step; never: whether the last value is the share to which it never does;
-    marks: name → first and last step of a shaded stretch.
-    """
-    figure, axis = new_chart(6.8, 3.4)
+    """At which step something happens to paths for the first time, as bars side by side. shares: name → the share of
+    paths for each step; never: whether the last value is the share to which it never does; marks: name → first and last
+    step of a shaded stretch."""
+    figure, axis = new_chart(6.8, 3.4, xlabel=xlabel, ylabel="share of paths")
     width = 0.8 / len(shares)
     for number, (name, values) in enumerate(shares.items()):
         lefts = np.arange(1, len(values) + 1) + (number - (len(shares) - 1) / 2) * width
@@ -241,7 +240,6 @@ def draw_first_clear(
         axis.text((low + high) / 2, 1.02, name, ha="center", fontsize=8, color="#444444", transform=above)
     steps = len(next(iter(shares.values())))
     axis.set_xticks(range(1, steps + 1), [*map(str, range(1, steps)), "never" if never else str(steps)], fontsize=8)
-    axis.set(xlabel=xlabel, ylabel="share of paths")
     axis.legend(frameon=False, fontsize=8)
     return figure
 

@@ -28,10 +28,8 @@ def guesses_file() -> Path:
 
 
 def guess(method: str, overall: float | None) -> None:
-    """Keep a guess of a method's overall GenEval accuracy, 0 to 1; None keeps nothing and says what to do.
-
-    ValueError for a number outside of 0..1 (a percentage?), or a method that is not asked about.
-    """
+    """Keep a guess of a method's overall GenEval accuracy, 0 to 1; None keeps nothing and says what to do. ValueError
+    for a number outside of 0..1 (a percentage?), or a method that is not asked about."""
     if method not in GUESSED:
         raise ValueError(f"{method!r} is not guessed: one of {', '.join(GUESSED)} is.")
     if overall is None:

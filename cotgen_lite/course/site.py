@@ -19,10 +19,8 @@ LINK = re.compile(r'(href="(?!https?:|mailto:|#|data:)[^"#]*?)\.(?:ipynb|md)(?=[
 
 
 def build_site(root: Path, out: Path) -> list[Path]:
-    """Write every notebook and page of a repository as HTML, with what they show; returns the pages.
-
-    root: the repository; out: where to. README.md is the contents page, README.html and index.html alike.
-    """
+    """Write every notebook and page of a repository as HTML, with what they show; returns the pages. root: the
+    repository; out: where to. README.md is the contents page, README.html and index.html alike."""
     exporter, pages = HTMLExporter(template_name="classic"), []  # a template that keeps alt texts
     for source in tqdm(sources_of(root), desc="pages"):
         notebook = as_notebook(source)

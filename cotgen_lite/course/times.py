@@ -25,10 +25,8 @@ MOST_SECONDS, MOST_GB, MOST_MINUTES_IN_ALL = 120, 4.0, 20
 
 def measure(notebook: Path) -> dict[str, float]:
     """Execute a notebook: `seconds`, with the start of its kernel, and `gb`, the most memory that a process of it took.
-
     RuntimeError if a cell fails. Not on Windows, which does not say how much memory a process took. Call it from a
-    small process: on Linux a child counts what its parent took when it was started.
-    """
+    small process: on Linux a child counts what its parent took when it was started."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "nbconvert", "--log-level=ERROR", "--to=notebook", "--execute"]
         start = time.monotonic()
