@@ -15,10 +15,10 @@ from cotgen_lite.experiments import dpo_studies, measure_alignment
 from cotgen_lite.experiments import train_generators as alignment
 from cotgen_lite.experiments.configs import QUICK
 from cotgen_lite.experiments.dpo_studies import ESTIMATES, estimator_noise, gains, measure_far
+from cotgen_lite.experiments.findings import by_both_judges, decide_alignment
 from cotgen_lite.experiments.measure_alignment import (
     FEW_RIGHT,
     _distinct_among,
-    decide_alignment,
     disagreement,
     gains_by_tag,
     layouts,
@@ -118,11 +118,16 @@ def pools(rates: dict[str, float], sharpness: dict[str, float], n: int = 10) -> 
 GOOD = {"baseline": 0.3, "dpo": 0.5, "it-dpo": 0.7, "it-dpo-guided-orm": 0.9}
 
 
+def decided(found: dict[str, Pool]) -> dict[str, dict]:
+    """F5 and F6, by both judges."""
+    return by_both_judges(lambda judge: decide_alignment(found, 10, judge))
+
+
 def test_f5_needs_both_rounds_to_gain():
     sharp = {"zs-orm": 1.0, "ft-orm": 2.0}
-    assert decide_alignment(pools(GOOD, sharp), 10)["F5"]["seen"] == "yes"
-    assert decide_alignment(pools(GOOD | {"it-dpo": 0.3}, sharp), 10)["F5"]["seen"] == "no"
-    level = decide_alignment(pools(GOOD | {"it-dpo": 0.5}, sharp), 10)["F5"]
+    assert decided(pools(GOOD, sharp))["F5"]["seen"] == "yes"
+    assert decided(pools(GOOD | {"it-dpo": 0.3}, sharp))["F5"]["seen"] == "no"
+    level = decided(pools(GOOD | {"it-dpo": 0.5}, sharp))["F5"]
     assert level["seen"] == "undecided" and level["delta"] == 0.0  # that of the part which decides
     assert level["parts"]["dpo − baseline"]["delta"] == pytest.approx(0.2, abs=0.05)
     assert list(level["parts"]) == ["dpo − baseline", "it-dpo − dpo", "it-dpo − ft-orm"]
@@ -131,13 +136,13 @@ def test_f5_needs_both_rounds_to_gain():
 
 def test_f6_needs_every_integration_above_both_its_parts():
     blunt = {"zs-orm": 0.0, "ft-orm": 0.0}  # best of n is a random choice, so the ORM alone is the baseline
-    assert decide_alignment(pools(GOOD, blunt), 10)["F6"]["seen"] != "yes"  # the second is it-dpo itself then
+    assert decided(pools(GOOD, blunt))["F6"]["seen"] != "yes"  # the second is it-dpo itself then
     some = {"zs-orm": 0.5, "ft-orm": 1.0}
-    every = decide_alignment(pools(GOOD, some), 10)["F6"]
+    every = decided(pools(GOOD, some))["F6"]
     assert every["seen"] == "yes" and len(every["parts"]) == 7
     assert every["delta"] == min(part["delta"] for part in list(every["parts"].values())[:6])
     sure = {"zs-orm": 9.0, "ft-orm": 9.0}  # the ORM finds a right image nearly always: no single image beats that
-    assert decide_alignment(pools(GOOD, sure), 10)["F6"]["seen"] == "no"
+    assert decided(pools(GOOD, sure))["F6"]["seen"] == "no"
 
 
 @pytest.mark.parametrize("whole", ["it-dpo+ft-orm", "it-dpo-guided-orm+ft-orm"])
@@ -147,7 +152,7 @@ def test_f6_compares_what_it_says(whole):
     learned = {name: pool.correct["learned"] for name, pool in found.items()}
     best = expected_best_of(found[name].scores["ft-orm"], learned[name], 10)
     alone = expected_best_of(found["baseline"].scores["ft-orm"], learned["baseline"], 10)
-    parts = decide_alignment(found, 10)["F6"]["parts"]
+    parts = decided(found)["F6"]["parts"]
     for part, right in ((name, learned[name].mean(1)), ("ft-orm", alone)):
         wanted = score(PROMPTS, best).overall - score(PROMPTS, right).overall
         assert parts[f"{whole} − {part}"]["delta"] == pytest.approx(wanted, abs=1e-4)

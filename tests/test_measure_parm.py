@@ -11,7 +11,8 @@ import pytest
 import torch
 from small_verifiers import Moody
 
-from cotgen_lite.experiments.measure_parm import at_equal_cost, decide_best, decide_f7, order_within_rows, unit_costs
+from cotgen_lite.experiments.findings import decide_best, decide_f7
+from cotgen_lite.experiments.measure_parm import at_equal_cost, order_within_rows, unit_costs
 from cotgen_lite.lite.verifier import lite_processor, lite_verifier
 from cotgen_lite.metrics import expected_best_of
 from cotgen_lite.pools import Pool

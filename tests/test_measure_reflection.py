@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from cotgen_lite.experiments import measure_reflection
+from cotgen_lite.experiments.findings import decide_f11, decide_f12
 from cotgen_lite.experiments.measure import cost_of_drawing
 from cotgen_lite.experiments.measure_reflection import (
     Reflections,
     by_round,
-    decide_f11,
-    decide_f12,
     draw_more,
     reasons_told,
     run_reflections,

@@ -11,7 +11,8 @@ import torch
 from small_verifiers import Moody
 
 from cotgen_lite.experiments.configs import QUICK
-from cotgen_lite.experiments.measure_sequential import decide_f10, measure_fills, save_choices
+from cotgen_lite.experiments.findings import decide_f10
+from cotgen_lite.experiments.measure_sequential import measure_fills, save_choices
 from cotgen_lite.experiments.results import read_rows
 from cotgen_lite.generate.autoregressive import (
     AutoregressiveConfig,

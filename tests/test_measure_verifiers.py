@@ -7,13 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from cotgen_lite.experiments import measure_verifiers
+from cotgen_lite.experiments import findings
+from cotgen_lite.experiments.findings import decide_f2, decide_f3, decide_f4
 from cotgen_lite.experiments.measure import load_steps_of_pool, save_steps_of_pool
 from cotgen_lite.experiments.measure_verifiers import (
     compare_areas,
-    decide_f2,
-    decide_f3,
-    decide_f4,
     draw_stepwise,
     label_noise,
     likeness,
@@ -68,9 +66,7 @@ def test_steepness_is_the_slope_of_the_gain_on_log_n():
 )
 def test_f2_needs_both_its_parts(monkeypatch, gain, steeper, seen):
     answers = iter([gain, steeper])
-    monkeypatch.setattr(
-        measure_verifiers, "decide", lambda *_, **__: {"seen": next(answers), "delta": 0.1, "ci": [0.0, 0.2]}
-    )
+    monkeypatch.setattr(findings, "decide", lambda *_, **__: {"seen": next(answers), "delta": 0.1, "ci": [0.0, 0.2]})
     right, odds = verdicts_and_scores(1.0)
     assert decide_f2(PROMPTS, odds, odds, right)["seen"] == seen
 

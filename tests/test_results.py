@@ -7,15 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from cotgen_lite.experiments.results import (
-    decide,
-    merge_json,
-    merge_rows,
-    read_rows,
-    score_rows,
-    steps_profile,
-    write_rows,
-)
+from cotgen_lite.experiments.findings import decide
+from cotgen_lite.experiments.results import merge_json, merge_rows, read_rows, score_rows, steps_profile, write_rows
 from cotgen_lite.pools import pool_prompts
 from cotgen_lite.prompts import TAGS, lite_prompts
 

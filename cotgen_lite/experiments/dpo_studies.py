@@ -10,9 +10,10 @@ import torch
 
 from cotgen_lite.align.dpo import DpoTraining, as_pairs, draw_masks, log_probability
 from cotgen_lite.experiments.configs import Config
+from cotgen_lite.experiments.findings import decide
 from cotgen_lite.experiments.measure import cost_of_drawing
 from cotgen_lite.experiments.measure_alignment import ON_TOP
-from cotgen_lite.experiments.results import decide, merge_rows, score_rows, score_tokens
+from cotgen_lite.experiments.results import merge_rows, score_rows, score_tokens
 from cotgen_lite.experiments.train_generators import (
     Triples,
     align,

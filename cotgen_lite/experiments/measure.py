@@ -11,15 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cotgen_lite.experiments.configs import Config
+from cotgen_lite.experiments.findings import decide_f1, write_findings
 from cotgen_lite.experiments.overview import save_overview
-from cotgen_lite.experiments.results import (
-    SIZES,
-    decide,
-    score_rows,
-    score_tokens,
-    steps_profile,
-    write_rows,
-)
+from cotgen_lite.experiments.results import SIZES, score_rows, score_tokens, steps_profile, write_rows
 from cotgen_lite.generate.autoregressive import AnyGenerator
 from cotgen_lite.generate.drawing import draw_pool, judge_tokens
 from cotgen_lite.generate.pipeline import Generator, load_generator
@@ -32,7 +26,6 @@ from cotgen_lite.metrics import (
     cohens_kappa,
     detectable_difference,
     expected_best_of,
-    paired_interval,
     roc_auc,
     roc_auc_within_prompts,
     score,
@@ -95,15 +88,8 @@ def measure_all(out: Path, work: Path, config: Config) -> None:
 
     learned = correct["learned"]
     best, mean = expected_best_of(log_odds, learned, config.pool_size), learned.mean(1)
-    template_best = expected_best_of(log_odds, correct["template"], config.pool_size)
-    finding = decide("zs-orm − baseline > 0", prompts, best - mean, paper="0.53 → 0.61")
-    template_interval = paired_interval(prompts, template_best, correct["template"].mean(1))
-    template_gain = score(prompts, template_best).overall - score(prompts, correct["template"].mean(1)).overall
-    finding["template"] = {
-        "delta": round(template_gain, 4),
-        "ci": [round(bound, 4) for bound in template_interval],
-    }
-    write_json(results / "findings.json", {"F1": finding})
+    write_json(results / "findings.json", {})  # what was decided on older pools is worth nothing now
+    write_findings(out, lambda judge: {"F1": decide_f1(prompts, log_odds, correct[judge])})
     write_json(
         results / "judges.json",
         {

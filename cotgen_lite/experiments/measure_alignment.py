@@ -12,9 +12,10 @@ import numpy.typing as npt
 from torch import Tensor
 
 from cotgen_lite.experiments.configs import Config
+from cotgen_lite.experiments.findings import decide_alignment, write_findings
 from cotgen_lite.experiments.measure import cost_of_drawing
-from cotgen_lite.experiments.measure_verifiers import by_both_judges, time_search
-from cotgen_lite.experiments.results import SIZES, decide, merge_json, merge_rows, score_rows, score_tokens, summed_up
+from cotgen_lite.experiments.measure_verifiers import time_search
+from cotgen_lite.experiments.results import SIZES, merge_rows, score_rows, score_tokens
 from cotgen_lite.generate.autoregressive import AnyGenerator
 from cotgen_lite.generate.drawing import draw_pool, judge_tokens
 from cotgen_lite.generate.pipeline import Generator, load_generator
@@ -22,7 +23,7 @@ from cotgen_lite.geneval import Detector
 from cotgen_lite.hub import MANIFEST, write_json
 from cotgen_lite.lite.judges import TemplateJudge, load_judges
 from cotgen_lite.lite.world import LATTICE
-from cotgen_lite.metrics import bootstrap_interval, cohens_kappa, expected_best_of, tag_means
+from cotgen_lite.metrics import bootstrap_interval, cohens_kappa, tag_means
 from cotgen_lite.pools import Pool, load_pool, save_pool
 from cotgen_lite.prompts import TAGS, Prompt, lite_prompts
 from cotgen_lite.verify.search import best_of_n
@@ -32,12 +33,6 @@ COMMAND = "python -m cotgen_lite.build dpo_results"
 ALIGNED = ("dpo", "it-dpo", "it-dpo-guided-orm")
 ON_TOP = {"zs-orm": "verifier", "ft-orm": "orm"}  # method → folder of the verifier
 VERIFIER_NAMES = {"zs-orm": "zero-shot", "ft-orm": "fine-tuned ORM"}
-# F6: the integrations of table 2, each with what it is made of.
-INTEGRATIONS = {
-    "it-dpo-guided-orm": ("it-dpo", "ft-orm"),
-    "it-dpo+ft-orm": ("it-dpo", "ft-orm"),
-    "it-dpo-guided-orm+ft-orm": ("it-dpo-guided-orm", "ft-orm"),
-}
 FEW_RIGHT = 4  # right images among which layouts are counted
 
 
@@ -52,7 +47,7 @@ def measure_alignment(out: Path, work: Path, config: Config) -> None:
     pools = {"baseline": load_pool(out / "pools/baseline.safetensors")}
     for name in ALIGNED:
         pools[name] = measure_generator(out, work, name, judges, verifiers, config, COMMAND)
-    merge_json(results / "findings.json", decide_alignment(pools, config.pool_size))
+    write_findings(out, lambda judge: decide_alignment(pools, config.pool_size, judge))
     pixels = load_generator(models=models)
     write_json(
         results / "alignment.json",
@@ -119,51 +114,6 @@ def measure_drawn(
     pool = Pool(prompts, final, scores, correct)
     save_pool(pool, out / f"pools/{name}.safetensors")
     return pool
-
-
-def decide_alignment(pools: Mapping[str, Pool], n: int) -> dict[str, dict]:
-    """F5 and F6 by their rules, on the reporting judge, with what the template judge says beside it.
-
-    pools: of "baseline" and all `ALIGNED`, drawn with the same seeds; n: candidates that a verifier chooses among.
-    """
-    by_judge = {judge: _decide_by(pools, n, judge) for judge in ("learned", "template")}
-    return {
-        name: by_both_judges({judge: found[name] for judge, found in by_judge.items()}) for name in by_judge["learned"]
-    }
-
-
-def _decide_by(pools: Mapping[str, Pool], n: int, judge: str) -> dict[str, dict]:
-    prompts, right = pools["baseline"].prompts, right_by_method(pools, n, judge)
-
-    def over(a: str, b: str) -> dict:
-        return decide(f"{a} − {b} > 0", prompts, right[a] - right[b], paper="")
-
-    f5 = summed_up(
-        "dpo − baseline > 0 and it-dpo − dpo > 0",
-        [over("dpo", "baseline"), over("it-dpo", "dpo")],
-        [over("it-dpo", "ft-orm")],
-        paper="0.53 → 0.62 → 0.65",
-    )
-    f6 = summed_up(
-        "each integration − each of its parts > 0",
-        [over(whole, part) for whole, parts in INTEGRATIONS.items() for part in parts],
-        [over("it-dpo-guided-orm+ft-orm", "it-dpo+ft-orm")],
-        paper="0.65 (it. DPO), 0.63 (ft. ORM) → 0.67, 0.72, 0.75",
-    )
-    return {"F5": f5, "F6": f6}
-
-
-def right_by_method(pools: Mapping[str, Pool], n: int, judge: str) -> dict[str, npt.NDArray[np.float64]]:
-    """How often each method is right, for each prompt (P,): the generators alone, and every verifier on top of them.
-
-    pools: by generator; n: candidates that a verifier chooses among.
-    """
-    right = {name: pool.correct[judge].mean(1) for name, pool in pools.items()}
-    for name, pool in pools.items():
-        for method, order in pool.scores.items():
-            label = method if name == "baseline" else f"{name}+{method}"
-            right[label] = expected_best_of(order, pool.correct[judge], n)
-    return right
 
 
 def gains_by_tag(pools: Mapping[str, Pool]) -> dict[str, dict]:

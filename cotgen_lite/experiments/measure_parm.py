@@ -15,10 +15,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cotgen_lite.experiments.configs import Config
+from cotgen_lite.experiments.findings import decide, decide_best, decide_f7, write_findings
 from cotgen_lite.experiments.measure import load_steps_of_pool
-from cotgen_lite.experiments.measure_alignment import ALIGNED, ON_TOP, measure_generator, right_by_method
-from cotgen_lite.experiments.measure_verifiers import by_both_judges
-from cotgen_lite.experiments.results import SIZES, decide, merge_json, merge_rows, score_rows, summed_up
+from cotgen_lite.experiments.measure_alignment import ALIGNED, ON_TOP, measure_generator
+from cotgen_lite.experiments.results import SIZES, merge_rows, score_rows
 from cotgen_lite.generate.autoregressive import AnyGenerator
 from cotgen_lite.generate.drawing import draw_pool
 from cotgen_lite.generate.pipeline import load_generator
@@ -46,8 +46,9 @@ from cotgen_lite.verify.verifier import Verifier
 
 BUILD = "python -m cotgen_lite.build"
 GENERATORS = ("baseline", "dpo", "it-dpo")  # under which PARM chooses; figures 3, 6 and 7
+
+
 GUIDED = "it-dpo-guided-parm"
-HARD = ("two_object", "position", "color_attr")  # F9
 
 
 def measure_parm(out: Path, work: Path, config: Config) -> None:
@@ -75,11 +76,8 @@ def measure_parm(out: Path, work: Path, config: Config) -> None:
     some = [pool.prompts[row] for row in kept]
     everywhere = ask_of_paths(generator, parm, whole, some, work / "opinions", stop=False)
     save_opinions(out / "pools/baseline_steps_parm.safetensors", everywhere)
-    findings = {
-        judge: decide_f7(pool, prm, found["baseline"].outcome, config.pool_size, equal, judge)
-        for judge in ("learned", "template")
-    }
-    merge_json(results / "findings.json", {"F7": by_both_judges(findings)})
+    outcome = found["baseline"].outcome
+    write_findings(out, lambda judge: {"F7": decide_f7(pool, prm, outcome, config.pool_size, equal, judge)})
     summary = {name: one.summary for name, one in found.items()}
     summary["baseline"] |= {
         "stopping_otherwise": {method: stopping(outcome, pool) for method, outcome in others.items()},
@@ -103,9 +101,7 @@ def measure_guided(out: Path, work: Path, config: Config) -> None:
     units = json.loads((results / "parm.json").read_text(encoding="utf-8"))["baseline"]["units"]
     summary = measure_paths(out, work, GUIDED, parm, units, config).summary
     pools = {name: load_pool(out / f"pools/{name}.safetensors") for name in (*GENERATORS, *ALIGNED, GUIDED)}
-    by_judge = {judge: decide_best(pools, config.pool_size, judge) for judge in ("learned", "template")}
-    both = {key: by_both_judges({judge: one[key] for judge, one in by_judge.items()}) for key in ("F8", "F9")}
-    merge_json(results / "findings.json", both)
+    write_findings(out, lambda judge: decide_best(pools, config.pool_size, judge))
     write_json(results / "parm_guided.json", summary)
 
 
@@ -258,60 +254,6 @@ def over_orm(pool: Pool, orders: Mapping[str, npt.NDArray], n: int, judge: str =
         for name, order in orders.items()
     }
     return {name: {key: one[key] for key in ("seen", "delta", "ci")} for name, one in found.items()}
-
-
-def decide_f7(pool: Pool, prm: Pool, outcome: Outcome, n: int, equal: Mapping[str, Sequence[dict]], judge: str) -> dict:
-    """F7 by its rule: PARM's choice among n is better than the fine-tuned ORM's and the PRM's; at equal cost beside it.
-
-    prm: what the PRM came to for each entry of the pool, one image each. equal: from `at_equal_cost`, of which the
-    largest n is told.
-    """
-    correct = pool.correct[judge]
-    parm = expected_best_of(outcome.order, correct, n)
-    others = {
-        "ft-orm": expected_best_of(pool.scores["ft-orm"], correct, n),
-        "ft-prm": prm.correct[judge][:, 0].astype(float),
-    }
-    over_orm, over_prm = (
-        decide(f"parm − {name} > 0", pool.prompts, parm - right, paper="") for name, right in others.items()
-    )
-    beside = [
-        found[-1]
-        | {
-            "claim": f"at equal {measure.replace('_', ' ')}, ORM's n {found[-1]['orm_n']}, PARM's "
-            f"{found[-1]['parm_n']:.1f}: parm − ft-orm > 0"
-        }
-        for measure, found in equal.items()
-        if found
-    ]
-    return summed_up("parm − ft-orm > 0 and parm − ft-prm > 0", [over_orm, over_prm], beside, paper="0.63 → 0.67")
-
-
-def decide_best(pools: Mapping[str, Pool], n: int, judge: str) -> dict[str, dict]:
-    """F8 and F9 by their rules: is PARM with PARM's guidance the best of all, and which tags gain most by it?"""
-    prompts, right = pools["baseline"].prompts, right_by_method(pools, n, judge)
-    best = f"{GUIDED}+parm"
-    others = {
-        label: decide(f"{best} − {label} > 0", prompts, right[best] - one, paper="")
-        for label, one in right.items()
-        if label != best
-    }
-    above = [label for label, one in others.items() if one["seen"] == "yes"]
-    f8 = summed_up(
-        f"{best} − each of {len(others)} others > 0", list(others.values()), [], paper="0.77, the best of all"
-    )
-    told = f"surely above {len(above)} of {len(others)} rows: {', '.join(above)}"
-    f8["note"] = f"the weakest difference; {told}; PRMs and self-correction are not among them"
-    # The mean over tags of a difference, doubled and with its sign turned for half of them, is that of their means.
-    hard = np.array([prompt.tag in HARD for prompt in prompts])
-    f9 = decide(
-        "mean gain of two objects, position, attribute − mean gain of the others > 0",
-        prompts,
-        np.where(hard, 2, -2) * (right[best] - right["baseline"]),
-        paper="+.42 beside +.08",
-        note=f"gain of {best} over the baseline",
-    )
-    return {"F8": f8, "F9": f9}
 
 
 def priced(spent: Mapping[str, float], units: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 
 from cotgen_lite.experiments.configs import Config
+from cotgen_lite.experiments.findings import decide_f11, decide_f12, write_findings
 from cotgen_lite.experiments.measure import cost_of_drawing
 from cotgen_lite.experiments.measure_alignment import ON_TOP, measure_generator
-from cotgen_lite.experiments.measure_verifiers import by_both_judges
-from cotgen_lite.experiments.results import SIZES, decide, merge_json, merge_rows, score_rows, summed_up, write_rows
+from cotgen_lite.experiments.results import SIZES, merge_rows, score_rows, write_rows
 from cotgen_lite.generate.drawing import draw_pool, judge_tokens
 from cotgen_lite.generate.pipeline import Generator, load_generator
 from cotgen_lite.geneval import Detector, evaluate
 from cotgen_lite.hub import write_json
 from cotgen_lite.lite.judges import TemplateJudge, load_judges
-from cotgen_lite.metrics import bootstrap_interval
 from cotgen_lite.pools import SHARD, in_shards, load_pool
 from cotgen_lite.prompts import Prompt
 from cotgen_lite.training import fingerprint
@@ -31,7 +30,6 @@ from cotgen_lite.verify.verifier import REFLECTION_QUESTION, Verifier
 
 COMMAND = "python -m cotgen_lite.build reflection_results"
 ROUNDS = 3  # at most (paper: section 5)
-SLIGHT = (-0.06, 0.02)  # F11: what correction may cost the generator
 NAMES = {
     "reflect": "reflect",
     "empty": "-no-reasons",
@@ -121,15 +119,13 @@ def measure_reflection(out: Path, work: Path, config: Config) -> None:
     merge_rows(results / "scores.jsonl", rows)
 
     baseline = load_pool(out / "pools/baseline.safetensors")
-    findings = {
-        judge: {
-            "F11": decide_f11(prompts, pool.correct[judge].mean(1) - baseline.correct[judge].mean(1)),
-            "F12": decide_f12(prompts, {kind: right[kind][judge].astype(float) for kind in right}),
-        }
-        for judge in judges
-    }
-    both = {key: by_both_judges({judge: one[key] for judge, one in findings.items()}) for key in findings["learned"]}
-    merge_json(results / "findings.json", both)
+
+    def rules(judge: str) -> dict[str, dict]:
+        cost = pool.correct[judge].mean(1) - baseline.correct[judge].mean(1)
+        reflecting = decide_f12(prompts, {kind: right[kind][judge].astype(float) for kind in right})
+        return {"F11": decide_f11(prompts, cost), "F12": reflecting}
+
+    write_findings(out, rules)
     lines = [
         {"prompt": prompt.text, "codes": own.codes[row].tolist(), "reasons": own.reasons[row], "kind": "reflect"}
         | {"log_odds": [round(float(x), 3) for x in own.log_odds[row] if not np.isnan(x)]}
@@ -233,30 +229,6 @@ def draw_more(
         chosen.append(int(verifier.score(images, [prompt.text] * len(images), REFLECTION_QUESTION).argmax()))
     kept = codes[torch.arange(len(prompts)), torch.tensor(chosen)][:, None]
     return {name: judge_tokens(generator, kept, prompts, judge)[:, 0] for name, judge in judges.items()}
-
-
-def decide_f11(prompts: Sequence[Prompt], difference: npt.NDArray) -> dict:
-    """F11 by its rule: the interval of self-correct − baseline lies within `SLIGHT`; "no" if it lies wholly outside."""
-    found = decide("self-correct − baseline > 0", prompts, difference, paper="0.53 → 0.51")
-    low, high = bootstrap_interval(prompts, difference)
-    inside, outside = SLIGHT[0] < low and high < SLIGHT[1], high < SLIGHT[0] or low > SLIGHT[1]
-    seen = "yes" if inside else "no" if outside else "undecided"
-    return found | {"claim": f"self-correct − baseline inside ({SLIGHT[0]}, {SLIGHT[1]})", "seen": seen}
-
-
-def decide_f12(prompts: Sequence[Prompt], right: Mapping[str, npt.NDArray]) -> dict:
-    """F12 by its rule: reflecting is better than not, and than each control at equal calls.
-
-    right: "not", "reflect", "more", "empty", "shuffled", "judge" → (P,), whether the image that is kept is right.
-    """
-    names = {"not": "not reflecting", "more": "more samples", "empty": "no reasons", "shuffled": "shuffled reasons"}
-    parts = [
-        decide(f"reflecting − {name} > 0", prompts, right["reflect"] - right[kind], paper="")
-        for kind, name in names.items()
-    ]
-    claim = "reflecting − not reflecting > 0, and above the controls at equal calls"
-    true = decide("the judge's reasons − no reasons > 0", prompts, right["judge"] - right["empty"], paper="")
-    return summed_up(claim, parts, [true], paper="0.61 → 0.70")
 
 
 def by_round(run: Reflections, right: npt.NDArray[np.bool_]) -> dict[str, list[float] | int]:

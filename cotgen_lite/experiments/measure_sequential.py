@@ -14,10 +14,10 @@ from typing import get_args
 import numpy as np
 
 from cotgen_lite.experiments.configs import Config
+from cotgen_lite.experiments.findings import decide_f10, write_findings
 from cotgen_lite.experiments.measure_alignment import ON_TOP, measure_drawn
 from cotgen_lite.experiments.measure_parm import in_numbers, order_within_rows, priced, unit_costs
-from cotgen_lite.experiments.measure_verifiers import by_both_judges
-from cotgen_lite.experiments.results import SIZES, decide, merge_json, merge_rows, score_rows, score_tokens, summed_up
+from cotgen_lite.experiments.results import SIZES, merge_rows, score_rows, score_tokens
 from cotgen_lite.experiments.sequential_training import draw_ranking_data
 from cotgen_lite.experiments.train_generators import dev_score
 from cotgen_lite.generate.autoregressive import AutoregressiveGenerator, Fill, load_autoregressive
@@ -41,8 +41,6 @@ from cotgen_lite.verify.verifier import Verifier
 COMMAND = "python -m cotgen_lite.build sequential_results"
 GUIDANCE_SCALES = (0.0, 0.5, 1.5, 3.0, 5.0)
 TOP_KS = (0, 50)
-PAPER = "LlamaGen .32 → .35, .39, .41, .46 (zs ORM, ft ORM, DPO, PARM); Janus-Pro .80 → .84, .89, .83, .91"
-F10 = ("zs-orm", "ft-orm", "dpo", "parm")
 VERIFIERS = {"parm": "PARM", "parm-retaught": "PARM, retaught", "ft-orm-retaught": "fine-tuned ORM, retaught"}
 
 
@@ -83,8 +81,7 @@ def measure_sequential(out: Path, work: Path, config: Config) -> None:
     save_pool(pool, out / "pools/sequential.safetensors")
     units = unit_costs(generator, parms["parm"], pool.prompts, n)
     save_choices(out, generator, pool, outcomes, units)
-    by_judge = {judge: decide_f10(pool, aligned, n, judge) for judge in judges}
-    merge_json(results / "findings.json", {"F10": by_both_judges(by_judge)})
+    write_findings(out, lambda judge: {"F10": decide_f10(pool, aligned, n, judge)})
     fills = measure_fills(generator, orms | parms, work / "fills", config)
     write_json(results / "sequential.json", {"settings": dev, "fills": fills, "parm": found, "units": units})
 
@@ -148,27 +145,6 @@ def save_choices(
             row["cost"] = priced(spent, units)
         rows += some
     merge_rows(out / "results/scores.jsonl", rows)
-
-
-def decide_f10(pool: Pool, aligned: Pool, n: int, judge: str) -> dict:
-    """F10 by its rule: each method on the next-token generator above the generator alone; retaught verifiers beside it.
-
-    pool: the generator's, with every verifier's order; aligned: the same prompts and seeds after DPO.
-    """
-    correct, base = pool.correct[judge], pool.correct[judge].mean(1)
-    right = {name: expected_best_of(order, correct, n) for name, order in pool.scores.items()}
-    right["dpo"] = aligned.correct[judge].mean(1)
-
-    def over(a: str, b: str) -> dict:
-        below = base if b == "seq:baseline" else right[b]
-        return decide(f"{a} − {b} > 0", pool.prompts, right[a] - below, paper="")
-
-    return summed_up(
-        "each method − seq:baseline > 0",
-        [over(name, "seq:baseline") for name in F10],
-        [over("parm", "ft-orm"), over("ft-orm-retaught", "ft-orm"), over("parm-retaught", "parm")],
-        paper=PAPER,
-    )
 
 
 def measure_fills(

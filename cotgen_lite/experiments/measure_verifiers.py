@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from cotgen_lite.experiments.configs import Config
+from cotgen_lite.experiments.findings import RESAMPLES, decide, decide_f2, decide_f3, decide_f4, write_findings
 from cotgen_lite.experiments.measure import cost_of_drawing, load_steps_of_pool
 from cotgen_lite.experiments.results import (
     SIZES,
-    decide,
     merge_json,
     merge_rows,
     read_rows,
@@ -36,17 +36,12 @@ from cotgen_lite.verify.training_data import FEW, MANY, StepLabels, load_steps
 from cotgen_lite.verify.verifier import ORM_QUESTION, PRM_QUESTION, Verifier
 
 COMMAND = "python -m cotgen_lite.build"
-# Finding F4, steps counted from 1: the AUC at the early step, what it gains by the late one, and the share of tokens
-# that are final by then.
-EARLY, LATE = 4, 14
-BLURRY, CLEARER, SETTLED = 0.60, 0.10, 0.75
 QUESTIONERS = {
     "zs-orm": ("verifier", ORM_QUESTION),
     "zs-prm": ("verifier", PRM_QUESTION),
     "ft-orm": ("orm", ORM_QUESTION),
     "ft-prm": ("prm", PRM_QUESTION),
 }
-RESAMPLES = 1000
 
 
 def measure_orm(out: Path, work: Path, config: Config) -> None:
@@ -65,8 +60,7 @@ def measure_orm(out: Path, work: Path, config: Config) -> None:
     cost = each | {"verifier_passes": 1.0, "seconds": drawn["seconds"] + seconds / tuned.size}
     sizes = [size for size in SIZES if size <= tuned.shape[1]]
     merge_rows(results / "scores.jsonl", score_rows("ft-orm", prompts, tuned, correct, sizes, about, cost, once))
-    findings = {judge: decide_f2(prompts, zero_shot, tuned, verdicts) for judge, verdicts in correct.items()}
-    merge_json(results / "findings.json", {"F2": by_both_judges(findings)})
+    write_findings(out, lambda judge: {"F2": decide_f2(prompts, zero_shot, tuned, correct[judge])})
     write_json(results / "orm_auc.json", compare_areas(prompts, tuned, zero_shot, correct["learned"]))
 
 
@@ -107,12 +101,10 @@ def measure_prm(out: Path, work: Path, config: Config) -> None:
 
     whole, kept = load_steps_of_pool(out / "pools/baseline_steps.safetensors")
     beliefs = score_steps(generator, verifiers, [prompts[row] for row in kept], whole)
-    f3 = {
-        judge: decide_f3(prompts, right[judge], expected_best_of(pool.scores["ft-orm"], verdicts, n), verdicts.mean(1))
-        for judge, verdicts in pool.correct.items()
-    }
-    f4 = decide_f4(beliefs["zs-orm"], learned[kept], whole)
-    merge_json(results / "findings.json", {"F3": by_both_judges(f3), "F4": f4})
+    best = {judge: expected_best_of(pool.scores["ft-orm"], verdicts, n) for judge, verdicts in pool.correct.items()}
+    base = {judge: verdicts.mean(1) for judge, verdicts in pool.correct.items()}
+    write_findings(out, lambda judge: {"F3": decide_f3(prompts, right[judge], best[judge], base[judge])})
+    merge_json(results / "findings.json", {"F4": decide_f4(beliefs["zs-orm"], learned[kept], whole)})
     by_step = {
         "auc": {
             name: [round(roc_auc(odds[:, :, t], learned[kept]), 4) for t in range(odds.shape[2])]
@@ -181,80 +173,6 @@ def score_steps(
     return {
         method: score_tokens(generator, verifiers[name], flat, prompts, question)[0].reshape(guesses.shape[:3])
         for method, (name, question) in QUESTIONERS.items()
-    }
-
-
-def by_both_judges(findings: Mapping[str, dict]) -> dict:
-    """The learned judge's finding, with what the template judge says to it."""
-    return findings["learned"] | {"template": {key: findings["template"][key] for key in ("seen", "delta", "ci")}}
-
-
-def decide_f2(prompts: Sequence[Prompt], zero_shot: npt.NDArray, tuned: npt.NDArray, correct: npt.NDArray) -> dict:
-    """F2 by its rule: best of all N is better, and accuracy rises more steeply with log n.
-
-    zero_shot, tuned: log-odds (P, N); correct: (P, N), the reporting judge's.
-    """
-    sizes = np.array([size for size in SIZES if size <= correct.shape[1]])
-    gains = np.stack(
-        [
-            expected_best_of(tuned, correct, int(size)) - expected_best_of(zero_shot, correct, int(size))
-            for size in sizes
-        ]
-    )
-    centred = np.log(sizes) - np.log(sizes).mean()
-    gain = decide("ft-orm − zs-orm > 0", prompts, gains[-1], paper="0.61 → 0.63")
-    steeper = decide("slope on log n", prompts, centred @ gains / (centred @ centred), paper="figure 3")
-    both = {gain["seen"], steeper["seen"]}
-    seen = "no" if "no" in both else "undecided" if "undecided" in both else "yes"
-    note = f"slope of accuracy on log n: {steeper['delta']:+.4f} {steeper['ci']}, {steeper['seen']}"
-    return gain | {"seen": seen, "note": note}
-
-
-def decide_f3(prompts: Sequence[Prompt], stepwise: npt.NDArray, best: npt.NDArray, base: npt.NDArray) -> dict:
-    """F3 by its rule: the fine-tuned PRM gains less than half of what the fine-tuned ORM gains.
-
-    For each pool (P,): stepwise, whether the image that the PRM led to is right; best, accuracy of the ORM's best of N;
-    base, that of the baseline.
-    """
-    claim = "gain of ft-prm − half the gain of ft-orm < 0"
-    return decide(claim, prompts, (stepwise - base) - (best - base) / 2, paper="+0.02 of +0.10", below=True)
-
-
-def decide_f4(log_odds: npt.NDArray, correct: npt.NDArray, guesses: Tensor) -> dict:
-    """F4 by its rule: the early AUC is low, the late one higher, most tokens final by then; bootstrap over prompts.
-
-    log_odds: (P, N, T), the zero-shot ORM's; correct: (P, N), verdicts on the final images; guesses: (P, N, T, L). The
-    rule takes the AUC of all images together, to which hard and easy prompts contribute; the note has that within
-    prompts as well, all that a choice among candidates depends on.
-    """
-    rng = np.random.default_rng(0)
-    settled = (guesses[:, :, LATE - 1] == guesses[:, :, -1]).double().mean(dim=(1, 2)).numpy()
-    early, late = log_odds[:, :, EARLY - 1], log_odds[:, :, LATE - 1]
-    inside = np.array(
-        [[roc_auc_within_prompts(o[i, None], correct[i, None]) for o in (early, late)] for i in range(len(correct))]
-    )
-
-    def measured(rows: npt.NDArray) -> tuple[float, ...]:
-        blurry, clear = (roc_auc(odds[rows], correct[rows]) for odds in (early, late))
-        within, clear_within = np.nanmean(inside[rows], axis=0)
-        return blurry, clear - blurry, float(settled[rows].mean()), within, clear_within - within
-
-    everything = measured(np.arange(len(correct)))
-    draws = np.array([measured(rng.integers(len(correct), size=len(correct))) for _ in range(RESAMPLES)])
-    low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
-    holds = (high[0] < BLURRY, low[1] > CLEARER, low[2] > SETTLED)
-    fails = (low[0] > BLURRY, high[1] < CLEARER, high[2] < SETTLED)
-    early_auc, gain = f"AUC at step {EARLY}", f"gain from there to step {LATE}"
-    also = [f"within prompts, {name}" for name in (early_auc, gain)]
-    names = (early_auc, gain, f"tokens final at step {LATE}", *also)
-    parts = [f"{name} {x:.3f} [{a:.3f}, {b:.3f}]" for name, x, a, b in zip(names, everything, low, high, strict=True)]
-    return {
-        "claim": f"AUC < {BLURRY} at step {EARLY}, {CLEARER} more at {LATE}, where {SETTLED:.0%} of tokens are final",
-        "seen": "yes" if all(holds) else "no" if any(fails) else "undecided",
-        "delta": round(everything[1], 4),
-        "ci": [round(float(low[1]), 4), round(float(high[1]), 4)],
-        "paper": "clear from steps 8–12 of 18 (figure 5)",
-        "note": "; ".join(parts),
     }
 
 

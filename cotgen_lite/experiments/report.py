@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cotgen_lite.experiments.findings import FINDINGS, findings
 from cotgen_lite.experiments.results import read_rows
 from cotgen_lite.hub import write_atomically
 from cotgen_lite.prompts import TAGS
@@ -125,20 +126,6 @@ TABLES = {
         "self-correct+parm++-no-reasons",
     ),
 }
-FINDINGS = {  # the paper's, in plain words
-    "F1": "a zero-shot ORM that chooses among twenty helps",
-    "F2": "fine-tuning it helps further, and the curve over n rises faster",
-    "F3": "a PRM gains less than half of what an ORM does",
-    "F4": "early guesses are too blurry to judge, later ones are clear",
-    "F5": "DPO helps, and a second round helps further",
-    "F6": "DPO and ORM together are better than either, in all three ways to combine them",
-    "F7": "PARM chooses better than the ORM and the PRM",
-    "F8": "PARM as a guide and on top is the best of all",
-    "F9": "PARM as a guide and on top gains most in two objects, position and attribute binding",
-    "F10": "the methods carry over to next-token generators",
-    "F11": "learning to correct costs the generator a little",
-    "F12": "reflecting helps, and its reasons do: more than other samples, or no reasons, at equal cost",
-}
 COLUMNS = ("single", "two", "counting", "colors", "position", "attribute", "overall")
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 
@@ -181,12 +168,6 @@ def _cells(method: str, ours: Mapping[str, dict], template: Mapping[str, dict]) 
     values = [f"{row['tags'][tag]:.2f}" for tag in TAGS] + [f"**{row['overall']:.3f}**"]
     values += ["{:.3f} to {:.3f}".format(*row["ci"]), f"{template[method]['overall']:.3f}"]
     return " | ".join([*values, f"{PAPER[method][-1]:.2f}" if method in PAPER else "–"])
-
-
-def findings(out: Path) -> dict[str, dict]:
-    """The entries of `results/findings.json` under `out`, F1 first."""
-    entries = json.loads((out / "results/findings.json").read_text(encoding="utf-8"))
-    return dict(sorted(entries.items(), key=lambda one: int(one[0].removeprefix("F"))))
 
 
 def finding_lines(out: Path) -> list[str]:

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from cotgen_lite.generate.autoregressive import AnyGenerator
 from cotgen_lite.hub import write_atomically, write_json
-from cotgen_lite.metrics import bootstrap_interval, expected_best_of, score, tag_means
+from cotgen_lite.metrics import expected_best_of, score
 from cotgen_lite.prompts import Prompt
 from cotgen_lite.verify.verifier import ORM_QUESTION, Verifier
 
@@ -76,49 +76,6 @@ def score_rows(
                 }
             )
     return rows
-
-
-def decide(
-    claim: str, prompts: Sequence[Prompt], difference: npt.NDArray, paper: str, note: str = "", below: bool = False
-) -> dict[str, object]:
-    """One finding of the form "this difference is above zero": seen if its 95% interval over prompts lies above.
-
-    difference: (P,) what is claimed to be positive, for each pool; or, with `below`, negative. Returns the entry of
-    findings.json ("no" needs the interval on the wrong side).
-    """
-    low, high = bootstrap_interval(prompts, difference)
-    delta = float(np.mean(list(tag_means(prompts, difference).values())))
-    above, under = ("no", "yes") if below else ("yes", "no")
-    return {
-        "claim": claim,
-        "seen": above if low > 0 else under if high < 0 else "undecided",
-        "delta": round(delta, 4),
-        "ci": [round(low, 4), round(high, 4)],
-        "paper": paper,
-        "note": note,
-    }
-
-
-def summed_up(claim: str, parts: Sequence[dict], beside: Sequence[dict], paper: str) -> dict:
-    """A finding of several comparisons, as sure as the least sure of them, whose numbers it takes."""
-
-    def said(found: dict) -> str:
-        low, high = found["ci"]
-        return f"{found['claim']}: {found['seen']}, {found['delta']:+.3f} [{low:+.3f}, {high:+.3f}]"
-
-    weakest = min(parts, key=lambda found: found["ci"][0])
-    seen = {found["seen"] for found in parts}
-    note = [*map(said, parts), *(f"(reported: {said(found)})" for found in beside)]
-    return weakest | {
-        "claim": claim,
-        "seen": "no" if "no" in seen else "undecided" if "undecided" in seen else "yes",
-        "paper": paper,
-        "note": "; ".join(["the weakest part's difference", *note]),
-        "parts": {
-            found["claim"].removesuffix(" > 0"): {key: found[key] for key in ("seen", "delta", "ci")}
-            for found in (*parts, *beside)
-        },
-    }
 
 
 def steps_profile(guesses: Tensor) -> npt.NDArray[np.float64]:
