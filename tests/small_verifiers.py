@@ -140,8 +140,8 @@ class Moody(torch.nn.Module):
     def _mood(self, images: torch.Tensor, by: float) -> torch.Tensor:
         return torch.sin(images.float().mean(dim=(1, 2, 3)) * by).half().float()
 
-    def score(self, images: torch.Tensor, prompts: list[str], *_: object) -> torch.Tensor:
+    def score(self, images: torch.Tensor, prompt: str, *_: object) -> torch.Tensor:
         return self._mood(images, 31.0)
 
-    def score_turns(self, images: torch.Tensor, prompts: list[str], questions: tuple[str, str]) -> torch.Tensor:
-        return torch.stack([self._mood(images, 17.0), (self._mood(images, 53.0) - self.doubt).half().float()], dim=1)
+    def clarity_and_potential(self, images: torch.Tensor, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._mood(images, 17.0), (self._mood(images, 53.0) - self.doubt).half().float()

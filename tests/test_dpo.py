@@ -277,8 +277,8 @@ class LikesLowCodes:
 
     model = torch.nn.Identity()
 
-    def score(self, codes: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        assert len(codes) == len(prompts)
+    def score(self, codes: torch.Tensor, prompt: str) -> torch.Tensor:
+        assert isinstance(prompt, str)
         return (codes < 512).float().mean(dim=1)
 
 

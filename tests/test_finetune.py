@@ -82,7 +82,7 @@ def test_it_learns_what_the_answers_say(tmp_path):
     dataset, images, dark = conversations(32)
     tuned, losses, _ = finetune_verifier(verifier, dataset, FineTuning(1e-3, epochs=6), tmp_path / "work")
     assert len(losses) == 24 and losses[-1] < 0.5 * losses[0]
-    odds = tuned.score(images, [PROMPT] * len(images))
+    odds = tuned.score(images, PROMPT)
     assert odds[dark].min() > odds[~dark].max()
     assert not tuned.model.training
 
@@ -110,8 +110,7 @@ def test_it_goes_on_after_an_interrupt(tmp_path, monkeypatch):
     assert again == pytest.approx(losses)
     _, _, seconds = finetune_verifier(fresh(tmp_path / "d"), dataset, settings, tmp_path / "parted")
     assert seconds == float((tmp_path / "parted/seconds.txt").read_text()) > 0  # of the run, not of finding it done
-    prompts = [PROMPT] * len(images)
-    torch.testing.assert_close(parted.score(images, prompts), whole.score(images, prompts))
+    torch.testing.assert_close(parted.score(images, PROMPT), whole.score(images, PROMPT))
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(r=4, target_modules=["q_proj", "v_proj"])], ids=["full", "lora"])
@@ -130,7 +129,7 @@ def test_llava_onevision_in_full_and_through_lora(tmp_path, lora):
     tuned.model.save_pretrained(tmp_path / "tuned")
     tuned.processor.save_pretrained(tmp_path / "tuned")
     again = Verifier.from_pretrained(tmp_path / "tuned", device="cpu")
-    torch.testing.assert_close(again.score(images, [PROMPT] * 8), tuned.score(images, [PROMPT] * 8))
+    torch.testing.assert_close(again.score(images, PROMPT), tuned.score(images, PROMPT))
 
 
 def test_another_run_in_the_same_folder_is_refused(tmp_path):

@@ -23,8 +23,6 @@ from cotgen_lite.generate.showo import correction_prefix, masked_loss, text_pref
 from cotgen_lite.prompts import encode_text
 from cotgen_lite.verify.search import best_of_n, parm_search, reflect, stepwise_best_of_n
 from cotgen_lite.verify.verifier import (
-    CLARITY_QUESTION,
-    POTENTIAL_QUESTION,
     PRM_QUESTION,
     REFLECTION_QUESTION,
     Verifier,
@@ -115,7 +113,7 @@ def test_the_verifier_reads_what_was_drawn(full: Full) -> None:
     odds = full.verifier.score(images[[0, 1, 0]], [PROMPT, PROMPT, OTHER])
     assert full.verifier.passes - asked == 3 and odds.isfinite().all()
     assert odds.unique().numel() == 3  # another image or another prompt, another score
-    torch.testing.assert_close(full.verifier.score(images[1:], [PROMPT])[0], odds[1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(full.verifier.score(images[1:], PROMPT)[0], odds[1], atol=1e-4, rtol=1e-4)
 
 
 # --- the searches ---
@@ -127,7 +125,7 @@ def test_best_of_n_keeps_the_favourite(full: Full) -> None:
     cost = found.cost
     assert found.images.shape == (3, 3, full.size, full.size)
     assert torch.equal(torch.stack([path.final for path in found.trajectories]), finals(full, PROMPT, 3, seed=5))
-    odds = full.verifier.score(found.images, [PROMPT] * 3)
+    odds = full.verifier.score(found.images, PROMPT)
     torch.testing.assert_close(found.log_odds, odds, atol=1e-4, rtol=1e-4)
     assert found.chosen == int(odds.argmax()) and torch.equal(found.image, found.images[found.chosen])
     # The prompt and the empty one; a first step that all share; then a pass with and one without the prompt for each.
@@ -144,7 +142,7 @@ def test_step_by_step_goes_on_from_the_favourite(full: Full) -> None:
     assert found.log_odds[0].isnan().all() and found.log_odds[1:].isfinite().all() and found.chosen[0] == 0
     assert torch.equal(found.chosen[1:], found.log_odds[1:].argmax(dim=1))
     images = full.generator.decode(found.guesses[2])
-    odds = full.verifier.score(images, [PROMPT] * 2, PRM_QUESTION)
+    odds = full.verifier.score(images, PROMPT, PRM_QUESTION)
     torch.testing.assert_close(found.log_odds[2], odds, atol=1e-4, rtol=1e-4)
     for step in range(1, STEPS):  # both draws keep what the favourite of the step before had committed
         kept = found.trajectory.committed[step - 1]
@@ -159,8 +157,9 @@ class Stricter(Verifier):
 
     bars = torch.zeros(2)
 
-    def score_turns(self, *args: Any, **kwargs: Any) -> Tensor:
-        return super().score_turns(*args, **kwargs) - self.bars
+    def clarity_and_potential(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        clarity, potential = super().clarity_and_potential(*args, **kwargs)
+        return clarity - self.bars[0], potential - self.bars[1]
 
 
 def test_parm_stops_what_is_clear_and_hopeless(full: Full) -> None:
@@ -168,8 +167,7 @@ def test_parm_stops_what_is_clear_and_hopeless(full: Full) -> None:
     whole = full.generator.draw([PROMPT], n, seed)[0]
     guesses = torch.stack([path.tokens for path in whole], dim=1)  # (T, N, L)
     images = full.generator.decode(guesses[:-1])
-    odds = full.verifier.score_turns(images, [PROMPT] * len(images), (CLARITY_QUESTION, POTENTIAL_QUESTION))
-    clarity, potential = odds.view(STEPS - 1, n, 2).unbind(dim=2)
+    clarity, potential = (odds.view(STEPS - 1, n) for odds in full.verifier.clarity_and_potential(images, PROMPT))
     # One image is not clear; of the clear ones' lowest potentials, a path's, the bar stands in the widest gap.
     enough = clarity.flatten().sort().values[:2].mean()
     heard = torch.where(clarity > enough, potential, math.inf)
@@ -187,7 +185,7 @@ def test_parm_stops_what_is_clear_and_hopeless(full: Full) -> None:
         assert torch.equal(found.guesses[:ran, path], guesses[:ran, path])
         assert (found.guesses[ran:, path] == MASKED).all()
     finished = full.generator.decode(found.guesses[-1, found.survived])
-    best = full.verifier.score(finished, [PROMPT] * survivors)
+    best = full.verifier.score(finished, PROMPT)
     torch.testing.assert_close(found.log_odds[found.survived], best, atol=1e-4, rtol=1e-4)
     assert found.chosen == int(found.survived.nonzero()[int(best.argmax())])
     assert found.cost.generator_passes == 2 + 2 + 2 * int((found.steps - 1).sum())
@@ -256,7 +254,7 @@ def test_a_step_of_self_correction_lowers_its_loss_and_then_it_draws(full: Full)
 @ONLY_256
 def test_reflection_corrects_until_it_hears_yes(full: Full) -> None:
     codes = finals(full, PROMPT, 4, seed=3)
-    odds = full.verifier.score(full.generator.decode(codes), [PROMPT] * 4, REFLECTION_QUESTION)
+    odds = full.verifier.score(full.generator.decode(codes), PROMPT, REFLECTION_QUESTION)
     first, before = int(odds.argmin()), full.verifier.passes
     assert odds[first] < 0
     found = reflect(full.generator, full.verifier, PROMPT, codes[first], seed=2, rounds=2)

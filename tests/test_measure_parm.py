@@ -126,10 +126,8 @@ def test_stops_are_counted_by_hand() -> None:
 def test_potential_is_held_against_the_end_of_its_own_path(toy_generator: Any, tmp_path: Path) -> None:
     drawn = toy_generator.draw([prompt.text for prompt in PROMPTS], 4, seed=1)
     guesses = torch.stack([torch.stack([path.tokens for path in paths]) for paths in drawn])
-    verifier, texts = Moody(), ["text"] * 4
-    at_step_2 = torch.stack(
-        [verifier.score_turns(toy_generator.decode(g[:, 2]), texts, ("", ""))[:, 1] for g in guesses]
-    )
+    verifier = Moody()
+    at_step_2 = torch.stack([verifier.clarity_and_potential(toy_generator.decode(g[:, 2]), "")[1] for g in guesses])
     # As if the paths ended as their potential at step 3 foretells: the AUC is 1 there.
     ends = (at_step_2 > at_step_2.median(dim=1, keepdim=True).values).numpy()
     opinions = ask_of_paths(toy_generator, verifier, guesses, PROMPTS, tmp_path, stop=False)  # type: ignore[arg-type]

@@ -35,10 +35,10 @@ class Picky(torch.nn.Module):
         super().__init__()
         self.model = self
 
-    def score(self, images: torch.Tensor, prompts: list[str], question: str = "") -> torch.Tensor:
+    def score(self, images: torch.Tensor, prompt: str, question: str = "") -> torch.Tensor:
         return torch.sin(images.float().mean(dim=(1, 2, 3)) * 31) - 0.5
 
-    def explain(self, images: torch.Tensor, prompts: list[str]) -> list[str]:
+    def explain(self, images: torch.Tensor, prompt: str) -> list[str]:
         return ["" if image.float().mean() % 1 < 0.5 else "the cat is missing" for image in images]
 
 
@@ -127,7 +127,7 @@ def test_more_samples_are_as_many_as_rounds(toy_generator: Any, tmp_path: Path, 
     seen: list[int] = []
 
     class Counting(Picky):
-        def score(self, images: torch.Tensor, prompts: list[str], question: str = "") -> torch.Tensor:
+        def score(self, images: torch.Tensor, prompt: str, question: str = "") -> torch.Tensor:
             seen.append(len(images))
             return torch.arange(len(images)).float()  # the last is the favourite
 

@@ -26,7 +26,7 @@ from cotgen_lite.lite.vocabulary import lite_tokenizer
 from cotgen_lite.metrics import roc_auc_within_prompts
 from cotgen_lite.pools import Pool, stratified_subset
 from cotgen_lite.prompts import TAGS, lite_prompts
-from cotgen_lite.verify.pool_search import PARM_QUESTIONS, Outcome, ask_of_paths, spent_by_search_of_runs, stop_paths
+from cotgen_lite.verify.pool_search import Outcome, ask_of_paths, spent_by_search_of_runs, stop_paths
 from cotgen_lite.verify.search import best_of_n, parm_search
 
 PROMPTS = lite_prompts("train")[:9:4]
@@ -122,7 +122,7 @@ def test_fills_are_compared_run_by_run(
             for row, paths in enumerate(drawn):
                 images = generator.decode(torch.stack([path.tokens[run] for path in paths]))
                 odds[row] = moody.score(images, [prompts[row].text] * 4)
-                clear[row] = grumpy.score_turns(images, [prompts[row].text] * 4, PARM_QUESTIONS)[:, 0] > 0
+                clear[row] = grumpy.clarity_and_potential(images, prompts[row].text)[0] > 0
             told = found[fill]["auc_within_prompts"]["zs-orm"][run]
             assert told == pytest.approx(roc_auc_within_prompts(odds, right), abs=1e-4)
             assert found[fill]["parm-retaught_clear"][run] == pytest.approx(clear.mean(), abs=1e-4)

@@ -37,9 +37,7 @@ from cotgen_lite.verify import training_data as ranking
 from cotgen_lite.verify.search import parm_search, reflect, stepwise_best_of_n
 from cotgen_lite.verify.training_data import balanced, label_steps
 from cotgen_lite.verify.verifier import (
-    CLARITY_QUESTION,
     ORM_QUESTION,
-    POTENTIAL_QUESTION,
     PRM_QUESTION,
     REFLECTION_QUESTION,
     load_verifier,
@@ -177,23 +175,18 @@ def test_fresh_pair(toy_generator: Any) -> None:
 def test_parm_search(toy_generator: Any) -> None:
     space = from_scratch("07_parm")
     ours = space["search_with_parm"]
-    # The whole notebook's other names, as its first cells define them.
-    space |= {
-        "generator": toy_generator,
-        "CLARITY_QUESTION": CLARITY_QUESTION,
-        "POTENTIAL_QUESTION": POTENTIAL_QUESTION,
-    }
+    space["generator"] = toy_generator  # as the notebook's first cells define it
     prompt, verifier, stopped = "a photo of a red cat and a blue dog", load_verifier("parm"), 0
 
     class Moody:
         """Answers that hang on the image, so that some paths are stopped."""
 
-        def score(self, images: torch.Tensor, prompts: list[str], question: str = "") -> torch.Tensor:
+        def score(self, images: torch.Tensor, prompt: str, question: str = "") -> torch.Tensor:
             return torch.sin(images.float().mean(dim=(1, 2, 3)) * 31)
 
-        def score_turns(self, images: torch.Tensor, prompts: list[str], questions: tuple) -> torch.Tensor:
+        def clarity_and_potential(self, images: torch.Tensor, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
             mean = images.float().mean(dim=(1, 2, 3))
-            return torch.stack([torch.sin(mean * 17), torch.sin(mean * 53) + 0.6], dim=1)
+            return torch.sin(mean * 17), torch.sin(mean * 53) + 0.6
 
     for one in (Moody(), verifier):
         ledger = Ledger()
@@ -215,10 +208,10 @@ def test_reflect(toy_generator: Any) -> None:
     class Moody:
         """Answers that hang on the image, so that some reflections end early."""
 
-        def score(self, images: torch.Tensor, prompts: list[str], question: str = "") -> torch.Tensor:
+        def score(self, images: torch.Tensor, prompt: str, question: str = "") -> torch.Tensor:
             return torch.sin(images.float().mean(dim=(1, 2, 3)) * 41) - 0.3
 
-        def explain(self, images: torch.Tensor, prompts: list[str]) -> list[str]:
+        def explain(self, images: torch.Tensor, prompt: str) -> list[str]:
             return ["there is no cat" if image.float().mean() > 128 else "the dog is red" for image in images]
 
     paths = toy_generator.draw([prompt], n=6, seed=4)[0]

@@ -7,7 +7,7 @@ import torch
 
 from cotgen_lite.generate.sampling import MASKED
 from cotgen_lite.verify.search import best_of_n, parm_search, reflect, stepwise_best_of_n
-from cotgen_lite.verify.verifier import CLARITY_QUESTION, POTENTIAL_QUESTION, REFLECTION_QUESTION
+from cotgen_lite.verify.verifier import ORM_QUESTION, REFLECTION_QUESTION
 
 PROMPT = "a photo of a red cat and a blue dog"
 
@@ -17,8 +17,8 @@ class Favourite:
 
     asked = 0
 
-    def score(self, images: torch.Tensor, prompts: list[str], question: str) -> torch.Tensor:
-        assert len(images) == len(prompts) and "{prompt}" in question
+    def score(self, images: torch.Tensor, prompt: str, question: str = ORM_QUESTION) -> torch.Tensor:
+        assert prompt == PROMPT and "{prompt}" in question
         self.asked += len(images)
         return -images.float().mean(dim=(1, 2, 3))
 
@@ -86,12 +86,12 @@ class Doubter(Favourite):
     def __init__(self, limit: float = 1e9, clear: float = 1.0) -> None:
         self.limit, self.clear, self.heard = limit, clear, []
 
-    def score_turns(self, images: torch.Tensor, prompts: list[str], questions: tuple[str, str]) -> torch.Tensor:
-        assert questions == (CLARITY_QUESTION, POTENTIAL_QUESTION) and len(images) == len(prompts)
+    def clarity_and_potential(self, images: torch.Tensor, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+        assert prompt == PROMPT
         self.asked += len(images)
         self.heard.append(len(images))
         potential = self.limit - images.float().mean(dim=(1, 2, 3))
-        return torch.stack([torch.full_like(potential, self.clear), potential], dim=1)
+        return torch.full_like(potential, self.clear), potential
 
 
 def test_parm_that_never_objects_is_best_of_n(toy_generator: Any) -> None:
@@ -163,12 +163,12 @@ class Critic:
     def __init__(self, *odds: float) -> None:
         self.odds, self.seen, self.explained = list(odds), [], 0  # type: ignore[var-annotated]
 
-    def score(self, images: torch.Tensor, prompts: list[str], question: str) -> torch.Tensor:
-        assert question == REFLECTION_QUESTION and prompts == [PROMPT]
+    def score(self, images: torch.Tensor, prompt: str, question: str) -> torch.Tensor:
+        assert question == REFLECTION_QUESTION and prompt == PROMPT
         self.seen.append(images[0])
         return torch.tensor(self.odds[len(self.seen) - 1 : len(self.seen)])
 
-    def explain(self, images: torch.Tensor, prompts: list[str]) -> list[str]:
+    def explain(self, images: torch.Tensor, prompt: str) -> list[str]:
         self.explained += 1
         return [["there is no dog", "the cat is missing", "the dog is red, not blue"][self.explained - 1]]
 

@@ -22,7 +22,7 @@ from cotgen_lite.generate.sampling import SamplingSettings
 from cotgen_lite.generate.showo import Showo
 from cotgen_lite.generate.vq import Magvit
 from cotgen_lite.prompts import GENEVAL
-from cotgen_lite.verify.verifier import CLARITY_QUESTION, POTENTIAL_QUESTION, Verifier
+from cotgen_lite.verify.verifier import Verifier
 
 PROMPT = "The red apple was next to the yellow pear."
 
@@ -81,8 +81,8 @@ def test_everything_loads_by_path_and_draws_or_judges(paths: dict[str, Path]) ->
     files = (paths[part] for part in ("llamagen", "t5", "llamagen-vq"))
     assert draw_one(LlamaGenGenerator.from_pretrained(*files, runs, 16, "cpu")).shape == (1, 3, 32, 32)
     verifier = Verifier.from_pretrained(paths["onevision"], "cpu")
-    odds = verifier.score_turns(images, [PROMPT], (CLARITY_QUESTION, POTENTIAL_QUESTION))
-    assert odds.shape == (1, 2) and odds.isfinite().all()
+    clarity, potential = verifier.clarity_and_potential(images, PROMPT)
+    assert clarity.shape == (1,) and clarity.isfinite() and potential.isfinite()
     detector = Mask2FormerDetector.from_pretrained(
         paths["mask2former"], paths["clip"], device="cpu", input_size=(64, 96)
     )
@@ -94,7 +94,7 @@ def test_everything_loads_by_path_and_draws_or_judges(paths: dict[str, Path]) ->
 def test_the_verifier_has_opinions(paths: dict[str, Path]) -> None:
     verifier = Verifier.from_pretrained(paths["onevision"], "cpu")
     noise = torch.randint(256, (4, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    assert verifier.score(noise, [PROMPT] * 4).std() > 0.01
+    assert verifier.score(noise, PROMPT).std() > 0.01
     assert verifier.score(noise[:1].expand(2, -1, -1, -1), [PROMPT, "A leather jacket."]).diff().abs() > 0.01
 
 

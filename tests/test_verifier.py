@@ -96,8 +96,19 @@ def test_score_does_not_depend_on_the_batch(verifier, images):
     torch.testing.assert_close(shuffled, together[order], atol=2e-5, rtol=1e-4)
 
 
-def test_earlier_turns_stand_before_the_question(verifier, images):
-    scores = verifier.score(images, PROMPTS, POTENTIAL_QUESTION, turns=[(CLARITY_QUESTION, "yes")])
+def test_one_prompt_serves_all_images(verifier, images):
+    for ask in (verifier.score, verifier.explain, lambda *some: verifier.score_questions(*some, [PRM_QUESTION])):
+        one, each = ask(images, PROMPTS[0]), ask(images, [PROMPTS[0]] * len(images))
+        assert one == each if isinstance(one, list) else torch.equal(one, each)
+
+
+def test_clarity_and_potential_are_one_conversation_read_in_one_pass(verifier, images):
+    before = verifier.passes
+    clarity, potential = verifier.clarity_and_potential(images, PROMPTS, batch_size=3)
+    assert verifier.passes - before == len(PROMPTS)
+    first = verifier.score(images, PROMPTS, CLARITY_QUESTION)
+    torch.testing.assert_close(clarity, first, atol=2e-5, rtol=1e-4)
+    assert (clarity - potential).abs().min() > 1e-4  # so that equality says something
     expected = [
         naive_log_odds(
             verifier,
@@ -110,17 +121,7 @@ def test_earlier_turns_stand_before_the_question(verifier, images):
         )
         for image, prompt in zip(images, PROMPTS, strict=True)
     ]
-    torch.testing.assert_close(scores, torch.tensor(expected), atol=2e-5, rtol=1e-4)
-
-
-def test_turns_read_in_one_pass_equal_turns_read_one_by_one(verifier, images):
-    before = verifier.passes
-    together = verifier.score_turns(images, PROMPTS, (CLARITY_QUESTION, POTENTIAL_QUESTION), batch_size=3)
-    assert verifier.passes - before == len(PROMPTS)
-    first = verifier.score(images, PROMPTS, CLARITY_QUESTION)
-    second = verifier.score(images, PROMPTS, POTENTIAL_QUESTION, turns=[(CLARITY_QUESTION, "yes")])
-    assert (first - second).abs().min() > 1e-4  # so that equality says something
-    torch.testing.assert_close(together, torch.stack([first, second], dim=1), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(potential, torch.tensor(expected), atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +260,6 @@ def lite(tmp_path_factory) -> Verifier:
     ("change", "says"),
     [
         (lambda images: (images[:3], PROMPTS), "3 images came with 4 prompts"),
-        (lambda images: (images[:1], PROMPTS[0]), "one string"),
         (lambda images: (images[:, :, :32, :32], PROMPTS), "64 x 64 pixels; got 32 x 32"),
         (lambda images: (images.float(), PROMPTS), "uint8"),
         (lambda images: (images, ["a photo of a zeppelin", *PROMPTS[1:]]), "zeppelin"),

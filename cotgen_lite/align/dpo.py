@@ -162,7 +162,7 @@ def online_pairs(
         pairs = []
         for prompt, paths in zip(chosen, current.draw(chosen, samples, key), strict=True):
             codes = torch.stack([path.final for path in paths])
-            log_odds = verifier.score(current.decode(codes), [prompt] * samples)
+            log_odds = verifier.score(current.decode(codes), prompt)
             prefix = text_prefix(policy.config, encode_text(generator.text_tokenizer, prompt))
             pairs.append(Pair(prefix, codes[int(log_odds.argmax())], codes[int(log_odds.argmin())]))
         return pairs

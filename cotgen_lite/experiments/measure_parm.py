@@ -29,7 +29,6 @@ from cotgen_lite.metrics import expected_best_of, tag_means
 from cotgen_lite.pools import Pool, load_pool, save_pool, stratified_subset
 from cotgen_lite.prompts import Prompt
 from cotgen_lite.verify.pool_search import (
-    PARM_QUESTIONS,
     Opinions,
     Outcome,
     areas_by_step,
@@ -189,12 +188,12 @@ def unit_costs(
         ledger = Ledger()
         paths = generator.draw([prompt.text], n, seed=0, ledger=ledger)[0]
         codes = torch.stack([path.final for path in paths])
-        images, texts = generator.decode(codes), [prompt.text] * n
+        images = generator.decode(codes)
         deeds: dict[str, tuple[Callable[[], object], int]] = {
             "generator_pass": (partial(generator.draw, [prompt.text], n, seed=0), ledger.passes + ledger.prefix_passes),
             "decode": (partial(generator.decode, codes), n),
-            "read": (partial(verifier.score, images, texts), n),
-            "read_twice": (partial(verifier.score_turns, images, texts, PARM_QUESTIONS), n),
+            "read": (partial(verifier.score, images, prompt.text), n),
+            "read_twice": (partial(verifier.clarity_and_potential, images, prompt.text), n),
         }
         of_prompts.append([[spent / times for spent in _spent(deed)] for deed, times in deeds.values()])
     means = np.mean(of_prompts, axis=0)

@@ -226,7 +226,7 @@ def draw_more(
     for row, prompt in enumerate(prompts):
         some = codes[row, : own.rounds[row] + 1]
         images = generator.decode(some)
-        chosen.append(int(verifier.score(images, [prompt.text] * len(images), REFLECTION_QUESTION).argmax()))
+        chosen.append(int(verifier.score(images, prompt.text, REFLECTION_QUESTION).argmax()))
     kept = codes[torch.arange(len(prompts)), torch.tensor(chosen)][:, None]
     return {name: judge_tokens(generator, kept, prompts, judge)[:, 0] for name, judge in judges.items()}
 

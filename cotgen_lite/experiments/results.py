@@ -26,17 +26,16 @@ def score_tokens(
     tokens: Tensor,
     prompts: Sequence[Prompt],
     question: str = ORM_QUESTION,
-    turns: Sequence[tuple[str, str]] = (),
 ) -> tuple[npt.NDArray[np.float32], float]:
     """A verifier's log-odds on a pool's finished images, and the seconds it took, the decoding of codes included.
 
-    tokens (P, N, L); question and turns as in `Verifier.score`; returns float32 (P, N).
+    tokens (P, N, L); question as in `Verifier.score`; returns float32 (P, N).
     """
     rows, seconds = [], 0.0
     for prompt, candidates in zip(prompts, tqdm(tokens, desc="verifier"), strict=True):
         started = time.perf_counter()
         images = generator.decode(candidates)
-        rows.append(verifier.score(images, [prompt.text] * len(images), question, turns).numpy())
+        rows.append(verifier.score(images, prompt.text, question).numpy())
         seconds += time.perf_counter() - started
     return np.stack(rows), seconds
 

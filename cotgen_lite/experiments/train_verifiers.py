@@ -3,13 +3,13 @@
 Paper: section 3.2 (ORM, PRM), section 4 (PARM), section 5 (PARM++).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from cotgen_lite.experiments.configs import Config
-from cotgen_lite.experiments.results import score_tokens
 from cotgen_lite.generate.drawing import draw_pool, judge_tokens
 from cotgen_lite.generate.pipeline import load_generator
 from cotgen_lite.hub import file_sha256, write_manifest
@@ -42,16 +42,19 @@ from cotgen_lite.verify.training_data import (
     save_steps,
     train_prompts,
 )
-from cotgen_lite.verify.verifier import CLARITY_QUESTION, ORM_QUESTION, POTENTIAL_QUESTION, PRM_QUESTION, Verifier
+from cotgen_lite.verify.verifier import PRM_QUESTION, Verifier
 
 ROLLOUTS, MANY_ROLLOUTS = 4, 16  # the paper's, and what they are checked against
 # Writing is new to the lite verifier: at PARM's own rate, 1e-4, its sentences had the right form and the wrong words.
 WRITING_RATE = 3e-4
-# What is asked of dev images when a learning rate is chosen: a question, the turns before it, and of which steps.
-Look = tuple[str, Sequence[tuple[str, str]], slice]
-FINISHED: Look = (ORM_QUESTION, (), slice(-1, None))
-EVERY_FOURTH: Look = (PRM_QUESTION, (), slice(1, None, 4))
-CLEAR: Look = (POTENTIAL_QUESTION, ((CLARITY_QUESTION, "yes"),), slice(CLEAR_FROM - 1, -1, 2))
+# What is asked of dev images when a learning rate is chosen: how a verifier is asked, and of which steps.
+Look = tuple[Callable[[Verifier, Tensor, str], Tensor], slice]
+FINISHED: Look = (lambda verifier, images, prompt: verifier.score(images, prompt), slice(-1, None))
+EVERY_FOURTH: Look = (lambda verifier, images, prompt: verifier.score(images, prompt, PRM_QUESTION), slice(1, None, 4))
+CLEAR: Look = (
+    lambda verifier, images, prompt: verifier.clarity_and_potential(images, prompt)[1],
+    slice(CLEAR_FROM - 1, -1, 2),
+)
 
 
 def build_images(out: Path, work: Path, config: Config) -> None:
@@ -154,10 +157,13 @@ def _finetune(
 
     def area(verifier: Verifier) -> float:
         means = []
-        for question, turns, steps in looks:
-            seen = guesses[:, :, steps].unbind(dim=2)
-            odds = [score_tokens(generator, verifier, codes, prompts, question, turns)[0] for codes in seen]
-            means.append(np.mean([mean_roc_auc(prompts, one, right) for one in odds]))
+        for ask, steps in looks:
+            areas = []
+            for seen in guesses[:, :, steps].unbind(dim=2):
+                rows = zip(seen, prompts, strict=True)
+                odds = np.stack([ask(verifier, generator.decode(row), prompt.text).numpy() for row, prompt in rows])
+                areas.append(mean_roc_auc(prompts, odds, right))
+            means.append(np.mean(areas))
         return round(float(np.nan_to_num(np.mean(means))), 4)
 
     before, tried = area(Verifier.from_pretrained(out / "models/verifier")), {}

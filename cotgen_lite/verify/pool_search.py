@@ -22,9 +22,7 @@ from cotgen_lite.pools import SHARD, Pool, in_shards
 from cotgen_lite.prompts import Prompt
 from cotgen_lite.training import fingerprint
 from cotgen_lite.verify.search import Assess
-from cotgen_lite.verify.verifier import CLARITY_QUESTION, POTENTIAL_QUESTION, Verifier
-
-PARM_QUESTIONS = (CLARITY_QUESTION, POTENTIAL_QUESTION)
+from cotgen_lite.verify.verifier import Verifier
 
 
 @dataclass(frozen=True)
@@ -77,12 +75,12 @@ def ask_of_paths(
                 if not len(running):
                     break
                 images = generator.decode(guesses[row, running, step])
-                said = verifier.score_turns(images, [prompt] * len(running), PARM_QUESTIONS)
+                said = torch.stack(verifier.clarity_and_potential(images, prompt), dim=1)
                 odds[place, running, step] = said = said.half().float()
                 if stop:
                     running = running[(said[:, 0] <= 0) | (said[:, 1] > 0)]
             images = generator.decode(guesses[row, :, -1])
-            final.append(verifier.score(images, [prompt] * len(images)))
+            final.append(verifier.score(images, prompt))
         return {"odds": odds.half(), "final": torch.stack(final).half()}
 
     digest = hashlib.sha256(guesses.contiguous().numpy().tobytes()).hexdigest()

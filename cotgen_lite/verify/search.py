@@ -28,9 +28,7 @@ from cotgen_lite.generate.sampling import (
 from cotgen_lite.generate.showo import text_prefix
 from cotgen_lite.prompts import encode_text
 from cotgen_lite.verify.verifier import (
-    CLARITY_QUESTION,
     ORM_QUESTION,
-    POTENTIAL_QUESTION,
     PRM_QUESTION,
     REFLECTION_QUESTION,
     Verifier,
@@ -92,7 +90,7 @@ def best_of_n(
     trajectories = generator.draw([prompt], n, seed, ledger=ledger)[0]
     images = generator.decode(torch.stack([trajectory.final for trajectory in trajectories]))
     drawn = time.perf_counter()
-    log_odds = verifier.score(images, [prompt] * n, question)
+    log_odds = verifier.score(images, prompt, question)
     scored = time.perf_counter()
     cost = Cost(ledger.passes + ledger.prefix_passes, n, ledger.places, drawn - started, scored - drawn)
     return SearchResult(prompt, trajectories, images, log_odds, int(log_odds.argmax()), cost)
@@ -146,7 +144,7 @@ def stepwise_best_of_n(
         if draws.step >= first_step:
             images = generator.decode(step.guess)
             asked = time.perf_counter()
-            log_odds = verifier.score(images, [prompt] * n, question)
+            log_odds = verifier.score(images, prompt, question)
             asking += time.perf_counter() - asked
         best = int(log_odds.argmax()) if draws.step >= first_step else 0
         state = keep(draws, [best])
@@ -237,7 +235,7 @@ def parm_search(
         if state.step < first_step:
             continue
         images, began = generator.decode(step.guess), time.perf_counter()
-        odds = verifier.score_turns(images, [prompt] * len(running), (CLARITY_QUESTION, POTENTIAL_QUESTION))
+        odds = torch.stack(verifier.clarity_and_potential(images, prompt), dim=1)
         asking, asked = asking + time.perf_counter() - began, asked + len(running)
         clarity[at, running] = odds[:, 0]
         clear = odds[:, 0] > 0
@@ -265,7 +263,7 @@ def parm_search(
 
     images, began = generator.decode(guesses[-1, running]), time.perf_counter()
     log_odds = torch.full((n,), torch.nan)
-    log_odds[running] = verifier.score(images, [prompt] * len(running), ORM_QUESTION)
+    log_odds[running] = verifier.score(images, prompt)
     asking, asked = asking + time.perf_counter() - began, asked + len(running)
     best = int(log_odds[running].argmax())
     cost = Cost(
@@ -316,13 +314,13 @@ def reflect(
     default the verifier's own. Paper: section 5 (at most three rounds).
     """
     started, asking, ledger = time.perf_counter(), 0.0, Ledger()
-    explain = explain or (lambda image, text: verifier.explain(image[None], [text])[0])
+    explain = explain or (lambda image, text: verifier.explain(image[None], text)[0])
     drawn, images = [codes.to("cpu", torch.int16)], [generator.decode(codes)[0]]
     odds: list[float] = []
     reasons: list[str] = []
 
     def ask() -> float:
-        return verifier.score(images[-1][None], [prompt], REFLECTION_QUESTION).item()
+        return verifier.score(images[-1][None], prompt, REFLECTION_QUESTION).item()
 
     while True:
         began = time.perf_counter()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoConfig,
@@ -61,8 +62,11 @@ NO_WORDS = ("no", "No", " no", " No")
 class Verifier:
     """A vision-language model that says how sure it is that an image shows its prompt.
 
-    model: any transformers image-text-to-text model. processor: its processor, with a chat template.
-    passes: forward passes so far, one for each image and question, for a search's ledger.
+    model: any transformers image-text-to-text model. processor: its processor, with a chat template. Images are uint8
+    (B, 3, H, W) everywhere, and `prompt` is one string for all of them or B strings, one for each; `batch_size` images
+    are read in one forward pass. ValueError for images that the model cannot read, another number of prompts, a
+    question without {prompt}, or a word outside a lite model's vocabulary.
+    passes: how often an image was read with a question so far.
     """
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -110,103 +114,67 @@ class Verifier:
             )
         return cls(model, processor)
 
-    @torch.inference_mode()
     def score(
-        self,
-        images: torch.Tensor,
-        prompts: Sequence[str],
-        question: str = ORM_QUESTION,
-        turns: Sequence[tuple[str, str]] = (),
-        batch_size: int = 20,
-    ) -> torch.Tensor:
+        self, images: Tensor, prompt: str | Sequence[str], question: str = ORM_QUESTION, batch_size: int = 20
+    ) -> Tensor:
         """Log-odds of yes against no: log-sum-exp of the raw logits of all ways to write yes, minus that of no.
 
-        Args:
-            images: uint8 (B, 3, H, W).
-            prompts: B prompts, one for each image.
-            question: with {prompt} where the prompt goes.
-            turns: earlier (question, answer) pairs, which may hold {prompt} too; the image stands before the first.
-            batch_size: images in one forward pass.
-
-        Returns:
-            float32 (B,), on the CPU. Higher means more likely yes; `probability_yes` turns it into P(yes).
-
-        Raises:
-            ValueError: if images are not as the model wants them, prompts and images are not equally many, the prompt
-                has no place in the questions, or a word is outside a lite model's vocabulary.
+        question: with {prompt} where the prompt goes. Returns float32 (B,), on the CPU; higher means more likely yes,
+        and `probability_yes` turns it into P(yes). Paper: section 3.2.
         """
-        self._check(images, prompts, [question], turns)
-        text_of = {prompt: [self._conversation(prompt, question, turns)] for prompt in dict.fromkeys(prompts)}
-        return self._read_all(images, prompts, text_of, batch_size)[:, 0]
+        return self._read_conversation(images, prompt, [question], batch_size)[:, 0]
 
-    @torch.inference_mode()
-    def score_turns(
-        self, images: torch.Tensor, prompts: Sequence[str], questions: Sequence[str], batch_size: int = 20
-    ) -> torch.Tensor:
-        """Log-odds of yes at every question of one conversation, in which all questions before it were answered yes.
+    def clarity_and_potential(
+        self, images: Tensor, prompt: str | Sequence[str], batch_size: int = 20
+    ) -> tuple[Tensor, Tensor]:
+        """PARM's two questions about unfinished images: is it clear enough to judge, and, if so, has it potential?
 
-        Image and prompt are read once: one forward pass gives all of them, because a question never sees a later one.
-        Arguments and errors as in `score`; questions: Q of them, the first with {prompt}. Returns float32 (B, Q).
-        Paper: section 4 (PARM asks about clarity, and then about potential).
+        One conversation, in which the first question was answered yes, read in one forward pass, because a question
+        never sees a later one. Returns log-odds of yes, float32 (B,) each. Paper: section 4.
         """
-        self._check(images, prompts, questions, ())
-        asked = [
-            ([(before, "yes") for before in questions[:turn]], question) for turn, question in enumerate(questions)
-        ]
-        text_of = {
-            prompt: [self._conversation(prompt, question, turns) for turns, question in asked]
-            for prompt in dict.fromkeys(prompts)
-        }
-        return self._read_all(images, prompts, text_of, batch_size)
+        asked = [CLARITY_QUESTION, POTENTIAL_QUESTION]
+        clarity, potential = self._read_conversation(images, prompt, asked, batch_size).unbind(dim=1)
+        return clarity, potential
 
     @torch.inference_mode()
     def score_questions(
-        self, images: torch.Tensor, prompts: Sequence[str], questions: Sequence[str], batch_size: int = 20
-    ) -> torch.Tensor:
-        """Log-odds of yes at several questions, each asked as if it were the only one: what `score` gives for each.
+        self, images: Tensor, prompt: str | Sequence[str], questions: Sequence[str], batch_size: int = 20
+    ) -> Tensor:
+        """Log-odds of yes at Q questions, each asked as if it were the only one: what `score` gives for each, (B, Q).
 
         The image, and the words with which all questions begin, are read once; each question goes on from there with a
         copy of their keys and values. Passes are counted as if all were asked apart, one for each image and question.
-        Arguments and errors as in `score`; questions: Q of them, each with {prompt}. Returns float32 (B, Q).
         """
         for question in questions:
-            self._check(images, prompts, [question], ())
-        texts = {
-            prompt: [self._conversation(prompt, question, ()) for question in questions]
-            for prompt in dict.fromkeys(prompts)
-        }
-        batches = [slice(start, start + batch_size) for start in range(0, len(prompts), batch_size)]
-        odds = [self._read_apart(images[some], [texts[prompt] for prompt in prompts[some]]) for some in batches]
+            prompts = self._checked(images, prompt, [question])
+        texts = {text: [self._conversation(text, [question]) for question in questions] for text in set(prompts)}
+        odds = [
+            self._read_apart(images[some], [texts[text] for text in prompts[some]])
+            for some in _batches(len(prompts), batch_size)
+        ]
         self.passes += len(prompts) * len(questions)
         return torch.cat(odds) if odds else torch.zeros(0, len(questions))
 
     @torch.inference_mode()
     def explain(
         self,
-        images: torch.Tensor,
-        prompts: Sequence[str],
+        images: Tensor,
+        prompt: str | Sequence[str],
         question: str = REFLECTION_QUESTION,
         max_new_tokens: int = 48,
         batch_size: int = 20,
     ) -> list[str]:
         """What is wrong with each image, in words: how the verifier, decoded greedily, goes on after "no, ".
 
-        It is not asked whether anything is wrong: that is what `score` with the same question says. Arguments and
-        errors as in `score`; max_new_tokens: longest explanation. Paper: section 5 (PARM++).
+        It is not asked whether anything is wrong: that is what `score` with the same question says.
+        Paper: section 5 (PARM++).
         """
-        self._check(images, prompts, [question], ())
+        prompts = self._checked(images, prompt, [question])
         tokenizer, written = self.processor.tokenizer, []
-        texts = [self._conversation(prompt, question, ()) + REFUSAL for prompt in prompts]
-        for first in range(0, len(texts), batch_size):
-            some = slice(first, first + batch_size)
+        texts = [self._conversation(text, [question]) + REFUSAL for text in prompts]
+        for some in _batches(len(texts), batch_size):
             # Padding before the question this time, since what is new is written after it.
-            inputs = self.processor(
-                images=list(images[some].cpu()),
-                text=texts[some],
-                padding=True,
-                padding_side="left",
-                return_tensors="pt",
-            ).to(self.model.device, dtype=self.model.dtype)
+            inputs = self._inputs(images[some], texts[some], padding_side="left")
             out = self.model.generate(
                 **inputs, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id
             )
@@ -215,49 +183,51 @@ class Verifier:
         self.passes += len(texts)
         return written
 
-    def _read_all(
-        self, images: torch.Tensor, prompts: Sequence[str], text_of: Mapping[str, list[str]], batch_size: int
-    ) -> torch.Tensor:
-        batches = [slice(start, start + batch_size) for start in range(0, len(prompts), batch_size)]
-        read = {prompt: (texts[-1], self._tokens_after(texts)) for prompt, texts in text_of.items()}
-        odds = [self._read(images[some], [read[prompt] for prompt in prompts[some]]) for some in batches]
+    @torch.inference_mode()
+    def _read_conversation(
+        self, images: Tensor, prompt: str | Sequence[str], questions: Sequence[str], batch_size: int
+    ) -> Tensor:
+        """Log-odds of yes (B, Q) at every question of one conversation, all before it answered yes, in one reading."""
+        prompts, odds = self._checked(images, prompt, questions), []
+        # Of each prompt, the whole conversation, and how many of its tokens follow each place where an answer starts.
+        read: dict[str, tuple[str, list[int]]] = {}
+        for text in set(prompts):
+            parts = [self._conversation(text, questions[: turn + 1]) for turn in range(len(questions))]
+            lengths = [len(self.processor.tokenizer(part, add_special_tokens=False)["input_ids"]) for part in parts]
+            read[text] = parts[-1], [lengths[-1] - length for length in lengths]
+        for some in _batches(len(prompts), batch_size):
+            inputs = self._inputs(images[some], [read[text][0] for text in prompts[some]])
+            # Counted from the end, where no image stands: how many places an image takes is the processor's affair.
+            after = torch.tensor([read[text][1] for text in prompts[some]])
+            answers = inputs["attention_mask"].sum(dim=1, keepdim=True).cpu() - 1 - after
+            odds.append(self._log_odds(inputs, answers, use_cache=False))
         self.passes += len(prompts)
-        turns = len(next(iter(text_of.values()))) if text_of else 1
-        return torch.cat(odds) if odds else torch.zeros(0, turns)
+        return torch.cat(odds) if odds else torch.zeros(0, len(questions))
 
-    def _conversation(self, prompt: str, question: str, turns: Sequence[tuple[str, str]]) -> str:
-        """The whole conversation about one prompt as text, up to where the answer starts."""
+    def _conversation(self, prompt: str, questions: Sequence[str]) -> str:
+        """A conversation about one prompt as text, up to where the last answer starts; all before it are yes."""
         messages: list[dict[str, Any]] = []
-        for asked, answer in [*turns, (question, None)]:
-            content = [{"type": "text", "text": asked.replace("{prompt}", prompt)}]
-            if not messages:
+        for question in questions:
+            content: list[dict[str, str]] = [{"type": "text", "text": question.replace("{prompt}", prompt)}]
+            if messages:
+                messages.append({"role": "assistant", "content": [{"type": "text", "text": "yes"}]})
+            else:
                 content.insert(0, {"type": "image"})
             messages.append({"role": "user", "content": content})
-            if answer is not None:
-                messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         return self.processor.apply_chat_template(messages, add_generation_prompt=True)
 
-    def _read(self, images: torch.Tensor, texts: list[tuple[str, list[int]]]) -> torch.Tensor:
-        """Log-odds of yes (B, Q) for one batch, in one forward pass; texts: of each image, the whole conversation and
-        how many of its tokens follow each of the Q places where an answer starts."""
-        whole = [text for text, _ in texts]
-        inputs = self.processor(images=list(images.cpu()), text=whole, padding=True, return_tensors="pt")
-        inputs = inputs.to(self.model.device, dtype=self.model.dtype)
-        # Counted from the end, where no image stands: how many places an image takes is the processor's affair.
-        after = torch.tensor([following for _, following in texts])
-        places = inputs["attention_mask"].sum(dim=1, keepdim=True).cpu() - 1 - after
-        return self._log_odds(inputs, places, use_cache=False)
+    def _inputs(self, images: Tensor, texts: list[str], **options: Any) -> Any:
+        """What the model reads: the processor's tensors, on the model's device and in its precision."""
+        made = self.processor(images=list(images.cpu()), text=texts, padding=True, return_tensors="pt", **options)
+        return made.to(self.model.device, dtype=self.model.dtype)
 
-    def _read_apart(self, images: torch.Tensor, texts: list[list[str]]) -> torch.Tensor:
+    def _read_apart(self, images: Tensor, texts: list[list[str]]) -> Tensor:
         """Log-odds of yes (B, Q) for one batch; texts: of each image, the Q conversations, each about it alone."""
         tokenizer, device = self.processor.tokenizer, self.model.device
         ids = [[tokenizer(text, add_special_tokens=False)["input_ids"] for text in row] for row in texts]
         shared = [_shared_length(row) for row in ids]
-        # The processor's own sequence, image and all, without what follows the shared beginning (cf. `_read`).
-        inputs = self.processor(
-            images=list(images.cpu()), text=[row[0] for row in texts], padding=True, return_tensors="pt"
-        )
-        inputs = inputs.to(device, dtype=self.model.dtype)
+        # The processor's own sequence, image and all, without what follows the shared beginning.
+        inputs = self._inputs(images, [row[0] for row in texts])
         whole, lengths = inputs.pop("input_ids"), inputs.pop("attention_mask").sum(dim=1).tolist()
         kept = [length - len(row[0]) + same for length, row, same in zip(lengths, ids, shared, strict=True)]
         # Padded at the left, so that a question follows its image at once, and the questions at the right.
@@ -274,7 +244,7 @@ class Verifier:
             odds.append(self._log_odds(inputs, last, past_key_values=copy.deepcopy(cache)))
         return torch.cat(odds, dim=1)
 
-    def _log_odds(self, inputs: Mapping[str, Any], places: torch.Tensor, **options: Any) -> torch.Tensor:
+    def _log_odds(self, inputs: Mapping[str, Any], places: Tensor, **options: Any) -> Tensor:
         """Log-odds of yes at places (B, Q) of what is read, float32 on the CPU, in one forward pass."""
         # Logits over a large vocabulary are dear: only those where some question of the batch ends.
         kept, where = places.to(self.model.device).unique(return_inverse=True)
@@ -286,51 +256,40 @@ class Verifier:
         answers = logits[rows, where].float()
         return (answers[..., self._yes].logsumexp(dim=-1) - answers[..., self._no].logsumexp(dim=-1)).cpu()
 
-    def _tokens_after(self, parts: Sequence[str]) -> list[int]:
-        """How many tokens of a conversation follow each of its beginnings; 0 for the last, the whole."""
-        lengths = [len(self.processor.tokenizer(part, add_special_tokens=False)["input_ids"]) for part in parts[:-1]]
-        if not lengths:
-            return [0]
-        whole = len(self.processor.tokenizer(parts[-1], add_special_tokens=False)["input_ids"])
-        return [*(whole - length for length in lengths), 0]
-
-    def _check(
-        self,
-        images: torch.Tensor,
-        prompts: Sequence[str],
-        questions: Sequence[str],
-        turns: Sequence[tuple[str, str]],
-    ) -> None:
+    def _checked(self, images: Tensor, prompt: str | Sequence[str], questions: Sequence[str]) -> list[str]:
+        """One prompt for each image; ValueError as the class says."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
                 f"Images must be a uint8 tensor of shape (B, 3, H, W); got {images.dtype}, {tuple(images.shape)}."
             )
-        if isinstance(prompts, str) or len(prompts) != len(images):
-            number = "one string" if isinstance(prompts, str) else f"{len(prompts)} prompts"
-            raise ValueError(f"{len(images)} images came with {number}: pass a list with one prompt for each image.")
-        size = self._fixed_size()
-        if size is not None and tuple(images.shape[2:]) != size:
+        prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
+        if len(prompts) != len(images):
             raise ValueError(
-                f"This verifier reads images of {size[0]} x {size[1]} pixels; "
-                f"got {images.shape[2]} x {images.shape[3]}."
+                f"{len(images)} images came with {len(prompts)} prompts: give one string for all, or a list with one "
+                "prompt for each image."
             )
-        asked = [*(question for question, _ in turns), *questions]
-        if not any("{prompt}" in text for text in asked):
+        resizes = self.processor.image_processor
+        if not getattr(resizes, "do_resize", True):
+            height, width = resizes.size["height"], resizes.size["width"]
+            if tuple(images.shape[2:]) != (height, width):
+                raise ValueError(
+                    f"This verifier reads images of {height} x {width} pixels; "
+                    f"got {images.shape[2]} x {images.shape[3]}."
+                )
+        if not any("{prompt}" in question for question in questions):
             raise ValueError("No question says where the prompt goes: write {prompt} there.")
-        for text in [*asked, *(answer for _, answer in turns), *dict.fromkeys(prompts)]:
+        for text in [*questions, *dict.fromkeys(prompts)]:
             encode_text(self.processor.tokenizer, text.replace("{prompt}", " "))
-
-    def _fixed_size(self) -> tuple[int, int] | None:
-        """Height and width that images must have, where the processor does not resize them."""
-        image_processor = self.processor.image_processor
-        if getattr(image_processor, "do_resize", True):
-            return None
-        return image_processor.size["height"], image_processor.size["width"]
+        return prompts
 
 
-def probability_yes(log_odds: torch.Tensor) -> torch.Tensor:
+def probability_yes(log_odds: Tensor) -> Tensor:
     """P(yes) in 0..1 from log-odds of any shape, when yes and no are the only answers."""
     return torch.sigmoid(log_odds)
+
+
+def _batches(number: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, number, size)]
 
 
 def _shared_length(conversations: Sequence[Sequence[int]]) -> int:
@@ -340,7 +299,7 @@ def _shared_length(conversations: Sequence[Sequence[int]]) -> int:
     return next(differ, most)
 
 
-def _pad(rows: Sequence[torch.Tensor], side: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _pad(rows: Sequence[Tensor], side: str) -> tuple[Tensor, Tensor]:
     """Rows of ids padded at one side, and which places are no padding; (B, S) both."""
     present = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=side)
     return pad_sequence(list(rows), batch_first=True, padding_side=side), present
