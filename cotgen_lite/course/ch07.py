@@ -82,9 +82,10 @@ def draw_paths_now(
     paths lead, once they may be seen."""
     shown = [images[path, (at or step) - 1] for path, at in enumerate(stopped)]
     words = [f"stopped at {at}" if at else "runs" if right is None else "kept" for at in stopped]
-    words = [f"path {path + 1}\n{text}{f' {sign(right[path])}' if right else ''}" for path, text in enumerate(words)]
+    signs = [""] * len(images) if right is None else [f" {sign(one)}" for one in right]
+    titles = [f"path {path + 1}\n{words[path]}{signs[path]}" for path in range(len(images))]
     alphas = [0.35 if at else 1 for at in stopped]
-    figure = draw_row(shown, words, (1.35 * len(images), 1.9), right, alphas, 8)
+    figure = draw_row(shown, titles, (1.35 * len(images), 1.9), right, alphas, 8)
     figure.suptitle(f"{title}, step {step} of {images.shape[1]}", fontsize=10)
     return figure
 
