@@ -81,13 +81,13 @@ def test_log_odds() -> None:
     images = render([random_scene(np.random.default_rng(seed)) for seed in range(3)])
     prompt = "a photo of a cat"
     words = verifier.processor.tokenizer
-    text = verifier._conversation(prompt, ORM_QUESTION, ())
+    text = verifier._conversation(prompt, [ORM_QUESTION])
     inputs = verifier.processor(images=list(images), text=[text] * 3, return_tensors="pt")
     with torch.inference_mode():
         logits = verifier.model(**inputs).logits[:, -1]
     ids = {word: words(word, add_special_tokens=False)["input_ids"] for word in ("yes", "no")}
     torch.testing.assert_close(
-        log_odds(logits, ids["yes"], ids["no"]), verifier.score(images, [prompt] * 3), atol=1e-4, rtol=1e-4
+        log_odds(logits, ids["yes"], ids["no"]), verifier.score(images, prompt), atol=1e-4, rtol=1e-4
     )
 
 
