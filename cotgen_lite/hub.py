@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import SafetensorError
@@ -76,6 +77,16 @@ def in_place_of(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def work_folder(path: str | Path | None) -> Iterator[Path]:
+    """The folder at a path, or for None one that is gone after the block: where a job keeps what it resumes from."""
+    if path is not None:
+        yield Path(path)
+        return
+    with TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -1,4 +1,9 @@
-"""One training loop for every lite model: AdamW, warm-up and cosine, a progress bar, resuming after an interrupt."""
+"""How models are trained: one loop for all that is pre-trained here, and one way to run transformers' trainers.
+
+First the loop (`train`): AdamW, warm-up and cosine, resuming. Then what names a run, so that it never goes on from
+another's checkpoints. Last, for fine-tuning (section 3.2) and DPO (section 3.3), what transformers' and trl's trainers
+have in common: settings, arguments, a progress bar. Next: `generate/showo.py`, whose loss the loop is given.
+"""
 
 import hashlib
 import math
@@ -6,26 +11,34 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import PrinterCallback, Trainer, TrainerCallback
-from transformers.trainer_utils import TrainOutput
+from transformers import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import get_last_checkpoint
 
-from cotgen_lite.hub import write_atomically
+from cotgen_lite.hub import in_place_of, write_atomically
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass
 class TrainingLog:
-    """What a training run was: its length in steps and seconds, and the mean loss of every 50 steps."""
+    """What a training run was: its length in steps and seconds, and losses.
+
+    losses: the mean of every 50 steps of `train`; of each step of transformers' trainers, which note more about it in
+    rows, such as DPO's "margin".
+    """
 
     steps: int = 0
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
+    rows: list[dict[str, float]] = field(default_factory=list)
 
 
 def train(
@@ -33,7 +46,7 @@ def train(
     loss_at: Callable[[int], Tensor],
     steps: int,
     learning_rate: float,
-    work_dir: Path,
+    work_dir: Path | None,
     label: str,
     weight_decay: float = 0.01,
     warmup: float = 0.05,
@@ -44,12 +57,15 @@ def train(
 
     loss_at: the loss of a step (its number is all that it may depend on, beside the weights, so that a resumed run sees
     the data that an uninterrupted one sees). warmup: share of steps in which the rate rises; then it falls as a cosine
-    to 1% of `learning_rate`. The checkpoint stays, so a finished run returns at once. Gradients are clipped to norm 1.
-    about: what else the run depends on (its data's settings). ValueError if the checkpoint is that of another run.
+    to 1% of `learning_rate`. Gradients are clipped to norm 1. work_dir: None keeps no checkpoint; else it stays, so a
+    finished run returns at once. about: what else the run depends on (its data's settings). ValueError if the
+    checkpoint is that of another run.
     """
     settings = {"steps": steps, "learning_rate": learning_rate, "weight_decay": weight_decay, **(about or {})}
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.98))
-    log, recent = _resume(model, optimizer, work_dir, settings), []
+    checkpoint = work_dir and work_dir / CHECKPOINT
+    log = _resume(model, optimizer, checkpoint, settings) if checkpoint and checkpoint.exists() else TrainingLog()
+    recent: list[float] = []
     started = saved = time.monotonic()
     earlier_seconds = log.seconds
     model.train()
@@ -70,11 +86,50 @@ def train(
                 log.losses.append(sum(recent) / len(recent))
                 recent.clear()
                 bar.set_postfix(loss=f"{log.losses[-1]:.3f}")
-            if log.steps == steps or (time.monotonic() - saved > save_seconds and not recent):
-                _save(model, optimizer, log, work_dir, settings)
+            if checkpoint and (log.steps == steps or (time.monotonic() - saved > save_seconds and not recent)):
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": vars(log)}
+                with in_place_of(checkpoint) as part:
+                    torch.save(state | {"settings": settings}, part)
                 saved = time.monotonic()
     model.eval()
     return log
+
+
+def _schedule(done: float, warmup: float) -> float:
+    if done < warmup:
+        return (done + 1e-3) / (warmup + 1e-3)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+
+
+def _resume(
+    model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path, settings: Mapping[str, object]
+) -> TrainingLog:
+    """Load what the checkpoint holds, and return its log; ValueError if it is another run's."""
+    state = torch.load(checkpoint, weights_only=True)
+    if state["settings"] != settings:
+        raise ValueError(
+            f"{checkpoint} is the checkpoint of a run with {state['settings']}, not {settings}: "
+            "go on with those settings, or delete it to start afresh."
+        )
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return TrainingLog(**state["log"])
+
+
+def subsample(losses: Sequence[float]) -> list[float]:
+    """Some forty to eighty of the losses of a run, evenly spread: for its manifest."""
+    return [round(loss, 4) for loss in losses[:: max(1, len(losses) // 40)]]
+
+
+def fingerprint(models: Sequence[nn.Module], *settings: object) -> str:
+    """A name for all that a job depends on, so that another's shards or checkpoints are never taken for its own."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for model in models:
+        for weights in model.parameters():
+            if weights.dtype != torch.float32:  # the same numbers compute others in half precision
+                digest.update(str(weights.dtype).encode())
+            digest.update(weights.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def check_same_run(work_dir: Path, run: str) -> None:
@@ -91,98 +146,85 @@ def check_same_run(work_dir: Path, run: str) -> None:
     write_atomically(note, run)
 
 
-def seconds_of_run(work_dir: Path, output: TrainOutput, last: str | None) -> float:
-    """Seconds of a whole run of transformers' trainer, kept in its folder; a call with nothing left to do adds none.
+# What follows is for transformers' and trl's trainers.
 
-    output: what `train` returned; last: the checkpoint from which it went on, if any. After an interrupt: what all
-    steps take at the pace of the last ones.
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """How a model is fine-tuned by transformers' trainers, whatever its loss.
+
+    warmup: share of steps in which the rate rises; then it falls as a cosine to 0. save_steps: between checkpoints.
     """
+
+    learning_rate: float
+    epochs: float = 1
+    batch_size: int = 8
+    warmup: float = 0.1
+    save_steps: int = 500
+    seed: int = 0
+
+
+def trainer_arguments(settings: TrainerSettings, examples: int, folder: Path, device: torch.device) -> dict[str, Any]:
+    """What `TrainingArguments`, and trl's kinds of it, are given: examples to learn from, a folder for checkpoints.
+
+    On a GPU the model computes in bfloat16.
+    """
+    on_gpu = device.type == "cuda"
+    rises = examples * settings.epochs > settings.batch_size  # one step at least is made at rate 0: not if it is all
+    return {
+        "output_dir": str(folder),
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": settings.warmup if rises else 0.0,
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": settings.batch_size,
+        "seed": settings.seed,
+        "save_steps": settings.save_steps,
+        "save_total_limit": 1,
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": not on_gpu,
+        "bf16": on_gpu,
+        "dataloader_pin_memory": on_gpu,
+    }
+
+
+def run_trainer(trainer: "Trainer", label: str) -> tuple[Any, TrainingLog]:
+    """Train, going on from the last checkpoint in the trainer's folder; the model, for evaluation, and the log.
+
+    label: of the progress bar. After an interrupt the log's seconds are what all steps take at the pace of the last.
+    """
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(StepBar(label))
+    folder = Path(str(trainer.args.output_dir))
+    last = get_last_checkpoint(str(folder))
+    output = trainer.train(resume_from_checkpoint=last)
     done_now = output.global_step - (int(last.rpartition("-")[2]) if last else 0)
-    note = work_dir / "seconds.txt"
-    if done_now or not note.exists():
+    note = folder / "seconds.txt"
+    if done_now or not note.exists():  # a call with nothing left to do adds none
         write_atomically(note, str(output.metrics["train_runtime"] * output.global_step / max(1, done_now)))
-    return float(note.read_text(encoding="utf-8"))
+    seconds = float(note.read_text(encoding="utf-8"))
+    # On a GPU, accelerate has wrapped `forward` in half precision; the model is to compute in float32 again.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    return model, TrainingLog(len(rows), seconds, [row["loss"] for row in rows], rows)
 
 
-class StepBar(TrainerCallback):
-    """One bar for transformers' trainers in place of their tables, which grow by a row at every step."""
+class StepBar(ProgressCallback):
+    """One bar for a trainer in place of its table, which would grow by a row at every step."""
 
     def __init__(self, label: str) -> None:
+        super().__init__()
         self.label = label
 
-    @classmethod
-    def attach(cls, trainer: Trainer, label: str) -> None:
-        """Give the bar to a trainer that was made with `disable_tqdm=True`."""
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(cls(label))
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Open the bar, where an earlier run stopped if it goes on."""
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """One step further."""
-        self.bar.update()
+    def on_train_begin(self, *given: Any, **named: Any) -> None:
+        """Open the bar."""
+        super().on_train_begin(*given, **named)
+        if self.training_bar is not None:
+            self.training_bar.set_description(self.label)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
         """Show the latest loss."""
-        if logs and "loss" in logs:
-            self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Close the bar."""
-        self.bar.close()
-
-
-def _schedule(done: float, warmup: float) -> float:
-    if done < warmup:
-        return (done + 1e-3) / (warmup + 1e-3)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
-
-
-def rising_share(warmup: float, examples: float, batch_size: int) -> float:
-    """`warmup` for transformers' trainers, which make at least one step of it, at rate 0: none where that is all."""
-    return warmup if examples > batch_size else 0.0
-
-
-def subsample(losses: Sequence[float]) -> list[float]:
-    """Some forty to eighty of the losses of a run, evenly spread: for its manifest."""
-    return [round(loss, 4) for loss in losses[:: max(1, len(losses) // 40)]]
-
-
-def _save(
-    model: nn.Module, optimizer: torch.optim.Optimizer, log: TrainingLog, work_dir: Path, settings: Mapping[str, object]
-) -> None:
-    work_dir.mkdir(parents=True, exist_ok=True)
-    part = work_dir / f"{CHECKPOINT}.part"
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": vars(log)}
-    torch.save(state | {"settings": dict(settings)}, part)
-    part.replace(work_dir / CHECKPOINT)
-
-
-def _resume(
-    model: nn.Module, optimizer: torch.optim.Optimizer, work_dir: Path, settings: Mapping[str, object]
-) -> TrainingLog:
-    path = work_dir / CHECKPOINT
-    if not path.exists():
-        return TrainingLog()
-    state = torch.load(path, weights_only=True)
-    if state["settings"] != settings:
-        raise ValueError(
-            f"{path} is the checkpoint of a run with {state['settings']}, not {settings}: "
-            "go on with those settings, or delete it to start afresh."
-        )
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return TrainingLog(**state["log"])
-
-
-def fingerprint(models: Sequence[nn.Module], *settings: object) -> str:
-    """A name for all that a job depends on, so that another's shards or checkpoints are never taken for its own."""
-    digest = hashlib.sha256(repr(settings).encode())
-    for model in models:
-        for weights in model.parameters():
-            if weights.dtype != torch.float32:  # the same numbers compute others in half precision
-                digest.update(str(weights.dtype).encode())
-            digest.update(weights.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()[:12]
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")

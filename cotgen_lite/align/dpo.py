@@ -17,14 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import GenerationConfig, PreTrainedTokenizerBase, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, DPOTrainer
 
 from cotgen_lite.generate.autoregressive import AutoregressiveModel, sequence_ids
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.showo import Showo, draw_mask, image_logits, text_prefix
 from cotgen_lite.prompts import Prompt, encode_text, refuse_held_out
-from cotgen_lite.training import StepBar, check_same_run, fingerprint, rising_share, seconds_of_run
+from cotgen_lite.training import TrainerSettings, check_same_run, fingerprint, run_trainer, trainer_arguments
 from cotgen_lite.verify.verifier import Verifier
 
 Weighting = Literal["sum", "elbo"]
@@ -108,25 +107,21 @@ Watch = Callable[[Showo, Showo], float]  # from policy and reference to a number
 
 
 @dataclass(frozen=True)
-class DpoTraining:
+class DpoTraining(TrainerSettings):
     """How a generator is aligned; the paper's: 1 epoch, batches of 10, learning rate 1e-5, β 0.1 (released code).
 
     masks: a pair and step; shared: chosen and rejected image under the same masks; weighting: see `draw_masks`;
     guidance: λ, the weight of fresh pairs, if there are any; watch_every: steps between two looks at what is watched.
     """
 
-    learning_rate: float
-    epochs: float = 1
     batch_size: int = 10
+    save_steps: int = 100
     beta: float = 0.1
     masks: int = 1
     shared: bool = True
     weighting: Weighting = "sum"
     guidance: float = 1.0
-    warmup: float = 0.1
-    save_steps: int = 100
     watch_every: int = 100
-    seed: int = 0
 
 
 def as_pairs(generator: Generator, triples: Sequence[tuple[Prompt, Tensor, Tensor]]) -> list[Pair]:
@@ -221,37 +216,17 @@ def train_dpo(
         raise ValueError("There is nothing to learn from: give at least one pair.")
     said = [(pair.prefix, pair.chosen.tolist(), pair.rejected.tolist()) for pair in pairs]
     check_same_run(work_dir, fingerprint((model,), settings, said, online and online.about, watch is None))
-    on_gpu = model.device.type == "cuda"
     arguments = TrainingArguments(
-        output_dir=str(work_dir),
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=rising_share(settings.warmup, len(pairs) * settings.epochs, settings.batch_size),
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
-        seed=settings.seed,
-        save_steps=settings.save_steps,
-        save_total_limit=1,
-        logging_steps=1,
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        use_cpu=not on_gpu,
-        bf16=on_gpu,
-        dataloader_pin_memory=on_gpu,
+        **trainer_arguments(settings, len(pairs), work_dir, model.device), remove_unused_columns=False
     )
     reference = copy.deepcopy(model).eval().requires_grad_(False)
     trainer = DpoTrainer(reference, settings, model, arguments, pairs, online, watch)
-    StepBar.attach(trainer, "DPO")
-    last = get_last_checkpoint(str(work_dir))
-    output = trainer.train(resume_from_checkpoint=last)
-    policy = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
+    policy, log = run_trainer(trainer, "DPO")
     kept = ("loss", "margin", "accuracy", "online_margin", "watched")
-    rows = [row for row in trainer.state.log_history if "margin" in row]
-    steps = [{key: row[key] for key in kept if key in row} for row in rows]
+    steps = [{key: row[key] for key in kept if key in row} for row in log.rows]
     if watch is not None:
         steps[-1]["watched"] = watch(policy, reference)
-    return steps, seconds_of_run(work_dir, output, last)
+    return steps, log.seconds
 
 
 class DpoTrainer(Trainer):
@@ -388,37 +363,19 @@ def train_sequential_dpo(
         }
         for prompt, chosen, rejected in triples
     ]
-    check_same_run(work_dir, fingerprint((model,), rows, learning_rate, beta, batch_size, seed))
-    on_gpu = model.device.type == "cuda"
+    settings = TrainerSettings(learning_rate, batch_size=batch_size, save_steps=50, seed=seed)
+    check_same_run(work_dir, fingerprint((model,), rows, settings, beta))
     arguments = DPOConfig(
-        output_dir=str(work_dir),
+        **trainer_arguments(settings, len(triples), work_dir, model.device),
         beta=beta,
-        learning_rate=learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=rising_share(0.1, len(triples), batch_size),
-        num_train_epochs=1,
-        per_device_train_batch_size=batch_size,
-        seed=seed,
-        save_steps=50,
-        save_total_limit=1,
-        logging_steps=1,
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=not on_gpu,
-        bf16=on_gpu,
         gradient_checkpointing=False,
         max_length=None,
     )
     model.generation_config = GenerationConfig()  # where trl notes the pad
     reference = copy.deepcopy(model).eval().requires_grad_(False)
     trainer = _ReadyIds(model, reference, arguments, train_dataset=Rows.from_list(rows), processing_class=words)
-    StepBar.attach(trainer, "DPO")
-    last = get_last_checkpoint(str(work_dir))
-    output = trainer.train(resume_from_checkpoint=last)
-    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
+    _, log = run_trainer(trainer, "DPO")
     model.__dict__.pop("forward", None)  # trl's, which would follow a copy of the model around with the old weights
     names = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
     names |= {"rewards/chosen": "chosen", "rewards/rejected": "rejected"}
-    steps = [row for row in trainer.state.log_history if "rewards/margins" in row]
-    told = [{ours: row[theirs] for theirs, ours in names.items()} for row in steps]
-    return told, seconds_of_run(work_dir, output, last)
+    return [{ours: row[theirs] for theirs, ours in names.items()} for row in log.rows], log.seconds

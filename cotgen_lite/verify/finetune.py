@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from cotgen_lite.training import StepBar, check_same_run, fingerprint, rising_share, seconds_of_run
+from cotgen_lite.training import TrainerSettings, check_same_run, fingerprint, run_trainer, trainer_arguments
 from cotgen_lite.verify.verifier import Verifier
 
 if TYPE_CHECKING:
@@ -19,15 +18,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class FineTuning:
+class FineTuning(TrainerSettings):
     """How a verifier is fine-tuned; the paper's are 1 epoch, batches of 8 and a learning rate of 1e-5 for 7 B."""
-
-    learning_rate: float
-    epochs: float = 1
-    batch_size: int = 8
-    warmup: float = 0.1  # share of steps in which the rate rises; then it falls as a cosine
-    save_steps: int = 500
-    seed: int = 0
 
 
 def finetune_verifier(
@@ -63,27 +55,12 @@ def finetune_verifier(
         )
     _check_where_answers_stand(verifier.processor)
     check_same_run(Path(work_dir), _describe(verifier, dataset, settings, lora))
-    on_gpu = verifier.model.device.type == "cuda"
     arguments = SFTConfig(
-        output_dir=str(work_dir),
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=rising_share(settings.warmup, len(dataset) * settings.epochs, settings.batch_size),
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
-        seed=settings.seed,
-        save_steps=settings.save_steps,
-        save_total_limit=1,
-        logging_steps=1,
-        report_to="none",
-        disable_tqdm=True,
+        **trainer_arguments(settings, len(dataset), Path(work_dir), verifier.model.device),
         remove_unused_columns=False,
         assistant_only_loss=True,
         max_length=None,
-        use_cpu=not on_gpu,
-        bf16=on_gpu,
-        activation_checkpointing=on_gpu,
-        dataloader_pin_memory=on_gpu,
+        activation_checkpointing=verifier.model.device.type == "cuda",
     )
     trainer = AnswerTrainer(
         model=verifier.model,
@@ -92,14 +69,9 @@ def finetune_verifier(
         processing_class=verifier.processor,
         peft_config=lora,
     )
-    StepBar.attach(trainer, "fine-tuning")
-    last = get_last_checkpoint(str(work_dir))
-    output = trainer.train(resume_from_checkpoint=last)
-    seconds = seconds_of_run(Path(work_dir), output, last)
-    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    # On a GPU, accelerate has wrapped `forward` in half precision; log-odds are to be float32 again.
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    return Verifier(model.merge_and_unload() if lora is not None else model, verifier.processor), losses, seconds
+    model, log = run_trainer(trainer, "fine-tuning")
+    tuned = Verifier(model.merge_and_unload() if lora is not None else model, verifier.processor)
+    return tuned, log.losses, log.seconds
 
 
 def _check_where_answers_stand(processor: Any) -> None:
