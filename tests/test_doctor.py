@@ -57,10 +57,9 @@ def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
 
 def test_what_is_scarce_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1000)
-    assert doctor.look_at_cores().mend.startswith("export OMP_NUM_THREADS=")
     monkeypatch.setattr(doctor, "free_bytes", lambda device: 10**9)
-    assert doctor.look_at_memory().mend
     monkeypatch.setattr(doctor, "DISK", 1e30)
-    assert doctor.look_at_disk(tmp_path).mend
+    cores, memory, disk, gpu = doctor.look_at_machine(tmp_path)
+    assert cores.mend.startswith("export OMP_NUM_THREADS=") and memory.mend and disk.mend and not gpu.mend
     text = doctor.as_text([doctor.Finding("a", "b", "c"), doctor.Finding("d", "e")])
     assert text == "✗ a: b\n    to mend it: c\n✓ d: e"

@@ -6,9 +6,9 @@ import platform
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from packaging.requirements import Requirement
@@ -20,8 +20,7 @@ MEMORY, DISK = 2e9, 1e9  # bytes: what every chapter gets by with, and room for 
 RESTORE = "git checkout -- data"
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One thing looked at: what was found, and, if it is wrong, the command or deed that mends it."""
 
     what: str
@@ -31,15 +30,9 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at Python, packages, cores, memory, disk, GPU and the shipped data's checksums."""
-    return [
-        Finding("Python", platform.python_version(), "" if sys.version_info >= (3, 11) else "install Python 3.11"),
-        *look_at_packages(metadata.requires("cotgen-lite") or []),
-        look_at_cores(),
-        look_at_memory(),
-        look_at_disk(Path.cwd()),
-        look_at_gpu(),
-        look_at_data(data_root()),
-    ]
+    python = Finding("Python", platform.python_version(), "" if sys.version_info >= (3, 11) else "install Python 3.11")
+    packages = look_at_packages(metadata.requires("cotgen-lite") or [])
+    return [python, *packages, *look_at_machine(Path.cwd()), look_at_data(data_root())]
 
 
 def look_at_packages(required: Sequence[str]) -> list[Finding]:
@@ -50,15 +43,11 @@ def look_at_packages(required: Sequence[str]) -> list[Finding]:
     findings = []
     for extra, wanted in extras.items():
         versions = [installed(one.name) for one in wanted]
-        if extra and "" in versions:
-            continue
-        for one, version in zip(wanted, versions, strict=True):
+        for one, version in zip(wanted, versions, strict=True) if not extra or all(versions) else ():
             if not version or not one.specifier.contains(version, prereleases=True):
-                mend = f'pip install "{one.name}{one.specifier}"'
-                findings.append(Finding(one.name, version or "missing", mend))
-    if findings:
-        return findings
-    return [Finding("packages", ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers")))]
+                findings.append(Finding(one.name, version or "missing", f'pip install "{one.name}{one.specifier}"'))
+    whole = ", ".join(f"{name} {installed(name)}" for name in ("torch", "transformers"))
+    return findings or [Finding("packages", whole)]
 
 
 def installed(name: str) -> str:
@@ -69,35 +58,24 @@ def installed(name: str) -> str:
         return ""
 
 
-def look_at_cores() -> Finding:
-    """Cores that may be used, beside torch's threads: with more threads than cores torch crawls."""
+def look_at_machine(folder: Path) -> list[Finding]:
+    """Cores, of which torch should not use more than there are, free memory, free disk of a folder, and the GPU."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = torch.get_num_threads()
-    mend = f"export OMP_NUM_THREADS={cores}" if threads > cores else ""
-    return Finding("cores", f"{cores}, torch uses {threads}", mend)
-
-
-def look_at_memory() -> Finding:
-    """Free memory."""
+    threads, disk = torch.get_num_threads(), shutil.disk_usage(folder).free
     try:
         free = free_bytes(torch.device("cpu"))
+        said, close = f"{free / 1e9:.1f} GB free", "" if free >= MEMORY else "close other programs and kernels"
     except ValueError:
-        return Finding("memory", "this system does not say")
-    return Finding("memory", f"{free / 1e9:.1f} GB free", "" if free >= MEMORY else "close other programs and kernels")
-
-
-def look_at_disk(folder: Path) -> Finding:
-    """Free space of the disk that a folder is on."""
-    free = shutil.disk_usage(folder).free
-    return Finding("disk", f"{free / 1e9:.0f} GB free", "" if free >= DISK else "make clean, or free some space")
-
-
-def look_at_gpu() -> Finding:
-    """The GPU, which the course does not need."""
-    if not torch.cuda.is_available():
-        return Finding("GPU", "none, and none is needed")
-    card = torch.cuda.get_device_properties(0)
-    return Finding("GPU", f"{card.name}, {card.total_memory / 1e9:.0f} GB")
+        said, close = "this system does not say", ""
+    card = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
+    return [
+        Finding(
+            "cores", f"{cores}, torch uses {threads}", f"export OMP_NUM_THREADS={cores}" if threads > cores else ""
+        ),
+        Finding("memory", said, close),
+        Finding("disk", f"{disk / 1e9:.0f} GB free", "" if disk >= DISK else "make clean, or free some space"),
+        Finding("GPU", f"{card.name}, {card.total_memory / 1e9:.0f} GB" if card else "none, and none is needed"),
+    ]
 
 
 def look_at_data(root: Path) -> Finding:
@@ -106,10 +84,8 @@ def look_at_data(root: Path) -> Finding:
     for manifest in manifests:
         for name, expected in json.loads(manifest.read_text(encoding="utf-8")).get("sha256", {}).items():
             file, count = manifest.parent / name, count + 1
-            if not file.is_file():
-                wrong.append(f"{file.relative_to(root)} is missing")
-            elif file_sha256(file) != expected:
-                wrong.append(f"{file.relative_to(root)} is damaged")
+            if not file.is_file() or file_sha256(file) != expected:
+                wrong.append(f"{file.relative_to(root)} is {'damaged' if file.is_file() else 'missing'}")
     if not manifests:
         return Finding("data", f"no models in {root}", RESTORE)
     return Finding("data", "; ".join(wrong) or f"{count} files, all whole", RESTORE if wrong else "")
@@ -117,12 +93,8 @@ def look_at_data(root: Path) -> Finding:
 
 def as_text(findings: Sequence[Finding]) -> str:
     """One line a finding; below each that is wrong, what mends it."""
-    lines = []
-    for one in findings:
-        lines.append(f"{'✗' if one.mend else '✓'} {one.what}: {one.found}")
-        if one.mend:
-            lines.append(f"    to mend it: {one.mend}")
-    return "\n".join(lines)
+    mends = [f"\n    to mend it: {one.mend}" if one.mend else "" for one in findings]
+    return "\n".join(f"{'✗' if m else '✓'} {f.what}: {f.found}{m}" for f, m in zip(findings, mends, strict=True))
 
 
 def check_up() -> None:

@@ -16,6 +16,7 @@ from cotgen_lite.hub import data_root, write_atomically
 
 HEADING = re.compile(r'(<h[1-6][^>]*? id=")([^"]+)(".*?</h[1-6]>)', re.DOTALL)
 LINK = re.compile(r'(href="(?!https?:|mailto:|#|data:)[^"#]*?)\.(?:ipynb|md)(?=[#"])')
+BODY, WAY_BACK = re.compile(r"<body[^>]*>"), r'\g<0><p style="margin: 1em"><a href="../index.html">← Contents</a></p>'
 
 
 def build_site(root: Path, out: Path) -> list[Path]:
@@ -23,12 +24,13 @@ def build_site(root: Path, out: Path) -> list[Path]:
     repository; out: where to. README.md is the contents page, README.html and index.html alike."""
     exporter, pages = HTMLExporter(template_name="classic"), []  # a template that keeps alt texts
     for source in tqdm(sources_of(root), desc="pages"):
-        notebook = as_notebook(source)
-        notebook.metadata["title"] = title_of(notebook)
-        html, _ = exporter.from_notebook_node(notebook)
+        text = source.read_text(encoding="utf-8")
+        page = [nbformat.v4.new_markdown_cell(text)]
+        notebook = nbformat.reads(text, 4) if source.suffix == ".ipynb" else nbformat.v4.new_notebook(cells=page)
+        notebook.metadata["title"] = notebook.cells[0].source.splitlines()[0].lstrip("# ")
+        html = with_links(with_anchors(exporter.from_notebook_node(notebook)[0]))
         target = out / source.relative_to(root).with_suffix(".html")
-        html = with_links(with_anchors(html))
-        write_atomically(target, html if source == root / "README.md" else with_way_back(html))
+        write_atomically(target, html if source == root / "README.md" else BODY.sub(WAY_BACK, html, count=1))
         pages.append(target)
     write_atomically(out / "index.html", (out / "README.html").read_text(encoding="utf-8"))
     for name in ("LICENSE", "data/figures/overview.png"):
@@ -41,18 +43,6 @@ def sources_of(root: Path) -> list[Path]:
     """What becomes a page: the READMEs, and all notebooks and pages beside them."""
     folder = root / "notebooks"
     return [root / "README.md", root / "data/README.md", *sorted(folder.glob("*.md")), *sorted(folder.glob("*.ipynb"))]
-
-
-def as_notebook(source: Path) -> nbformat.NotebookNode:
-    """A notebook; of a markdown page, one with a single cell."""
-    if source.suffix == ".ipynb":
-        return nbformat.read(source, as_version=4)
-    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(source.read_text(encoding="utf-8"))])
-
-
-def title_of(notebook: nbformat.NotebookNode) -> str:
-    """The first heading."""
-    return notebook.cells[0].source.splitlines()[0].lstrip("# ")
 
 
 def slug(heading: str) -> str:
@@ -77,12 +67,6 @@ def with_anchors(html: str) -> str:
 def with_links(html: str) -> str:
     """HTML whose relative links to notebooks and markdown pages lead to their pages."""
     return LINK.sub(r"\1.html", html)
-
-
-def with_way_back(html: str) -> str:
-    """HTML of a page in a folder, with a link to the contents page above it."""
-    link = '<p style="margin: 1em"><a href="../index.html">← Contents</a></p>'
-    return re.sub(r"<body[^>]*>", lambda body: body[0] + link, html, count=1)
 
 
 if __name__ == "__main__":
