@@ -42,7 +42,8 @@ def test_picker_keeps_count_of_first_picks() -> None:
     beliefs = np.array([[0.1, 0.9, 0.2], [0.7, 0.2, 0.1]])
     right = np.array([[True, True, False], [False, True, True]])
     box = pick_the_best(["a photo of a cat", "a photo of a dog"], [IMAGES[:3], IMAGES[3:6]], beliefs, right)
-    picture, picks, (onward, score) = box.children[0], box.children[1], box.children[2].children
+    (picks,), (onward,) = box.children[0].children, box.children[1].children
+    picture, score = box.children[2:]
     asked = picture.value
     picks.value = 2  # wrong, the verifier's choice is right
     assert score.value == "you 0, verifier 1 of 1 prompts right" and picture.value != asked

@@ -18,12 +18,8 @@ PARM = [[None, 4, 2], [None, None, 3]]
 
 def test_a_learner_stops_paths_and_is_compared_with_parm() -> None:
     box = be_the_parm(PROMPTS, IMAGES, RIGHT, PARM)
-    (prompt, again), picture, (*stops, onward), score = (
-        box.children[0].children,
-        box.children[1],
-        box.children[2].children,
-        box.children[3],
-    )
+    (prompt, again), (*stops, onward) = box.children[0].children, box.children[1].children
+    picture, score = box.children[2:]
     first = picture.value
     stops[1].click()  # a wrong path, at step 2
     assert picture.value != first and stops[1].disabled and "stop what has no potential" in score.value

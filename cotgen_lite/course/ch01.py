@@ -3,18 +3,17 @@
 import math
 from collections.abc import Callable, Sequence
 from itertools import combinations
-from threading import RLock
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from ipywidgets import HTML, Button, HBox, Image, ToggleButtons, VBox
+from ipywidgets import Button, ToggleButtons, VBox
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from cotgen_lite.course.checker import compare
-from cotgen_lite.course.explorer import OWN_SIZE
-from cotgen_lite.course.plots import RIGHT, WRONG, draw_images, new_chart, to_png
+from cotgen_lite.course.explorer import Game, explorer
+from cotgen_lite.course.plots import RIGHT, WRONG, draw_images, new_chart
 
 
 def draw_beliefs(log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> Figure:
@@ -60,35 +59,26 @@ def pick_the_best(
     options = [(str(i + 1), i) for i in range(belief.shape[1])]
     picks = ToggleButtons(options=options, value=None, description="you keep", style={"button_width": "4.5em"})
     onward = Button(description="next prompt")
-    picture, score = Image(format="png", layout=OWN_SIZE), HTML()
-    tally, one_at_a_time = {"round": 0, "you": 0, "verifier": 0, "prompts": 0}, RLock()
+    game = Game(0, None, {})  # the round, what is picked in it, and the first pick of each round: only that counts
 
-    def redraw() -> None:
-        row = tally["round"] % len(prompts)
-        chosen = int(belief[row].argmax())
-        figure = draw_choice(images[row], prompts[row], picks.value, chosen, belief[row], verdict[row])
-        picture.value = to_png(figure)
-        score.value = f"you {tally['you']}, verifier {tally['verifier']} of {tally['prompts']} prompts right"
+    def draw(state: tuple[int, int | None, dict[int, int]]) -> tuple[Figure, str]:
+        row, rows = state[0] % len(prompts), [number % len(prompts) for number in state[2]]
+        best = belief.argmax(axis=1)
+        figure = draw_choice(images[row], prompts[row], state[1], int(best[row]), belief[row], verdict[row])
+        you, verifier = verdict[rows, list(state[2].values())].sum(), verdict[rows, best[rows]].sum()
+        return figure, f"you {you}, verifier {verifier} of {len(rows)} prompts right"
 
     def picked(change: dict) -> None:
-        with one_at_a_time:
-            row = tally["round"] % len(prompts)
-            if change["old"] is None and change["new"] is not None:  # only the first pick of a prompt counts
-                tally["prompts"] += 1
-                tally["you"] += int(verdict[row, change["new"]])
-                tally["verifier"] += int(verdict[row, belief[row].argmax()])
-            redraw()
+        new = change["new"]
+        game.play(lambda at, _, firsts: (at, new, firsts if new is None else {at: new} | firsts))
 
     def go_on(_: object) -> None:
-        with one_at_a_time:
-            tally["round"] += 1
-            picks.value = None
-            redraw()
+        game.play(lambda at, _, firsts: (at + 1, None, firsts))
+        picks.value = None
 
     picks.observe(picked, names="value")
     onward.on_click(go_on)
-    redraw()
-    return VBox([picture, picks, HBox([onward, score])])
+    return explorer(draw, (picks,), (onward,), game=game)
 
 
 def check_probability(function: Callable[[Tensor, Sequence[int], Sequence[int]], float]) -> None:

@@ -1,18 +1,17 @@
 """Chapter 07, PARM: its figures, its game and its exercises' checkers."""
 
 from collections.abc import Callable, Sequence
-from threading import RLock
 
 import numpy as np
 import numpy.typing as npt
-from ipywidgets import HTML, Button, HBox, Image, VBox
+from ipywidgets import Button, VBox
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from cotgen_lite.course.checker import compare, expect, expect_shape
-from cotgen_lite.course.explorer import OWN_SIZE, menu
-from cotgen_lite.course.plots import OURS, RIGHT, WRONG, draw_flow, draw_row, new_chart, sign, to_png
+from cotgen_lite.course.explorer import Game, explorer, menu
+from cotgen_lite.course.plots import OURS, RIGHT, WRONG, draw_flow, draw_row, new_chart, sign
 
 UNCLEAR, PROMISING, HOPELESS = "#D9D9D9", "#56B4E9", "#D55E00"
 FIRST_LOOK, STRIDE = 2, 2  # the step that the game shows first, and how many steps lie between two looks
@@ -110,49 +109,33 @@ def be_the_parm(
     path the step at which PARM stopped it, or None."""
     truth, number, steps = np.asarray(right, dtype=bool), len(images[0]), images[0].shape[1]
     prompt, onward, again = menu(prompts), Button(description="go on"), Button(description="start again")
-    buttons = [Button(description=f"stop {path + 1}", layout={"width": "6.5em"}) for path in range(number)]
-    picture, score = Image(format="png", layout=OWN_SIZE), HTML()
-    state: dict = {"step": FIRST_LOOK, "stopped": [None] * number}
-    acting = RLock()  # the kernel calls back on several threads at once
+    stops = [Button(description=f"stop {path + 1}", layout={"width": "6.5em"}) for path in range(number)]
+    fresh = FIRST_LOOK, (None,) * number
+    game = Game(0, *fresh)  # the prompt, the step, and at which step each path was stopped
 
-    def redraw() -> None:
-        row, step, stopped = prompt.value, state["step"], state["stopped"]
-        over = step == steps
-        picture.value = to_png(draw_paths_now(images[row], step, stopped, truth[row] if over else None, prompts[row]))
-        for path, button in enumerate(buttons):
+    def draw(state: tuple[int, int, tuple[int | None, ...]]) -> tuple[Figure, str]:
+        row, step, stopped = state
+        over, lines = step == steps, []
+        for path, button in enumerate(stops):
             button.disabled = over or stopped[path] is not None
         onward.disabled = over
-        names = {"hits": "wrong paths stopped", "misses": "wrong paths kept", "lost": "right paths stopped"}
-        lines = []
         for who, at in (("you", stopped), ("PARM", parm[row])) if over else ():
             found = tally(at, truth[row], steps)
-            said = ", ".join(f"{found[key]} {words}" for key, words in names.items())
-            lines.append(f"{who}: {said}; {found['steps']} of {number * steps} steps run")
-        score.value = "<br>".join(lines) or "stop what has no potential, then go on"
+            said = f"{found['hits']} wrong paths stopped, {found['misses']} wrong paths kept"
+            said += f", {found['lost']} right paths stopped; {found['steps']} of {number * steps} steps run"
+            lines.append(f"{who}: {said}")
+        figure = draw_paths_now(images[row], step, stopped, truth[row] if over else None, prompts[row])
+        return figure, "<br>".join(lines) or "stop what has no potential, then go on"
 
     def stop(path: int) -> None:
-        with acting:
-            if state["stopped"][path] is None and state["step"] < steps:
-                state["stopped"][path] = state["step"]
-                redraw()
+        game.play(lambda row, step, at: (row, step, (*at[:path], at[path] or step, *at[path + 1 :])))
 
-    def go_on(_: object = None) -> None:
-        with acting:
-            state["step"] = min(steps, state["step"] + STRIDE)
-            redraw()
-
-    def restart(_: object = None) -> None:
-        with acting:
-            state.update(step=FIRST_LOOK, stopped=[None] * number)
-            redraw()
-
-    for path, button in enumerate(buttons):
+    for path, button in enumerate(stops):
         button.on_click(lambda _, path=path: stop(path))
-    onward.on_click(go_on)
-    again.on_click(restart)
-    prompt.observe(restart, names="value")
-    redraw()
-    return VBox([HBox([prompt, again]), picture, HBox([*buttons, onward]), score])
+    onward.on_click(lambda _: game.play(lambda row, step, at: (row, min(steps, step + STRIDE), at)))
+    again.on_click(lambda _: game.play(lambda row, step, at: (row, *fresh)))
+    prompt.observe(lambda change: game.play(lambda *_: (change["new"], *fresh)), names="value")
+    return explorer(draw, (prompt, again), (*stops, onward), game=game)
 
 
 def check_first_clear(function: Callable[[np.ndarray], np.ndarray]) -> None:

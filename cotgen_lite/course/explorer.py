@@ -1,10 +1,11 @@
 """What the explorers of all chapters share: controls above one picture, which is a pure function of their values."""
 
 from collections.abc import Callable, Sequence
-from threading import Lock
+from threading import Lock, RLock
+from typing import Any
 
 import numpy.typing as npt
-from ipywidgets import HTML, Dropdown, HBox, Image, IntSlider, ValueWidget, VBox
+from ipywidgets import HTML, Dropdown, HBox, Image, IntSlider, VBox, Widget
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -14,12 +15,32 @@ WIDE = {"width": "30em"}
 OWN_SIZE = {"align_self": "flex-start", "max_width": "100%"}  # a box would stretch a picture to its own width
 
 
-def explorer(draw: Callable[..., tuple[Figure, str]], *rows: Sequence[ValueWidget]) -> VBox:
+class Game:
+    """What a game remembers between clicks, for `explorer` to draw; only `play` changes it."""
+
+    def __init__(self, *start: Any) -> None:
+        self.value, self.acting = start, RLock()  # the kernel calls back on several threads at once
+        self.watchers: list[Callable[[], None]] = []
+
+    def observe(self, watcher: Callable[[], None], names: str = "value") -> None:
+        """Call this after each move, as a control would."""
+        self.watchers.append(watcher)
+
+    def play(self, move: Callable[..., tuple]) -> None:
+        """Go on to what a move makes of what is remembered."""
+        with self.acting:
+            before, self.value = self.value, move(*self.value)
+            for watcher in self.watchers if self.value != before else ():
+                watcher()
+
+
+def explorer(draw: Callable[..., tuple[Figure, str]], *rows: Sequence[Widget], game: Game | None = None) -> VBox:
     """Rows of controls above a picture and words: drawn now and whenever a control moves, always of the last values.
-    draw: the controls' values, in order → figure and words. The kernel calls back on several threads at once, so values
-    are read once, one drawing is made at a time, and what the controls have left behind meanwhile is not shown."""
+    draw: the controls' values, in order, or what a game remembers → figure and words. The kernel calls back on several
+    threads at once, so values are read once, one drawing is made at a time, and what the controls have left behind
+    meanwhile is not shown."""
     picture, words, drawing = Image(format="png", layout=OWN_SIZE), HTML(), Lock()
-    controls = [control for row in rows for control in row]
+    controls = [game] if game else [control for row in rows for control in row]
 
     def redraw(_: object = None) -> None:
         with drawing:
