@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from cotgen_lite.metrics import (
     accuracy_by_tag,
@@ -132,11 +133,11 @@ def test_errors_say_what_to_do():
         accuracy_by_tag([strange], [1.0])
 
 
-def test_roc_auc_equals_all_pairs() -> None:
+def test_roc_auc_equals_all_pairs_and_scikit_learns() -> None:
     rng = np.random.default_rng(0)
     scores, truth = rng.integers(0, 6, 60).astype(float), rng.random(60) < 0.4
     pairs = [(s > t) + 0.5 * (s == t) for s in scores[truth] for t in scores[~truth]]
-    assert roc_auc(scores, truth) == pytest.approx(np.mean(pairs))
+    assert roc_auc(scores, truth) == pytest.approx(np.mean(pairs)) == pytest.approx(roc_auc_score(truth, scores))
     assert roc_auc([0.1, 0.9], [False, True]) == 1
     assert np.isnan(roc_auc([0.1, 0.9], [True, True]))
 
