@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, CLIPVisionModel, Mask2FormerConfig, PreTrainedTokenizerFast, SwinConfig
 
 from cotgen_lite.full_scale import data as f
-from cotgen_lite.full_scale.mask2former import _Segmenter, draw_pictures
+from cotgen_lite.full_scale.mask2former import CocoMask2Former, draw_pictures
 from cotgen_lite.full_scale.prompts import everyday_names, full_prompts, geneval_meanings
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.sampling import Ledger, SamplingSettings
@@ -147,9 +147,10 @@ def test_missing_models_and_wrong_numbers_are_one_sentence(
 
 @pytest.mark.slow
 def test_two_processes_make_the_same_pool(folders: list[str], tmp_path: Path) -> None:
-    job = "import sys; from test_full_data import Coin; from cotgen_lite import drawing, full_data\n"
-    job += "drawing.SHARD = 1; full_data.Mask2FormerDetector.from_pretrained = lambda *_: Coin()\n"
-    job += "full_data.main(sys.argv[1:])"
+    job = "import sys; from test_full_data import Coin; from cotgen_lite.full_scale import data\n"
+    job += "from cotgen_lite.generate import drawing\n"
+    job += "drawing.SHARD = 1; data.Mask2FormerDetector.from_pretrained = lambda *_: Coin()\n"
+    job += "data.main(sys.argv[1:])"
     for name, processes in (("one", 1), ("two", 2)):
         command = [sys.executable, "-c", job, *folders, "--prompts", "3", "--images-a-prompt", "2"]
         command += ["--out", str(tmp_path / name)]
@@ -232,7 +233,7 @@ def test_stated_work_of_the_detector_is_what_torch_counts() -> None:
     stages = {"depths": [2, 2, 18, 2], "num_heads": [3, 6, 12, 24], "embed_dim": 96, "window_size": 7}
     swin = SwinConfig(image_size=384, **stages, out_features=["stage1", "stage2", "stage3", "stage4"])
     with FakeTensorMode(), torch.no_grad():
-        detector = _Segmenter(Mask2FormerConfig(backbone_config=swin, num_labels=80)).eval()
+        detector = CocoMask2Former(Mask2FormerConfig(backbone_config=swin, num_labels=80)).eval()
         with FlopCounterMode(display=False) as counted:
             detector(pixel_values=torch.empty(1, 3, 800, 800))
     assert counted.get_total_flops() == pytest.approx(f.DETECT, rel=1e-3)

@@ -8,7 +8,6 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-import transformers.models.mask2former.modeling_mask2former as modeling
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -25,6 +24,8 @@ from transformers import (
 from cotgen_lite import prompts as P
 from cotgen_lite.full_scale.mask2former import (
     DRAWN,
+    GROUND,
+    INK,
     Mask2FormerDetector,
     draw_pictures,
     geneval_names,
@@ -35,7 +36,6 @@ from cotgen_lite.full_scale.mask2former import (
     write_geneval_results,
 )
 from cotgen_lite.geneval import Detection, Finding, evaluate, judge
-from cotgen_lite.lite.world import BACKGROUND, PALETTE
 from cotgen_lite.prompts import GENEVAL, Prompt, Requirement, from_record
 
 RENAMED = {"computer mouse": "mouse", "tv remote": "remote", "computer keyboard": "keyboard"}
@@ -72,9 +72,7 @@ def save_detector(folder, labels):
         label2id={label: i for i, label in enumerate(labels)},
     )
     torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(modeling, "requires_backends", lambda *_: None)  # its loss asks for scipy
-        model = Mask2FormerForUniversalSegmentation(config).eval()
+    model = Mask2FormerForUniversalSegmentation(config).eval()
     model.class_predictor.weight.data *= 25  # some classes are sure, some nearly
     model.save_pretrained(folder)
     Mask2FormerImageProcessorPil(size={"height": 384, "width": 384}).save_pretrained(folder)
@@ -253,7 +251,7 @@ def test_a_crop_shows_the_object_alone_on_999():
 # --- loading ---
 
 
-def test_loaded_without_scipy_it_computes_what_transformers_own_model_does(detector, saved):
+def test_it_computes_what_transformers_own_model_does(detector, saved):
     pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         ours, theirs = detector.model(pixel_values=pixels), saved[2](pixel_values=pixels)
@@ -448,13 +446,13 @@ class Eyes:
     def detect(self, images):
         _, there = once_drawn()
         images = (images.flip(1) if self.bgr else images)[:, :, ::4, ::4]
-        palette = torch.tensor([PALETTE[color] for color in PALETTE], dtype=torch.float32)
-        ground = torch.tensor(BACKGROUND, dtype=torch.float32)
+        palette = torch.tensor([INK[color] for color in INK], dtype=torch.float32)
+        ground = torch.tensor(GROUND, dtype=torch.float32)
         found = []
         for item, image in zip(there, images.float(), strict=True):
             ink = image.flatten(1).T
             ink = ink[(ink - ground).norm(dim=1) > 100]
-            color = list(PALETTE)[int(torch.cdist(ink, palette).argmin(dim=1).mode().values)]
+            color = list(INK)[int(torch.cdist(ink, palette).argmin(dim=1).mode().values)]
             found.append([replace(item, color=color)])
         return found
 
@@ -467,7 +465,7 @@ def test_pictures_show_big_known_objects_off_centre():
         assert item.name in GENEVAL.objects and item.color in GENEVAL.colors
         x0, y0, x1, y1 = item.box
         assert y0 > 0 and x1 < 256 and min(x1 - x0, y1 - y0) > 60
-        flat = (image == torch.tensor(BACKGROUND, dtype=torch.uint8)[:, None, None]).all(dim=0)
+        flat = (image == torch.tensor(GROUND, dtype=torch.uint8)[:, None, None]).all(dim=0)
         assert not flat[int(y0) : int(y1), int(x0) : int(x1)].all() and int((~flat).sum()) > 2000
         assert mask_box(~flat) == item.box
         assert (x0 + x1) / 2 > 150 and (y0 + y1) / 2 < 106

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from cotgen_lite.full_scale.mask2former import Mask2FormerDetector, self_check
+from cotgen_lite.full_scale.models import COCO
 from cotgen_lite.full_scale.prompts import full_prompts, geneval_meanings
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.sampling import SamplingSettings
@@ -28,9 +29,9 @@ IMAGES_A_PROMPT = 116  # 2,485 prompts x 116 = 288,260 images; the paper has 288
 GPUS = 8  # of the estimate
 BATCH = 20  # images that `Generator.draw` draws at once, whose first step is one pass
 
-# What the released networks take. Weights that every place is multiplied by, in Show-o's 24 layers; places of an image,
-# [soi] and [eoi] among them; FLOPs as torch counts them: MAGVIT-v2's decoder for one image of 256 px, Mask2Former
-# (Swin-S) for one of 800 px, CLIP (ViT-L/14) for one object. The tests count all of these again.
+# What the released networks take, which the tests count again. Weights that every place is multiplied by, in Show-o's
+# 24 layers; places of an image, [soi] and [eoi] among them; FLOPs of MAGVIT-v2's decoder for one image of 256 px, of
+# Mask2Former (Swin-S) for one of 800 px, of CLIP (ViT-L/14) for one object.
 SHOWO_WEIGHTS, PLACES = 1_208_506_368, 258
 DECODE, DETECT, READ_COLOR = 300.9e9, 441.8e9, 162.0e9
 OBJECTS = 2  # in an image, of which a colour is read: a guess
@@ -52,18 +53,17 @@ class Estimate:
 
 
 def drawing_places(n: int, steps: int) -> int:
-    """Sequence places that n images of a prompt take, guided, its words left out.
+    """Sequence places that n images of a prompt take, guided, its words left out: two rows of all places at each step.
 
-    Two rows of all places at every step; but at the first the images of a batch are alike, and share them.
+    At the first step the images of a batch are alike, and share them.
     """
     return 2 * PLACES * (-(-n // BATCH) + n * (steps - 1))
 
 
 def estimate(prompts: int, n: int, card: str, gpus: int = GPUS) -> Estimate:
-    """Computed, not measured: the networks' FLOPs at `SHARE` of what a card's vendor states.
+    """Of prompts x n images on `gpus` of `CARDS`, computed, not measured: FLOPs at `SHARE` of what the vendor states.
 
-    Show-o takes 2 FLOPs for each weight and place; attention itself (2% more), words, processors and disks are left
-    out. prompts x n: images; card: one of `CARDS`. Returns the estimate for `gpus` such cards.
+    Show-o takes 2 FLOPs for each weight and place; attention (2% more), words, processors and disks are left out.
     """
     half, single = (SHARE * 1e12 * peak for peak in CARDS[card])
     drawing = 2 * SHOWO_WEIGHTS * drawing_places(n, SETTINGS.steps) / n / half
@@ -85,8 +85,8 @@ def make_full_data(
 ) -> float:
     """Draw n hot images of each prompt, label them, and write them to `out` / "pool.safetensors", with an about.json.
 
-    Work is kept in `out` / "shards": resumed, and shared out under `accelerate launch`, as in `drawing.in_shards`; the
-    first process writes the pool. Returns the GPUs' seconds, of all processes and earlier calls. ValueError if a prompt
+    Work is kept in `out` / "shards": resumed, and shared out under `accelerate launch` (`pools.in_shards`); the first
+    process writes the pool. Returns the GPUs' seconds, all processes and earlier calls together. ValueError if a prompt
     asks what GenEval tests.
     """
     refuse_held_out(prompts, geneval_meanings())
@@ -116,23 +116,24 @@ def table() -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Draw and label the ranking data of the full scale; under `accelerate launch`, on several GPUs."""
-    parser = argparse.ArgumentParser(prog="python -m cotgen_lite.full_scale.data", description=main.__doc__)
-    parser.add_argument("--generator", default="showlab/show-o", help="Show-o: folder or hub name (%(default)s)")
-    parser.add_argument("--words", default="microsoft/phi-1_5", help="its words (%(default)s)")
-    parser.add_argument("--pixels", default="showlab/magvitv2", help="MAGVIT-v2 (%(default)s)")
-    parser.add_argument("--detector", default="facebook/mask2former-swin-small-coco-instance", help="(%(default)s)")
-    parser.add_argument("--clip", default="openai/clip-vit-large-patch14", help="reads colours (%(default)s)")
-    parser.add_argument("--images-a-prompt", type=int, default=IMAGES_A_PROMPT, metavar="K", help="(%(default)s)")
-    parser.add_argument("--prompts", type=int, metavar="N", help="only the first N prompts, as a trial")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("full"), help="where the pool goes (%(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="python -m cotgen_lite.full_scale.data",
+        description=main.__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--generator", default="showlab/show-o", help="Show-o: folder or hub name")
+    add("--words", default="microsoft/phi-1_5", help="its words")
+    add("--pixels", default="showlab/magvitv2", help="MAGVIT-v2")
+    add("--detector", default=COCO, help="Mask2Former")
+    add("--clip", default="openai/clip-vit-large-patch14", help="reads colours")
+    add("--images-a-prompt", type=int, default=IMAGES_A_PROMPT, metavar="K", help="images of each prompt")
+    add("--prompts", type=int, metavar="N", help="only the first N prompts, as a trial")
+    add("--seed", type=int, default=0, help="of the images")
+    add("--out", type=Path, default=Path("full"), help="where the pool goes")
     types = ("float32", "bfloat16", "float16")
-    parser.add_argument(
-        "--dtype", choices=types, default="bfloat16", help="Show-o's; all else is float32 (%(default)s)"
-    )
-    parser.add_argument(
-        "--estimate", action="store_true", help="only say what the whole job (with defaults) would take, as computed"
-    )
+    add("--dtype", choices=types, default="bfloat16", help="Show-o's; all else is float32")
+    add("--estimate", action="store_true", help="only say what the whole job (with defaults) would take, as computed")
     options = parser.parse_args(arguments)
     if options.estimate:
         print(table())
@@ -154,11 +155,9 @@ def main(arguments: list[str] | None = None) -> None:
     if rank == 0:
         images = len(chosen) * options.images_a_prompt
         whole = projection(len(every) * options.images_a_prompt, seconds / images, gpus=1)
-        print(
-            f"{options.out / IMAGES}: {images} images of {len(chosen)} prompts, {images / seconds:.3g} a second\n"
-            f"all {len(every)} prompts at this rate: {whole.hours:.3g} hours of one process, shared by as many as are "
-            f"started; {whole.disk / 1e6:.0f} MB of disk"
-        )
+        rate = f"{whole.hours:.3g} hours of one process, shared by as many as are started"
+        print(f"{options.out / IMAGES}: {images} images of {len(chosen)} prompts, {images / seconds:.3g} a second")
+        print(f"all {len(every)} prompts at this rate: {rate}; {whole.disk / 1e6:.0f} MB of disk")
 
 
 if __name__ == "__main__":

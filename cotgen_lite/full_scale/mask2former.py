@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoTokenizer,
     CLIPImageProcessorPil,
@@ -22,12 +22,10 @@ from transformers import (
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
     Mask2FormerImageProcessorPil,
-    Mask2FormerModel,
 )
 
 from cotgen_lite.geneval import COUNTING_THRESHOLD, THRESHOLD, Box, Detection, Detector, evaluate
 from cotgen_lite.hub import chosen_device, data_path, load_complete, write_atomically
-from cotgen_lite.lite.world import BACKGROUND, PALETTE
 from cotgen_lite.prompts import GENEVAL, Prompt, to_record
 
 INSTANCES = 100  # most pairs of mask and class that are looked at in an image
@@ -42,6 +40,8 @@ SPELLINGS = {
     **{"mouse": "computer mouse", "remote": "tv remote", "keyboard": "computer keyboard"},
 }
 # What the self-check draws: plain shapes, in colours nearly all of which change when channels are swapped.
+GROUND, INK = (244, 244, 240), {"red": (214, 39, 40), "green": (20, 150, 70), "blue": (30, 110, 235)}
+INK |= {"purple": (150, 60, 200), "brown": (115, 65, 25), "black": (20, 20, 24)}
 DRAWN = (
     *(("car", "red"), ("bus", "blue"), ("airplane", "blue"), ("bicycle", "black"), ("bird", "blue")),
     *(("elephant", "purple"), ("umbrella", "red"), ("apple", "red"), ("wine glass", "purple"), ("scissors", "red")),
@@ -72,11 +72,11 @@ def read_instances(
     """Turn one image's logits into instances as mmdet does for GenEval, every mask whole, however much they overlap.
 
     Of all pairs of a query and a class the 100 likeliest are taken, so one mask may come under two classes. A score is
-    the class's probability times the mean probability of the mask's pixels.
+    the class's probability times the mean probability of the mask's pixels; those above `lowest` are kept.
 
-    classes: logits (Q, C + 1), the last one for nothing. masks: logits (Q, h, w), coarse. input_size, image_size:
-    height and width in px of what the model saw, and of the image, which masks get. lowest: score to exceed.
-    Returns, likeliest first, N classes, N scores in 0..1, and bool masks (N, H, W).
+    classes: logits (Q, C + 1), the last one for nothing; masks: logits (Q, h, w), coarse; input_size, image_size:
+    (H, W) of what the model saw, and of the image. Returns, likeliest first, N classes, scores in 0..1, masks bool
+    (N, H, W).
     """
     likely, pairs = classes.softmax(dim=-1)[:, :-1].flatten().topk(min(INSTANCES, classes[:, :-1].numel()))
     likely, pairs = likely[likely > lowest], pairs[likely > lowest]  # a score is never above its class's probability
@@ -105,25 +105,18 @@ def grey_crop(picture: Image.Image, mask: Tensor) -> Image.Image:
     return on_grey.crop(mask_box(mask))
 
 
-class _Segmenter(Mask2FormerForUniversalSegmentation):
-    """Mask2Former without its training loss, the one part of it that needs scipy."""
+class CocoMask2Former(Mask2FormerForUniversalSegmentation):
+    """transformers' Mask2Former, told of weights that it makes no use of, so that the hub's files lack them."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^criterion\."]
-    _keys_to_ignore_on_load_missing = [r"\.swin\.layernorm\."]  # of no use here, so checkpoints do not hold it
-
-    def __init__(self, config: Mask2FormerConfig) -> None:
-        super(Mask2FormerForUniversalSegmentation, self).__init__(config)
-        self.model = Mask2FormerModel(config)
-        self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
-        self.post_init()
+    _keys_to_ignore_on_load_missing = [r"\.swin\.layernorm\."]
 
 
 @dataclass(eq=False)
 class Mask2FormerDetector:
     """GenEval's detector: instances of COCO's 80 classes under GenEval's names, with GenEval's ten colours.
 
-    A colour costs a look through CLIP and is read only above `color_above`, since the rules ignore all else; lower it
-    if you lower the threshold of `evaluate`. batch_size: images at a time through Mask2Former, crops through CLIP.
+    A colour takes a pass of CLIP and is read only above `color_above`, since the rules ignore all else; lower it if you
+    lower the threshold of `evaluate`. batch_size: images at a time through Mask2Former, crops through CLIP.
     """
 
     model: Any
@@ -145,26 +138,25 @@ class Mask2FormerDetector:
     def from_pretrained(
         cls, detector_path: str | Path, clip_path: str | Path, device: str = "auto", **options: Any
     ) -> "Mask2FormerDetector":
-        """Load the detector.
+        """Load the detector from folders or hub names, device "auto" taking a GPU if there is one.
 
-        detector_path, clip_path: folders or names on the hub: "facebook/mask2former-swin-small-coco-instance", which is
-        GenEval's network, but not its (mmdet's) weights; and "openai/clip-vit-large-patch14".
-        device: "auto" (a GPU if there is one), "cpu", "cuda", ... options: of the constructor.
-        ValueError if the classes are not COCO's 80 or weights are missing; OSError if there is no such model.
+        "facebook/mask2former-swin-small-coco-instance" is GenEval's network, but not its (mmdet's) weights;
+        "openai/clip-vit-large-patch14". options: of the constructor. ValueError if the classes are not COCO's 80 or
+        weights are missing; OSError if there is no such model.
         """
         chosen = chosen_device(device)
         geneval_names(Mask2FormerConfig.from_pretrained(detector_path).id2label)  # before any weight is loaded
-        detector = load_complete(_Segmenter, detector_path, dtype=torch.float32).to(chosen)
+        detector = load_complete(CocoMask2Former, detector_path, dtype=torch.float32).to(chosen)
         clip = load_complete(CLIPModel, clip_path, dtype=torch.float32).to(chosen)
         readers = AutoTokenizer.from_pretrained(clip_path), CLIPImageProcessorPil.from_pretrained(clip_path)
         return cls(detector, clip, *readers, **options)
 
     @torch.inference_mode()
     def detect(self, images: Tensor) -> list[list[Detection]]:
-        """Find the objects of images.
+        """Find the objects of images, uint8 (B, 3, H, W), RGB; ValueError for another form.
 
-        images: uint8 (B, 3, H, W), RGB. Returns B lists of detections, likeliest first, one for each mask and class
-        with a score above .05; boxes in px. Overlapping ones all stay. ValueError for images of another form.
+        Returns B lists of detections, likeliest first, one for each mask and class with a score above .05; boxes in px.
+        Overlapping ones all stay.
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
@@ -212,20 +204,15 @@ class Mask2FormerDetector:
 def write_geneval_results(
     path: Path, filenames: Sequence[str], prompts: Sequence[Prompt], found: Sequence[Sequence[Detection]]
 ) -> None:
-    """Judge images and write a jsonl file that GenEval's own tools read, whole or not at all.
+    """Judge images and write a jsonl file that GenEval's own tools read, atomically.
 
-    A line holds filename, tag, prompt, correct, reason, and as JSON in strings metadata (the prompt's record) and
-    details (class to boxes [x0, y0, x1, y1, score], likeliest first, above the tag's threshold, at most 16 a class).
-    Keys and values are GenEval's; the wording of reasons, one a line, is this course's.
-
-    filenames, prompts, found: of each image its file, its prompt, and its detections, as `Detector.detect` gives them.
-    ValueError if there are not equally many of the three.
+    filenames, prompts, found: each image's file, prompt and detections; ValueError if they are not equally many. Keys
+    and values are GenEval's, metadata and details (class to boxes [x0, y0, x1, y1, score] above the tag's threshold,
+    at most 16 a class) being JSON in strings; the wording of reasons, one a line, is this course's.
     """
     if not len(filenames) == len(prompts) == len(found):
-        raise ValueError(
-            f"{len(filenames)} files came with {len(prompts)} prompts and the detections of {len(found)} images: "
-            "pass one prompt and one list of detections for each file."
-        )
+        counts = f"{len(filenames)} files came with {len(prompts)} prompts and the detections of {len(found)} images"
+        raise ValueError(f"{counts}: pass one prompt and one list of detections for each file.")
     lines = []
     for filename, prompt, detections in zip(filenames, prompts, found, strict=True):
         verdict = evaluate(prompt, detections)
@@ -246,12 +233,12 @@ def draw_pictures() -> tuple[Tensor, list[Detection]]:
     font = ImageFont.truetype(str(data_path("world/objects.ttf")), 150)
     pictures, there = [], []
     for name, color in DRAWN:
-        picture = Image.new("RGB", (256, 256), BACKGROUND)
+        picture = Image.new("RGB", (256, 256), GROUND)
         glyph = chr(int(icons[name]["codepoint"], 16))
         # Off centre, so that a box in other pixels or with swapped axes does not match.
-        ImageDraw.Draw(picture).text((170, 86), glyph, font=font, fill=PALETTE[color], anchor="mm")
+        ImageDraw.Draw(picture).text((170, 86), glyph, font=font, fill=INK[color], anchor="mm")
         pictures.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
-        inked = (pictures[-1] != torch.tensor(BACKGROUND, dtype=torch.uint8)[:, None, None]).any(dim=0)
+        inked = (pictures[-1] != torch.tensor(GROUND, dtype=torch.uint8)[:, None, None]).any(dim=0)
         there.append(Detection(name, 1.0, mask_box(inked), color))
     return torch.stack(pictures), there
 
@@ -260,10 +247,9 @@ def self_check(detector: Detector) -> dict[str, int]:
     """Look at a few drawn pictures of known content first, and stop if hardly anything in them is recognised.
 
     It shows gross faults: random or foreign weights, wrong class names, swapped channels or axes, boxes in other
-    pixels. It cannot show that scores equal GenEval's: flat icons are not the photos these models learned from, a sound
-    detector may miss some, and the bounds (a third found, half of these in the right colour) are guesses on the safe
-    side, not measured on the real models. Returns how many were drawn, found and colored (of those found, in the right
-    colour). RuntimeError where a bound is missed.
+    pixels. It cannot show that scores equal GenEval's: flat icons are no photos, and the bounds (a third found, half of
+    these in the right colour) are guesses on the safe side. Returns how many were drawn, found, and colored (found, and
+    in the right colour). RuntimeError where a bound is missed.
     """
     images, there = draw_pictures()
     hits = []

@@ -10,7 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from cotgen_lite.hub import data_path, data_root, write_atomically
@@ -54,17 +54,12 @@ def full_prompts() -> tuple[Prompt, ...]:
     ValueError if the shipped hashes of GenEval's meanings are not whole. Section 3.2, "ORM Ranking Data Curation".
     """
     names, seen = everyday_names(), set(geneval_meanings())
-    return tuple(
-        prompt for tag, size in FULL_SIZES.items() for prompt in islice(_unseen(_candidates(tag, names), seen), size)
-    )
+    parts = (islice(_unseen(_candidates(tag, names), seen), size) for tag, size in FULL_SIZES.items())
+    return tuple(chain.from_iterable(parts))
 
 
 def forbidden_meanings(path: str | Path) -> set[str]:
-    """The hashes of what GenEval's test asks for, from its own jsonl.
-
-    path: GenEval's evaluation_metadata.jsonl. ValueError for another file: a line that is no record, or other numbers
-    of prompts by tag.
-    """
+    """The hashes of what GenEval's test asks for, from its evaluation_metadata.jsonl; ValueError for another file."""
     try:
         prompts = read_geneval(path)
         if Counter(prompt.tag for prompt in prompts) != GENEVAL_SIZES:
@@ -98,24 +93,19 @@ def _candidates(tag: str, names: Names) -> Iterator[Prompt]:
         yield from (counting(name, count, names) for name in names.objects for count in COUNTS.values())
     elif tag == "colors":
         yield from (colored(name, color, names) for name in colorable for color in names.colors)
-    else:
-        chance = random.Random(f"cotgen_lite full {tag}")
-        while True:
-            if tag == "color_attr":
-                (a, b), (color_a, color_b) = chance.sample(colorable, 2), chance.sample(names.colors, 2)
-                yield color_attr(a, color_a, b, color_b, names)
-            else:
-                a, b = chance.sample(names.objects, 2)
-                yield (
-                    two_object(a, b, names) if tag == "two_object" else position(a, chance.choice(RELATIONS), b, names)
-                )
+    chance = random.Random(f"cotgen_lite full {tag}")
+    while tag == "color_attr":
+        (a, b), (color_a, color_b) = chance.sample(colorable, 2), chance.sample(names.colors, 2)
+        yield color_attr(a, color_a, b, color_b, names)
+    while tag in ("two_object", "position"):
+        a, b = chance.sample(names.objects, 2)
+        yield two_object(a, b, names) if tag == "two_object" else position(a, chance.choice(RELATIONS), b, names)
 
 
 def _unseen(prompts: Iterator[Prompt], seen: set[str]) -> Iterator[Prompt]:
     """Those prompts whose meaning is not in `seen` yet; adds each to it."""
     for prompt in prompts:
-        key = meaning_hash(prompt)
-        if key not in seen:
+        if (key := meaning_hash(prompt)) not in seen:
             seen.add(key)
             yield prompt
 
