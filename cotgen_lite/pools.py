@@ -17,10 +17,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from cotgen_lite.hub import in_place_of
-from cotgen_lite.prompts import TAGS, Prompt, from_record, lite_prompts, parse_prompt, to_record
+from cotgen_lite.prompts import TAGS, Prompt, from_record, lite_prompts, parse_prompt, to_record, world_file
 
-# As GenEval draws four images a prompt: tags with few prompts get more pools, so that none hangs on a few coin flips.
-POOLS_PER_PROMPT = {"single_object": 4, "counting": 4}
 PACKED_AT_ONCE = 4096  # images whose bits lie side by side, unpacked, at once
 
 
@@ -40,8 +38,12 @@ class Pool:
 
 
 def pool_prompts(split: str) -> tuple[Prompt, ...]:
-    """The prompts of a set, each as often as it has pools ("test": 328 of 232 prompts)."""
-    return tuple(prompt for prompt in lite_prompts(split) for _ in range(POOLS_PER_PROMPT.get(prompt.tag, 1)))
+    """The prompts of a set, each as often as it has pools ("test" in the shipped world: 328 of 232 prompts).
+
+    As GenEval draws four images a prompt: tags with few prompts get more pools, so that none hangs on a few coin flips.
+    """
+    pools = world_file()["prompts"]["pools"]
+    return tuple(prompt for prompt in lite_prompts(split) for _ in range(pools[prompt.tag]))
 
 
 def stratified_subset(prompts: Sequence[Prompt], one_in: int = 1, most: int | None = None) -> tuple[Prompt, ...]:
@@ -102,7 +104,7 @@ def _as_line(prompt: Prompt) -> str:
     try:
         if parse_prompt(prompt.text) == prompt:
             return prompt.text
-    except ValueError:  # it speaks of more than the lite world's objects and colours
+    except (ValueError, FileNotFoundError):  # it speaks of more than the lite world, or there is none
         pass
     return json.dumps(to_record(prompt))
 

@@ -1,7 +1,8 @@
 """GenEval's prompts: the record, the six templates, and the course's three disjoint sets.
 
 GenEval (Ghosh et al., 2023) asks for object-centred pictures in six ways ("tags") and says in a small record what a
-picture must show. The paper reuses the six templates for all of its training prompts (section 3.2), and so do we.
+picture must show. The paper reuses the six templates for all of its training prompts (section 3.2), and so do we. The
+lite world's names come from the data folder; GenEval's own are here. Read on in `geneval.py`: is a picture right?
 """
 
 import hashlib
@@ -14,6 +15,8 @@ from functools import cache
 from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
+
+from cotgen_lite.hub import data_path
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 RELATIONS = ("left of", "right of", "above", "below")
@@ -31,83 +34,33 @@ class Names:
     plurals: tuple[tuple[str, str], ...] = ()
 
 
-LITE = Names(
-    objects=(
-        *("airplane", "apple", "bird", "boat", "book", "bus", "cake", "car"),
-        *("cat", "chair", "clock", "cup", "dog", "elephant", "pizza", "umbrella"),
-    ),
-    colors=("red", "orange", "yellow", "green", "blue", "purple", "brown", "black"),
-)
-OBJECTS, COLORS = LITE.objects, LITE.colors
-
 # The 80 classes of COCO under GenEval's spelling, and its ten colours.
+_COCO = """
+person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, parking
+meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, handbag, tie,
+suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, tennis
+racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot
+dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, laptop, computer mouse, tv
+remote, computer keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors,
+teddy bear, hair drier, toothbrush
+"""
 GENEVAL = Names(
-    objects=(
-        *(
-            "person",
-            "bicycle",
-            "car",
-            "motorcycle",
-            "airplane",
-            "bus",
-            "train",
-            "truck",
-            "boat",
-            "traffic light",
-        ),
-        *(
-            "fire hydrant",
-            "stop sign",
-            "parking meter",
-            "bench",
-            "bird",
-            "cat",
-            "dog",
-            "horse",
-            "sheep",
-            "cow",
-        ),
-        *(
-            "elephant",
-            "bear",
-            "zebra",
-            "giraffe",
-            "backpack",
-            "umbrella",
-            "handbag",
-            "tie",
-            "suitcase",
-            "frisbee",
-        ),
-        *(
-            "skis",
-            "snowboard",
-            "sports ball",
-            "kite",
-            "baseball bat",
-            "baseball glove",
-            "skateboard",
-            "surfboard",
-        ),
-        *(
-            "tennis racket",
-            "bottle",
-            "wine glass",
-            "cup",
-            "fork",
-            "knife",
-            "spoon",
-            "bowl",
-            "banana",
-            "apple",
-        ),
-        *("sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch"),
-        *("potted plant", "bed", "dining table", "toilet", "tv", "laptop", "computer mouse", "tv remote"),
-        *("computer keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book"),
-        *("clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush"),
-    ),
-    colors=("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white"),
+    tuple(" ".join(_COCO.split()).split(", ")),
+    ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white"),
 )
+
+
+@cache
+def world_file() -> dict[str, Any]:
+    """The data folder's `world/world.json`, which describes the lite world; a process has one (see `lite/world.py`)."""
+    return json.loads(data_path("world/world.json").read_text(encoding="utf-8"))
+
+
+@cache
+def lite_names() -> Names:
+    """What prompts of the lite world may speak of."""
+    objects, colors = world_file()["objects"], world_file()["colors"]
+    return Names(tuple(objects), tuple(colors), tuple((name, about["plural"]) for name, about in objects.items()))
 
 
 @dataclass(frozen=True)
@@ -134,70 +87,71 @@ class Prompt:
     exclude: tuple[Requirement, ...] = ()
 
 
-def single_object(name: str, names: Names = LITE) -> Prompt:
-    """ "a photo of a cat"."""
-    _check("object", name, names.objects)
+def single_object(name: str, names: Names | None = None) -> Prompt:
+    """ "a photo of a cat". names: what may be spoken of, here and in all templates; by default the lite world's."""
+    _check("object", name, names)
     return Prompt(f"a photo of {with_article(name)}", "single_object", (Requirement(name),))
 
 
-def two_object(first: str, second: str, names: Names = LITE) -> Prompt:
+def two_object(first: str, second: str, names: Names | None = None) -> Prompt:
     """ "a photo of a cat and a dog"; ValueError if both are the same."""
     _check_different(first, second, names)
     text = f"a photo of {with_article(first)} and {with_article(second)}"
     return Prompt(text, "two_object", (Requirement(first), Requirement(second)))
 
 
-def counting(name: str, count: int, names: Names = LITE) -> Prompt:
+def counting(name: str, count: int, names: Names | None = None) -> Prompt:
     """ "a photo of three cats": exactly `count` of them, 2 to 4."""
-    _check("object", name, names.objects)
+    _check("object", name, names)
     if count not in _COUNT_WORDS:
         raise ValueError(f"The count {count!r} is not one of GenEval's: use 2, 3 or 4.")
     text = f"a photo of {_COUNT_WORDS[count]} {plural(name, names)}"
     return Prompt(text, "counting", (Requirement(name, count),), (Requirement(name, count + 1),))
 
 
-def colored(name: str, color: str, names: Names = LITE) -> Prompt:
+def colored(name: str, color: str, names: Names | None = None) -> Prompt:
     """ "a photo of a red cat"."""
-    _check("object", name, names.objects)
-    _check("colour", color, names.colors)
+    _check("object", name, names)
+    _check("colour", color, names)
     text = f"a photo of {with_article(f'{color} {name}')}"
     return Prompt(text, "colors", (Requirement(name, color=color),))
 
 
-def position(name: str, relation: str, reference: str, names: Names = LITE) -> Prompt:
+def position(name: str, relation: str, reference: str, names: Names | None = None) -> Prompt:
     """ "a photo of a cat left of a dog": the reference ("dog") stands first in `include`, as in GenEval."""
     _check_different(name, reference, names)
-    _check("relation", relation, RELATIONS)
+    if relation not in RELATIONS:
+        raise ValueError(f"Unknown relation {relation!r}: use one of {', '.join(RELATIONS)}.")
     text = f"a photo of {with_article(name)} {relation} {with_article(reference)}"
     return Prompt(text, "position", (Requirement(reference), Requirement(name, position=(relation, 0))))
 
 
-def color_attr(first: str, first_color: str, second: str, second_color: str, names: Names = LITE) -> Prompt:
+def color_attr(first: str, first_color: str, second: str, second_color: str, names: Names | None = None) -> Prompt:
     """ "a photo of a red cat and a blue dog"."""
     _check_different(first, second, names)
-    _check("colour", first_color, names.colors)
-    _check("colour", second_color, names.colors)
+    _check("colour", first_color, names)
+    _check("colour", second_color, names)
     parts = (with_article(f"{first_color} {first}"), with_article(f"{second_color} {second}"))
     include = (Requirement(first, color=first_color), Requirement(second, color=second_color))
     return Prompt(f"a photo of {parts[0]} and {parts[1]}", "color_attr", include)
 
 
-def plural(name: str, names: Names = LITE) -> str:
+def plural(name: str, names: Names | None = None) -> str:
     """The plural listed in `names`; else GenEval's, which only knows -s and -es: "buses", but also "benchs"."""
-    return dict(names.plurals).get(name, f"{name}es" if name.endswith("s") else f"{name}s")
+    return dict((names or lite_names()).plurals).get(name, f"{name}es" if name.endswith("s") else f"{name}s")
 
 
-def parse_prompt(text: str, names: Names = LITE) -> Prompt:
+def parse_prompt(text: str, names: Names | None = None) -> Prompt:
     """Read a sentence of one of the six templates back into its record.
 
     text: e.g. "a photo of a red apple and a blue car". Returns the `Prompt`.
     ValueError for a sentence of another form, an unknown object, colour or count; it lists what exists.
     """
+    names = names or lite_names()
     match = re.fullmatch(r"a photo of (.+)", text.strip())
     if not match:
-        raise ValueError(
-            f'A prompt starts with "a photo of", for example "a photo of a red {names.objects[0]}"; got {text!r}.'
-        )
+        example = colored(names.objects[0], names.colors[0], names).text
+        raise ValueError(f'A prompt starts with "a photo of", for example "{example}"; got {text!r}.')
     body = match[1]
     related = re.fullmatch(rf"(an? .+) ({'|'.join(RELATIONS)}) (an? .+)", body)
     if related:
@@ -207,15 +161,14 @@ def parse_prompt(text: str, names: Names = LITE) -> Prompt:
     parts = [_split_color(_strip_article(part), names) for part in re.split(r" and (?=an? )", body)]
     if len(parts) > 2:
         raise ValueError(f"A prompt speaks of one or two things, joined by one 'and'; got {text!r}.")
-    colors = [color for color, _ in parts if color]
     if len(parts) == 1:
         color, name = parts[0]
         return colored(name, color, names) if color else single_object(name, names)
-    if len(colors) == 1:
-        raise ValueError(f"GenEval colours both things or neither; got {text!r}.")
     (color_a, name_a), (color_b, name_b) = parts
     if color_a and color_b:
         return color_attr(name_a, color_a, name_b, color_b, names)
+    if color_a or color_b:
+        raise ValueError(f"GenEval colours both things or neither; got {text!r}.")
     return two_object(name_a, name_b, names)
 
 
@@ -234,27 +187,26 @@ def meaning(prompt: Prompt) -> Hashable:
     return tuple(sorted((item.name, item.count, item.color or "") for item in prompt.include))
 
 
-# How many meanings of each tag go to the test and dev sets; the rest is for training. All are chosen once, by seed.
-SPLIT_SIZES = {
-    "test": dict(zip(TAGS, (8, 40, 24, 40, 60, 60), strict=True)),
-    "dev": dict(zip(TAGS, (4, 32, 8, 28, 60, 68), strict=True)),
-}
-
-
 @cache
 def lite_prompts(split: str) -> tuple[Prompt, ...]:
-    """The lite prompts of one set; no meaning is in two sets.
+    """The lite prompts of one set; no meaning is in two sets, and which are in which was chosen once, by seed.
 
-    split: "train" (7,080 prompts), "dev" (200; noise, guidance and learning rates are chosen on it) or
-        "test" (232, for reporting).
+    split: "train" (7,080 prompts in the shipped world), "dev" (200; noise, guidance and learning rates are chosen on
+        it) or "test" (232, for reporting).
+    ValueError for another name, or if the world file asks for more dev and test prompts than there are.
     """
     if split not in ("train", "dev", "test"):
         raise ValueError(f'There is no set {split!r}: use "train", "dev" or "test".')
-    chosen: list[Prompt] = []
+    sizes, chosen = world_file()["prompts"], []
     for tag in TAGS:
         prompts = _all_lite(tag)
         random.Random(f"cotgen_lite sets {tag}").shuffle(prompts)
-        first, second = SPLIT_SIZES["test"][tag], SPLIT_SIZES["test"][tag] + SPLIT_SIZES["dev"][tag]
+        first, second = sizes["test"][tag], sizes["test"][tag] + sizes["dev"][tag]
+        if second >= len(prompts):
+            raise ValueError(
+                f"The world has {len(prompts)} {tag} prompts, of which {second} for dev and test leave none to train "
+                'on: name more objects or colours in world.json, or make its "prompts" smaller.'
+            )
         chosen += {"test": prompts[:first], "dev": prompts[first:second], "train": prompts[second:]}[split]
     return tuple(chosen)
 
@@ -276,12 +228,7 @@ def from_record(record: dict) -> Prompt:
     """GenEval's JSON record as a `Prompt`."""
     include, exclude = (
         tuple(
-            Requirement(
-                item["class"],
-                item["count"],
-                item.get("color"),
-                tuple(item["position"]) if "position" in item else None,
-            )
+            Requirement(item["class"], item["count"], item.get("color"), tuple(item.get("position", ())) or None)
             for item in record.get(key, ())
         )
         for key in ("include", "exclude")
@@ -308,20 +255,20 @@ def to_record(prompt: Prompt) -> dict:
 
 def _all_lite(tag: str) -> list[Prompt]:
     """Every lite prompt of a tag, one sentence a meaning; which of two equal sentences is drawn by seed."""
-    chance = random.Random(f"cotgen_lite order {tag}")
+    chance, names = random.Random(f"cotgen_lite order {tag}"), lite_names()
     if tag == "single_object":
-        return [single_object(name) for name in OBJECTS]
+        return [single_object(name) for name in names.objects]
     if tag == "counting":
-        return [counting(name, count) for name in OBJECTS for count in _COUNT_WORDS]
+        return [counting(name, count) for name in names.objects for count in _COUNT_WORDS]
     if tag == "colors":
-        return [colored(name, color) for name in OBJECTS for color in COLORS]
-    pairs = [chance.sample(pair, 2) for pair in combinations(OBJECTS, 2)]
+        return [colored(name, color) for name in names.objects for color in names.colors]
+    pairs = [chance.sample(pair, 2) for pair in combinations(names.objects, 2)]
     if tag == "two_object":
         return [two_object(a, b) for a, b in pairs]
     if tag == "color_attr":
-        return [color_attr(a, color_a, b, color_b) for a, b in pairs for color_a, color_b in permutations(COLORS, 2)]
+        return [color_attr(a, own, b, its) for a, b in pairs for own, its in permutations(names.colors, 2)]
     prompts = []
-    for a, b in permutations(OBJECTS, 2):
+    for a, b in permutations(names.objects, 2):
         for relation, opposite in (("left of", "right of"), ("above", "below")):
             prompts.append(position(a, relation, b) if chance.random() < 0.5 else position(b, opposite, a))
     return prompts
@@ -332,7 +279,8 @@ def _parse_counting(body: str, names: Names) -> Prompt:
     if word not in COUNTS:
         raise ValueError(f'After "a photo of" comes a, an, {", ".join(COUNTS)}; got {word!r}.')
     singular = {plural(name, names): name for name in names.objects}
-    _check("plural", plural_name, tuple(singular))
+    if plural_name not in singular:
+        raise ValueError(f"Unknown plural {plural_name!r}: use one of {', '.join(singular)}.")
     return counting(singular[plural_name], COUNTS[word], names)
 
 
@@ -343,7 +291,7 @@ def _split_color(phrase: str, names: Names) -> tuple[str | None, str]:
     if not name:
         return None, phrase
     if color not in names.colors and name in names.objects:
-        _check("colour", color, names.colors)
+        _check("colour", color, names)
     return (color, name) if color in names.colors else (None, phrase)
 
 
@@ -356,14 +304,16 @@ def _strip_article(phrase: str) -> str:
     return re.sub(r"^an? ", "", phrase)
 
 
-def _check_different(first: str, second: str, names: Names) -> None:
-    _check("object", first, names.objects)
-    _check("object", second, names.objects)
+def _check_different(first: str, second: str, names: Names | None) -> None:
+    _check("object", first, names)
+    _check("object", second, names)
     if first == second:
         raise ValueError(f"A prompt about two things needs two different objects; got {first!r} twice.")
 
 
-def _check(what: str, value: str, known: Sequence[str]) -> None:
+def _check(what: str, value: str, names: Names | None) -> None:
+    names = names or lite_names()
+    known = names.objects if what == "object" else names.colors
     if value not in known:
         raise ValueError(f"Unknown {what} {value!r}: use one of {', '.join(known)}.")
 
@@ -376,32 +326,33 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
 
     ValueError names the words that the tokenizer does not know (lite models read only the course's words).
     """
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
-        unknown = [
-            word
-            for word in text.split()
-            if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"]
-        ]
+
+    def ids(words: str) -> list[int]:
+        return tokenizer(words, add_special_tokens=False)["input_ids"]
+
+    encoded, unknown = ids(text), tokenizer.unk_token_id
+    if unknown is not None and unknown in encoded:
+        strange = ", ".join(repr(word) for word in text.split() if unknown in ids(word))
         if tokenizer.unk_token != UNKNOWN:
-            raise ValueError(f"The model has no token for {', '.join(map(repr, unknown))}: use other words or signs.")
+            raise ValueError(f"The model has no token for {strange}: use other words or signs.")
+        objects, colors = (", ".join(known) for known in (lite_names().objects, lite_names().colors))
         raise ValueError(
-            f"The lite models do not know {', '.join(map(repr, unknown))}: they know the objects {', '.join(OBJECTS)}; "
-            f"the colours {', '.join(COLORS)}; the counts {', '.join(COUNTS)}; left of, right of, above and below."
+            f"The lite models do not know {strange}: they know the objects {objects}; the colours {colors}; "
+            f"the counts {', '.join(COUNTS)}; left of, right of, above and below."
         )
-    return ids
+    return encoded
 
 
 def meaning_hash(prompt: Prompt) -> str:
-    """What a prompt asks for (`prompts.meaning`) as 16 hexadecimal digits."""
+    """What a prompt asks for (`meaning`) as 16 hexadecimal digits."""
     return hashlib.sha256(repr(meaning(prompt)).encode()).hexdigest()[:16]
 
 
 def refuse_held_out(prompts: Sequence[Prompt], held_out: Set[str] | None = None) -> None:
     """ValueError if a prompt asks what a dev or test prompt asks, in whatever wording.
 
-    held_out: what must not be asked, as hashes (`full_prompts.meaning_hash`); by default what the lite dev and test
-    prompts ask. At full scale the test is GenEval's: pass `full_prompts.geneval_meanings()`.
+    held_out: what must not be asked, as hashes (`meaning_hash`); by default what the lite dev and test prompts ask. At
+    full scale the test is GenEval's: pass `full_scale.prompts.geneval_meanings()`.
     """
     forbidden = _lite_meanings() if held_out is None else held_out
     for prompt in prompts:

@@ -9,7 +9,8 @@ import torch
 
 from cotgen_lite import prompts as P
 from cotgen_lite.geneval import Detection, Finding, evaluate, judge, relations
-from cotgen_lite.prompts import COLORS, OBJECTS, RELATIONS, TAGS, Prompt, Requirement
+from cotgen_lite.lite.world import world
+from cotgen_lite.prompts import RELATIONS, TAGS, Prompt, Requirement
 
 
 def found(name, x=0.0, y=0.0, score=0.95, color="red", size=20.0):
@@ -199,7 +200,7 @@ def broken(prompt):
         yield ("count" if required.count > 1 else "missing"), others
         yield ("count" if required.count > 1 else "missing"), [*others, replace(detection, score=0.3)]
         if required.color:
-            wrong = next(c for c in COLORS if c != required.color)
+            wrong = next(c for c in world().colors if c != required.color)
             yield "color", [*others, replace(detection, color=wrong)]
         if required.position:
             for relation, (x, y) in PLACES.items():
@@ -211,14 +212,14 @@ def broken(prompt):
 
 
 def prompts_of_all_kinds():
-    a, b, c = OBJECTS[0], OBJECTS[1], OBJECTS[-1]
-    yield from (P.single_object(name) for name in OBJECTS)
+    a, b, c = world().objects[0], world().objects[1], world().objects[-1]
+    yield from (P.single_object(name) for name in world().objects)
     yield from (P.counting(name, n) for name in (a, c) for n in (2, 3, 4))
-    yield from (P.colored(a, color) for color in COLORS)
+    yield from (P.colored(a, color) for color in world().colors)
     for x, y in itertools.permutations((a, b, c), 2):
         yield P.two_object(x, y)
         yield from (P.position(x, relation, y) for relation in RELATIONS)
-        yield from (P.color_attr(x, p, y, q) for p, q in itertools.permutations(COLORS[:4], 2))
+        yield from (P.color_attr(x, p, y, q) for p, q in itertools.permutations(world().colors[:4], 2))
 
 
 def test_every_tag_is_among_the_prompts():

@@ -17,8 +17,8 @@ from cotgen_lite.lite.judges import (
     scene_detections,
     train_judge,
 )
-from cotgen_lite.lite.world import BACKGROUND, SceneObject, icon_box, icon_mask, random_scene, render
-from cotgen_lite.prompts import COLORS, OBJECTS, TAGS, counting, single_object
+from cotgen_lite.lite.world import SceneObject, icon_box, icon_mask, random_scene, render, world
+from cotgen_lite.prompts import TAGS, counting, single_object
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_scene_detections_are_the_icons_tight_boxes():
     assert (detection.name, detection.color, detection.score) == ("car", "blue", 1.0)
     assert detection.box == (16 + x0, 40 + y0, 16 + x1, 40 + y1)
     image = render([(SceneObject("car", "blue", 16, 40),)])[0].int()
-    rows, columns = np.nonzero((image - torch.tensor(BACKGROUND)[:, None, None]).abs().sum(0).numpy() > 200)
+    rows, columns = np.nonzero((image - torch.tensor(world().background)[:, None, None]).abs().sum(0).numpy() > 200)
     assert detection.box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
 
 
@@ -69,7 +69,7 @@ def test_every_object_of_a_scene_is_found_with_class_box_and_color(either, thres
 
 
 def test_every_icon_in_every_color_is_told_apart(either):
-    scenes = [(SceneObject(name, color, 16, 24),) for name in OBJECTS for color in COLORS]
+    scenes = [(SceneObject(name, color, 16, 24),) for name in world().objects for color in world().colors]
     for scene, detections in zip(scenes, either.detect(render(scenes)), strict=True):
         assert sure(detections, 0.9) == sure(scene_detections(scene)), scene
 
@@ -102,14 +102,14 @@ def test_an_empty_picture_holds_nothing(either):
 def test_half_an_icon_is_no_object(either):
     """A half with no more of the icon's ink than two icons may share is nothing, but for a rare slip of the learned
     judge's; no half is sure."""
-    images = render([(SceneObject(name, "blue", 16, 16),) for name in OBJECTS])
-    masks = np.stack([icon_mask(name) for name in OBJECTS])
+    images = render([(SceneObject(name, "blue", 16, 16),) for name in world().objects])
+    masks = np.stack([icon_mask(name) for name in world().objects])
     broken_halves, slips = 0, []
     for half in (np.s_[..., :12, :], np.s_[..., :, :12], np.s_[..., 12:, :], np.s_[..., :, 12:]):
         kept = 1 - masks[half].sum((1, 2)) / masks.sum((1, 2))
         broken = images.clone()
-        broken[:, :, 16:40, 16:40][half] = torch.tensor(BACKGROUND, dtype=torch.uint8)[:, None, None]
-        for name, share, found in zip(OBJECTS, kept, either.detect(broken), strict=True):
+        broken[:, :, 16:40, 16:40][half] = torch.tensor(world().background, dtype=torch.uint8)[:, None, None]
+        for name, share, found in zip(world().objects, kept, either.detect(broken), strict=True):
             assert not sure(found, 0.9), (name, share)
             if share <= judge_training.BROKEN:
                 broken_halves += 1
@@ -156,7 +156,7 @@ def test_template_confidence_is_one_curve_of_the_correlation(template):
     image = render([(SceneObject("boat", "black", 16, 16),)])[0].float()
     other = render([(SceneObject("clock", "black", 16, 16),)])[0].float()
     blends = torch.stack([image * (1 - t) + other * t for t in (0, 0.15, 0.3, 0.45)])
-    boat = OBJECTS.index("boat")
+    boat = world().objects.index("boat")
     correlations = template.correlate(blends)[:, boat, 16, 16]
     mask, second = icon_mask("boat"), icon_mask("clock")
     for t, value in zip((0, 0.15, 0.3, 0.45), correlations.tolist(), strict=True):
@@ -214,7 +214,7 @@ def test_lessons_agree_with_the_other_judge(template):
             box = tuple(np.round(boxes[:, row, column] * 8 + [x, y, x, y]))
             color = colors[row, column]
             if color >= 0:
-                agreed.append(seen.get((OBJECTS[name], box)) == [*COLORS, "none"][color])
+                agreed.append(seen.get((world().objects[name], box)) == [*world().colors, "none"][color])
         broken += int(((classes > 0) & (classes < 1)).sum())
     assert len(agreed) > 200 and np.mean(agreed) > 0.98
     assert broken > 20  # doubt is taught too

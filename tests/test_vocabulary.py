@@ -4,7 +4,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from cotgen_lite.lite.vocabulary import lite_tokenizer, lite_words
-from cotgen_lite.prompts import OBJECTS, encode_text, lite_prompts, plural
+from cotgen_lite.lite.world import world
+from cotgen_lite.prompts import encode_text, lite_prompts, plural
 
 
 def test_every_prompt_is_one_token_a_word() -> None:
@@ -20,7 +21,7 @@ def test_words_are_unique_and_case_does_not_matter() -> None:
     assert len(lite_words()) == len(set(lite_words()))
     assert len(tokenizer) == len(lite_words()) + 6
     assert encode_text(tokenizer, "Yes, A Cat") == encode_text(tokenizer, "yes , a cat")
-    assert all(plural(name) in lite_words() for name in OBJECTS)
+    assert all(plural(name) in lite_words() for name in world().objects)
 
 
 def test_unknown_word_is_named() -> None:

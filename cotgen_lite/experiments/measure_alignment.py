@@ -22,7 +22,7 @@ from cotgen_lite.generate.pipeline import Generator, load_generator
 from cotgen_lite.geneval import Detector
 from cotgen_lite.hub import MANIFEST, write_json
 from cotgen_lite.lite.judges import TemplateJudge, load_judges
-from cotgen_lite.lite.world import LATTICE
+from cotgen_lite.lite.world import world
 from cotgen_lite.metrics import bootstrap_interval, cohens_kappa, tag_means
 from cotgen_lite.pools import Pool, load_pool, save_pool
 from cotgen_lite.prompts import TAGS, Prompt, lite_prompts
@@ -170,7 +170,10 @@ def layouts_of(generator: Generator, detector: Detector, tokens: Tensor) -> list
     """Each image's set of (class, colour, place on the lattice), in a fixed order; tokens (N, L)."""
     found = []
     for detections in detector.detect(generator.decode(tokens)):
-        things = [(d.name, d.color or "", round(d.box[0] / LATTICE), round(d.box[1] / LATTICE)) for d in detections]
+        things = [
+            (d.name, d.color or "", round(d.box[0] / world().lattice), round(d.box[1] / world().lattice))
+            for d in detections
+        ]
         found.append(tuple(sorted(things)))
     return found
 

@@ -23,7 +23,7 @@ from cotgen_lite.lite.judges import train_judge
 from cotgen_lite.lite.tokenizer_training import train_tokenizer
 from cotgen_lite.lite.verifier_training import train_verifier
 from cotgen_lite.lite.vocabulary import lite_tokenizer
-from cotgen_lite.lite.world import CaptionNoise, random_scene, render
+from cotgen_lite.lite.world import random_scene, render, world
 from cotgen_lite.prompts import lite_prompts, to_record
 from cotgen_lite.training import subsample
 
@@ -57,7 +57,7 @@ def build_judge(out: Path, work: Path, config: Config) -> None:
 def build_generator(out: Path, work: Path, config: Config) -> None:
     """The generator, on noisy captions."""
     words, pixels = lite_tokenizer(), Magvit.from_pretrained(out / "models/tokenizer")
-    noise = CaptionNoise()
+    noise = world().caption_noise
     data = make_captioned_tokens(config.captioned_pictures, pixels, words, noise, seed=0)
     torch.manual_seed(0)
     model = Showo(lite_config(len(words), words.bos_token_id, words.eos_token_id))

@@ -22,7 +22,7 @@ from cotgen_lite.hub import publish
 from cotgen_lite.lite.generator_training import make_captioned_tokens, train_generator
 from cotgen_lite.lite.judges import TemplateJudge
 from cotgen_lite.lite.vocabulary import lite_tokenizer
-from cotgen_lite.lite.world import CaptionNoise
+from cotgen_lite.lite.world import world
 from cotgen_lite.pools import Pool
 from cotgen_lite.training import subsample
 from cotgen_lite.verify.training_data import HOT, draw_labelled, preference_pairs, train_prompts
@@ -30,7 +30,7 @@ from cotgen_lite.verify.training_data import HOT, draw_labelled, preference_pair
 
 def build_sequential(out: Path, work: Path, config: Config) -> None:
     """The next-token generator, on noisy captions."""
-    words, pixels, noise = lite_tokenizer(), Magvit.from_pretrained(out / "models/tokenizer"), CaptionNoise()
+    words, pixels, noise = lite_tokenizer(), Magvit.from_pretrained(out / "models/tokenizer"), world().caption_noise
     data = make_captioned_tokens(config.captioned_pictures, pixels, words, noise, seed=0)
     torch.manual_seed(0)
     model = AutoregressiveModel(lite_autoregressive_config(len(words), words.pad_token_id))

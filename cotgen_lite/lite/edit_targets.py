@@ -19,9 +19,6 @@ from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.geneval import COUNTING_THRESHOLD, THRESHOLD, Detection, evaluate
 from cotgen_lite.lite.judges import TemplateJudge
 from cotgen_lite.lite.world import (
-    IMAGE_SIZE,
-    LATTICE,
-    OBJECT_SIZE,
     Scene,
     SceneObject,
     apart,
@@ -29,9 +26,10 @@ from cotgen_lite.lite.world import (
     icon_box,
     layouts,
     render,
+    world,
 )
 from cotgen_lite.pools import Pool
-from cotgen_lite.prompts import COLORS, Prompt, Requirement, refuse_held_out
+from cotgen_lite.prompts import Prompt, Requirement, refuse_held_out
 from cotgen_lite.verify.reasons import write_reasons
 
 Place = tuple[int, int]
@@ -50,7 +48,8 @@ def mend(prompt: Prompt, detections: Sequence[Detection], rng: np.random.Generat
     own = [_take(left, item) for item in items]
     like = [one or (left.pop() if left else None) for one in own]
     colors = [
-        item.color or (one.color if one and one.color in COLORS else COLORS[rng.integers(len(COLORS))])
+        item.color
+        or (one.color if one and one.color in world().colors else world().colors[rng.integers(len(world().colors))])
         for item, one in zip(items, like, strict=True)
     ]
     were = [(one.x, one.y) if one else None for one in like]
@@ -66,9 +65,9 @@ def mend(prompt: Prompt, detections: Sequence[Detection], rng: np.random.Generat
 def _as_object(detection: Detection) -> SceneObject:
     """A detection as an icon in the nearest cell of the lattice."""
     x0, y0, *_ = icon_box(detection.name)
-    last = IMAGE_SIZE - OBJECT_SIZE
+    last = world().image_size - world().object_size
     x, y = (
-        int(np.clip(round((corner - inset) / LATTICE) * LATTICE, 0, last))
+        int(np.clip(round((corner - inset) / world().lattice) * world().lattice, 0, last))
         for corner, inset in zip(detection.box[:2], (x0, y0), strict=True)
     )
     return SceneObject(detection.name, detection.color or "unknown", x, y)
@@ -109,7 +108,7 @@ def _move(
     for column, number in enumerate((item, reference)):
         if (was := were[number]) is not None:
             way = np.abs(pairs[:, column] - was).sum(axis=1)
-            cost += way + 4 * IMAGE_SIZE * (way > 0)
+            cost += way + 4 * world().image_size * (way > 0)
     found = pairs[int(cost.argmin())].tolist()
     return [tuple(found[number != item]) for number in range(2)]
 

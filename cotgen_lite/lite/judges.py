@@ -20,19 +20,15 @@ from cotgen_lite import prompts as templates
 from cotgen_lite.geneval import Box, Detection, Detector, evaluate
 from cotgen_lite.hub import model_path
 from cotgen_lite.lite.world import (
-    BACKGROUND,
-    IMAGE_SIZE,
-    LATTICE,
-    OBJECT_SIZE,
-    PALETTE,
     Scene,
     SceneObject,
     icon_box,
     icon_mask,
     random_scene,
     render,
+    world,
 )
-from cotgen_lite.prompts import COLORS, OBJECTS, RELATIONS, TAGS, Prompt
+from cotgen_lite.prompts import RELATIONS, TAGS, Prompt
 from cotgen_lite.training import TrainingLog, train
 
 CHUNK = 128  # images at a time: bounds memory, whatever the batch
@@ -49,10 +45,10 @@ def _icon_at(name: str, x: int, y: int) -> Box:
 
 
 def _check_images(images: Tensor) -> None:
-    if images.dtype != torch.uint8 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
+    if images.dtype != torch.uint8 or images.shape[1:] != (3, world().image_size, world().image_size):
         raise ValueError(
             f"Images are {images.dtype} {tuple(images.shape)}, but the lite judges look at torch.uint8 "
-            f"(batch, 3, {IMAGE_SIZE}, {IMAGE_SIZE}): resize them and keep values 0..255."
+            f"(batch, 3, {world().image_size}, {world().image_size}): resize them and keep values 0..255."
         )
 
 
@@ -70,15 +66,15 @@ class TemplateJudge:
     STEEPNESS = 34.0
     FAINTEST = 90.0  # least contrast of an icon: yellow, the faintest colour, has 222
     LOWEST = 0.6  # correlations below this are not reported at all
-    REACH = OBJECT_SIZE * 2 // 3  # icons nearer than this in x and in y are the same icon
 
     def __init__(self) -> None:
-        masks = np.stack([icon_mask(name) for name in OBJECTS])
+        self.reach = world().object_size * 2 // 3  # icons nearer than this in x and in y are the same icon
+        masks = np.stack([icon_mask(name) for name in world().objects])
         self.masks = torch.from_numpy(masks)  # (classes, 24, 24)
         zero_mean = self.masks - self.masks.mean(dim=(1, 2), keepdim=True)
         self.templates = (zero_mean / zero_mean.flatten(1).norm(dim=1)[:, None, None])[:, None]
-        self.palette = torch.tensor([PALETTE[color] for color in COLORS], dtype=torch.float32)
-        self.background = torch.tensor(BACKGROUND, dtype=torch.float32)[:, None, None]
+        self.palette = torch.tensor([world().palette[color] for color in world().colors], dtype=torch.float32)
+        self.background = torch.tensor(world().background, dtype=torch.float32)[:, None, None]
 
     @torch.no_grad()
     def detect(self, images: Tensor) -> list[list[Detection]]:
@@ -104,21 +100,21 @@ class TemplateJudge:
                 return found
             for i in open_images:
                 y, x = divmod(int(place[i]), side)
-                patch = pixels[i, :, y : y + OBJECT_SIZE, x : x + OBJECT_SIZE]
+                patch = pixels[i, :, y : y + world().object_size, x : x + world().object_size]
                 name = int(names[i, y, x])
                 confidence = 1 / (1 + np.exp(-self.STEEPNESS * (float(top[i]) - self.MIDPOINT)))
-                box = _icon_at(OBJECTS[name], x, y)
-                found[i].append(Detection(OBJECTS[name], float(confidence), box, self._color(patch, name)))
+                box = _icon_at(world().objects[name], x, y)
+                found[i].append(Detection(world().objects[name], float(confidence), box, self._color(patch, name)))
             y0, x0 = (place // side)[:, None, None], (place % side)[:, None, None]
-            near_y, near_x = (rows - y0).abs() < self.REACH, (columns - x0).abs() < self.REACH
+            near_y, near_x = (rows - y0).abs() < self.reach, (columns - x0).abs() < self.reach
             best = best.masked_fill(near_y & near_x, -1)
 
     def correlate(self, pixels: Tensor) -> Tensor:
         """Correlation of every icon with every window: (B, 3, 64, 64) in 0..255 -> (B, classes, 41, 41)."""
         distance = (pixels - self.background).norm(dim=1, keepdim=True)
-        area = OBJECT_SIZE**2
-        mean = F.avg_pool2d(distance, OBJECT_SIZE, 1)
-        spread = (F.avg_pool2d(distance**2, OBJECT_SIZE, 1) - mean**2).clamp(min=0).mul(area).sqrt()
+        area = world().object_size ** 2
+        mean = F.avg_pool2d(distance, world().object_size, 1)
+        spread = (F.avg_pool2d(distance**2, world().object_size, 1) - mean**2).clamp(min=0).mul(area).sqrt()
         # An icon's spread is its contrast times that of its mask, about 10: with less than the faintest, it is noise.
         return F.conv2d(distance, self.templates) / spread.clamp(min=self.FAINTEST * 10)
 
@@ -126,8 +122,8 @@ class TemplateJudge:
         """The palette colour nearest to two thirds or more of the icon's solid pixels of a (3, 24, 24) patch."""
         inside = patch[:, self.masks[name] > 0.9].T
         nearest = torch.cdist(inside, self.palette).argmin(dim=1)
-        votes = torch.bincount(nearest, minlength=len(COLORS))
-        return COLORS[int(votes.argmax())] if int(votes.max()) * 3 >= 2 * len(inside) else None
+        votes = torch.bincount(nearest, minlength=len(world().colors))
+        return world().colors[int(votes.argmax())] if int(votes.max()) * 3 >= 2 * len(inside) else None
 
 
 class LearnedJudgeConfig(PreTrainedConfig):
@@ -160,10 +156,10 @@ class LearnedJudge(PreTrainedModel):
             _convolution(width // 2, width, stride=2),
         )
         self.blocks = nn.ModuleList(_convolution(width, width) for _ in range(config.blocks))
-        self.head = nn.Conv2d(width, len(OBJECTS) + len(COLORS) + 1 + 4, 1)
+        self.head = nn.Conv2d(width, len(world().objects) + len(world().colors) + 1 + 4, 1)
         assert self.head.bias is not None
         with torch.no_grad():
-            self.head.bias[: len(OBJECTS)].fill_(-4.0)  # most cells hold nothing: say so from the start
+            self.head.bias[: len(world().objects)].fill_(-4.0)  # most cells hold nothing: say so from the start
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -185,7 +181,7 @@ class LearnedJudge(PreTrainedModel):
         x = self.down(images.to(self.device).to(self.dtype) / 127.5 - 1)
         for block in self.blocks:
             x = x + block(x)
-        classes, colors, boxes = self.head(x).split([len(OBJECTS), len(COLORS) + 1, 4], dim=1)
+        classes, colors, boxes = self.head(x).split([len(world().objects), len(world().colors) + 1, 4], dim=1)
         return classes, colors, boxes
 
     @torch.no_grad()
@@ -206,14 +202,14 @@ class LearnedJudge(PreTrainedModel):
         found: list[list[Detection]] = [[] for _ in images]
         for i, y, x in torch.nonzero(peaks & (confidence > self.LOWEST)).tolist():
             centre = torch.tensor([x, y, x, y]) + 0.5
-            x0, y0, x1, y1 = ((centre + boxes[i, :, y, x]) * LATTICE).round().tolist()
+            x0, y0, x1, y1 = ((centre + boxes[i, :, y, x]) * world().lattice).round().tolist()
             color = int(colors[i, :, y, x].argmax())
             found[i].append(
                 Detection(
-                    OBJECTS[int(names[i, y, x])],
+                    world().objects[int(names[i, y, x])],
                     float(confidence[i, y, x]),
                     (x0, y0, x1, y1),
-                    COLORS[color] if color < len(COLORS) else None,
+                    world().colors[color] if color < len(world().colors) else None,
                 )
             )
         return found
@@ -229,8 +225,6 @@ def _convolution(channels_in: int, channels_out: int, stride: int = 1) -> nn.Seq
 
 Rebuild = Callable[[Tensor], Tensor]  # uint8 images (B, 3, 64, 64) to their like, as through a tokenizer and back
 
-GRID = IMAGE_SIZE // LATTICE
-SPAN = OBJECT_SIZE // LATTICE  # patches along a side of an icon
 # Confidence wanted for an icon, by how much of it is there (intersection over union of what is drawn and the
 # icon): none up to BROKEN, which is as alike as two different icons are, full from WHOLE on, linear between.
 BROKEN, WHOLE = 0.70, 0.90
@@ -246,7 +240,7 @@ class Lessons(NamedTuple):
     """Training images and what the judge should say of them, in the shapes of `LearnedJudge.forward`.
 
     images: uint8 (B, 3, 64, 64). classes: confidence of each class in each cell, float32 (B, 16, 8, 8).
-    colors: colour index, len(COLORS) for none, -1 for no lesson, int64 (B, 8, 8). boxes: float32 (B, 4, 8, 8).
+    colors: colour index, len(world().colors) for none, -1 for no lesson, int64 (B, 8, 8). boxes: float32 (B, 4, 8, 8).
     """
 
     images: Tensor
@@ -271,7 +265,9 @@ def draw_lessons(count: int, rng: np.random.Generator, rebuild: Rebuild | None =
     twins = [_twin(scene, rng) for scene in scenes]
     images, inks, hues = _draw(scenes + twins, rebuild)
     damage = np.stack([_damaged_patches(scene, rng) for scene in scenes])
-    strays = (damage.any((1, 2)) & (rng.random(count) < 0.5))[:, None, None] & (rng.random((count, GRID, GRID)) < 0.04)
+    strays = (damage.any((1, 2)) & (rng.random(count) < 0.5))[:, None, None] & (
+        rng.random((count, world().grid, world().grid)) < 0.04
+    )
 
     def exchange(maps: np.ndarray) -> np.ndarray:
         own, twin, next_one = maps[:count], maps[count:], np.roll(maps[:count], 1, axis=0)
@@ -290,11 +286,11 @@ def draw_lessons(count: int, rng: np.random.Generator, rebuild: Rebuild | None =
 def _draw(scenes: Sequence[Scene], rebuild: Rebuild | None) -> tuple[Tensor, np.ndarray, np.ndarray]:
     """Pictures, and of each pixel how much of it is drawn on and in which colour."""
     images = render(scenes)
-    inks = np.zeros((len(scenes), IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32)
-    hues = np.zeros((len(scenes), IMAGE_SIZE, IMAGE_SIZE), dtype=np.int64)
+    inks = np.zeros((len(scenes), world().image_size, world().image_size), dtype=np.float32)
+    hues = np.zeros((len(scenes), world().image_size, world().image_size), dtype=np.int64)
     for ink, hue, scene in zip(inks, hues, scenes, strict=True):
         for item in scene:
-            ink[_cell(item)], hue[_cell(item)] = icon_mask(item.name), COLORS.index(item.color)
+            ink[_cell(item)], hue[_cell(item)] = icon_mask(item.name), world().colors.index(item.color)
     return (images if rebuild is None else rebuild(images)), inks, hues
 
 
@@ -303,8 +299,8 @@ def _twin(scene: Scene, rng: np.random.Generator) -> Scene:
     twin = []
     for item in scene:
         kind = rng.integers(4)
-        name = OBJECTS[rng.integers(len(OBJECTS))] if kind in (1, 3) else item.name
-        color = COLORS[rng.integers(len(COLORS))] if kind in (2, 3) else item.color
+        name = world().objects[rng.integers(len(world().objects))] if kind in (1, 3) else item.name
+        color = world().colors[rng.integers(len(world().colors))] if kind in (2, 3) else item.color
         if kind != 0:
             twin.append(SceneObject(name, color, item.x, item.y))
     return tuple(twin)
@@ -315,48 +311,48 @@ def _damaged_patches(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
     A part is one or two rows or columns of patches at a side, or one to six patches anywhere.
     """
-    damaged = np.zeros((GRID, GRID), dtype=bool)
+    damaged = np.zeros((world().grid, world().grid), dtype=bool)
     if rng.random() < 1 / 3:
         return damaged
     for item in scene:
-        part = np.zeros((SPAN, SPAN), dtype=bool)
+        part = np.zeros((world().span, world().span), dtype=bool)
         if rng.random() < 0.5:
-            part[: rng.integers(1, SPAN)] = True
+            part[: rng.integers(1, world().span)] = True
             part = np.rot90(part, int(rng.integers(4)))
         else:
-            part.flat[rng.permutation(SPAN * SPAN)[: rng.integers(1, 7)]] = True
-        row, column = item.y // LATTICE, item.x // LATTICE
-        damaged[row : row + SPAN, column : column + SPAN] = part & (rng.random() < 0.6)
+            part.flat[rng.permutation(world().span * world().span)[: rng.integers(1, 7)]] = True
+        row, column = item.y // world().lattice, item.x // world().lattice
+        damaged[row : row + world().span, column : column + world().span] = part & (rng.random() < 0.6)
     return damaged
 
 
 def _per_pixel(patches: np.ndarray) -> np.ndarray:
-    return patches.repeat(LATTICE, axis=1).repeat(LATTICE, axis=2)
+    return patches.repeat(world().lattice, axis=1).repeat(world().lattice, axis=2)
 
 
 def _cell(item: SceneObject) -> tuple[slice, slice]:
-    return np.s_[item.y : item.y + OBJECT_SIZE, item.x : item.x + OBJECT_SIZE]
+    return np.s_[item.y : item.y + world().object_size, item.x : item.x + world().object_size]
 
 
 def _answers(ink: np.ndarray, hue: np.ndarray, scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What to say of each cell: in an object's middle cell, every class is held against what is drawn."""
-    icons = np.stack([icon_mask(name) for name in OBJECTS])
-    classes = np.zeros((len(OBJECTS), GRID, GRID), dtype=np.float32)
-    colors = np.full((GRID, GRID), -1)
-    boxes = np.zeros((4, GRID, GRID), dtype=np.float32)
+    icons = np.stack([icon_mask(name) for name in world().objects])
+    classes = np.zeros((len(world().objects), world().grid, world().grid), dtype=np.float32)
+    colors = np.full((world().grid, world().grid), -1)
+    boxes = np.zeros((4, world().grid, world().grid), dtype=np.float32)
     for item in scene:
         cell = _cell(item)
-        middle = (item.y // LATTICE + 1, item.x // LATTICE + 1)
+        middle = (item.y // world().lattice + world().span // 2, item.x // world().lattice + world().span // 2)
         overlap = np.minimum(icons, ink[cell]).sum((1, 2)) / np.maximum(icons, ink[cell]).sum((1, 2))
         classes[:, *middle] = ((overlap - BROKEN) / (WHOLE - BROKEN)).clip(0, 1)
-        x0, y0, x1, y1 = icon_box(OBJECTS[int(overlap.argmax())])
-        boxes[:, *middle] = (np.array([x0, y0, x1, y1]) - OBJECT_SIZE / 2) / LATTICE
-        painted = np.bincount(hue[cell].ravel(), weights=ink[cell].ravel(), minlength=len(COLORS))
+        x0, y0, x1, y1 = icon_box(world().objects[int(overlap.argmax())])
+        boxes[:, *middle] = (np.array([x0, y0, x1, y1]) - world().object_size / 2) / world().lattice
+        painted = np.bincount(hue[cell].ravel(), weights=ink[cell].ravel(), minlength=len(world().colors))
         share = painted / max(painted.sum(), 1e-6)
         if share.max() >= ONE_COLOR:
             colors[middle] = share.argmax()
         elif share.max() <= MIXED_COLOR:
-            colors[middle] = len(COLORS)
+            colors[middle] = len(world().colors)
     return classes, colors, boxes
 
 
@@ -414,12 +410,12 @@ def random_question(scene: Scene, tag: str, true: bool, rng: np.random.Generator
     """
     names = [item.name for item in scene]
     single = [item for item in scene if names.count(item.name) == 1]
-    absent = str(rng.choice([name for name in OBJECTS if name not in names]))
+    absent = str(rng.choice([name for name in world().objects if name not in names]))
     some = str(rng.choice(names))
     pair = [single[i] for i in rng.permutation(len(single))[:2]]
 
     def other_color(color: str) -> str:
-        return str(rng.choice([c for c in COLORS if c != color]))
+        return str(rng.choice([c for c in world().colors if c != color]))
 
     if tag == "single_object":
         return templates.single_object(some if true else absent)

@@ -20,7 +20,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from cotgen_lite.hub import write_manifest
 from cotgen_lite.lite.vocabulary import IMAGE, USER
-from cotgen_lite.lite.world import IMAGE_SIZE, LATTICE
+from cotgen_lite.lite.world import world
 from cotgen_lite.verify.verifier import Verifier
 
 # The answers are closed by the end token, which {% generation %} marks as part of what is learned.
@@ -45,8 +45,8 @@ def lite_verifier(tokenizer: PreTrainedTokenizerBase) -> LlavaForConditionalGene
         intermediate_size=512,
         num_hidden_layers=3,
         num_attention_heads=4,
-        image_size=IMAGE_SIZE,
-        patch_size=LATTICE,
+        image_size=world().image_size,
+        patch_size=world().lattice,
         vision_use_head=False,
     )
     text = Qwen2Config(
@@ -67,7 +67,7 @@ def lite_verifier(tokenizer: PreTrainedTokenizerBase) -> LlavaForConditionalGene
         vision_config=vision,
         text_config=text,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
-        image_seq_length=(IMAGE_SIZE // LATTICE) ** 2,
+        image_seq_length=(world().image_size // world().lattice) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         tie_word_embeddings=True,
@@ -78,9 +78,11 @@ def lite_verifier(tokenizer: PreTrainedTokenizerBase) -> LlavaForConditionalGene
 def lite_processor(tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
     """The lite verifier's processor: SigLIP's images through Pillow, the word-level tokenizer, our chat template."""
     return LlavaProcessor(
-        image_processor=SiglipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, do_resize=False),
+        image_processor=SiglipImageProcessorPil(
+            size={"height": world().image_size, "width": world().image_size}, do_resize=False
+        ),
         tokenizer=tokenizer,
-        patch_size=LATTICE,
+        patch_size=world().lattice,
         vision_feature_select_strategy="full",
         image_token=IMAGE,
         chat_template=CHAT_TEMPLATE,

@@ -17,11 +17,9 @@ from cotgen_lite.lite.verifier_questions import (
     pick,
     relations_seen,
 )
-from cotgen_lite.lite.world import Scene, render, scene_for
+from cotgen_lite.lite.world import Scene, render, scene_for, world
 from cotgen_lite.metrics import roc_auc
 from cotgen_lite.prompts import (
-    COLORS,
-    OBJECTS,
     OPPOSITE,
     TAGS,
     Prompt,
@@ -107,12 +105,16 @@ def sees_enough(auc: dict[str, dict[str, float]]) -> bool:
 def hard_negative(prompt: Prompt, rng: np.random.Generator) -> Scene:
     """A scene that only just fails a prompt: one count off, a wrong colour, a wrong relation, one thing gone."""
     names = [item.name for item in prompt.include]
-    other = pick([name for name in OBJECTS if name not in names], rng)
+    other = pick([name for name in world().objects if name not in names], rng)
     colors = [item.color or "" for item in prompt.include]
     chance = rng.random()
     match prompt.tag:
         case "single_object":
-            wrong = single_object(other) if chance < 0.5 else two_object(other, another(OBJECTS, (*names, other), rng))
+            wrong = (
+                single_object(other)
+                if chance < 0.5
+                else two_object(other, another(world().objects, (*names, other), rng))
+            )
         case "two_object":
             kept = pick(names, rng)
             wrong = single_object(kept) if chance < 0.5 else two_object(kept, other)
@@ -121,7 +123,9 @@ def hard_negative(prompt: Prompt, rng: np.random.Generator) -> Scene:
             near = pick([n for n in (count - 1, count + 1) if n <= 4], rng)
             wrong = single_object(names[0]) if near == 1 else counting(names[0], near)
         case "colors":
-            wrong = colored(names[0], another(COLORS, colors, rng)) if chance < 0.8 else colored(other, colors[0])
+            wrong = (
+                colored(names[0], another(world().colors, colors, rng)) if chance < 0.8 else colored(other, colors[0])
+            )
         case "position":
             reference, name = names
             relation = prompt.include[1].position[0]  # type: ignore[index]
@@ -136,7 +140,7 @@ def hard_negative(prompt: Prompt, rng: np.random.Generator) -> Scene:
             if chance < 0.5:
                 wrong = color_attr(a, cb, b, ca)
             elif chance < 0.8:
-                new = another(COLORS, colors, rng)
+                new = another(world().colors, colors, rng)
                 wrong = color_attr(a, new, b, cb) if chance < 0.65 else color_attr(a, ca, b, new)
             else:
                 wrong = color_attr(other, ca, b, cb) if chance < 0.9 else color_attr(a, ca, other, cb)

@@ -17,10 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from cotgen_lite.geneval import POSITION_COMPONENT, relation_components, relations
 from cotgen_lite.lite.judges import scene_detections
 from cotgen_lite.lite.vocabulary import ASSISTANT, END_OF_TEXT, USER
-from cotgen_lite.lite.world import LATTICE, Scene, SceneObject, random_scene, scene_for
+from cotgen_lite.lite.world import Scene, SceneObject, random_scene, scene_for, world
 from cotgen_lite.prompts import (
-    COLORS,
-    OBJECTS,
     OPPOSITE,
     RELATIONS,
     Prompt,
@@ -73,8 +71,8 @@ def training_scene(rng: np.random.Generator) -> Scene:
 
 def random_prompt(tag: str, rng: np.random.Generator) -> Prompt:
     """Any prompt of a tag, of whichever set."""
-    first, second = (OBJECTS[i] for i in rng.choice(len(OBJECTS), 2, replace=False))
-    color, other = (COLORS[i] for i in rng.choice(len(COLORS), 2, replace=False))
+    first, second = (world().objects[i] for i in rng.choice(len(world().objects), 2, replace=False))
+    color, other = (world().colors[i] for i in rng.choice(len(world().colors), 2, replace=False))
     match tag:
         case "single_object":
             return single_object(first)
@@ -198,10 +196,10 @@ def _fact(scene: Scene, rng: np.random.Generator) -> Turn:
         item = pick(scene, rng)
         return f"What is at {_place_of(item)}?", with_article(f"{item.color} {item.name}")
     if kind < 0.85:
-        name = pick(scene, rng).name if rng.random() < 0.7 else pick(OBJECTS, rng)
+        name = pick(scene, rng).name if rng.random() < 0.7 else pick(world().objects, rng)
         return f"How many {plural(name)} are there?", NUMBERS[_count(scene, name)]
     wanted = rng.random() < 0.5
-    name = pick(scene, rng).name if wanted else another(OBJECTS, [item.name for item in scene], rng)
+    name = pick(scene, rng).name if wanted else another(world().objects, [item.name for item in scene], rng)
     return f"Is there {with_article(name)}?", "yes" if wanted else "no"
 
 
@@ -339,13 +337,13 @@ def _present(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def _absent(scene: Scene, rng: np.random.Generator) -> str:
-    return another(OBJECTS, [item.name for item in scene], rng)
+    return another(world().objects, [item.name for item in scene], rng)
 
 
 def _wrong_color(scene: Scene, item: SceneObject, rng: np.random.Generator) -> str:
     """Another colour, more often one that something else in the scene has."""
     there = [other.color for other in scene if other.color != item.color]
-    return pick(there, rng) if there and rng.random() < 0.6 else another(COLORS, [item.color], rng)
+    return pick(there, rng) if there and rng.random() < 0.6 else another(world().colors, [item.color], rng)
 
 
 def another(options: Sequence[T], taken: Collection[T], rng: np.random.Generator) -> T:
@@ -365,4 +363,4 @@ def _pick_two(options: Sequence[T], rng: np.random.Generator) -> tuple[T, T]:
 
 
 def _place_of(item: SceneObject) -> str:
-    return f"row {NUMBERS[item.y // LATTICE + 1]} column {NUMBERS[item.x // LATTICE + 1]}"
+    return f"row {NUMBERS[item.y // world().lattice + 1]} column {NUMBERS[item.x // world().lattice + 1]}"

@@ -22,11 +22,9 @@ from cotgen_lite.lite.verifier import Group, image_features, lite_verifier, read
 from cotgen_lite.lite.verifier_evaluation import evaluation_set, measure, sees_enough
 from cotgen_lite.lite.verifier_questions import Mix, draw_dialogues, encode_dialogue, training_scene
 from cotgen_lite.lite.vocabulary import lite_tokenizer
-from cotgen_lite.lite.world import IMAGE_SIZE, LATTICE, OBJECT_SIZE, Scene, SceneObject, render
-from cotgen_lite.prompts import COLORS, OBJECTS, plural
+from cotgen_lite.lite.world import Scene, SceneObject, render, world
+from cotgen_lite.prompts import plural
 
-PATCHES = IMAGE_SIZE // LATTICE  # a side
-SPAN = OBJECT_SIZE // LATTICE  # patches an icon covers, a side
 PEAK_RATE = 1.2e-3  # learning rate of the last two stages, after the warm-up
 PROBE_WEIGHT = 0.3
 
@@ -226,7 +224,7 @@ class PatchProbe(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.sizes = (len(OBJECTS) + 1, len(COLORS) + 1, SPAN**2 + 1)
+        self.sizes = (len(world().objects) + 1, len(world().colors) + 1, world().span ** 2 + 1)
         self.head = nn.Linear(width, sum(self.sizes) + 2)
 
     def forward(self, features: torch.Tensor, scenes: Sequence[Scene]) -> torch.Tensor:
@@ -241,13 +239,13 @@ class PatchProbe(nn.Module):
 
 def _patch_truth(scene: Scene) -> np.ndarray:
     """(64, 5) float32: class, colour and part of each patch, 0 for the ground; x and y of its icon in -1..1."""
-    grid = np.zeros((PATCHES, PATCHES, 5), dtype=np.float32)
+    grid = np.zeros((world().grid, world().grid, 5), dtype=np.float32)
     for item in scene:
-        row, column = item.y // LATTICE, item.x // LATTICE
-        cell = grid[row : row + SPAN, column : column + SPAN]
-        cell[..., 0] = OBJECTS.index(item.name) + 1
-        cell[..., 1] = COLORS.index(item.color) + 1
-        cell[..., 2] = np.arange(1, SPAN**2 + 1).reshape(SPAN, SPAN)
+        row, column = item.y // world().lattice, item.x // world().lattice
+        cell = grid[row : row + world().span, column : column + world().span]
+        cell[..., 0] = world().objects.index(item.name) + 1
+        cell[..., 1] = world().colors.index(item.color) + 1
+        cell[..., 2] = np.arange(1, world().span ** 2 + 1).reshape(world().span, world().span)
         cell[..., 3:] = _spot(item)
     return grid.reshape(-1, 5)
 
@@ -261,9 +259,9 @@ class NounProbe(nn.Module):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, width: int) -> None:
         super().__init__()
-        self.head = nn.Linear(width, 5 + len(COLORS) + 2)
+        self.head = nn.Linear(width, 5 + len(world().colors) + 2)
         nouns = torch.full((len(tokenizer),), -1)
-        for index, name in enumerate(OBJECTS):
+        for index, name in enumerate(world().objects):
             for word in (name, plural(name)):
                 nouns[tokenizer.convert_tokens_to_ids(word)] = index
         self.nouns = nn.Buffer(nouns, persistent=False)  # of each token: its class, or -1
@@ -275,7 +273,7 @@ class NounProbe(nn.Module):
         if not len(row):
             return torch.zeros(())
         image, kind = group.image[row], noun[row, place]
-        count, color, spot = self.head(group.early[row, place]).split((5, len(COLORS), 2), dim=1)
+        count, color, spot = self.head(group.early[row, place]).split((5, len(world().colors), 2), dim=1)
         weight = 1 / torch.bincount(row)[row]
         alone = facts["count"][image, kind] == 1
         loss = F.cross_entropy(count, facts["count"][image, kind], reduction="none")
@@ -286,18 +284,18 @@ class NounProbe(nn.Module):
 
 def scene_facts(scenes: Sequence[Scene]) -> dict[str, torch.Tensor]:
     """Per scene and class: how many (B, 16), colour of the last one (B, 16), and its place in -1..1 (B, 16, 2)."""
-    count = torch.zeros(len(scenes), len(OBJECTS), dtype=torch.long)
+    count = torch.zeros(len(scenes), len(world().objects), dtype=torch.long)
     color, spot = torch.zeros_like(count), torch.zeros(*count.shape, 2)
     for row, scene in enumerate(scenes):
         for item in scene:
-            kind = OBJECTS.index(item.name)
+            kind = world().objects.index(item.name)
             count[row, kind] += 1
-            color[row, kind] = COLORS.index(item.color)
+            color[row, kind] = world().colors.index(item.color)
             spot[row, kind] = torch.tensor(_spot(item))
     return {"count": count, "color": color, "spot": spot}
 
 
 def _spot(item: SceneObject) -> tuple[float, float]:
     """Where an icon is, from -1 (left, top) to 1 (right, bottom)."""
-    room = IMAGE_SIZE - OBJECT_SIZE
+    room = world().image_size - world().object_size
     return 2 * item.x / room - 1, 2 * item.y / room - 1

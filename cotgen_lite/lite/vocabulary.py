@@ -6,7 +6,8 @@ Full-size models bring their own tokenizers; lite ones share this word-level one
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from cotgen_lite.prompts import COLORS, COUNTS, OBJECTS, UNKNOWN, plural
+from cotgen_lite.lite.world import world
+from cotgen_lite.prompts import COUNTS, UNKNOWN, plural
 
 END_OF_TEXT, PAD, IMAGE, USER, ASSISTANT = "<|endoftext|>", "<|pad|>", "<image>", "<|user|>", "<|assistant|>"
 
@@ -33,7 +34,7 @@ half broken unclear blurry part complete incomplete image pictures prompt here""
 
 def lite_words() -> list[str]:
     """Every word and punctuation mark of the lite vocabulary, each once, in a fixed order."""
-    names = [*OBJECTS, *(plural(name) for name in OBJECTS), *COLORS, *COUNTS]
+    names = [*world().objects, *(plural(name) for name in world().objects), *world().colors, *COUNTS]
     spoken = f"{_TEMPLATES} {_QUESTIONS} {_ELSE}".split()
     return list(dict.fromkeys([*names, *spoken]))
 

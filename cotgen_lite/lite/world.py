@@ -1,10 +1,11 @@
 """The lite world: coloured icons on a plain ground, and the noisy captions that a generator learns from.
 
-A scene is up to four icons, each in a 24-pixel cell on an 8-pixel lattice of a 64 x 64 picture. The lattice is that of
-the image tokens: icons, lattice, tokenizer and judges were chosen together, so that small models can draw and see well.
+Which icons, colours and sizes, and how noisy, says `world/world.json` in the data folder: another file there is another
+world. A scene is up to four icons, each in a 24-pixel cell on an 8-pixel lattice of a 64 x 64 picture. The lattice is
+that of the image tokens: icons, lattice, tokenizer and judges were chosen together, so that small models draw and see
+well. Read on in `judges.py`.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -15,23 +16,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from cotgen_lite.hub import data_path
-from cotgen_lite.prompts import COLORS, OBJECTS, TAGS, Prompt, Requirement, lite_prompts
-
-IMAGE_SIZE = 64  # pixels
-OBJECT_SIZE = 24  # pixels: an icon's cell, 3 x 3 tokens
-LATTICE = 8  # pixels: cells start on multiples of this
-BACKGROUND = (244, 244, 240)
-# Distinct in hue and in lightness, so that they stay apart for colour-blind readers and after the tokenizer.
-PALETTE = {
-    "red": (214, 39, 40),
-    "orange": (255, 140, 0),
-    "yellow": (240, 215, 20),
-    "green": (20, 150, 70),
-    "blue": (30, 110, 235),
-    "purple": (150, 60, 200),
-    "brown": (115, 65, 25),
-    "black": (20, 20, 24),
-}
+from cotgen_lite.prompts import TAGS, Prompt, Requirement, lite_names, lite_prompts, world_file
 
 
 @dataclass(frozen=True)
@@ -58,21 +43,65 @@ class CaptionNoise:
     color_wrong: a single coloured thing has another colour. count_off: one more or one fewer than the caption says.
     """
 
-    object_missing: float = 0.40
-    relation_ignored: float = 1.0
-    colors_swapped: float = 0.25
-    color_wrong: float = 0.05
-    count_off: float = 0.28
+    object_missing: float
+    relation_ignored: float
+    colors_swapped: float
+    color_wrong: float
+    count_off: float
+
+
+@dataclass(frozen=True)
+class World:
+    """What `world/world.json` says, beside the sizes of the prompt sets (`prompts.py`).
+
+    glyphs: each object's character in `world/objects.ttf`. palette, background: red, green and blue, 0..255.
+    image_size, object_size: pixels a side of a picture and of an icon's cell. lattice: cells start on multiples of it;
+    it is the patch of an image token, so of image tokenizer and learned judge, which take 8.
+    """
+
+    objects: tuple[str, ...]
+    colors: tuple[str, ...]
+    glyphs: dict[str, str]
+    palette: dict[str, tuple[int, int, int]]
+    background: tuple[int, int, int]
+    image_size: int
+    object_size: int
+    lattice: int
+    caption_noise: CaptionNoise
+
+    @property
+    def grid(self) -> int:
+        """Patches, so image tokens, along a side of a picture."""
+        return self.image_size // self.lattice
+
+    @property
+    def span(self) -> int:
+        """Patches along a side of an icon's cell."""
+        return self.object_size // self.lattice
+
+
+@cache
+def world() -> World:
+    """The world of this process: that of the folder which COTGEN_DATA names, by default the shipped one."""
+    file, names = world_file(), lite_names()
+    return World(
+        objects=names.objects,
+        colors=names.colors,
+        glyphs={name: chr(int(about["glyph"], 16)) for name, about in file["objects"].items()},
+        palette={name: tuple(rgb) for name, rgb in file["colors"].items()},
+        background=tuple(file["background"]),
+        **file["sizes"],
+        caption_noise=CaptionNoise(**file["caption_noise"]),
+    )
 
 
 @cache
 def icon_mask(name: str) -> np.ndarray:
-    """The icon's coverage, float32 (24, 24) in 0..1, drawn from the shipped font by Pillow."""
-    codepoint = json.loads(data_path("world/icons.json").read_text(encoding="utf-8"))[name]["codepoint"]
-    font = ImageFont.truetype(str(data_path("world/objects.ttf")), OBJECT_SIZE)
-    cell = Image.new("L", (OBJECT_SIZE, OBJECT_SIZE), 0)
-    middle = OBJECT_SIZE / 2
-    ImageDraw.Draw(cell).text((middle, middle), chr(int(codepoint, 16)), font=font, fill=255, anchor="mm")
+    """The icon's coverage, float32 (24, 24) in 0..1, drawn from the world's font by Pillow."""
+    size = world().object_size
+    font = ImageFont.truetype(str(data_path("world/objects.ttf")), size)
+    cell = Image.new("L", (size, size), 0)
+    ImageDraw.Draw(cell).text((size / 2, size / 2), world().glyphs[name], font=font, fill=255, anchor="mm")
     return np.asarray(cell, dtype=np.float32) / 255
 
 
@@ -86,19 +115,20 @@ def icon_box(name: str) -> tuple[int, int, int, int]:
 @cache
 def _painted_cell(name: str, color: str) -> np.ndarray:
     mask = icon_mask(name)[None]
-    ink, ground = (np.array(rgb, dtype=np.float32)[:, None, None] for rgb in (PALETTE[color], BACKGROUND))
+    ink, ground = (
+        np.array(rgb, dtype=np.float32)[:, None, None] for rgb in (world().palette[color], world().background)
+    )
     return np.round(mask * ink + (1 - mask) * ground).astype(np.uint8)
 
 
 def render(scenes: Sequence[Scene]) -> torch.Tensor:
     """Draw scenes; returns uint8 images (B, 3, 64, 64)."""
-    images = np.empty((len(scenes), 3, IMAGE_SIZE, IMAGE_SIZE), dtype=np.uint8)
-    images[:] = np.array(BACKGROUND, dtype=np.uint8)[None, :, None, None]
+    size, cell = world().image_size, world().object_size
+    images = np.empty((len(scenes), 3, size, size), dtype=np.uint8)
+    images[:] = np.array(world().background, dtype=np.uint8)[None, :, None, None]
     for image, scene in zip(images, scenes, strict=True):
         for item in scene:
-            image[:, item.y : item.y + OBJECT_SIZE, item.x : item.x + OBJECT_SIZE] = _painted_cell(
-                item.name, item.color
-            )
+            image[:, item.y : item.y + cell, item.x : item.x + cell] = _painted_cell(item.name, item.color)
     return torch.from_numpy(images)
 
 
@@ -170,25 +200,25 @@ def _place(names: Sequence[str], colors: Sequence[str], rng: np.random.Generator
 @cache
 def layouts() -> list[tuple[int, int]]:
     """All places of an icon, x and y in pixels."""
-    steps = range(0, IMAGE_SIZE - OBJECT_SIZE + 1, LATTICE)
+    steps = range(0, world().image_size - world().object_size + 1, world().lattice)
     return list(product(steps, steps))
 
 
 def apart(a: tuple[int, int], b: tuple[int, int]) -> bool:
     """Whether the cells of two icons at these places do not overlap."""
-    return abs(a[0] - b[0]) >= OBJECT_SIZE or abs(a[1] - b[1]) >= OBJECT_SIZE
+    return max(abs(a[0] - b[0]), abs(a[1] - b[1])) >= world().object_size
 
 
 def clearly(relation: str, item: tuple[int, int], reference: tuple[int, int]) -> bool:
     """Whether the relation holds with room to spare: far enough along its axis, and more than along the other."""
     dx, dy = item[0] - reference[0], item[1] - reference[1]
     along, across = {"left of": (-dx, dy), "right of": (dx, dy), "above": (-dy, dx), "below": (dy, dx)}[relation]
-    return along >= OBJECT_SIZE and along > abs(across)
+    return along >= world().object_size and along > abs(across)
 
 
 def _random_names(count: int, rng: np.random.Generator) -> list[str]:
-    return [OBJECTS[i] for i in rng.integers(len(OBJECTS), size=count)]
+    return [world().objects[i] for i in rng.integers(len(world().objects), size=count)]
 
 
 def _random_colors(count: int, rng: np.random.Generator) -> list[str]:
-    return [COLORS[i] for i in rng.integers(len(COLORS), size=count)]
+    return [world().colors[i] for i in rng.integers(len(world().colors), size=count)]

@@ -5,9 +5,6 @@ import pytest
 
 from cotgen_lite import prompts as p
 from cotgen_lite.lite.world import (
-    BACKGROUND,
-    OBJECT_SIZE,
-    PALETTE,
     CaptionNoise,
     Scene,
     icon_box,
@@ -16,6 +13,7 @@ from cotgen_lite.lite.world import (
     random_scene,
     render,
     scene_for,
+    world,
 )
 
 PERFECT = CaptionNoise(object_missing=0, relation_ignored=0, colors_swapped=0, color_wrong=0, count_off=0)
@@ -23,7 +21,7 @@ PERFECT = CaptionNoise(object_missing=0, relation_ignored=0, colors_swapped=0, c
 
 def overlaps(scene: Scene) -> bool:
     pairs = [(a, b) for i, a in enumerate(scene) for b in scene[:i]]
-    return any(abs(a.x - b.x) < OBJECT_SIZE and abs(a.y - b.y) < OBJECT_SIZE for a, b in pairs)
+    return any(abs(a.x - b.x) < world().object_size and abs(a.y - b.y) < world().object_size for a, b in pairs)
 
 
 def shows(prompt: p.Prompt, scene: Scene) -> bool:
@@ -36,25 +34,25 @@ def shows(prompt: p.Prompt, scene: Scene) -> bool:
             other = next(o for o in scene if o.name == prompt.include[item.position[1]].name)
             dx, dy = found[0].x - other.x, found[0].y - other.y
             along = {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[item.position[0]]
-            if along < OBJECT_SIZE:
+            if along < world().object_size:
                 return False
     return len(scene) == sum(item.count for item in prompt.include)
 
 
 def test_icons_are_distinct_and_fit_their_cell() -> None:
-    masks = np.stack([icon_mask(name) for name in p.OBJECTS])
-    assert masks.shape == (16, OBJECT_SIZE, OBJECT_SIZE)
+    masks = np.stack([icon_mask(name) for name in world().objects])
+    assert masks.shape == (16, world().object_size, world().object_size)
     flat = masks.reshape(16, -1)
     agreement = np.corrcoef(flat) - np.eye(16)
     assert agreement.max() < 0.8
-    for name in p.OBJECTS:
+    for name in world().objects:
         x0, y0, x1, y1 = icon_box(name)
-        assert 0 <= x0 < x1 <= OBJECT_SIZE and 0 <= y0 < y1 <= OBJECT_SIZE
+        assert 0 <= x0 < x1 <= world().object_size and 0 <= y0 < y1 <= world().object_size
         assert (x1 - x0) * (y1 - y0) > 200
 
 
 def test_colors_stay_apart() -> None:
-    values = np.array([*PALETTE.values(), BACKGROUND], dtype=float)
+    values = np.array([*world().palette.values(), world().background], dtype=float)
     distances = np.linalg.norm(values[:, None] - values[None], axis=-1) + 1e9 * np.eye(len(values))
     assert distances.min() > 60
 
@@ -65,11 +63,11 @@ def test_render_paints_where_the_scene_says() -> None:
     images = render(scenes).numpy()
     for image, scene in zip(images, scenes, strict=True):
         assert not overlaps(scene)
-        painted = (image != np.array(BACKGROUND, dtype=np.uint8)[:, None, None]).any(0)
+        painted = (image != np.array(world().background, dtype=np.uint8)[:, None, None]).any(0)
         for item in scene:
-            cell = (slice(item.y, item.y + OBJECT_SIZE), slice(item.x, item.x + OBJECT_SIZE))
+            cell = (slice(item.y, item.y + world().object_size), slice(item.x, item.x + world().object_size))
             full = icon_mask(item.name) == 1
-            assert (np.array(PALETTE[item.color]) == image[(slice(None), *cell)][:, full].T).all()
+            assert (np.array(world().palette[item.color]) == image[(slice(None), *cell)][:, full].T).all()
             painted[cell] = False
         assert not painted.any()
 
