@@ -1,9 +1,17 @@
 """The lite world: scenes satisfy their prompts, captions are wrong as often as they say."""
 
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from cotgen_lite import prompts as p
+from cotgen_lite.hub import data_path
 from cotgen_lite.lite.world import (
     CaptionNoise,
     Scene,
@@ -118,3 +126,92 @@ def test_noise_is_as_frequent_as_it_says(tag: str, noise: CaptionNoise, low: flo
     pairs = [pair for pair in (noisy_pair(rng, noise) for _ in range(4000)) if pair[0].tag == tag]
     true = np.mean([shows(caption, scene) for caption, scene in pairs])
     assert low < true < high
+
+
+def test_missing_world_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("COTGEN_DATA", str(tmp_path))
+    p.world_file.cache_clear()
+    with pytest.raises(FileNotFoundError, match=r"world\.json is missing.*COTGEN_DATA"):
+        p.world_file()
+
+
+OTHER_WORLD = {
+    "objects": {
+        "duck": {"glyph": "F01E5", "plural": "ducks"},
+        "knife": {"glyph": "F09FB", "plural": "knives"},
+        "oven": {"glyph": "F04DE", "plural": "ovens"},
+        "star": {"glyph": "F04CE", "plural": "stars"},
+        "tree": {"glyph": "F0405", "plural": "trees"},
+    },
+    "colors": {"crimson": [200, 20, 60], "teal": [0, 150, 150], "black": [20, 20, 24]},
+    "background": [250, 250, 250],
+    "sizes": {"image_size": 64, "object_size": 24, "lattice": 8},
+    "prompts": {
+        "test": dict(zip(p.TAGS, (1, 3, 4, 4, 8, 10), strict=True)),
+        "dev": dict(zip(p.TAGS, (1, 2, 3, 3, 6, 8), strict=True)),
+        "pools": dict.fromkeys(p.TAGS, 2),
+    },
+    "caption_noise": dict.fromkeys(vars(PERFECT), 0.5),
+}
+IN_ANOTHER_WORLD = """
+import numpy as np
+from cotgen_lite.geneval import evaluate
+from cotgen_lite.lite import judges, verifier_evaluation, verifier_questions, vocabulary, world
+from cotgen_lite.lite.edit_targets import mend
+from cotgen_lite.pools import pool_prompts
+from cotgen_lite.prompts import encode_text, lite_prompts, parse_prompt
+
+rng = np.random.default_rng(0)
+sets = {split: lite_prompts(split) for split in ("train", "dev", "test")}
+assert [len(sets[split]) for split in sets] == [5 + 10 + 15 + 15 + 40 + 60 - 30 - 23, 23, 30]
+assert len(pool_prompts("test")) == 60
+every = sum(sets.values(), ())
+assert all(parse_prompt(prompt.text) == prompt for prompt in every)
+assert any("knives" in prompt.text for prompt in every) and parse_prompt("a photo of a crimson oven").tag == "colors"
+words = vocabulary.lite_tokenizer()
+for prompt in every:
+    assert words.decode(encode_text(words, prompt.text)) == prompt.text
+template = judges.TemplateJudge()
+scenes = [world.scene_for(prompt, rng) for prompt in every]
+assert all(evaluate(prompt, found).correct for prompt, found in zip(every, template.detect(world.render(scenes))))
+assert judges.measure_judge(template, 100, seed=0)["all"] == 1
+assert len({world.noisy_pair(rng, world.world().caption_noise) for _ in range(20)}) > 10
+judges.LearnedJudge(judges.LearnedJudgeConfig(width=16, blocks=1)).eval().detect(world.render(scenes[:2]))
+judges.draw_lessons(4, rng)
+for prompt in every[::9]:
+    found = judges.scene_detections(world.random_scene(rng))
+    target = mend(prompt, found, rng)
+    assert evaluate(prompt, judges.scene_detections(target)).correct
+for mix in (verifier_questions.Mix(1, 0, caption=True), verifier_questions.Mix(0.2, 0.5)):
+    for _ in range(20):
+        for dialogue in verifier_questions.draw_dialogues(verifier_questions.training_scene(rng), 6, mix, rng):
+            verifier_questions.encode_dialogue(words, dialogue, clarity=True)
+for held in verifier_evaluation.evaluation_set(4, 0):
+    assert evaluate(parse_prompt(held.prompt), judges.scene_detections(held.scene)).correct == held.holds
+for text, hint in (("a photo of a cat", "duck"), ("a cat", "a crimson duck")):
+    try:
+        parse_prompt(text)
+    except ValueError as error:
+        assert hint in str(error), error
+    else:
+        raise AssertionError(text)
+try:
+    encode_text(words, "a photo of a cat")
+except ValueError as error:
+    assert "duck" in str(error) and "teal" in str(error)
+print("another world")
+"""
+
+
+def test_another_world_file_is_another_world(tmp_path: Path) -> None:
+    folder = tmp_path / "world"
+    folder.mkdir()
+    shutil.copy(data_path("world/objects.ttf"), folder)
+    (folder / "world.json").write_text(json.dumps(OTHER_WORLD))
+    run = subprocess.run(
+        [sys.executable, "-c", IN_ANOTHER_WORLD],
+        env=os.environ | {"COTGEN_DATA": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout == "another world\n", run.stderr
