@@ -12,6 +12,7 @@ from small_verifiers import save_lite, save_onevision
 from torch.nn import functional as F
 from transformers import TrainerCallback
 
+from cotgen_lite import training
 from cotgen_lite.lite.world import random_scene, render
 from cotgen_lite.verify import finetune
 from cotgen_lite.verify.finetune import FineTuning, finetune_verifier
@@ -73,15 +74,15 @@ def test_the_loss_is_that_of_every_answer_and_of_nothing_else(tmp_path, turns):
     dataset, images, dark = conversations(6, turns)
     answers = [["no"] * (turns - 1) + ["yes" if yes else "no"] for yes in dark]
     expected = loss_by_hand(verifier, images, answers)
-    _, losses, _ = finetune_verifier(verifier, dataset, FineTuning(1e-4, batch_size=6), tmp_path / "work")
-    assert losses == [pytest.approx(expected, rel=1e-3)]
+    _, log = finetune_verifier(verifier, dataset, FineTuning(1e-4, batch_size=6), tmp_path / "work")
+    assert log.losses == [pytest.approx(expected, rel=1e-3)]
 
 
 def test_it_learns_what_the_answers_say(tmp_path):
     verifier = fresh(tmp_path / "model")
     dataset, images, dark = conversations(32)
-    tuned, losses, _ = finetune_verifier(verifier, dataset, FineTuning(1e-3, epochs=6), tmp_path / "work")
-    assert len(losses) == 24 and losses[-1] < 0.5 * losses[0]
+    tuned, log = finetune_verifier(verifier, dataset, FineTuning(1e-3, epochs=6))  # in no folder of ours
+    assert log.steps == len(log.losses) == 24 and log.losses[-1] < 0.5 * log.losses[0] and log.seconds > 0
     odds = tuned.score(images, PROMPT)
     assert odds[dark].min() > odds[~dark].max()
     assert not tuned.model.training
@@ -98,18 +99,18 @@ class Stop(TrainerCallback):
 def test_it_goes_on_after_an_interrupt(tmp_path, monkeypatch):
     settings = FineTuning(1e-3, epochs=1, batch_size=4, save_steps=2)
     dataset, images, _ = conversations(20)
-    whole, losses, _ = finetune_verifier(fresh(tmp_path / "a"), dataset, settings, tmp_path / "whole")
-    trainer = finetune.AnswerTrainer
-    monkeypatch.setattr(finetune, "AnswerTrainer", lambda **given: trainer(**given, callbacks=[Stop()]))
+    whole, log = finetune_verifier(fresh(tmp_path / "a"), dataset, settings, tmp_path / "whole")
+    bar = training.StepBar
+    monkeypatch.setattr(training, "StepBar", lambda label: Stop())
     with pytest.raises(KeyboardInterrupt):
         finetune_verifier(fresh(tmp_path / "b"), dataset, settings, tmp_path / "parted")
-    monkeypatch.setattr(finetune, "AnswerTrainer", trainer)
+    monkeypatch.setattr(training, "StepBar", bar)
     monkeypatch.setattr(finetune, "check_same_run", lambda *_: None)
     other = fresh(tmp_path / "c", seed=1)  # its weights must all be replaced by the checkpoint's
-    parted, again, _ = finetune_verifier(other, dataset, settings, tmp_path / "parted")
-    assert again == pytest.approx(losses)
-    _, _, seconds = finetune_verifier(fresh(tmp_path / "d"), dataset, settings, tmp_path / "parted")
-    assert seconds == float((tmp_path / "parted/seconds.txt").read_text()) > 0  # of the run, not of finding it done
+    parted, again = finetune_verifier(other, dataset, settings, tmp_path / "parted")
+    assert again.losses == pytest.approx(log.losses)
+    _, again = finetune_verifier(fresh(tmp_path / "d"), dataset, settings, tmp_path / "parted")
+    assert again.seconds == float((tmp_path / "parted/seconds.txt").read_text()) > 0  # of the run itself
     torch.testing.assert_close(parted.score(images, PROMPT), whole.score(images, PROMPT))
 
 
@@ -118,8 +119,8 @@ def test_llava_onevision_in_full_and_through_lora(tmp_path, lora):
     verifier = fresh(tmp_path / "model", save_onevision)
     before = {name: weight.clone() for name, weight in verifier.model.state_dict().items()}
     dataset, images, _ = conversations(8)
-    tuned, losses, _ = finetune_verifier(verifier, dataset, FineTuning(1e-2, batch_size=4), tmp_path / "work", lora)
-    assert len(losses) == 2
+    tuned, log = finetune_verifier(verifier, dataset, FineTuning(1e-2, batch_size=4), tmp_path / "work", lora)
+    assert log.steps == 2
     after = tuned.model.state_dict()
     assert after.keys() == before.keys()  # the adapter is merged
     changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}

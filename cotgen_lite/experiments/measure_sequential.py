@@ -117,7 +117,7 @@ def teach_verifiers(out: Path, generator: AutoregressiveGenerator, work: Path, c
         about = json.loads((out / "models" / name / MANIFEST).read_text(encoding="utf-8"))["settings"]
         if examples:
             rate = FineTuning(about.get("learning_rate", config.parm_learning_rates[0]))
-            verifier, _, _ = finetune_verifier(verifier, as_dataset(examples, generator), rate, work / name)
+            verifier, _ = finetune_verifier(verifier, as_dataset(examples, generator), rate, work / name)
         taught[name] = verifier
     return taught
 

@@ -169,11 +169,11 @@ def _finetune(
     before, tried = area(Verifier.from_pretrained(out / "models/verifier")), {}
     for rate in rates:
         verifier = Verifier.from_pretrained(out / "models/verifier")
-        tuned, losses, seconds = finetune_verifier(verifier, data, FineTuning(rate), work / f"{rate:g}")
-        tried[rate] = area(tuned), tuned, losses, seconds
+        tuned, log = finetune_verifier(verifier, data, FineTuning(rate), work / f"{rate:g}")
+        tried[rate] = area(tuned), tuned, log
     best = max(tried, key=lambda rate: tried[rate][0])
-    _, tuned, losses, seconds = tried[best]
+    _, tuned, log = tried[best]
     dev_auc = {f"{rate:g}": entry[0] for rate, entry in tried.items()}
     settings = {"examples": len(examples), "learning_rate": best, "dev_auc": dev_auc, "dev_auc_zero_shot": before}
-    settings["losses"] = subsample(losses)
-    publish_verifier(tuned, out / "models" / name, settings, seconds)
+    settings["losses"] = subsample(log.losses)
+    publish_verifier(tuned, out / "models" / name, settings, log.seconds)

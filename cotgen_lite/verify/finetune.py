@@ -1,19 +1,26 @@
 """Supervised fine-tuning of verifiers with trl: the lite LLaVA, and real ones in full or through LoRA.
 
-Paper: section 3.2 (ORM and PRM: one epoch, batches of 8).
+Paper: section 3.2 (ORM and PRM: one epoch, batches of 8). What is learned from is made in training_data.py; what
+a tuned verifier is for stands in search.py.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset
-from trl import SFTConfig, SFTTrainer
-
-from cotgen_lite.training import TrainerSettings, check_same_run, fingerprint, run_trainer, trainer_arguments
+from cotgen_lite.training import (
+    TrainerSettings,
+    TrainingLog,
+    check_same_run,
+    fingerprint,
+    run_trainer,
+    trainer_arguments,
+)
 from cotgen_lite.verify.verifier import Verifier
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from peft import LoraConfig
 
 
@@ -24,28 +31,25 @@ class FineTuning(TrainerSettings):
 
 def finetune_verifier(
     verifier: Verifier,
-    dataset: Dataset,
+    dataset: "Dataset",
     settings: FineTuning,
-    work_dir: str | Path,
+    work_dir: str | Path | None = None,
     lora: "LoraConfig | None" = None,
-) -> tuple[Verifier, list[float], float]:
-    """Teach a verifier the answers of a dataset of conversations; the loss is on the answers alone.
+) -> tuple[Verifier, TrainingLog]:
+    """Teach a verifier the answers of a dataset of conversations, its model in place; the loss is on answers alone.
 
-    Args:
-        verifier: its model is trained in place.
-        dataset: rows of `messages` and `images`, as `ranking.as_dataset` makes them.
-        settings: learning rate, epochs, batch.
-        work_dir: checkpoints; an interrupted call goes on from the last one there.
-        lora: train a low-rank adapter instead of all weights, and merge it into them at the end.
-
-    Returns:
-        The fine-tuned verifier, the loss of every step, and the seconds of training (after an interrupt, what all steps
-        take at the pace of the last).
-
-    Raises:
-        ValueError: for an empty dataset, a chat template that does not mark answers or writes them elsewhere than where
-            P(yes) is read, or a `work_dir` that holds another run.
+    dataset: rows of `messages` and `images`, as `as_dataset` makes them. work_dir: for checkpoints, from the last of
+    which an interrupted call goes on; without one, none are kept. lora: train a low-rank adapter instead of all
+    weights, and merge it into them at the end.
+    Returns the fine-tuned verifier and its log: the loss of every step, and the seconds (after an interrupt, what all
+    steps take at the pace of the last). ValueError for an empty dataset, a chat template that does not mark answers or
+    writes them elsewhere than where P(yes) is read, or a `work_dir` that holds another run. Paper: section 3.2.
     """
+    if work_dir is None:
+        with TemporaryDirectory() as temporary:
+            return finetune_verifier(verifier, dataset, settings, temporary, lora)
+    from trl import SFTConfig
+
     if len(dataset) == 0:
         raise ValueError("There is nothing to learn from: the dataset has no rows.")
     if "{% generation %}" not in verifier.processor.chat_template:
@@ -54,7 +58,10 @@ def finetune_verifier(
             "{% generation %} before and {% endgeneration %} after an answer in processor.chat_template."
         )
     _check_where_answers_stand(verifier.processor)
-    check_same_run(Path(work_dir), _describe(verifier, dataset, settings, lora))
+    # Images are as dear to read as to train on; the columns beside them tell runs apart.
+    rows = dataset.with_format(None)
+    data = [rows[name][:] for name in rows.column_names if name != "images"]
+    check_same_run(Path(work_dir), fingerprint((verifier.model,), settings, lora, len(dataset), data))
     arguments = SFTConfig(
         **trainer_arguments(settings, len(dataset), Path(work_dir), verifier.model.device),
         remove_unused_columns=False,
@@ -62,7 +69,7 @@ def finetune_verifier(
         max_length=None,
         activation_checkpointing=verifier.model.device.type == "cuda",
     )
-    trainer = AnswerTrainer(
+    trainer = _answer_trainer()(
         model=verifier.model,
         args=arguments,
         train_dataset=dataset,
@@ -70,8 +77,7 @@ def finetune_verifier(
         peft_config=lora,
     )
     model, log = run_trainer(trainer, "fine-tuning")
-    tuned = Verifier(model.merge_and_unload() if lora is not None else model, verifier.processor)
-    return tuned, log.losses, log.seconds
+    return Verifier(model.merge_and_unload() if lora is not None else model, verifier.processor), log
 
 
 def _check_where_answers_stand(processor: Any) -> None:
@@ -86,22 +92,18 @@ def _check_where_answers_stand(processor: Any) -> None:
         )
 
 
-def _describe(verifier: Verifier, dataset: Dataset, settings: FineTuning, lora: "LoraConfig | None") -> str:
-    """A checksum of all that a run depends on: weights, data, settings."""
-    rows = dataset.with_format(None)
-    # Images are as dear to read as to train on; the columns beside them tell runs apart.
-    data = [rows[name][:] for name in rows.column_names if name != "images"]
-    return fingerprint((verifier.model,), settings, lora, len(dataset), data)
+def _answer_trainer() -> Any:
+    """Trl's trainer, except that it finds the weights again when it goes on from a checkpoint."""
+    from trl import SFTTrainer
 
+    class AnswerTrainer(SFTTrainer):
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            # `save_pretrained` writes LLaVA's weights under the names of older files. The library's own method looks
+            # for today's names, finds none, warns, and goes on with the weights that it was given.
+            target = self.model if model is None else model
+            if hasattr(target, "peft_config"):
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+            else:
+                target.load_state_dict(type(target).from_pretrained(resume_from_checkpoint).state_dict())
 
-class AnswerTrainer(SFTTrainer):
-    """trl's trainer, except that it finds the weights again when it goes on from a checkpoint."""
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        # `save_pretrained` writes LLaVA's weights under the names of older files. The library's own method looks for
-        # today's names, finds none, warns, and goes on with the weights that it was given.
-        target = self.model if model is None else model
-        if hasattr(target, "peft_config"):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            target.load_state_dict(type(target).from_pretrained(resume_from_checkpoint).state_dict())
+    return AnswerTrainer

@@ -13,7 +13,6 @@ from tqdm.auto import tqdm
 
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.geneval import Detector, Finding, evaluate
-from cotgen_lite.lite.verifier_questions import pick
 from cotgen_lite.prompts import Prompt, plural, with_article
 
 AND = ", and "  # between two things that are wrong
@@ -27,7 +26,8 @@ def write_reasons(findings: Sequence[Finding], rng: np.random.Generator) -> str:
     """
     if not findings:
         raise ValueError("There is nothing to write about: only a wrong image has reasons.")
-    return AND.join(pick(wordings(finding), rng) for finding in findings)
+    options = [wordings(finding) for finding in findings]
+    return AND.join(ways[int(rng.random() * len(ways))] for ways in options)
 
 
 def share_told(text: str, findings: Sequence[Finding]) -> tuple[float, float]:

@@ -11,12 +11,11 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from datasets import Dataset
 from PIL import Image
 from torch import Tensor
 
@@ -38,6 +37,9 @@ from cotgen_lite.verify.verifier import (
     REFLECTION_QUESTION,
     REFUSAL,
 )
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 HOT = 1.3  # temperature of ranking data: more variety among a prompt's images, so that more prompts have both labels
 IMAGES = "pool.safetensors"  # file of labelled images
@@ -273,8 +275,10 @@ def _example(prompt: Prompt, codes: Tensor, question: str, right: bool | np.bool
     return Example(codes, ((question.format(prompt=prompt.text), "yes" if right else "no"),))
 
 
-def as_dataset(examples: Sequence[Example], pixels: Magvit | AnyGenerator) -> Dataset:
+def as_dataset(examples: Sequence[Example], pixels: Magvit | AnyGenerator) -> "Dataset":
     """Examples as trl trains on them: rows of `messages` and `images` (one of Pillow's), decoded when they are read."""
+    from datasets import Dataset
+
     rows = [{"codes": example.codes.tolist(), "turns": [list(turn) for turn in example.turns]} for example in examples]
 
     def decode(batch: dict[str, list]) -> dict[str, list]:

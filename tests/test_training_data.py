@@ -315,8 +315,8 @@ def test_examples_are_what_trl_learns_from(toy_generator, tmp_path: Path):
     double = ((CLARITY_QUESTION.format(prompt="a photo of two dogs"), "yes"), (POTENTIAL_QUESTION, "no"))
     examples = [Example(row, turns) for row, turns in zip(codes, (single, double) * 2, strict=True)]
     dataset = as_dataset(examples, toy_generator.image_tokenizer)
-    _, losses, _ = finetune_verifier(verifier, dataset, FineTuning(1e-4, batch_size=2), tmp_path / "work")
-    assert len(losses) == 2 and np.isfinite(losses).all()
+    _, log = finetune_verifier(verifier, dataset, FineTuning(1e-4, batch_size=2))
+    assert log.steps == 2 and np.isfinite(log.losses).all()
 
 
 def test_a_step_needs_a_rollout(toy_generator, tmp_path: Path):
