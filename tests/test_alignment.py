@@ -27,8 +27,8 @@ from cotgen_lite.experiments.measure_alignment import (
 from cotgen_lite.experiments.train_generators import (
     align,
     draw_second_round,
+    pairs_of,
     publish_aligned,
-    second_pairs,
     settings_of,
 )
 from cotgen_lite.geneval import Detection
@@ -77,7 +77,7 @@ def test_the_second_rounds_images_ask_nothing_held_out_and_give_pairs_of_both_la
     labels = np.zeros(pool.correct["template"].shape, dtype=bool)
     labels[0, 0] = labels[1, :] = True  # both labels, one label only, one label only
     save_pool(replace(pool, correct={"template": labels}), tmp_path / "images/pool.safetensors")
-    pairs = second_pairs(tmp_path / "images", QUICK, seed=0)
+    pairs = pairs_of(tmp_path / "images", QUICK, seed=0)
     assert [prompt for prompt, _, _ in pairs] == [pool.prompts[0]]
     assert torch.equal(pairs[0][1], pool.tokens[0, 0])
 
@@ -85,7 +85,7 @@ def test_the_second_rounds_images_ask_nothing_held_out_and_give_pairs_of_both_la
 @pytest.mark.parametrize("name", ["it-dpo", "it-dpo-guided-orm"])
 def test_policy_and_reference_of_the_second_round_are_the_first_rounds_policy(monkeypatch, tmp_path, name):
     loaded, seen = [], {}
-    monkeypatch.setattr(alignment, "second_pairs", lambda *_, **__: ["pair"])
+    monkeypatch.setattr(alignment, "pairs_of", lambda *_, **__: ["pair"])
     monkeypatch.setattr(alignment, "load_generator", lambda name="generator", models=None: loaded.append(name) or name)
     monkeypatch.setattr(alignment, "settings_of", lambda *_: DpoTraining(1e-3))
     monkeypatch.setattr(alignment.Verifier, "from_pretrained", lambda path: path.name)
@@ -96,9 +96,9 @@ def test_policy_and_reference_of_the_second_round_are_the_first_rounds_policy(mo
         return SimpleNamespace(model=None), {"seconds": 0}
 
     monkeypatch.setattr(alignment, "align", watch)
-    build = {"it-dpo": alignment.build_it_dpo, "it-dpo-guided-orm": alignment.build_guided_orm}[name]
+    guide = "orm" if name.endswith("orm") else None
     monkeypatch.setattr(alignment, "publish_aligned", lambda g, log, start, t, folder: seen.update(said=start))
-    build(tmp_path, tmp_path, QUICK)
+    alignment.build_it_dpo(tmp_path, tmp_path, QUICK, guide)
     assert loaded == ["dpo"] and seen["start"] == "dpo" and seen["said"] == "dpo" and seen["pairs"] == ["pair"]
     assert seen["online"] == (("dpo", "orm") if name.endswith("orm") else None)
 

@@ -70,11 +70,11 @@ def test_steps_after_a_model_are_made_from_the_finished_one(tmp_path: Path) -> N
     def draw(out: Path, work: Path, config: Config) -> None:
         seen.append(((out / "models/generator/weights").read_text(), work.name, config))
 
-    steps = [Step("generator", (), "models/generator", train), Step("images", (), "training/images", draw)]
+    steps = [Step("generator", "", train), Step("images", "", draw)]
     seconds = time_steps(steps, PART, tmp_path / "new", finished)
     assert seen == [("learned long", "images", PART)]
     assert list(seconds) == ["generator", "images"] and all(one >= 0 for one in seconds.values())
-    steps.append(Step("rollouts", (), "training/rollouts", draw))
+    steps.append(Step("rollouts", "", draw))
     again = time_steps(steps, PART, tmp_path / "new", finished)  # an interrupted call's steps are not run again
     assert len(seen) == 2 and list(again) == ["generator", "images", "rollouts"] and again.items() >= seconds.items()
     with pytest.raises(ValueError, match="another run"):

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cotgen_lite.experiments.configs import LITE, QUICK, Config
@@ -25,18 +26,17 @@ from cotgen_lite.experiments.pretrain import (
     build_generator,
     build_judge,
     build_prompts,
+    build_sequential,
     build_tokenizer,
     build_verifier,
 )
 from cotgen_lite.experiments.report import print_table, write_readme
-from cotgen_lite.experiments.sequential_training import build_sequential, build_sequential_dpo
 from cotgen_lite.experiments.train_generators import (
     build_dpo,
     build_dpo_images,
-    build_guided_orm,
-    build_guided_parm,
     build_it_dpo,
     build_self_correct,
+    build_sequential_dpo,
 )
 from cotgen_lite.experiments.train_verifiers import (
     build_images,
@@ -52,63 +52,61 @@ from cotgen_lite.hub import MANIFEST, data_root
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the build: what it is made from, what it writes last under `out` (a file, or a folder's manifest),
-    and the function that does it, which is given `out`, a folder for what lets it resume, and how much to do."""
+    """A step of the build: the names of those that it needs, the function that makes it, and what that writes last
+    under `out` (a file, or a folder's manifest). The function is given `out`, a folder to resume from, the amounts.
+    """
 
     name: str
-    needs: tuple[str, ...]
-    makes: str
+    needs: str
     run: Callable[[Path, Path, Config], None]
+    makes: str = "models/{name}"
+
+    @property
+    def summary(self) -> str:
+        """The first line of what its function says of itself."""
+        return (getattr(self.run, "func", self.run).__doc__ or "").splitlines()[0]
 
     def last_file(self, out: Path) -> Path:
         """The file that the step writes last: where it is, the step is done."""
-        path = out / self.makes
+        path = out / self.makes.format(name=self.name)
         return path if path.suffix else path / MANIFEST
 
 
 # In this order. When a step is made again, all that hang on it are to be made again too.
 STEPS = (
-    Step("prompts", (), "models/words", build_prompts),
-    Step("tokenizer", (), "models/tokenizer", build_tokenizer),
-    Step("judge", ("tokenizer",), "models/judge", build_judge),
-    Step("generator", ("prompts", "tokenizer"), "models/generator", build_generator),
-    Step("verifier", ("prompts",), "models/verifier", build_verifier),
-    Step("results", ("judge", "generator", "verifier"), "results/test_set.json", measure_all),
-    Step("images", ("generator",), "training/images", build_images),
-    Step("rollouts", ("generator",), "training/rollouts", build_rollouts),
-    Step("orm", ("images", "verifier"), "models/orm", build_orm),
-    Step("orm_results", ("results", "orm"), "results/orm_auc.json", measure_orm),
-    Step("prm", ("rollouts", "verifier"), "models/prm", build_prm),
-    Step("prm_results", ("orm_results", "prm"), "results/labels.json", measure_prm),
-    Step("paths", ("generator",), "training/paths", build_paths),
-    Step("parm", ("paths", "images", "verifier"), "models/parm", build_parm),
-    Step("parm-plus-plus", ("paths", "images", "verifier"), "models/parm-plus-plus", build_parm_plus),
-    Step("dpo", ("images",), "models/dpo", build_dpo),
-    Step("dpo_images", ("dpo",), "training/dpo_images", build_dpo_images),
-    Step("it-dpo", ("dpo_images",), "models/it-dpo", build_it_dpo),
-    Step("it-dpo-guided-orm", ("dpo_images", "orm"), "models/it-dpo-guided-orm", build_guided_orm),
-    Step("it-dpo-guided-parm", ("dpo_images", "parm"), "models/it-dpo-guided-parm", build_guided_parm),
-    Step("dpo_results", ("prm_results", "it-dpo", "it-dpo-guided-orm"), "results/alignment.json", measure_alignment),
-    Step("parm_results", ("dpo_results", "parm"), "results/parm.json", measure_parm),
-    Step("parm_guided_results", ("parm_results", "it-dpo-guided-parm"), "results/parm_guided.json", measure_guided),
-    Step("self-correct", ("images",), "models/self-correct", build_self_correct),
+    Step("prompts", "", build_prompts, "models/words"),
+    Step("tokenizer", "", build_tokenizer),
+    Step("judge", "tokenizer", build_judge),
+    Step("generator", "prompts tokenizer", build_generator),
+    Step("verifier", "prompts", build_verifier),
+    Step("results", "judge generator verifier", measure_all, "results/test_set.json"),
+    Step("images", "generator", build_images, "training/images"),
+    Step("rollouts", "generator", build_rollouts, "training/rollouts"),
+    Step("orm", "images verifier", build_orm),
+    Step("orm_results", "results orm", measure_orm, "results/orm_auc.json"),
+    Step("prm", "rollouts verifier", build_prm),
+    Step("prm_results", "orm_results prm", measure_prm, "results/labels.json"),
+    Step("paths", "generator", build_paths, "training/paths"),
+    Step("parm", "paths images verifier", build_parm),
+    Step("parm-plus-plus", "paths images verifier", build_parm_plus),
+    Step("dpo", "images", build_dpo),
+    Step("dpo_images", "dpo", build_dpo_images, "training/dpo_images"),
+    Step("it-dpo", "dpo_images", build_it_dpo),
+    Step("it-dpo-guided-orm", "dpo_images orm", partial(build_it_dpo, guide="orm")),
+    Step("it-dpo-guided-parm", "dpo_images parm", partial(build_it_dpo, guide="parm")),
+    Step("dpo_results", "prm_results it-dpo it-dpo-guided-orm", measure_alignment, "results/alignment.json"),
+    Step("parm_results", "dpo_results parm", measure_parm, "results/parm.json"),
+    Step("parm_guided_results", "parm_results it-dpo-guided-parm", measure_guided, "results/parm_guided.json"),
+    Step("self-correct", "images", build_self_correct),
     Step(
-        "reflection_results",
-        ("parm_results", "parm-plus-plus", "self-correct"),
-        "results/reflection.json",
-        measure_reflection,
+        "reflection_results", "parm_results parm-plus-plus self-correct", measure_reflection, "results/reflection.json"
     ),
-    Step("sequential", ("prompts", "tokenizer"), "models/sequential", build_sequential),
-    Step("sequential-dpo", ("sequential",), "models/sequential-dpo", build_sequential_dpo),
-    Step(
-        "sequential_results",
-        ("results", "orm", "parm", "sequential-dpo"),
-        "results/sequential.json",
-        measure_sequential,
-    ),
-    Step("dpo_estimators", ("dpo",), "results/dpo_estimators.json", measure_estimators),
-    Step("dpo_far", ("judge", "it-dpo-guided-orm"), "results/best_of_many.json", measure_far),
-    Step("dpo_spread", ("dpo_results",), "results/dpo_spread.json", measure_spread),
+    Step("sequential", "prompts tokenizer", build_sequential),
+    Step("sequential-dpo", "sequential", build_sequential_dpo),
+    Step("sequential_results", "results orm parm sequential-dpo", measure_sequential, "results/sequential.json"),
+    Step("dpo_estimators", "dpo", measure_estimators, "results/dpo_estimators.json"),
+    Step("dpo_far", "judge it-dpo-guided-orm", measure_far, "results/best_of_many.json"),
+    Step("dpo_spread", "dpo_results", measure_spread, "results/dpo_spread.json"),
 )
 
 
@@ -116,7 +114,7 @@ def hanging_on(names: Sequence[str]) -> list[Step]:
     """The steps that are made from any of these, directly or not."""
     made = set(names)
     for step in STEPS:
-        if made.intersection(step.needs):
+        if made.intersection(step.needs.split()):
             made.add(step.name)
     return [step for step in STEPS if step.name in made and step.name not in names]
 
@@ -129,7 +127,7 @@ def build(names: list[str], out: Path, work: Path, config: Config) -> None:
         if not names and step.last_file(out).exists():
             print(f"{step.name}: there already")
             continue
-        print(f"{step.name}: {(step.run.__doc__ or '').splitlines()[0]}", flush=True)
+        print(f"{step.name}: {step.summary}", flush=True)
         if step.name in names:  # named on its own: made again from nothing, pools' shards too
             shutil.rmtree(work / step.name, ignore_errors=True)
         step.last_file(out).unlink(missing_ok=True)

@@ -20,9 +20,8 @@ from cotgen_lite.experiments.train_generators import (
     attempt,
     dev_verdicts,
     draw_second_round,
-    first_pairs,
     guidance,
-    second_pairs,
+    pairs_of,
     settings_of,
 )
 from cotgen_lite.generate.drawing import draw_pool, judge_tokens
@@ -52,7 +51,7 @@ def measure_estimators(out: Path, work: Path, config: Config) -> None:
     At the learning rate of the shipped "dpo", which was trained with the first; "over_first" is the paired difference
     on dev prompts from that one. Writes `results/dpo_estimators.json`.
     """
-    settings, triples = settings_of(out, "dpo"), first_pairs(out, config, seed=0)
+    settings, triples = settings_of(out, "dpo"), pairs_of(out / "training/images", config, seed=0)
     noise, found = estimator_noise(out, triples[: config.estimator_pairs]), {}
     prompts, right = stratified_subset(lite_prompts("dev"), config.prompt_stride), {}
     for name, change in ESTIMATORS.items():
@@ -115,16 +114,17 @@ def measure_spread(out: Path, work: Path, config: Config) -> None:
         runs.setdefault(name, []).append(_score_few(generator, prompts, name, seed, out, work, config))
         logs[f"{name}, seed {seed}"] = log
 
+    images = out / "training/images"
     for seed in config.extra_seeds:
         again = replace(settings, seed=seed)
-        first, log = align(baseline, first_pairs(out, config, seed), again, work / f"dpo-{seed}", config)
+        first, log = align(baseline, pairs_of(images, config, seed), again, work / f"dpo-{seed}", config)
         score_few(first, log, "dpo", seed)
         draw_second_round(first, work / f"images-{seed}", seed, work / f"drawing-{seed}", config)
-        pairs = second_pairs(work / f"images-{seed}", config, seed)
+        pairs = pairs_of(work / f"images-{seed}", config, seed)
         second, log = align(first, pairs, again, work / f"it-dpo-{seed}", config)
         score_few(second, log, "it-dpo", seed)
     online = guidance(baseline, Verifier.from_pretrained(out / "models/orm"), config)
-    guided, log = align(baseline, first_pairs(out, config, 0), settings, work / "guided", config, online)
+    guided, log = align(baseline, pairs_of(images, config, 0), settings, work / "guided", config, online)
     score_few(guided, log, "dpo-guided-orm", 0)
     overall = {name: [round(score(prompts, right).overall, 4) for right in some] for name, some in runs.items()}
     write_json(

@@ -18,8 +18,7 @@ from cotgen_lite.experiments.findings import decide_f10, write_findings
 from cotgen_lite.experiments.measure_alignment import ON_TOP, measure_drawn
 from cotgen_lite.experiments.measure_parm import in_numbers, order_within_rows, priced, unit_costs
 from cotgen_lite.experiments.results import SIZES, merge_rows, score_rows, score_tokens
-from cotgen_lite.experiments.sequential_training import draw_ranking_data
-from cotgen_lite.experiments.train_generators import dev_score
+from cotgen_lite.experiments.train_generators import dev_score, draw_ranking_data
 from cotgen_lite.generate.autoregressive import AutoregressiveGenerator, Fill, load_autoregressive
 from cotgen_lite.generate.drawing import draw_pool, judge_tokens
 from cotgen_lite.hub import MANIFEST, write_json

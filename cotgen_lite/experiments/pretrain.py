@@ -1,4 +1,4 @@
-"""The models that everything starts from, made from nothing: tokenizer, judge, generator, verifier.
+"""The models that everything starts from, made from nothing: tokenizer, judge, both generators, verifier.
 
 Each function is a step of the build (`build.py`): it reads and writes under `out`, and `work` lets it resume.
 Read on in `train_verifiers.py`.
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cotgen_lite.experiments.configs import Config
 from cotgen_lite.experiments.results import write_rows
+from cotgen_lite.generate.autoregressive import AutoregressiveModel, lite_autoregressive_config
 from cotgen_lite.generate.showo import Showo, lite_config
 from cotgen_lite.generate.vq import Magvit
 from cotgen_lite.generate.vq import lite_config as lite_pixels_config
@@ -56,14 +57,27 @@ def build_judge(out: Path, work: Path, config: Config) -> None:
 
 def build_generator(out: Path, work: Path, config: Config) -> None:
     """The generator, on noisy captions."""
-    words, pixels = lite_tokenizer(), Magvit.from_pretrained(out / "models/tokenizer")
-    noise = world().caption_noise
-    data = make_captioned_tokens(config.captioned_pictures, pixels, words, noise, seed=0)
+    words = lite_tokenizer()
     torch.manual_seed(0)
     model = Showo(lite_config(len(words), words.bos_token_id, words.eos_token_id))
-    log = train_generator(model, data, config.generator_steps, work, seed=0)
+    _pretrain(model, out, work, "generator", config.generator_steps, config)
+
+
+def build_sequential(out: Path, work: Path, config: Config) -> None:
+    """The next-token generator, on noisy captions."""
+    words = lite_tokenizer()
+    torch.manual_seed(0)
+    model = AutoregressiveModel(lite_autoregressive_config(len(words), words.pad_token_id))
+    _pretrain(model, out, work, "sequential", config.autoregressive_steps, config)
+
+
+def _pretrain(model: Showo | AutoregressiveModel, out: Path, work: Path, name: str, steps: int, config: Config) -> None:
+    noise = world().caption_noise
+    pixels = Magvit.from_pretrained(out / "models/tokenizer")
+    data = make_captioned_tokens(config.captioned_pictures, pixels, lite_tokenizer(), noise, seed=0)
+    log = train_generator(model, data, steps, work, seed=0)
     settings = {"steps": log.steps, "pictures": config.captioned_pictures, "seed": 0, "noise": asdict(noise)}
-    publish(model, out / "models/generator", settings | {"losses": subsample(log.losses)}, log.seconds)
+    publish(model, out / "models" / name, settings | {"losses": subsample(log.losses)}, log.seconds)
 
 
 def build_verifier(out: Path, work: Path, config: Config) -> None:

@@ -9,6 +9,7 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cotgen_lite.align.dpo import DpoTraining, Online, as_pairs, divergence_on_samples, online_pairs, train_dpo
+from cotgen_lite.align.dpo import (
+    DpoTraining,
+    Online,
+    as_pairs,
+    divergence_on_samples,
+    online_pairs,
+    train_dpo,
+    train_sequential_dpo,
+)
 from cotgen_lite.align.self_correction import CorrectionTraining, train_correction
 from cotgen_lite.experiments.configs import Config
-from cotgen_lite.generate.autoregressive import AnyGenerator
+from cotgen_lite.experiments.train_verifiers import keep_best
+from cotgen_lite.generate.autoregressive import (
+    AnyGenerator,
+    AutoregressiveGenerator,
+    AutoregressiveModel,
+    load_autoregressive,
+)
 from cotgen_lite.generate.drawing import draw_pool, judge_tokens
 from cotgen_lite.generate.pipeline import Generator, load_generator
 from cotgen_lite.hub import MANIFEST, publish, write_json, write_manifest
@@ -29,7 +44,7 @@ from cotgen_lite.lite.generator_training import make_captioned_tokens
 from cotgen_lite.lite.judges import TemplateJudge
 from cotgen_lite.lite.world import CaptionNoise
 from cotgen_lite.metrics import paired_interval, score
-from cotgen_lite.pools import load_pool, save_pool, stratified_subset
+from cotgen_lite.pools import Pool, load_pool, save_pool, stratified_subset
 from cotgen_lite.prompts import Prompt, lite_prompts
 from cotgen_lite.training import subsample
 from cotgen_lite.verify.reasons import find_reasons
@@ -42,14 +57,16 @@ Triples = Sequence[tuple[Prompt, Tensor, Tensor]]
 
 def build_dpo(out: Path, work: Path, config: Config) -> None:
     """The first round, with the learning rate that serves best on dev prompts."""
-    triples, tried = first_pairs(out, config, seed=0), {}
-    for rate in config.dpo_learning_rates:
-        tried[f"learning rate {rate:g}"] = attempt(out, triples, DpoTraining(rate), work, config)
-    taken = max(tried, key=lambda name: tried[name][1]["dev"]["overall"])
+    triples = pairs_of(out / "training/images", config, seed=0)
+    best, generator, logs = keep_best(
+        config.dpo_learning_rates,
+        lambda rate: attempt(out, triples, DpoTraining(rate), work, config),
+        lambda log: log["dev"]["overall"],
+    )
     before = dev_score(dev_verdicts(load_generator(models=out / "models"), work, config), config)
-    logs = {name: log for name, (_, log) in tried.items()}
-    write_json(out / "results/dpo_rates.json", {"baseline": before, "taken": taken, "tried": logs})
-    publish_aligned(*tried[taken], "generator", triples, out / "models/dpo")
+    tried = {f"learning rate {rate:g}": log for rate, log in logs.items()}
+    write_json(out / "results/dpo_rates.json", {"baseline": before, "taken": f"learning rate {best:g}", "tried": tried})
+    publish_aligned(generator, logs[best], "generator", triples, out / "models/dpo")
 
 
 def attempt(
@@ -68,30 +85,18 @@ def build_dpo_images(out: Path, work: Path, config: Config) -> None:
     draw_second_round(load_generator("dpo", models=out / "models"), out / "training/dpo_images", 0, work, config)
 
 
-def build_it_dpo(out: Path, work: Path, config: Config) -> None:
-    """The second round: policy and reference both start from the first round's policy."""
-    triples = second_pairs(out / "training/dpo_images", config, seed=0)
-    first = load_generator("dpo", models=out / "models")
-    generator, log = align(first, triples, settings_of(out, "dpo"), work, config)
-    publish_aligned(generator, log, "dpo", triples, out / "models/it-dpo")
+def build_it_dpo(out: Path, work: Path, config: Config, guide: str | None = None) -> None:
+    """The second round: policy and reference both start from the first round's policy; with a guide, if any.
 
-
-def build_guided_orm(out: Path, work: Path, config: Config) -> None:
-    """The second round with reward guidance by the fine-tuned ORM."""
-    _build_guided(out, work, config, "orm")
-
-
-def build_guided_parm(out: Path, work: Path, config: Config) -> None:
-    """The second round with reward guidance by PARM, which is asked about finished images."""
-    _build_guided(out, work, config, "parm")
-
-
-def _build_guided(out: Path, work: Path, config: Config, guide: str) -> None:
-    triples = second_pairs(out / "training/dpo_images", config, seed=0)
-    first, verifier = load_generator("dpo", models=out / "models"), Verifier.from_pretrained(out / "models" / guide)
-    online = guidance(first, verifier, config)
+    guide: "orm" or "parm", which ranks the policy's fresh images; PARM is asked about finished ones.
+    """
+    triples = pairs_of(out / "training/dpo_images", config, seed=0)
+    first, online = load_generator("dpo", models=out / "models"), None
+    if guide:
+        online = guidance(first, Verifier.from_pretrained(out / "models" / guide), config)
     generator, log = align(first, triples, settings_of(out, "dpo"), work, config, online)
-    publish_aligned(generator, log | {"guided_by": guide}, "dpo", triples, out / f"models/it-dpo-guided-{guide}")
+    about = {"guided_by": guide} if guide else {}
+    publish_aligned(generator, log | about, "dpo", triples, out / f"models/it-dpo{f'-guided-{guide}' if guide else ''}")
 
 
 def align(
@@ -168,13 +173,8 @@ def _dev_prompts(config: Config) -> tuple[Prompt, ...]:
     return stratified_subset(lite_prompts("dev"), config.prompt_stride)
 
 
-def first_pairs(out: Path, config: Config, seed: int) -> Triples:
-    """The first round's pairs: of the ORM's ranking data, a right and a wrong image of a prompt each."""
-    return preference_pairs(load_pool(out / "training/images" / IMAGES), config.pairs_per_prompt, seed)
-
-
-def second_pairs(images: Path, config: Config, seed: int) -> Triples:
-    """The second round's pairs, of a folder that `draw_second_round` wrote; prompts with one label only give none."""
+def pairs_of(images: Path, config: Config, seed: int) -> Triples:
+    """Pairs of a folder of labelled images: a right and a wrong one of a prompt each; one label only gives none."""
     return preference_pairs(load_pool(images / IMAGES), config.pairs_per_prompt, seed)
 
 
@@ -199,6 +199,47 @@ def publish_aligned(generator: Generator, log: Mapping, start: str, triples: Tri
 def in_parts(values: Sequence[float], parts: int = 20) -> list[float]:
     """Means of up to `parts` equal stretches."""
     return [round(float(part.mean()), 4) for part in np.array_split(np.array(values), parts) if len(part)]
+
+
+def draw_ranking_data(
+    generator: AutoregressiveGenerator, work_dir: Path, config: Config, temperature: float = HOT
+) -> Pool:
+    """Images of training prompts by a next-token generator, labelled; kept in `work_dir`, not shipped."""
+    prompts = train_prompts(config.round_two_prompts, seed=0)
+    return draw_labelled(generator, TemplateJudge(), prompts, config.round_two_images, 20, work_dir, temperature)[0]
+
+
+def build_sequential_dpo(out: Path, work: Path, config: Config) -> None:
+    """The next-token generator after a round of DPO: with the pairs and learning rate that serve best on dev prompts.
+
+    Pairs drawn hot, as everywhere else in the course, or at the temperature at which the generator is used.
+    """
+    start = load_autoregressive(models=out / "models")
+    before = dev_verdicts(start, work, config)
+    drawn = {t: draw_ranking_data(start, work / "images", config, t) for t in (HOT, start.settings.temperature)}
+    pairs = {
+        temperature: preference_pairs(images, config.pairs_per_prompt, seed=0) for temperature, images in drawn.items()
+    }
+
+    def attempt(option: tuple[float, float]) -> tuple[AutoregressiveModel, dict]:
+        temperature, rate = option
+        images, triples, model = drawn[temperature], pairs[temperature], copy.deepcopy(start.model)
+        log: dict[str, Any] = {"temperature": temperature, "learning_rate": rate}
+        log |= {"images": images.correct["template"].size, "pairs": len(triples)}
+        if triples:
+            folder = work / f"{temperature:g}-{rate:g}"
+            steps, seconds = train_sequential_dpo(model, start.text_tokenizer, triples, rate, folder)
+            log |= {"steps": len(steps), "seconds": round(seconds)}
+            log |= {key: in_parts([step[key] for step in steps]) for key in steps[0]}
+        right = dev_verdicts(replace(start, model=model), work, config)
+        return model, log | {"dev": dev_score(right, config), "gain": dev_gain(right, before, config)}
+
+    options = product(drawn, config.autoregressive_dpo_learning_rates)
+    best, model, logs = keep_best(options, attempt, lambda log: log["dev"]["overall"])
+    tried = {f"pairs at temperature {t:g}, learning rate {rate:g}": log for (t, rate), log in logs.items()}
+    taken = "pairs at temperature {:g}, learning rate {:g}".format(*best)
+    about = {"start": "sequential", "dev_before": dev_score(before, config), "taken": taken, "tried": tried}
+    publish(model, out / "models/sequential-dpo", about, logs[best].get("seconds", 0))
 
 
 def build_self_correct(out: Path, work: Path, config: Config) -> None:

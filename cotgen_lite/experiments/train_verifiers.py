@@ -3,8 +3,9 @@
 Paper: section 3.2 (ORM, PRM), section 4 (PARM), section 5 (PARM++).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -16,7 +17,7 @@ from cotgen_lite.hub import file_sha256, write_manifest
 from cotgen_lite.lite.judges import TemplateJudge
 from cotgen_lite.lite.verifier import publish_verifier
 from cotgen_lite.metrics import mean_roc_auc
-from cotgen_lite.pools import load_pool, save_pool, stratified_subset
+from cotgen_lite.pools import Pool, load_pool, save_pool, stratified_subset
 from cotgen_lite.prompts import lite_prompts
 from cotgen_lite.training import subsample
 from cotgen_lite.verify.finetune import FineTuning, finetune_verifier
@@ -55,90 +56,106 @@ CLEAR: Look = (
     lambda verifier, images, prompt: verifier.clarity_and_potential(images, prompt)[1],
     slice(CLEAR_FROM - 1, -1, 2),
 )
+Option = TypeVar("Option")
+Model = TypeVar("Model")
+
+
+def keep_best(
+    options: Iterable[Option], attempt: Callable[[Option], tuple[Model, dict]], dev: Callable[[dict], float]
+) -> tuple[Option, Model, dict[Option, dict]]:
+    """Try every option, and keep the model of the one whose log says the most of dev prompts; of equals the first.
+
+    Returns that option, its model, and the logs of all.
+    """
+    tried = {option: attempt(option) for option in options}
+    best = max(tried, key=lambda option: dev(tried[option][1]))
+    return best, tried[best][0], {option: log for option, (_, log) in tried.items()}
 
 
 def build_images(out: Path, work: Path, config: Config) -> None:
     """Hot images of training prompts, labelled: what the ORM learns from, and preferences later."""
-    generator, folder = load_generator(models=out / "models"), out / "training/images"
     prompts = train_prompts({tag: number for tag, (number, _) in config.orm_prompts.items()}, seed=0)
     pools = [prompt for prompt in prompts for _ in range(config.orm_prompts[prompt.tag][1])]
+    generator = load_generator(models=out / "models")
     labelled, seconds = draw_labelled(generator, TemplateJudge(), pools, config.orm_images, 0, work)
-    save_pool(labelled, folder / IMAGES)
-    settings = {"generator": file_sha256(out / "models/generator/model.safetensors"), "judge": "template", "seed": 0}
-    settings |= {"temperature": HOT, "images_a_pool": config.orm_images, "pools": len(pools)}
-    write_manifest(folder, settings | {"distinct_prompts": len(prompts)}, seconds)
+    save_pool(labelled, out / "training/images" / IMAGES)
+    about = {"seed": 0, "temperature": HOT, "images_a_pool": config.orm_images, "pools": len(pools)}
+    _describe(out, "images", about | {"distinct_prompts": len(prompts)}, seconds)
 
 
 def build_rollouts(out: Path, work: Path, config: Config) -> None:
     """Paths of training prompts, each step labelled by rollouts: what the PRM learns from."""
-    generator, folder = load_generator(models=out / "models"), out / "training/rollouts"
-    paths = train_prompts(config.prm_prompts, seed=1)
-    few, seconds = label_steps(generator, TemplateJudge(), paths, ROLLOUTS, 1, work)
-    save_steps(few, folder / FEW)
-    again = paths[:: config.prm_recheck_stride]
-    many, more_seconds = label_steps(generator, TemplateJudge(), again, MANY_ROLLOUTS, 2, work)
-    save_steps(many, folder / MANY)
-    settings = {
-        "generator": file_sha256(out / "models/generator/model.safetensors"),
-        "judge": "template",
-        "temperature": generator.settings.temperature,
-        FEW: {"paths": len(paths), "rollouts": ROLLOUTS, "seed": 1},
-        MANY: {"paths": len(again), "rollouts": MANY_ROLLOUTS, "seed": 2},
-    }
-    write_manifest(folder, settings, seconds + more_seconds)
+    generator, paths = load_generator(models=out / "models"), train_prompts(config.prm_prompts, seed=1)
+    about: dict[str, object] = {"temperature": generator.settings.temperature}
+    total = 0.0
+    for name, some, rollouts, seed in (
+        (FEW, paths, ROLLOUTS, 1),
+        (MANY, paths[:: config.prm_recheck_stride], MANY_ROLLOUTS, 2),
+    ):
+        labels, seconds = label_steps(generator, TemplateJudge(), some, rollouts, seed, work)
+        save_steps(labels, out / "training/rollouts" / name)
+        about[name] = {"paths": len(some), "rollouts": rollouts, "seed": seed}
+        total += seconds
+    _describe(out, "rollouts", about, total)
 
 
 def build_paths(out: Path, work: Path, config: Config) -> None:
     """Paths of training prompts, a right and a wrong one of each, all steps judged: what PARM learns from."""
-    generator, folder = load_generator(models=out / "models"), out / "training/paths"
     prompts = train_prompts(config.parm_prompts, seed=3)
+    generator = load_generator(models=out / "models")
     paths, seconds = draw_paths(generator, TemplateJudge(), prompts, config.parm_paths, 8, work)
-    save_pool(paths, folder / IMAGES)
-    settings = {"generator": file_sha256(out / "models/generator/model.safetensors"), "judge": "template", "seed": 8}
-    drawn = {"prompts": len(prompts), "drawn_of_each": config.parm_paths, "paths": len(paths.prompts)}
-    write_manifest(folder, settings | drawn, seconds)
+    save_pool(paths, out / "training/paths" / IMAGES)
+    about = {"seed": 8, "prompts": len(prompts), "drawn_of_each": config.parm_paths, "paths": len(paths.prompts)}
+    _describe(out, "paths", about, seconds)
 
 
 def build_orm(out: Path, work: Path, config: Config) -> None:
     """The fine-tuned ORM, with the learning rate that serves best on images of dev prompts."""
-    examples = orm_examples(load_pool(out / "training/images" / IMAGES), config.orm_images_per_label, seed=0)
-    _finetune(out, "orm", examples, (FINISHED,), config.verifier_learning_rates, work, config)
+    examples = orm_examples(_images(out, "images"), config.orm_images_per_label, seed=0)
+    _finetune(out, work, config, "orm", examples, (FINISHED,), config.verifier_learning_rates)
 
 
 def build_prm(out: Path, work: Path, config: Config) -> None:
     """The fine-tuned PRM, with the learning rate that serves best on every fourth step of images of dev prompts."""
     examples = prm_examples(load_steps(out / "training/rollouts" / FEW), seed=0)
-    _finetune(out, "prm", examples, (EVERY_FOURTH,), config.verifier_learning_rates, work, config)
+    _finetune(out, work, config, "prm", examples, (EVERY_FOURTH,), config.verifier_learning_rates)
 
 
 def build_parm(out: Path, work: Path, config: Config) -> None:
     """PARM, with the learning rate that serves best on dev images: finished ones, and the potential of clear ones."""
-    paths, images = (load_pool(out / "training" / name / IMAGES) for name in ("paths", "images"))
-    examples = parm_examples(paths, images, config.orm_images_per_label, seed=0)
-    _finetune(out, "parm", examples, (FINISHED, CLEAR), config.parm_learning_rates, work, config)
+    examples = parm_examples(_images(out, "paths"), _images(out, "images"), config.orm_images_per_label, seed=0)
+    _finetune(out, work, config, "parm", examples, (FINISHED, CLEAR), config.parm_learning_rates)
 
 
 def build_parm_plus(out: Path, work: Path, config: Config) -> None:
     """PARM++: PARM's data and reflection examples with their reasons, learned together."""
-    paths, images = (load_pool(out / "training" / name / IMAGES) for name in ("paths", "images"))
-    examples = parm_examples(paths, images, config.orm_images_per_label, seed=0)
-    reasons = find_reasons(
-        load_generator(models=out / "models"), TemplateJudge(), images.tokens, images.prompts, seed=0
-    )
+    images, generator = _images(out, "images"), load_generator(models=out / "models")
+    examples = parm_examples(_images(out, "paths"), images, config.orm_images_per_label, seed=0)
+    reasons = find_reasons(generator, TemplateJudge(), images.tokens, images.prompts, seed=0)
     number = round(len(examples) * REFLECTIONS / sum(PROPORTIONS.values()))
     examples += reflection_examples(images, reasons, number, seed=1)
     examples = [examples[i] for i in np.random.default_rng(2).permutation(len(examples))]
-    _finetune(out, "parm-plus-plus", examples, (FINISHED, CLEAR), (WRITING_RATE,), work, config)
+    _finetune(out, work, config, "parm-plus-plus", examples, (FINISHED, CLEAR), (WRITING_RATE,))
+
+
+def _images(out: Path, name: str) -> Pool:
+    return load_pool(out / "training" / name / IMAGES)
+
+
+def _describe(out: Path, name: str, about: Mapping[str, object], seconds: float) -> None:
+    """Write the manifest of a training set that the generator drew and the training judge labelled."""
+    made = {"generator": file_sha256(out / "models/generator/model.safetensors"), "judge": "template"}
+    write_manifest(out / "training" / name, made | dict(about), seconds)
 
 
 def _finetune(
     out: Path,
+    work: Path,
+    config: Config,
     name: str,
     examples: list[Example],
     looks: Sequence[Look],
     rates: Sequence[float],
-    work: Path,
-    config: Config,
 ) -> None:
     """Fine-tune the zero-shot verifier once with each learning rate, and publish the best.
 
@@ -155,7 +172,7 @@ def _finetune(
     guesses, _, _ = draw_pool(generator, prompts, config.verifier_dev_images, seed=3, work_dir=work)
     right = judge_tokens(generator, guesses[:, :, -1], prompts, TemplateJudge())
 
-    def area(verifier: Verifier) -> float:
+    def auc(verifier: Verifier) -> float:
         means = []
         for ask, steps in looks:
             areas = []
@@ -166,14 +183,13 @@ def _finetune(
             means.append(np.mean(areas))
         return round(float(np.nan_to_num(np.mean(means))), 4)
 
-    before, tried = area(Verifier.from_pretrained(out / "models/verifier")), {}
-    for rate in rates:
+    def attempt(rate: float) -> tuple[Verifier, dict]:
         verifier = Verifier.from_pretrained(out / "models/verifier")
         tuned, log = finetune_verifier(verifier, data, FineTuning(rate), work / f"{rate:g}")
-        tried[rate] = area(tuned), tuned, log
-    best = max(tried, key=lambda rate: tried[rate][0])
-    _, tuned, log = tried[best]
-    dev_auc = {f"{rate:g}": entry[0] for rate, entry in tried.items()}
-    settings = {"examples": len(examples), "learning_rate": best, "dev_auc": dev_auc, "dev_auc_zero_shot": before}
-    settings["losses"] = subsample(log.losses)
-    publish_verifier(tuned, out / "models" / name, settings, log.seconds)
+        return tuned, {"auc": auc(tuned), "losses": subsample(log.losses), "seconds": log.seconds}
+
+    before = auc(Verifier.from_pretrained(out / "models/verifier"))
+    best, tuned, logs = keep_best(rates, attempt, lambda log: log["auc"])
+    settings = {"examples": len(examples), "learning_rate": best, "losses": logs[best]["losses"]}
+    settings |= {"dev_auc": {f"{rate:g}": log["auc"] for rate, log in logs.items()}, "dev_auc_zero_shot": before}
+    publish_verifier(tuned, out / "models" / name, settings, logs[best]["seconds"])
