@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cotgen_lite import pools
-from cotgen_lite.generate.drawing import draw_pool, judge_tokens, label_tokens
-from cotgen_lite.generate.pipeline import Generator, load_generator
+from cotgen_lite.generate.autoregressive import load_autoregressive
+from cotgen_lite.generate.pipeline import Generator, generate_pool, judge_tokens, label_tokens, load_generator
 from cotgen_lite.generate.vq import Magvit, lite_config
 from cotgen_lite.geneval import Detection
 from cotgen_lite.hub import data_path
@@ -24,20 +24,29 @@ from cotgen_lite.training import fingerprint
 
 def test_pool_is_the_same_after_an_interrupt(tmp_path: Path, toy_generator) -> None:
     prompts = pool_prompts("test")[:12]
-    tokens, committed_at, cost = draw_pool(toy_generator, prompts, 2, 0, tmp_path / "whole")
+    tokens, committed_at, cost = generate_pool(toy_generator, prompts, 2, 0, tmp_path / "whole")
     assert tokens.shape == (12, 2, toy_generator.settings.steps, 64) and committed_at.max() < 18
-    assert cost["generator_passes"] > 0
-    draw_pool(toy_generator, prompts, 2, 0, tmp_path / "parted")
+    assert cost.generator_passes > 0
+    generate_pool(toy_generator, prompts, 2, 0, tmp_path / "parted")
     shards = sorted((tmp_path / "parted").glob("*/shard-*"))
     for shard in shards[1:]:
         shard.unlink()
     kept = shards[0].stat().st_mtime_ns
-    again, _, _ = draw_pool(toy_generator, prompts, 2, 0, tmp_path / "parted")
+    again, _, _ = generate_pool(toy_generator, prompts, 2, 0, tmp_path / "parted")
     assert torch.equal(again, tokens)
     assert shards[0].stat().st_mtime_ns == kept and shards[-1].exists()
     # four pools of one prompt hold four different sets of candidates
     pools = {tuple(tokens[i, 0, -1].tolist()) for i in range(4)}
     assert prompts[0] == prompts[3] and len(pools) == 4
+
+
+@pytest.mark.parametrize(("name", "load"), [("baseline", load_generator), ("sequential", load_autoregressive)])
+def test_shipped_pools_are_drawn_again_token_for_token(name: str, load, tmp_path: Path) -> None:
+    pool = load_pool(data_path(f"pools/{name}.safetensors"))
+    rows = [0, 1, len(pool.prompts) - 1]  # two pools of one prompt, and another's
+    drawn = generate_pool(load(), [pool.prompts[row] for row in rows], pool.tokens.shape[1], 0, tmp_path)
+    assert len({pool.prompts[row] for row in rows}) == 2
+    assert torch.equal(drawn.tokens, pool.tokens[rows])
 
 
 def test_a_process_makes_its_share_and_waits_for_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,13 +101,12 @@ def test_verdicts_are_kept_by_detector_and_images(tmp_path: Path) -> None:
 
 def test_shards_of_other_weights_are_not_reused(tmp_path: Path, toy_generator: Generator) -> None:
     prompts = pool_prompts("test")[:1]
-    draw_pool(toy_generator, prompts, 2, 0, tmp_path)
-    other = replace(toy_generator, settings=replace(toy_generator.settings, guidance_scale=0.0))
-    draw_pool(other, prompts, 2, 0, tmp_path)
+    generate_pool(toy_generator, prompts, 2, 0, tmp_path)
+    generate_pool(toy_generator, prompts, 2, 0, tmp_path, guidance_scale=0.0)
     model = copy.deepcopy(toy_generator.model)
     with torch.no_grad():
         next(model.parameters()).mul_(1 + 1e-4)
-    draw_pool(replace(toy_generator, model=model), prompts, 2, 0, tmp_path)
+    generate_pool(replace(toy_generator, model=model), prompts, 2, 0, tmp_path)
     assert len(list(tmp_path.glob("*/shard-000.safetensors"))) == 3
     half, whole = model.half(), copy.deepcopy(model).half().float()
     assert fingerprint((half,)) != fingerprint((whole,))  # equal numbers, but computed with in another precision
@@ -106,10 +114,14 @@ def test_shards_of_other_weights_are_not_reused(tmp_path: Path, toy_generator: G
 
 def test_finished_images_alone_are_kept_apart_and_equal(tmp_path: Path, toy_generator: Generator) -> None:
     prompts = pool_prompts("test")[:2]
-    whole, committed_at, cost = draw_pool(toy_generator, prompts, 3, 0, tmp_path)
-    finals, same, final_cost = draw_pool(toy_generator, prompts, 3, 0, tmp_path, final_only=True)
-    assert torch.equal(finals, whole[:, :, -1:]) and torch.equal(same, committed_at)
-    assert final_cost["tokens"] == cost["tokens"] and len(list(tmp_path.iterdir())) == 2
+    whole, committed_at, cost = generate_pool(toy_generator, prompts, 3, 0, tmp_path)
+    finals = generate_pool(toy_generator, prompts, 3, 0, tmp_path, final_only=True)
+    assert torch.equal(finals.steps, whole[:, :, -1:]) and torch.equal(finals.committed_at, committed_at)
+    assert (
+        torch.equal(finals.tokens, whole[:, :, -1])
+        and finals.cost.tokens == cost.tokens
+        and len(list(tmp_path.iterdir())) == 2
+    )
 
 
 def test_every_network_that_shapes_the_codes_tells_shards_apart(tmp_path: Path, toy_generator: Generator) -> None:
@@ -119,7 +131,9 @@ def test_every_network_that_shapes_the_codes_tells_shards_apart(tmp_path: Path, 
 
     def drawn_with(reader: nn.Module, pixels: Magvit) -> int:
         fields = {name: getattr(toy_generator, name) for name in ("model", "text_tokenizer", "settings")}
-        draw_pool(WithReader(**fields, image_tokenizer=pixels, reader=reader), pool_prompts("test")[:1], 1, 0, tmp_path)
+        generate_pool(
+            WithReader(**fields, image_tokenizer=pixels, reader=reader), pool_prompts("test")[:1], 1, 0, tmp_path
+        )
         return len(list(tmp_path.iterdir()))
 
     one, other = nn.Linear(2, 2), nn.Linear(2, 2)

@@ -235,20 +235,20 @@ def test_a_step_of_self_correction_lowers_its_loss_and_then_it_draws(full: Full)
     assert losses[1] < losses[0] - 0.1
 
     codes = rejected[None]
-    drawn = taught.correct([PROMPT], codes, [why], 2, seed=8)[0]
-    assert [path.candidate for path in drawn] == [0, 1] and not torch.equal(drawn[0].final, drawn[1].final)
-    assert drawn[0].tokens.shape == (STEPS, full.length) and drawn[0].committed[-1].all()
-    assert torch.equal(taught.correct([PROMPT], codes, [why], 1, seed=8)[0][0].tokens, drawn[0].tokens)
+    drawn = taught.correct(PROMPT, codes, why, 2, seed=8)
+    assert not torch.equal(*drawn.tokens)
+    assert drawn.steps.shape == (2, STEPS, full.length) and drawn.committed[:, -1].all()
+    assert torch.equal(taught.correct(PROMPT, codes, why, seed=8).steps, drawn.steps[:1])
     # Without guidance, lest what is guided against hides whether the words and the image before it are read.
     plain = replace(taught, settings=SamplingSettings(0.0, STEPS))
-    told = plain.correct([PROMPT], codes, [why], 1, seed=8)[0][0].tokens
+    told = plain.correct(PROMPT, codes, why, seed=8)
     for changed in (
-        plain.correct([OTHER], codes, [why], 1, seed=8),
-        plain.correct([PROMPT], codes, ["the car is missing"], 1, seed=8),
-        plain.correct([PROMPT], codes.flip(1), [why], 1, seed=8),
-        plain.correct([PROMPT], codes, [why], 1, seed=9),
+        plain.correct(OTHER, codes, why, seed=8),
+        plain.correct(PROMPT, codes, "the car is missing", seed=8),
+        plain.correct(PROMPT, codes.flip(1), why, seed=8),
+        plain.correct(PROMPT, codes, why, seed=9),
     ):
-        assert not torch.equal(changed[0][0].tokens, told)
+        assert not torch.equal(changed.steps, told.steps)
 
 
 @ONLY_256
@@ -266,8 +266,8 @@ def test_reflection_corrects_until_it_hears_yes(full: Full) -> None:
     assert torch.equal(found.codes[0].long(), codes[first]) and not torch.equal(found.codes[1], found.codes[0])
     assert (found.images.int() - full.generator.decode(found.codes).int()).abs().max() <= 1
     assert found.chosen == int(found.log_odds.argmax())
-    again = full.generator.correct([PROMPT], found.codes[:1], found.reasons[:1], 1, seed=2001)[0][0]
-    assert torch.equal(again.final, found.codes[1].long())
+    again = full.generator.correct(PROMPT, found.codes[0], found.reasons[0], seed=2001)
+    assert torch.equal(again.tokens[0], found.codes[1].long())
     # A round: its prefix and that of the image alone, then a pass with and one without the words for each step.
     assert found.cost.generator_passes == rounds * (2 + 2 * STEPS)
     assert found.cost.verifier_passes == 2 * rounds + 1 == full.verifier.passes - before
@@ -281,7 +281,7 @@ def test_two_images_of_512_px_are_too_long_a_sequence(full: Full) -> None:
     """2,048 places hold the prompt, reasons and two images of 256 codes, but not two of 1,024."""
     codes = torch.zeros(1, full.length, dtype=torch.long)
     if full.size == 256:
-        assert full.generator.correct([PROMPT], codes, [""], 1, seed=0)[0][0].final.shape == (256,)
+        assert full.generator.correct(PROMPT, codes, "").tokens.shape == (1, 256)
     else:
         with pytest.raises(ValueError, match="at most 1022 before a new image: only a model of smaller images"):
-            full.generator.correct([PROMPT], codes, [""], 1, seed=0)
+            full.generator.correct(PROMPT, codes, "")

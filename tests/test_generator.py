@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from cotgen_lite.generate import pipeline as generator_module
-from cotgen_lite.generate import sampling
+from cotgen_lite.generate import memory, pipeline
 from cotgen_lite.generate import vq as tokenizer
-from cotgen_lite.generate.memory import SHARE, drawing_bytes
+from cotgen_lite.generate.memory import SHARE, drawing_bytes, plan_drawing
 from cotgen_lite.generate.pipeline import Generator
-from cotgen_lite.generate.sampling import SamplingSettings, Trajectory
+from cotgen_lite.generate.sampling import SamplingSettings
 from cotgen_lite.generate.showo import Showo, ShowoConfig
 from cotgen_lite.generate.vq import Magvit, MagvitConfig
 from cotgen_lite.lite.vocabulary import lite_tokenizer
@@ -43,11 +42,15 @@ def save_parts(folder: Path, codebook_size: int = 8192) -> tuple[Path, Path, Pat
 
 def test_full_format_parts_draw_pictures(tmp_path: Path) -> None:
     generator = Generator.from_pretrained(*save_parts(tmp_path), SETTINGS, device="cpu")
-    drawn = generator.draw(["a photo of a red cat", "a photo of two dogs"], n=2, seed=0)
-    images = generator.decode(torch.stack([path.tokens for candidates in drawn for path in candidates]))
-    assert images.shape == (2 * 2 * 3, 3, 64, 64) and images.dtype == torch.uint8
-    again = generator.draw(["a photo of two dogs"], n=2, seed=0)
-    assert torch.equal(again[0][1].final, drawn[1][1].final)
+    out = generator(["a photo of a red cat", "a photo of two dogs"], num_images_per_prompt=2, seed=0)
+    assert generator.decode(out.steps).shape == (2 * 2 * 3, 3, 64, 64)
+    assert out.images.shape == (2 * 2, 3, 64, 64) and out.images.dtype == torch.uint8
+    assert torch.equal(generator("a photo of two dogs", 2, seed=0).tokens, out.tokens[2:])
+    # A setting may be given with the call, or for all calls; the generator itself is left as it was.
+    hot = generator("a photo of two dogs", steps=2, guidance_scale=0.0, temperature=1.5)
+    assert hot.steps.shape[1] == 2 and generator.settings == SETTINGS
+    other = generator.with_settings(steps=2, guidance_scale=0.0, temperature=1.5)
+    assert torch.equal(other("a photo of two dogs").steps, hot.steps)
 
 
 def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -57,45 +60,38 @@ def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 def test_unknown_word_is_named(toy_generator: Generator) -> None:
     with pytest.raises(ValueError, match="'unicorn'"):
-        toy_generator.draw(["a photo of a unicorn"], n=1, seed=0)
+        toy_generator("a photo of a unicorn")
 
 
-def same_tokens(one: list[list[Trajectory]], other: list[list[Trajectory]]) -> bool:
-    tokens = [torch.stack([path.tokens for paths in drawn for path in paths]) for drawn in (one, other)]
-    return torch.equal(*tokens)
-
-
-def test_without_a_batch_size_as_many_are_drawn_as_fit(
-    toy_generator: Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plan_says_how_many_fit_at_once(toy_generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = ["a photo of a red cat", "a photo of two dogs"]
-    drawn = toy_generator.draw(prompts, n=4, seed=0)
-    codes, reasons = torch.stack([paths[0].final for paths in drawn]), ["a cat: missing", ""]
-    corrected = toy_generator.correct(prompts, codes, reasons, n=4, seed=0)
-    started, start = [], sampling.start
-    monkeypatch.setattr(sampling, "start", lambda *args: started.append(len(args[2])) or start(*args))
+    whole, reasons = toy_generator(prompts, 4), ["a cat: missing", ""]
+    corrected = toy_generator.correct(prompts, whole.tokens[[0, 4]], reasons, 4)
+    kept, keep = [], pipeline.keep
+    monkeypatch.setattr(pipeline, "keep", lambda state, paths: kept.append(len(paths)) or keep(state, paths))
     monkeypatch.setattr(tokenizer, "PIXELS_AT_ONCE", 1)  # decoding, one by one, is not what fills the memory
     for at_once, goes in ((3, [3, 1, 3, 1]), (8, [8])):
         room = drawing_bytes(toy_generator.model.config, at_once, 4, 9, True, torch.float32)
-        monkeypatch.setattr(generator_module, "free_bytes", lambda device, room=room: int(room / SHARE) + 1)
-        started.clear()
-        again = toy_generator.draw(prompts, n=4, seed=0, batch_size=None)
-        assert started == goes and toy_generator.plan(prompts, 4).at_once == at_once
-        assert same_tokens(drawn, again)
-    started.clear()
-    assert same_tokens(corrected, toy_generator.correct(prompts, codes, reasons, n=4, seed=0, batch_size=None))
-    assert max(started) < 8  # prompts that hold images take more
-    monkeypatch.setattr(generator_module, "free_bytes", lambda device: 10**9)
+        monkeypatch.setattr(memory, "free_bytes", lambda device, room=room: int(room / SHARE) + 1)
+        kept.clear()
+        plan = plan_drawing(toy_generator, prompts, 4)
+        again = toy_generator(prompts, 4, batch_size=plan.at_once)
+        assert plan.at_once == at_once and kept == goes
+        assert torch.equal(whole.steps, again.steps)
+    fewer = plan_drawing(toy_generator, prompts, 4, reasons).at_once
+    assert fewer < 8  # prompts that hold images take more
+    again = toy_generator.correct(prompts, whole.tokens[[0, 4]], reasons, 4, batch_size=fewer)
+    assert torch.equal(corrected.steps, again.steps)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**9)
     long = "a photo of a red cat and a blue dog"
-    assert toy_generator.plan([prompts[0], long], 4).taken == toy_generator.plan([long, long], 4).taken
-    monkeypatch.setattr(generator_module, "free_bytes", lambda device: 1000)
+    assert plan_drawing(toy_generator, [prompts[0], long], 4).taken == plan_drawing(toy_generator, [long] * 2, 4).taken
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
     with pytest.raises(ValueError, match="Not even one image"):
-        toy_generator.draw(prompts, n=4, seed=0, batch_size=None)
+        plan_drawing(toy_generator, prompts, 4)
 
 
 def test_the_model_can_be_loaded_in_bfloat16(tmp_path: Path) -> None:
     generator = Generator.from_pretrained(*save_parts(tmp_path), SETTINGS, device="cpu", dtype=torch.bfloat16)
     assert (generator.model.dtype, generator.image_tokenizer.dtype) == (torch.bfloat16, torch.float32)
-    assert "64 px, bfloat16" in str(generator.plan(["a photo of two dogs"], 2))
-    final = generator.draw(["a photo of two dogs"], n=2, seed=0)[0][0].final
-    assert generator.decode(final).shape == (1, 3, 64, 64)
+    assert "64 px, bfloat16" in str(plan_drawing(generator, "a photo of two dogs", 2))
+    assert generator("a photo of two dogs", 2).images.shape == (2, 3, 64, 64)

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from cotgen_lite.full_scale.janus import JanusGenerator
-from cotgen_lite.generate.autoregressive import GREY, AutoregressiveSettings, advance_run, keep_runs
-from cotgen_lite.generate.sampling import MASKED, Ledger, path_noise
+from cotgen_lite.generate.autoregressive import GREY, AutoregressiveSettings
+from cotgen_lite.generate.sampling import MASKED, Cost, path_noise
 
 LENGTH, CODES, START, IMAGE, PAD = 16, 50, "<start>", "<begin_of_image>", "<pad>"
 SETTINGS = AutoregressiveSettings(guidance_scale=4.0, steps=4, top_k=12)
@@ -121,10 +121,9 @@ def library(generator: JanusGenerator, prompts: list[str], scale: float) -> Tens
 def test_greedy_codes_are_the_librarys(generator: JanusGenerator, guidance: float) -> None:
     greedy = replace(generator, settings=AutoregressiveSettings(guidance, steps=4, top_k=1))
     expected = library(generator, PROMPTS, guidance + 1)
-    drawn = greedy.draw(PROMPTS, n=1, seed=0)
-    assert torch.equal(torch.stack([paths[0].final for paths in drawn]), expected)
+    assert torch.equal(greedy(PROMPTS).tokens, expected)
     assert not torch.equal(*expected) and len(expected.unique()) > 6
-    assert torch.equal(greedy.draw(PROMPTS[:1], n=1, seed=0)[0][0].final, expected[0])  # no pads beside it
+    assert torch.equal(greedy(PROMPTS[0]).tokens, expected[:1])  # no pads beside it
 
 
 @torch.no_grad()
@@ -156,37 +155,34 @@ def draw_plainly(generator: JanusGenerator, prompt: str, candidate: int) -> Tens
 @pytest.mark.parametrize("settings", [SETTINGS, AutoregressiveSettings(0.0, steps=2, temperature=0.8)])
 def test_drawing_equals_the_plain_loop(generator: JanusGenerator, settings: AutoregressiveSettings) -> None:
     generator = replace(generator, settings=settings)
-    drawn = generator.draw(PROMPTS, n=2, seed=3, batch_size=3)
-    for prompt, paths in zip(PROMPTS, drawn, strict=True):
-        for candidate, path in enumerate(paths):
-            assert (path.prompt, path.candidate) == (prompt, candidate)
-            assert path.tokens.shape == path.committed.shape == (settings.steps, LENGTH)
+    out = generator(PROMPTS, 2, seed=3, batch_size=3)
+    assert out.prompts == [prompt for prompt in PROMPTS for _ in range(2)]
+    assert out.steps.shape == out.committed.shape == (2 * len(PROMPTS), settings.steps, LENGTH)
     for row, candidate in ((0, 0), (1, 1)):
-        assert torch.equal(drawn[row][candidate].final, draw_plainly(generator, PROMPTS[row], candidate))
-    assert len(torch.stack([path.final for paths in drawn for path in paths]).unique()) > 10
+        assert torch.equal(out.tokens[2 * row + candidate], draw_plainly(generator, PROMPTS[row], candidate))
+    assert len(out.tokens.unique()) > 10
 
 
 def test_paths_may_be_stopped_and_cost_nothing_then(generator: JanusGenerator) -> None:
-    texts = [generator.encode(prompt) for prompt in PROMPTS]
-    whole, ledger = generator.draw(PROMPTS, n=2, seed=3), Ledger()
-    state = generator.begin(texts, [(0, 0), (0, 1), (1, 1)], 3, ledger)
-    state, step = advance_run(generator.model, state)
-    assert torch.equal(step.guess[2], whole[1][1].tokens[0].long())
-    before, state = ledger.passes, keep_runs(state, [2])
-    while state.step < SETTINGS.steps:
-        state, step = advance_run(generator.model, state)
-    assert torch.equal(step.guess[0], whole[1][1].final)
-    assert ledger.passes - before == 2 * (3 * 4 - 1) and ledger.prefix_passes == 4
+    whole, cost = generator(PROMPTS, 2, seed=3), Cost()
+    state = generator.begin(PROMPTS, [(0, 0), (0, 1), (1, 1)], 3, cost)
+    assert cost.generator_passes == 4
+    state, step = generator.advance(state)
+    assert torch.equal(step.guess[2], whole.steps[3, 0].long())
+    before, state = cost.generator_passes, generator.keep(state, [2])
+    (*_, step) = generator.stream(state)
+    assert torch.equal(step.guess[0], whole.tokens[3])
+    assert cost.generator_passes - before == 2 * (3 * 4 - 1)
 
 
 def test_codes_become_pictures(generator: JanusGenerator) -> None:
-    path = generator.draw(PROMPTS[:1], n=1, seed=1)[0][0]
-    assert (path.tokens[0, 4:] == MASKED).all()
-    images = generator.decode(path.tokens)
+    out = generator(PROMPTS[0], seed=1)
+    assert (out.steps[0, 0, 4:] == MASKED).all()
+    images = generator.decode(out.steps)
     assert images.shape == (4, 3, 8, 8) and images.dtype == torch.uint8
     assert (images[0, :, 2:] == GREY).all() and not (images[0, :, :2] == GREY).all()
     with torch.no_grad():
-        values = generator.model.janus.decode_image_tokens(path.final[None])[0].permute(2, 0, 1)
+        values = generator.model.janus.decode_image_tokens(out.tokens)[0].permute(2, 0, 1)
     assert (images[-1].float() - (values.clamp(-1, 1) + 1) * 127.5).abs().max() <= 0.51
 
 
@@ -196,19 +192,19 @@ def test_prompts_keep_their_spaces(generator: JanusGenerator) -> None:
 
 def test_half_precision_draws(folder: Path) -> None:
     half = JanusGenerator.from_pretrained(folder, SETTINGS, device="cpu", dtype=torch.bfloat16)
-    path = half.draw(PROMPTS[:1], n=1, seed=1)[0][0]
-    assert half.model.janus.dtype == torch.bfloat16 and path.final.max() < CODES
+    out = half(PROMPTS[0], seed=1)
+    assert half.model.janus.dtype == torch.bfloat16 and out.tokens.max() < CODES
     assert half.image_tokenizer.vq.quantize.embedding.weight.dtype == torch.float32
-    assert half.decode(path.final[None]).shape == (1, 3, 8, 8)
+    assert out.images.shape == (1, 3, 8, 8)
 
 
 def test_bad_requests_and_folders_are_one_clear_sentence(
     generator: JanusGenerator, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ValueError, match="divisor of 16"):
-        replace(generator, settings=replace(SETTINGS, steps=5)).draw(PROMPTS, n=1, seed=1)
-    with pytest.raises(ValueError, match="n >= 1"):
-        generator.draw(PROMPTS, n=0, seed=1)
+        generator(PROMPTS, steps=5)
+    with pytest.raises(ValueError, match="at least one prompt, image"):
+        generator(PROMPTS, 0)
 
     def damaged(change: str) -> Path:
         path = tmp_path / change.replace(" ", "_")

@@ -19,8 +19,8 @@ from cotgen_lite.full_scale.llamagen import (
     plain_caption,
     t5_features,
 )
-from cotgen_lite.generate.autoregressive import GREY, AutoregressiveModel, AutoregressiveSettings, advance_run
-from cotgen_lite.generate.sampling import MASKED, Ledger, path_noise
+from cotgen_lite.generate.autoregressive import GREY, AutoregressiveModel, AutoregressiveSettings
+from cotgen_lite.generate.sampling import MASKED, Cost, path_noise
 from cotgen_lite.generate.vq import VqTokenizer
 
 GRID, LAYERS, HEADS, WIDTH, INNER, CODES, WORDS, TEXT_WIDTH = 4, 2, 2, 32, 48, 40, 9, 24
@@ -206,36 +206,33 @@ def generator(
 def test_drawing_equals_the_plain_loop(
     generator: LlamaGenGenerator, gpt: dict[str, Tensor], settings: AutoregressiveSettings
 ) -> None:
-    drawn = replace(generator, settings=settings).draw(PROMPTS, n=2, seed=5, batch_size=3)
+    out = replace(generator, settings=settings)(PROMPTS, 2, seed=5, batch_size=3)
     features, visible = t5_features(
         generator.encoder, generator.text_tokenizer, ids_of(generator.text_tokenizer, PROMPTS), WORDS
     )
     for row, prompt in enumerate(PROMPTS):
         key = tuple(generator.text_tokenizer(prompt, add_special_tokens=False)["input_ids"])
-        for candidate, path in enumerate(drawn[row]):
-            expected = draw_plainly(gpt, features[row], visible[row], key, candidate, settings)
-            assert (path.prompt, path.candidate) == (prompt, candidate)
-            assert torch.equal(path.final, expected)
-            assert (path.tokens[1, :8] == expected[:8]).all() and (path.tokens[1, 8:] == MASKED).all()
-    assert len(torch.stack([path.final for paths in drawn for path in paths]).unique()) > 8
+        for candidate in range(2):
+            at, expected = 2 * row + candidate, draw_plainly(gpt, features[row], visible[row], key, candidate, settings)
+            assert out.prompts[at] == prompt and torch.equal(out.tokens[at], expected)
+            assert (out.steps[at, 1, :8] == expected[:8]).all() and (out.steps[at, 1, 8:] == MASKED).all()
+    assert len(out.tokens.unique()) > 8
 
 
 def test_generator_is_used_like_the_lite_one(generator: LlamaGenGenerator) -> None:
-    path = generator.draw(["A photo of the CAT"], n=1, seed=1)[0][0]
-    lower = generator.draw(["a photo of the cat"], n=2, seed=1)[0]
-    assert path.prompt == "A photo of the CAT" and torch.equal(path.tokens, lower[0].tokens)
-    images = generator.decode(path.tokens)
+    out, lower = generator("A photo of the CAT", seed=1), generator("a photo of the cat", 2, seed=1)
+    assert out.prompts == ["A photo of the CAT"] and torch.equal(out.steps, lower.steps[:1])
+    images = generator.decode(out.steps)
     assert images.shape == (4, 3, 8, 8) and images.dtype == torch.uint8
     assert (images[0, :, 2:] == GREY).all() and not (images[0, :, :2] == GREY).all()
-    assert torch.equal(images[-1], generator.image_tokenizer.decode(path.final[None])[0])
-    ledger = Ledger()
-    state = generator.begin([[7, 8]], [(0, 0), (0, 1)], 1, ledger)
-    advance_run(generator.model, state)
-    assert (ledger.prefix_passes, ledger.passes) == (2, 2 * 2 * 4)
+    assert torch.equal(images[-1], out.images[0])
+    cost = Cost()
+    generator.advance(generator.begin(["a cat"], [(0, 0), (0, 1)], 1, cost))
+    assert cost.generator_passes == 2 + 2 * 2 * 4
     with pytest.raises(ValueError, match="divisor of 16"):
-        replace(generator, settings=replace(SETTINGS, steps=5)).draw(PROMPTS, n=1, seed=1)
+        generator(PROMPTS, steps=5)
     with pytest.raises(ValueError, match="too long"):
-        generator.draw(["a photo of two red cat dogs left car"], n=1, seed=1)
+        generator("a photo of two red cat dogs left car")
 
 
 def test_parts_are_loaded_together_or_refused(
@@ -248,10 +245,10 @@ def test_parts_are_loaded_together_or_refused(
     parts = (tmp_path / "gpt.pt", tmp_path / "t5", tmp_path / "vq.pt", SETTINGS)
     again = LlamaGenGenerator.from_pretrained(*parts, device="cpu", grid=GRID)
     assert again.model.config.num_attention_heads == 1  # 32 wide: less than one head of 64
-    assert again.draw(PROMPTS, n=1, seed=1)[1][0].final.shape == (LENGTH,)
+    assert again(PROMPTS, seed=1).tokens.shape == (len(PROMPTS), LENGTH)
     half = LlamaGenGenerator.from_pretrained(*parts, device="cpu", grid=GRID, dtype=torch.bfloat16)
     assert half.model.dtype == half.encoder.dtype == torch.bfloat16
-    assert half.draw(PROMPTS, n=1, seed=1)[0][0].final.max() < CODES
+    assert half(PROMPTS, seed=1).tokens.max() < CODES
     state = generator.encoder.state_dict()
     state.pop("encoder.final_layer_norm.weight")
     generator.encoder.save_pretrained(tmp_path / "t5", state_dict=state)

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from cotgen_lite.generate import memory, sampling, showo
+from cotgen_lite.generate import memory, pipeline, showo
 from cotgen_lite.generate import vq as tokenizer
-from cotgen_lite.generate.memory import decoding_bytes, drawing_bytes, free_bytes, plan_drawing, weight_bytes
-from cotgen_lite.generate.sampling import SamplingSettings, sample
+from cotgen_lite.generate.memory import decoding_bytes, drawing_bytes, free_bytes, plan_from_configs, weight_bytes
+from cotgen_lite.generate.pipeline import Generator
+from cotgen_lite.generate.sampling import SamplingSettings
 from cotgen_lite.generate.showo import Showo, ShowoConfig, correction_prefix, text_prefix
 from cotgen_lite.generate.vq import Magvit, MagvitConfig, images_at_once
 from cotgen_lite.lite.vocabulary import lite_tokenizer
@@ -44,6 +45,10 @@ def small_config(**changes: int) -> ShowoConfig:
 def small_model(dtype: torch.dtype, **changes: int) -> Showo:
     torch.manual_seed(0)
     return Showo(small_config(**changes)).eval().to(dtype)
+
+
+def small_generator(settings: SamplingSettings, dtype: torch.dtype, **changes: int) -> Generator:
+    return Generator(small_model(dtype, **changes), WORDS, Magvit(tokenizer.lite_config()), settings)
 
 
 def most_allocated(work: Callable[[], object]) -> int:
@@ -79,8 +84,9 @@ def test_weights_are_counted_exactly(config: ShowoConfig) -> None:
 def test_drawing_takes_no_more_than_it_says_and_hardly_less(
     sizes: dict[str, int], dtype: torch.dtype, n: int, at_once: int, guidance: float
 ) -> None:
-    model, settings = small_model(dtype, **sizes), SamplingSettings(guidance, steps=2)
-    taken = most_allocated(lambda: sample(model, WORDS, PROMPTS, n, settings, 0, batch_size=at_once))
+    generator = small_generator(SamplingSettings(guidance, steps=2), dtype, **sizes)
+    model = generator.model
+    taken = most_allocated(lambda: generator(PROMPTS, n, batch_size=at_once))
     longest = max(len(text_prefix(model.config, encode_text(WORDS, prompt))) for prompt in PROMPTS)
     assert taken <= drawing_bytes(model.config, at_once, n, longest, guidance > 0, dtype) <= 1.3 * taken
 
@@ -88,17 +94,13 @@ def test_drawing_takes_no_more_than_it_says_and_hardly_less(
 @pytest.mark.parametrize("sizes", [CACHED, MANY_CODES, WIDE], ids=["cache", "logits", "activations"])
 @pytest.mark.parametrize("words", [1, 110], ids=["as long as an image", "longer"])
 def test_prompts_that_hold_an_image_are_counted_too(sizes: dict[str, int], words: int) -> None:
-    model = small_model(torch.float32, **sizes)
-    prefixes = [correction_prefix(model.config, [1, 2], [3] * words, [code] * 64) for code in (0, 1)]
-    unguided = [correction_prefix(model.config, [], [], [code] * 64) for code in (0, 1)]
-    settings = SamplingSettings(1.5, steps=2)
+    generator = small_generator(SamplingSettings(1.5, steps=2), torch.float32, **sizes)
+    prompt, why = "a dog", " ".join(["dog"] * words)
+    length = len(correction_prefix(generator.model.config, [1, 2], [3] * words, [0] * 64))
+    codes = torch.tensor([[0] * 64, [1] * 64])
     for n in (1, 3):
-        taken = most_allocated(
-            lambda n=n: sample(
-                model, WORDS, PROMPTS, n, settings, 0, batch_size=2 * n, prefixes=prefixes, unguided=unguided
-            )
-        )
-        assert taken <= drawing_bytes(model.config, 2 * n, n, len(prefixes[0]), True, torch.float32) <= 1.4 * taken
+        taken = most_allocated(lambda n=n: generator.correct(prompt, codes, why, n, batch_size=2 * n))
+        assert taken <= drawing_bytes(generator.model.config, 2 * n, n, length, True, torch.float32) <= 1.4 * taken
 
 
 @pytest.mark.parametrize(
@@ -133,19 +135,19 @@ def test_large_images_pass_through_the_network_in_smaller_groups(monkeypatch: py
 def test_the_plan_is_the_largest_that_fits() -> None:
     config, pixels = ShowoConfig(), MagvitConfig()
     for free in (4e9, 9e9, 30e9):
-        plan = plan_drawing(config, pixels, 4, 20, 20, True, torch.bfloat16, int(free))
+        plan = plan_from_configs(config, pixels, 4, 20, 20, True, torch.bfloat16, int(free))
         taken = [drawing_bytes(config, candidates, 20, 20, True, torch.bfloat16) for candidates in range(1, 81)]
         room = int(memory.SHARE * free)
         assert plan.at_once == sum(each <= room for each in taken)
         assert plan.taken == max(taken[plan.at_once - 1], decoding_bytes(pixels, 16)) <= room
     assert plan.at_once == 80  # never more than there are
     with pytest.raises(ValueError, match=r"takes 2\.7 GB, more than 80% of the 3\.0 GB .* bfloat16"):
-        plan_drawing(config, pixels, 4, 20, 20, True, torch.bfloat16, int(3e9))
+        plan_from_configs(config, pixels, 4, 20, 20, True, torch.bfloat16, int(3e9))
     larger = ShowoConfig(num_image_tokens=1024)
     with pytest.raises(ValueError, match=r"takes 553\.\d MB"):  # for drawing this time: lite pixels are soon decoded
-        plan_drawing(larger, tokenizer.lite_config(), 1, 20, 20, True, torch.bfloat16, int(0.6e9))
+        plan_from_configs(larger, tokenizer.lite_config(), 1, 20, 20, True, torch.bfloat16, int(0.6e9))
     with pytest.raises(ValueError, match="n >= 1 and a prompt"):
-        plan_drawing(config, pixels, 0, 20, 20, True, torch.bfloat16, int(30e9))
+        plan_from_configs(config, pixels, 0, 20, 20, True, torch.bfloat16, int(30e9))
 
 
 @pytest.mark.parametrize(("prompts", "n", "at_once"), [(1, 20, 12), (5, 2, 4), (3, 2, 6), (2, 3, 1), (7, 2, 5)])
@@ -153,16 +155,19 @@ def test_the_plan_counts_the_goes_that_drawing_takes(
     prompts: int, n: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = []
-    start = sampling.start
-    monkeypatch.setattr(sampling, "start", lambda *args: started.append(args) or start(*args))
-    model = small_model(torch.float32, num_hidden_layers=1, num_image_tokens=4, codebook_size=8)
-    sample(model, WORDS, PROMPTS[:1] * prompts, n, SamplingSettings(0.0, steps=1), 0, batch_size=at_once)
-    plan = plan_drawing(model.config, tokenizer.lite_config(), prompts, n, 8, False, torch.float32, int(1e9))
+    keep = pipeline.keep
+    monkeypatch.setattr(pipeline, "keep", lambda *args: started.append(args) or keep(*args))
+    settings, sizes = SamplingSettings(0.0, steps=1), {"num_image_tokens": 4, "codebook_size": 8}
+    generator = small_generator(settings, torch.float32, num_hidden_layers=1, **sizes)
+    generator(PROMPTS[:1] * prompts, n, batch_size=at_once)
+    plan = plan_from_configs(
+        generator.model.config, tokenizer.lite_config(), prompts, n, 8, False, torch.float32, int(1e9)
+    )
     assert replace(plan, at_once=at_once).goes == len(started)
 
 
 def test_a_plan_is_one_line() -> None:
-    plan = plan_drawing(
+    plan = plan_from_configs(
         ShowoConfig(num_image_tokens=1024), MagvitConfig(image_size=512), 2, 20, 20, True, torch.bfloat16, 8 * 10**9
     )
     assert str(plan) == (

@@ -17,7 +17,7 @@ from cotgen_lite.generate.autoregressive import (
     pad_texts,
     sequence_ids,
 )
-from cotgen_lite.generate.memory import decoding_bytes, drawing_bytes, plan_drawing
+from cotgen_lite.generate.memory import decoding_bytes, drawing_bytes, plan_from_configs
 from cotgen_lite.generate.sampling import (
     Ledger,
     SamplingSettings,
@@ -232,7 +232,7 @@ def test_most_candidates_at_once() -> None:
         return max(decoding, drawing_bytes(config, candidates, 20, 30, True, torch.bfloat16))
 
     for free in (3.5e9, 4e9, 6e9, 60e9, taken(7) / 0.8, taken(35) / 0.8):
-        plan = plan_drawing(config, pixels, 3, 20, 30, True, torch.bfloat16, int(np.ceil(free)))
+        plan = plan_from_configs(config, pixels, 3, 20, 30, True, torch.bfloat16, int(np.ceil(free)))
         found.add(ours(taken, 60, int(np.ceil(free))))
         assert ours(taken, 60, int(np.ceil(free))) == plan.at_once
     assert ours(taken, 60, 1e9) == 0 and 60 in found and len(found) > 3

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from cotgen_lite.generate.sampling import (
     MASKED,
-    Ledger,
+    Cost,
     SamplingSettings,
     advance,
     encode_prompts,
@@ -229,9 +229,9 @@ def test_decoding_equals_the_reference(
     tmp_path: Path, length: int, steps: int, paths: list[tuple[int, int]], temperature: float, seed: int
 ) -> None:
     state, g = save_showo(tmp_path, length), 1.75
-    model, ledger = Showo.from_pretrained(tmp_path), Ledger()
-    cache = encode_prompts(model, [text_prefix(model.config, text) for text in PROMPTS], ledger)
-    decoding = start(model, cache, paths, SamplingSettings(g, steps, temperature), seed, ledger)
+    model, cost = Showo.from_pretrained(tmp_path), Cost()
+    cache = encode_prompts(model, [text_prefix(model.config, text) for text in PROMPTS], cost)
+    decoding = start(model, cache, paths, SamplingSettings(g, steps, temperature), seed, cost)
     tokens = torch.full((len(paths), length), MASKED)
     texts = [PROMPTS[row] for row, _ in paths]
     noise = [path_noise((seed, (T2I, BOS, *PROMPTS[row], EOS), candidate), steps, length) for row, candidate in paths]

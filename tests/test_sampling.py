@@ -9,10 +9,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cotgen_lite.experiments.benchmark import decoding_flops, measure, predict_plainly
+from cotgen_lite.generate.pipeline import Generator, GeneratorOutput
 from cotgen_lite.generate.sampling import (
     MASKED,
+    Cost,
     DecodingState,
-    Ledger,
     SamplingSettings,
     advance,
     branch,
@@ -21,11 +22,11 @@ from cotgen_lite.generate.sampling import (
     masked_after,
     path_noise,
     predict,
-    sample,
     start,
     stream,
 )
 from cotgen_lite.generate.showo import Showo, ShowoConfig, image_logits, text_prefix, training_loss
+from cotgen_lite.generate.vq import Magvit, lite_config
 from cotgen_lite.lite.vocabulary import lite_tokenizer
 
 WORDS = lite_tokenizer()
@@ -62,8 +63,12 @@ def prefixes(model: Showo) -> list[list[int]]:
 
 
 def begin(model: Showo, paths: list[tuple[int, int]], settings: SamplingSettings = SETTINGS) -> DecodingState:
-    ledger = Ledger()
-    return start(model, encode_prompts(model, prefixes(model), ledger), paths, settings, 3, ledger)
+    cost = Cost()
+    return start(model, encode_prompts(model, prefixes(model), cost), paths, settings, 3, cost)
+
+
+def generate(model: Showo, prompts: str | list[str], n: int, seed: int = 1, **changes) -> GeneratorOutput:
+    return Generator(model, WORDS, Magvit(lite_config()), SETTINGS)(prompts, n, seed=seed, **changes)
 
 
 def run(model: Showo, state: DecodingState) -> torch.Tensor:
@@ -92,16 +97,16 @@ def test_guidance_has_show_os_form_over_the_empty_prompt(model):
 
 
 def test_each_prompt_may_be_guided_against_another_prefix(model):
-    ledger, (dog, fruit, cats) = Ledger(), prefixes(model)
-    cache = encode_prompts(model, [dog, fruit, cats], ledger, [cats, dog, cats])
-    assert ledger.prefix_passes == 5  # three prompts, and two distinct prefixes held against them
-    state = start(model, cache, [(2, 0), (0, 0), (1, 0), (0, 1)], SETTINGS, 3, ledger)
+    cost, (dog, fruit, cats) = Cost(), prefixes(model)
+    cache = encode_prompts(model, [dog, fruit, cats], cost, [cats, dog, cats])
+    assert cost.generator_passes == 5  # three prompts, and two distinct prefixes held against them
+    state = start(model, cache, [(2, 0), (0, 0), (1, 0), (0, 1)], SETTINGS, 3, cost)
     for _ in range(SETTINGS.steps):
         logits = predict(model, state)
         torch.testing.assert_close(logits, predict_plainly(model, state), atol=1e-5, rtol=1e-5)
         state, _ = advance(state, logits)
     # Held against itself, a prompt is not guided at all: what it draws is what it draws without guidance.
-    cats_alone = start(model, cache, [(2, 0)], SETTINGS, 3, Ledger())
+    cats_alone = start(model, cache, [(2, 0)], SETTINGS, 3, Cost())
     unguided = begin(model, [(2, 0)], SamplingSettings(0.0, steps=SETTINGS.steps))
     assert torch.equal(run(model, cats_alone), run(model, unguided))
 
@@ -109,9 +114,9 @@ def test_each_prompt_may_be_guided_against_another_prefix(model):
 def test_prefixes_may_hold_an_earlier_image(model):
     config = model.config
     earlier = [config.soi_id, *range(config.image_offset, config.image_offset + 16), config.eoi_id]
-    ledger = Ledger()
-    cache = encode_prompts(model, [[*prefixes(model)[0], *earlier], prefixes(model)[1]], ledger)
-    state = start(model, cache, [(0, 0), (1, 0)], SETTINGS, 3, ledger)
+    cost = Cost()
+    cache = encode_prompts(model, [[*prefixes(model)[0], *earlier], prefixes(model)[1]], cost)
+    state = start(model, cache, [(0, 0), (1, 0)], SETTINGS, 3, cost)
     for _ in range(3):
         logits = predict(model, state)
         torch.testing.assert_close(logits, predict_plainly(model, state), atol=1e-5, rtol=1e-5)
@@ -175,26 +180,20 @@ def test_remasking_adds_annealed_gumbel_to_log_p(model):
 
 
 def test_noise_belongs_to_the_candidate_alone(model):
-    whole = sample(model, WORDS, PROMPTS, 5, SETTINGS, seed=1)
+    whole = generate(model, PROMPTS, 5)
+    assert whole.prompts == [prompt for prompt in PROMPTS for _ in range(5)]
     for n, batch_size in ((5, 1), (5, 3), (2, 20)):
-        again = sample(model, WORDS, PROMPTS[::-1], n, SETTINGS, seed=1, batch_size=batch_size)[::-1]
-        for ours, theirs in zip(whole, again, strict=True):
-            for a, b in zip(ours[:n], theirs, strict=True):
-                assert (a.prompt, a.candidate) == (b.prompt, b.candidate)
-                assert torch.equal(a.tokens, b.tokens)
-                assert torch.equal(a.committed, b.committed)
-    later = sample(model, WORDS, [PROMPTS[1]], 2, SETTINGS, seed=1, first_candidate=3)[0]
-    assert [t.candidate for t in later] == [3, 4]
-    assert torch.equal(later[1].final, whole[1][4].final)
-    other_seed = sample(model, WORDS, PROMPTS, 5, SETTINGS, seed=2)
-    assert not torch.equal(other_seed[0][0].final, whole[0][0].final)
-    assert len({tuple(t.final.tolist()) for ts in whole for t in ts}) == 15
+        again = generate(model, PROMPTS[::-1], n, batch_size=batch_size)
+        for ours, theirs in ((whole.steps, again.steps), (whole.committed, again.committed)):
+            assert torch.equal(ours.unflatten(0, (3, 5))[:, :n], theirs.unflatten(0, (3, n)).flip(0))
+    later = generate(model, PROMPTS[1], 2, first_candidate=3)
+    assert torch.equal(later.tokens, whole.tokens[[8, 9]])
+    assert not torch.equal(generate(model, PROMPTS, 5, seed=2).tokens[0], whole.tokens[0])
+    assert len({tuple(row) for row in whole.tokens.tolist()}) == 15
 
 
 def test_a_prompt_listed_again_gets_fresh_candidates(model):
-    twice = sample(model, WORDS, [PROMPTS[0], PROMPTS[0]], 2, SETTINGS, seed=1)
-    assert [t.candidate for ts in twice for t in ts] == [0, 1, 2, 3]
-    assert torch.equal(twice[1][0].final, sample(model, WORDS, PROMPTS[:1], 3, SETTINGS, seed=1)[0][2].final)
+    assert torch.equal(generate(model, [PROMPTS[0]] * 2, 2).tokens, generate(model, PROMPTS[0], 4).tokens)
 
 
 def test_noise_is_uniform_and_its_own():
@@ -211,9 +210,9 @@ def test_kept_paths_go_on_as_if_alone_and_the_rest_costs_nothing(model):
     for _ in range(3):
         state, _ = advance(state, predict(model, state))
     stopped = keep(state, [0])
-    passes = state.ledger.passes
+    passes = state.cost.generator_passes
     final = run(model, keep(state, [3, 1]))
-    assert state.ledger.passes - passes == 2 * 2 * 3  # two paths, with and without prompt, three steps
+    assert state.cost.generator_passes - passes == 2 * 2 * 3  # two paths, with and without prompt, three steps
     assert torch.equal(final[0], run(model, begin(model, [paths[3]]))[0])
     assert torch.equal(final[1], run(model, begin(model, [paths[1]]))[0])
     assert torch.equal(run(model, stopped)[0], run(model, begin(model, [paths[0]]))[0])  # resumed later
@@ -230,31 +229,34 @@ def test_branches_share_the_past_and_draw_their_own_future(model):
     assert bool((final[:3, committed] == state.tokens[1, committed]).all())
     assert torch.equal(final[1], run(model, branch(state, [1], [11]))[0])
     # several draws of one step from one pass
-    passes = state.ledger.passes
+    passes = state.cost.generator_passes
     logits = predict(model, keep(state, [1]))
     drawn, step = advance(branch(state, [1, 1, 1], [10, 11, 12]), logits[[0, 0, 0]])
-    assert state.ledger.passes - passes == 2
+    assert state.cost.generator_passes - passes == 2
     assert len({tuple(row) for row in step.guess.tolist()}) == 3
     assert torch.equal(run(model, drawn), final[:3])
 
 
-def test_ledger_counts_what_is_computed(model):
-    ledger = Ledger()
-    sample(model, WORDS, PROMPTS[:2], 4, SETTINGS, seed=1, batch_size=8, ledger=ledger)
-    assert ledger.passes == (2 + 1) + 5 * 2 * 8  # first step: once per prompt and once for the empty one
-    assert ledger.prefix_passes == 3
+def test_cost_counts_what_is_computed(model):
+    cost = generate(model, PROMPTS[:2], 4, batch_size=8).cost
+    # Two prompts and the empty one are read, and so it is in the first step; from then on each candidate is.
+    assert cost.generator_passes == 3 + (2 + 1) + 5 * 2 * 8
     lengths = sum(len(prefix) for prefix in prefixes(model)[:2]) + 3
-    assert ledger.places == 18 * ledger.passes + lengths
-    unguided = Ledger()
-    sample(model, WORDS, PROMPTS[:2], 4, SamplingSettings(0.0, steps=6), seed=1, batch_size=8, ledger=unguided)
-    assert unguided.passes == 2 + 5 * 8
+    assert cost.tokens == 18 * (cost.generator_passes - 3) + lengths
+    assert cost.verifier_passes == cost.verifier_seconds == 0 < cost.seconds == cost.generator_seconds
+    unguided = generate(model, PROMPTS[:2], 4, guidance_scale=0.0, batch_size=8).cost
+    assert unguided.generator_passes == 3 + 2 + 5 * 8
+    both = Cost()
+    both += cost
+    both += unguided
+    assert (both.tokens, both.seconds) == (cost.tokens + unguided.tokens, cost.seconds + unguided.seconds)
 
 
-def test_trajectories_can_be_trained_on(model):
-    trajectory = sample(model, WORDS, PROMPTS[:1], 1, SETTINGS, seed=1)[0][0]
-    assert trajectory.tokens.dtype == torch.int16
-    assert trajectory.tokens.shape == trajectory.committed.shape == (6, 16)
-    loss = training_loss(model, [[7]], trajectory.final[None], torch.Generator().manual_seed(0))
+def test_generated_tokens_can_be_trained_on(model):
+    out = generate(model, PROMPTS[0], 1)
+    assert out.steps.dtype == torch.int16 and out.tokens.dtype == torch.int64
+    assert out.steps.shape == out.committed.shape == (1, 6, 16)
+    loss = training_loss(model, [[7]], out.tokens, torch.Generator().manual_seed(0))
     loss.backward()
     model.zero_grad()
     state = begin(model, [(0, 0)])
@@ -263,15 +265,14 @@ def test_trajectories_can_be_trained_on(model):
 
 
 def test_bad_arguments_are_one_clear_sentence(model):
-    with pytest.raises(ValueError, match="n >= 1"):
-        sample(model, WORDS, PROMPTS, 0, SETTINGS, seed=1)
-    with pytest.raises(ValueError, match="a prompt"):
-        sample(model, WORDS, [], 1, SETTINGS, seed=1)
+    for prompts, n, batch_size in ((PROMPTS, 0, 20), ([], 1, 20), (PROMPTS, 1, 0)):
+        with pytest.raises(ValueError, match="at least one prompt, image and batch"):
+            generate(model, prompts, n, batch_size=batch_size)
     for changes in ({"steps": 0}, {"guidance_scale": -1.0}, {"temperature": 0.0}):
         with pytest.raises(ValueError, match="steps >= 1, guidance >= 0 and temperature > 0"):
             SamplingSettings(**{"guidance_scale": 1.0, **changes})
     with pytest.raises(ValueError, match="'zebra'"):
-        sample(model, WORDS, ["a photo of a zebra"], 1, SETTINGS, seed=1)
+        generate(model, "a photo of a zebra", 1)
     with pytest.raises(ValueError, match="one seed per branch"):
         branch(begin(model, [(0, 0)]), [0], [1, 2])
     with pytest.raises(ValueError, match="nothing to decode"):
@@ -302,14 +303,11 @@ def test_bfloat16_draws_valid_codes_from_float32_probabilities(model):
     together = predict(rounded, state)[1]
     # Sums in another order may round otherwise: to one part in 2**8 of the largest logit at each of a few places.
     assert (together - alone).abs().max() < together.abs().max() * 2**-5
-    drawn = sample(rounded, WORDS, PROMPTS, 5, SETTINGS, seed=1)
-    tokens = torch.stack([path.tokens for paths in drawn for path in paths])
+    tokens = generate(rounded, PROMPTS, 5).steps
     assert tokens.min() >= 0 and tokens.max() < model.config.codebook_size
-    again = sample(rounded, WORDS, PROMPTS, 5, SETTINGS, seed=1)
-    assert torch.equal(tokens, torch.stack([path.tokens for paths in again for path in paths]))
+    assert torch.equal(tokens, generate(rounded, PROMPTS, 5).steps)
     # A rounding that turns one choice changes what follows; most images stay as they were, one by one or together.
-    one_by_one = sample(rounded, WORDS, PROMPTS, 5, SETTINGS, seed=1, batch_size=1)
-    same = tokens == torch.stack([path.tokens for paths in one_by_one for path in paths])
+    same = tokens == generate(rounded, PROMPTS, 5, batch_size=1).steps
     assert same.float().mean() > 0.8
 
 

@@ -190,8 +190,8 @@ def test_reflection_stops_at_a_yes_and_else_keeps_the_best(
     # A round: its prefix and that of the image alone, then a conditional and an unconditional pass a step.
     assert cost.generator_passes == rounds * (2 + 2 * steps) and cost.verifier_passes == 2 * rounds + 1
     for done in range(rounds):  # each image is drawn from the one before it and the reasons given for that
-        again = toy_generator.correct([PROMPT], result.codes[done][None], [result.reasons[done]], 1, 2001 + done)
-        assert torch.equal(again[0][0].final, result.codes[done + 1])
+        again = toy_generator.correct(PROMPT, result.codes[done], result.reasons[done], seed=2001 + done)
+        assert torch.equal(again.tokens[0], result.codes[done + 1])
 
 
 def test_reasons_may_come_from_elsewhere_and_rounds_be_fewer(toy_generator: Any) -> None:

@@ -65,13 +65,13 @@ def test_drawing_a_correction_equals_the_plain_loop_over_its_prefix(toy_generato
         state, step = advance(state, logits)
     plainly = step.guess
     texts = [p.text for p in PROMPTS[:2]]
-    both = toy_generator.correct(texts, codes, [WHY, WHY], n=2, seed=4, batch_size=3)
-    assert [len(row) for row in both] == [2, 2] and both[1][1].candidate == 1
-    assert torch.equal(torch.stack([row[0].final for row in both]), plainly.to(torch.int16))
-    alone = toy_generator.correct(texts[1:], codes[1:], [WHY], n=2, seed=4)
-    assert torch.equal(alone[0][1].tokens, both[1][1].tokens)
-    other = toy_generator.correct(texts[1:], codes[1:], [""], n=1, seed=4)
-    assert not torch.equal(other[0][0].tokens, alone[0][0].tokens)
+    both = toy_generator.correct(texts, codes, WHY, 2, seed=4, batch_size=3)
+    assert both.prompts == [texts[0]] * 2 + [texts[1]] * 2
+    assert torch.equal(both.tokens[[0, 2]], plainly)
+    alone = toy_generator.correct(texts[1], codes[1], WHY, 2, seed=4)
+    assert torch.equal(alone.steps, both.steps[2:])
+    other = toy_generator.correct(texts[1], codes[1], "", seed=4)
+    assert not torch.equal(other.tokens[0], alone.tokens[0])
     with pytest.raises(ValueError, match="one for each"):
         encode_prompts(toy_generator.model, prefixes, ledger, wordless[:1])
 
@@ -148,9 +148,9 @@ def test_training_teaches_to_go_by_the_reasons_and_resumes(toy_generator: Any, t
 
     taught, log = train(tmp_path / "a")
     assert log.losses[-1] < 1
-    drawn = taught.correct([PROMPTS[0].text] * 2, torch.stack([old, old]), [x.reasons for x in lessons], 1, seed=0)
-    assert (drawn[0][0].final == 9).float().mean() > 0.9 and (drawn[1][0].final == 7).float().mean() > 0.9
-    assert (taught.draw([PROMPTS[0].text], 1, seed=0)[0][0].final == 3).float().mean() > 0.9  # plain drawing stays
+    drawn = taught.correct(PROMPTS[0].text, torch.stack([old, old]), [x.reasons for x in lessons]).tokens
+    assert (drawn[0] == 9).float().mean() > 0.9 and (drawn[1] == 7).float().mean() > 0.9
+    assert (taught(PROMPTS[0].text).tokens == 3).float().mean() > 0.9  # plain drawing stays
     again, _ = train(tmp_path / "a")
     assert all(torch.equal(a, b) for a, b in zip(taught.model.parameters(), again.model.parameters(), strict=True))
     with pytest.raises(ValueError, match="checkpoint of a run"):

@@ -16,22 +16,20 @@ from cotgen_lite.generate.autoregressive import (
     AutoregressiveGenerator,
     AutoregressiveModel,
     AutoregressiveSettings,
-    advance_run,
-    begin,
-    keep_runs,
     next_token_loss,
     pad_texts,
     sequence_ids,
 )
-from cotgen_lite.generate.sampling import MASKED, Ledger, path_noise
+from cotgen_lite.generate.sampling import MASKED, Cost, path_noise
 from cotgen_lite.generate.showo import CaptionedTokens
-from cotgen_lite.generate.vq import Magvit
+from cotgen_lite.generate.vq import Magvit, lite_config
 from cotgen_lite.hub import model_path
 from cotgen_lite.lite.generator_training import train_generator
 from cotgen_lite.lite.vocabulary import lite_tokenizer
 from cotgen_lite.prompts import encode_text, parse_prompt
 
 CODES, LENGTH, TEXTS = 1024, 64, [[7, 8, 9], [10, 11, 12, 13, 14]]
+PROMPTS = [" ".join(map(str, text)) for text in TEXTS]  # for a generator that is given ids
 SETTINGS = AutoregressiveSettings(guidance_scale=1.5, steps=8, top_k=40)
 
 
@@ -83,16 +81,25 @@ def draw_plainly(
     return codes
 
 
-def run(model: AutoregressiveModel, state) -> torch.Tensor:
-    while state.step < state.settings.steps:
-        state, step = advance_run(model, state)
-    return step.guess
+class ByIds(AutoregressiveGenerator):
+    """Reads ids where others read words."""
+
+    def encode(self, prompt: str) -> list[int]:
+        return [int(word) for word in prompt.split()]
+
+
+def by_ids(model: AutoregressiveModel, settings: AutoregressiveSettings = SETTINGS) -> ByIds:
+    return ByIds(model, lite_tokenizer(), Magvit(lite_config()), settings)
+
+
+def run(generator: ByIds, state) -> torch.Tensor:
+    return list(generator.stream(state))[-1].guess
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, replace(SETTINGS, guidance_scale=0.0, top_k=0, temperature=0.7)])
 def test_drawing_equals_the_plain_loop(model: AutoregressiveModel, settings: AutoregressiveSettings) -> None:
-    state = begin(model, TEXTS, [(1, 0), (0, 3)], settings, 5, Ledger())
-    drawn = run(model, state)
+    generator = by_ids(model, settings)
+    drawn = run(generator, generator.begin(PROMPTS, [(1, 0), (0, 3)], 5, Cost()))
     for row, (text, candidate) in enumerate(((TEXTS[1], 0), (TEXTS[0], 3))):
         assert torch.equal(drawn[row], draw_plainly(model, text, settings, 5, candidate))
     assert len(drawn.unique()) > 5
@@ -115,22 +122,23 @@ def test_pads_and_places_count_for_nothing_but_their_turning(model: Autoregressi
 
 
 def test_a_kept_path_goes_on_as_it_would_have(model: AutoregressiveModel) -> None:
-    ledger = Ledger()
-    state = begin(model, TEXTS, [(0, 0), (0, 1), (1, 0)], SETTINGS, 2, ledger)
-    assert ledger.prefix_passes == 4  # two captions, each with and without
-    whole = run(model, state)
+    generator, cost = by_ids(model), Cost()
+    state = generator.begin(PROMPTS, [(0, 0), (0, 1), (1, 0)], 2, cost)
+    assert cost.generator_passes == 4  # two captions, each with and without
+    whole = run(generator, state)
     for _ in range(3):
-        state, _ = advance_run(model, state)
-    before, halted = ledger.passes, keep_runs(state, [2, 0])
-    assert torch.equal(run(model, halted), whole[[2, 0]])
-    assert ledger.passes - before == 2 * 2 * (5 * 8 - 1)  # two paths, with and without; the last code needs no pass
-    assert torch.equal(run(model, keep_runs(state, [1])), whole[[1]])  # the old state is as it was
+        state, _ = generator.advance(state)
+    before, halted = cost.generator_passes, generator.keep(state, [2, 0])
+    assert torch.equal(run(generator, halted), whole[[2, 0]])
+    # Two paths, with and without; the last token needs no pass.
+    assert cost.generator_passes - before == 2 * 2 * (5 * 8 - 1)
+    assert torch.equal(run(generator, generator.keep(state, [1])), whole[[1]])  # the old state is as it was
 
 
 def test_unfinished_images_are_grey_or_the_likeliest(model: AutoregressiveModel) -> None:
     grey, likely = (
-        advance_run(model, begin(model, TEXTS, [(0, 0)], replace(SETTINGS, fill=fill), 2, Ledger()))[1]  # type: ignore
-        for fill in ("grey", "likeliest")
+        generator.advance(generator.begin(PROMPTS, [(0, 0)], 2, Cost()))[1]
+        for generator in (by_ids(model), by_ids(model).with_settings(fill="likeliest"))
     )
     assert grey.committed.sum() == 8 and torch.equal(grey.committed, likely.committed)
     assert (grey.guess[0, 8:] == MASKED).all() and torch.equal(grey.guess[0, :8], likely.guess[0, :8])
@@ -158,23 +166,23 @@ def test_generator_draws_alike_in_any_company(model: AutoregressiveModel) -> Non
         model, lite_tokenizer(), Magvit.from_pretrained(model_path("tokenizer")), SETTINGS
     )
     prompts = ["a photo of a cat", "a photo of a red car", "a photo of a cat"]
-    drawn = generator.draw(prompts, n=2, seed=1, batch_size=3)
-    assert [path.candidate for path in drawn[2]] == [2, 3] and drawn[0][0].tokens.shape == (8, LENGTH)
-    alone = generator.draw(prompts[:1], n=4, seed=1)[0]
-    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(alone, drawn[0] + drawn[2], strict=True))
-    images = generator.decode(alone[0].tokens)
+    out = generator(prompts, 2, seed=1, batch_size=3)
+    assert out.prompts == [prompts[0]] * 2 + [prompts[1]] * 2 + [prompts[0]] * 2 and out.steps.shape == (6, 8, LENGTH)
+    alone = generator(prompts[0], 4, seed=1)
+    assert torch.equal(alone.steps, out.steps[[0, 1, 4, 5]])  # listed again: the candidates that follow
+    images = generator.decode(alone.steps[0])
     assert images.shape == (8, 3, 64, 64)
     assert (images[0, :, 8:] == GREY).all() and not (images[0, :, :8] == GREY).all()
-    finished = generator.image_tokenizer.decode(alone[0].final[None]).cpu()[0]
+    finished = alone.images[0]
     assert (images[-1].int() - finished.int()).abs().max() <= 1  # rounded otherwise in another batch
-    with pytest.raises(ValueError, match="n >= 1"):
-        generator.draw(prompts, n=0, seed=1)
+    with pytest.raises(ValueError, match="at least one prompt, image"):
+        generator(prompts, 0)
     with pytest.raises(ValueError, match="gray"):
         replace(SETTINGS, fill="gray")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="equal runs"):
-        replace(generator, settings=replace(SETTINGS, steps=9)).draw(prompts, n=1, seed=1)
+        generator(prompts, steps=9)
     with pytest.raises(ValueError, match="too long"):
-        generator.draw(["a photo of a red cat and a blue dog"], n=1, seed=1)
+        generator("a photo of a red cat and a blue dog")
 
 
 def test_saved_and_loaded(model: AutoregressiveModel, tmp_path: Path) -> None:

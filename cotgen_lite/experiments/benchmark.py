@@ -13,8 +13,8 @@ from torch import Tensor
 
 from cotgen_lite.generate.sampling import (
     MASKED,
+    Cost,
     DecodingState,
-    Ledger,
     SamplingSettings,
     advance,
     encode_prompts,
@@ -92,11 +92,11 @@ def measure(config: ShowoConfig, text_lengths: list[int], candidates: int) -> Sp
     texts = [torch.randint(config.text_vocab_size, (length,)).tolist() for length in text_lengths]
     prefixes = [text_prefix(config, text) for text in texts]
     paths = [(row, candidate) for row in range(len(texts)) for candidate in range(candidates)]
-    ledger, logit_places = Ledger(), 0
-    encode_prompts(model, prefixes, Ledger())  # warm-up
+    cost, logit_places = Cost(), 0
+    encode_prompts(model, prefixes, Cost())  # warm-up
 
     began = time.perf_counter()
-    state = start(model, encode_prompts(model, prefixes, ledger), paths, SETTINGS, 0, ledger)
+    state = start(model, encode_prompts(model, prefixes, Cost()), paths, SETTINGS, 0, cost)
     cached_seconds = plain_seconds = time.perf_counter() - began
     while state.step < SETTINGS.steps:
         began = time.perf_counter()
@@ -110,7 +110,7 @@ def measure(config: ShowoConfig, text_lengths: list[int], candidates: int) -> Sp
         plain_seconds += plainly - began + rest
         cached_seconds += predicted - plainly + rest
     longest = max(len(prefix) for prefix in prefixes)
-    flops = decoding_flops(config, ledger.passes, longest, logit_places)
+    flops = decoding_flops(config, cost.generator_passes, longest, logit_places)
     return Speed(cached_seconds, plain_seconds, len(paths), flops)
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from cotgen_lite.align.dpo import (
@@ -282,7 +281,6 @@ def try_on_dev(start: Generator, generator: Generator, work: Path, config: Confi
         found[name] = now = right[0].copy()
         if len(rows):
             why = texts[rows, columns].tolist()
-            drawn = generator.correct([prompt.text for prompt in asked], wrong, why, 1, seed=9)
-            codes = torch.stack([paths[0].final for paths in drawn])[:, None]
-            now[rows, columns] = judge_tokens(generator, codes, asked, judge)[:, 0]
+            drawn = generator.correct([prompt.text for prompt in asked], wrong, why, seed=9)
+            now[rows, columns] = judge_tokens(generator, drawn.tokens[:, None], asked, judge)[:, 0]
     return {name: round(score(prompts, verdicts.mean(1)).overall, 4) for name, verdicts in found.items()}

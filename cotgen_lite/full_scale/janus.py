@@ -5,7 +5,7 @@ Facts: transformers' models/janus, DeepSeek's code (MIT, github.com/deepseek-ai/
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,9 @@ from transformers import (
 
 from cotgen_lite.generate.autoregressive import (
     AutoregressiveConfig,
-    AutoregressiveGenerator,
     AutoregressiveSettings,
-    AutoregressiveState,
-    begin_from,
+    NextTokenGenerator,
 )
-from cotgen_lite.generate.sampling import Ledger
 from cotgen_lite.generate.vq import VqTokenizer
 from cotgen_lite.hub import chosen_device, first_line
 from cotgen_lite.prompts import encode_text
@@ -52,13 +49,9 @@ class _CodeLlama:
 
 @dataclass(frozen=True)
 class JanusRuns:
-    """Janus-Pro in the shape of `AutoregressiveModel` that run-by-run drawing asks for.
-
-    nothing: for the start of a batch, the features that its prompts are guided against, (Q, S, width).
-    """
+    """Janus-Pro in the shape of `AutoregressiveModel` that drawing asks for."""
 
     janus: JanusForConditionalGeneration
-    nothing: Tensor | None = None
 
     @cached_property
     def config(self) -> AutoregressiveConfig:
@@ -88,11 +81,13 @@ class JanusRuns:
 
 
 @dataclass(frozen=True)
-class JanusGenerator(AutoregressiveGenerator):
-    """Janus-Pro with its tokenizers; used like `AutoregressiveGenerator`, at g = s - 1 of its own scale s."""
+class JanusGenerator(NextTokenGenerator):
+    """Janus-Pro with its tokenizers; used like `pipeline.Generator`, at g = s - 1 of its own scale s."""
+
+    model: JanusRuns
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # all parts lie in one folder
+    def from_pretrained(  # all parts lie in one folder
         cls,
         model: str | Path,
         settings: AutoregressiveSettings,
@@ -125,10 +120,8 @@ class JanusGenerator(AutoregressiveGenerator):
         return encode_text(self.text_tokenizer, REQUEST.format(prompt.strip()))
 
     @torch.inference_mode()
-    def begin(
-        self, texts: Sequence[Sequence[int]], paths: Sequence[tuple[int, int]], seed: int, ledger: Ledger
-    ) -> AutoregressiveState:
-        """Paths without a code yet; guided against the prompt with every word between its two ends a pad."""
+    def read(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Features of Q prompts, of the same with every word between their ends a pad, and which are no pads."""
         start, image, pad = _special_ids(self.text_tokenizer)
         longest = max(len(text) for text in texts) + 2
         rows = [[pad] * (longest - 2 - len(text)) + [start, *text, image] for text in texts]
@@ -136,12 +129,9 @@ class JanusGenerator(AutoregressiveGenerator):
         ids, visible = torch.tensor(rows), torch.arange(longest) >= pads
         # As in transformers, the unguided prompt is as long, with pads that are seen in place of its words.
         blank = ids.where((ids == start) | (ids == image), pad)
-        features, nothing = self.model.janus.get_input_embeddings()(
-            torch.cat([ids, blank]).to(self.model.device)
-        ).chunk(2)
-        model: Any = replace(self.model, nothing=nothing)
-        keys = [tuple(text) for text in texts]
-        return begin_from(model, features, visible.to(self.model.device), keys, paths, self.settings, seed, ledger)
+        embed = self.model.janus.get_input_embeddings()
+        features, nothing = embed(torch.cat([ids, blank]).to(self.model.device)).chunk(2)
+        return features, nothing, visible.to(self.model.device)
 
 
 def _special_ids(words: PreTrainedTokenizerBase) -> tuple[int, int, int]:

@@ -20,10 +20,7 @@ from cotgen_lite.generate.autoregressive import (
     AutoregressiveGenerator,
     AutoregressiveModel,
     AutoregressiveSettings,
-    AutoregressiveState,
-    begin_from,
 )
-from cotgen_lite.generate.sampling import Ledger
 from cotgen_lite.generate.vq import VqTokenizer
 from cotgen_lite.hub import chosen_device, load_complete
 from cotgen_lite.prompts import encode_text
@@ -241,10 +238,7 @@ class LlamaGenGenerator(AutoregressiveGenerator):
         """A prompt in lower case, as T5's ids."""
         return encode_text(self.text_tokenizer, plain_caption(prompt))
 
-    def begin(
-        self, texts: Sequence[Sequence[int]], paths: Sequence[tuple[int, int]], seed: int, ledger: Ledger
-    ) -> AutoregressiveState:
-        """Paths without a code yet, one for each (row of `texts`, candidate number); T5 reads the captions once."""
+    def read(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+        """T5's features of Q captions (Q, S, D), those that stand for no caption, and which are no pads, (Q, S)."""
         features, visible = t5_features(self.encoder, self.text_tokenizer, texts, self.model.config.text_length)
-        features, keys = features.to(self.model.dtype), [tuple(text) for text in texts]
-        return begin_from(self.model, features, visible, keys, paths, self.settings, seed, ledger)
+        return features.to(self.model.dtype), self.model.nothing, visible

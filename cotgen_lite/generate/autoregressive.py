@@ -1,7 +1,8 @@
-"""The next-token generator: LlamaGen, a Llama that reads a caption and writes the codes of an image one by one.
+"""The next-token generator: LlamaGen, a Llama that reads a caption and writes the tokens of an image one by one.
 
-A sequence is the caption's features, padded at the left to a fixed length, and behind them the codes in raster order.
-Turning (RoPE) is in two dimensions, by row and column. LlamaGen: arXiv 2406.06525.
+A sequence is the caption's features, padded at the left to a fixed length, and behind them the tokens in raster order.
+Positions turn (RoPE) by row and column. LlamaGen: arXiv 2406.06525; paper: section 6 of the course's chapter 09. Read
+next: memory.py, or verify/search.py, which drives this generator as it drives Show-o.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 from transformers import (
     AutoTokenizer,
     DynamicCache,
@@ -25,11 +25,10 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutput
 
-from cotgen_lite.generate.pipeline import Generator, check_parts
-from cotgen_lite.generate.sampling import MASKED, Ledger, Step, Trajectory, path_noise
-from cotgen_lite.generate.vq import Magvit
+from cotgen_lite.generate.pipeline import Generator, ImageGenerator, check_parts
+from cotgen_lite.generate.sampling import MASKED, Cost, SamplingSettings, Step, path_noise
+from cotgen_lite.generate.vq import ImageTokenizer, Magvit
 from cotgen_lite.hub import chosen_device, first_line, model_path
-from cotgen_lite.prompts import encode_text
 
 
 class AutoregressiveConfig(PretrainedConfig):
@@ -248,41 +247,27 @@ def next_token_loss(
     return F.cross_entropy(model.head(hidden[:, model.config.text_length - 1 :]).transpose(1, 2), codes)
 
 
-GREY = 128  # of places without a code, in 0..255
+GREY = 128  # of positions without a token, in 0..255
 Fill = Literal["grey", "likeliest"]
 KeysAndValues = tuple[tuple[Tensor, Tensor], ...]
 
 
-class RunModel(Protocol):
-    """What run-by-run drawing needs of a model; see `AutoregressiveModel`."""
-
-    config: Any
-    device: Any
-    llama: Any
-    head: Any
-    nothing: Any
-
-    def embed(self, features: Tensor, visible: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
 @dataclass(frozen=True)
-class AutoregressiveSettings:
+class AutoregressiveSettings(SamplingSettings):
     """How images are drawn; LlamaGen's own values are guidance 6.5 (its scale 7.5), top-k 1000.
 
-    guidance_scale g >= 0 in Show-o's form, (1+g)·conditional − g·unconditional. steps: runs of codes, of equal length.
-    top_k: codes that may be drawn, 0 for all. fill: what an unfinished image shows where no code is yet. ValueError
-    otherwise.
+    steps: runs of tokens, of equal length. top_k: tokens that may be drawn, 0 for all. fill: what an unfinished image
+    shows where no token is yet. ValueError for impossible ones, and as in `SamplingSettings`.
     """
 
-    guidance_scale: float
     steps: int = 16
-    temperature: float = 1.0
     top_k: int = 0
     fill: Fill = "grey"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.guidance_scale < 0 or not self.temperature > 0 or self.top_k < 0:
-            raise ValueError(f"Drawing needs steps >= 1, guidance and top_k >= 0 and temperature > 0, got {self}.")
+        super().__post_init__()
+        if self.top_k < 0:
+            raise ValueError(f"top_k is how many tokens may be drawn, or 0 for all of them, not {self.top_k}.")
         if self.fill not in get_args(Fill):
             raise ValueError(f'Unfinished images are filled with "grey" or with the "likeliest", not {self.fill!r}.')
 
@@ -291,158 +276,153 @@ class AutoregressiveSettings:
 class AutoregressiveState:
     """P paths after `step` runs; never changed in place, so an old one can be resumed.
 
-    visible: (P, S), which places of each path's caption are no pads; codes: (P, C) so far; logits: guided, of the next
-    code (P, K); past: keys and values of P rows with captions, then of P without if there is guidance;
+    visible: (P, S), which positions of each path's caption are no pads; tokens: (P, C) so far; logits: guided, of the
+    next token (P, K); past: keys and values of P rows with captions, then of P without if there is guidance;
     noise: uniforms (P, L).
     """
 
-    settings: AutoregressiveSettings
-    candidate: tuple[int, ...]
     visible: Tensor
-    codes: Tensor
+    tokens: Tensor
     logits: Tensor
     past: KeysAndValues = field(repr=False)
     noise: Tensor
-    ledger: Ledger
+    cost: Cost
     step: int = 0
 
 
-@torch.inference_mode()
-def begin(
-    model: AutoregressiveModel,
-    texts: Sequence[Sequence[int]],
-    paths: Sequence[tuple[int, int]],
-    settings: AutoregressiveSettings,
-    seed: int,
-    ledger: Ledger,
-) -> AutoregressiveState:
-    """Paths without a code yet, one for each (row of `texts`, candidate number); captions are read once.
+class NextTokenModel(Protocol):
+    """What drawing asks of a model: `AutoregressiveModel`, or another in its shape.
 
-    ValueError if the image cannot be cut into that many equal runs.
+    llama: a transformers language model, from embeddings to hidden states; head: from those to logits (K) over tokens.
     """
-    features, visible = model.read(pad_texts(model.config, texts).to(model.device))
-    return begin_from(model, features, visible, [tuple(text) for text in texts], paths, settings, seed, ledger)
 
+    @property
+    def llama(self) -> Any: ...
 
-@torch.inference_mode()
-def begin_from(
-    model: RunModel,
-    features: Tensor,
-    visible: Tensor,
-    keys: Sequence[tuple[int, ...]],
-    paths: Sequence[tuple[int, int]],
-    settings: AutoregressiveSettings,
-    seed: int,
-    ledger: Ledger,
-) -> AutoregressiveState:
-    """`begin` from captions' features (Q, text_length, text_width); keys: what each caption's noise is drawn from."""
-    number, length = len(features), model.config.num_image_tokens
-    if length % settings.steps:
-        raise ValueError(f"{length} codes cannot be cut into {settings.steps} equal runs: take a divisor of {length}.")
-    both = torch.cat([features, model.nothing.expand_as(features)]) if settings.guidance_scale else features
-    seen = visible.repeat(len(both) // number, 1)
-    inputs, mask = model.embed(both, seen, torch.empty(len(both), 0, dtype=torch.long, device=model.device))
-    output = model.llama(inputs_embeds=inputs, attention_mask=mask, use_cache=True, past_key_values=DynamicCache())
-    ledger.prefix_passes += len(both)
-    ledger.places += inputs.shape[0] * inputs.shape[1]
-    rows = torch.tensor([row for row, _ in paths], device=model.device)
-    every = torch.cat([rows, rows + number]) if settings.guidance_scale else rows
-    logits = guided(model.head(output.last_hidden_state[every, -1]), settings.guidance_scale)
-    noise = torch.stack([path_noise((seed, keys[row], candidate), 1, length)[0, 0] for row, candidate in paths])
-    return AutoregressiveState(
-        settings,
-        tuple(candidate for _, candidate in paths),
-        visible[rows],
-        rows.new_empty(len(paths), 0),
-        logits,
-        tuple((layer.keys[every], layer.values[every]) for layer in output.past_key_values.layers),
-        noise,
-        ledger,
-    )
+    @property
+    def head(self) -> Any: ...
 
+    @property
+    def config(self) -> AutoregressiveConfig: ...
 
-def guided(logits: Tensor, guidance_scale: float) -> Tensor:
-    """(1+g)·conditional − g·unconditional of logits (2P, K), conditional ones first; for g = 0 they are (P, K)."""
-    if not guidance_scale:
-        return logits.float()
-    conditional, unconditional = logits.float().chunk(2)
-    return (1 + guidance_scale) * conditional - guidance_scale * unconditional
+    @property
+    def device(self) -> torch.device: ...
 
-
-@torch.inference_mode()
-def advance_run(model: RunModel, state: AutoregressiveState) -> tuple[AutoregressiveState, Step]:
-    """Draw the next run of codes. Returns the next state and what the step did; open places of its guess are MASKED if
-    they are to be grey."""
-    length = model.config.num_image_tokens
-    for _ in range(length // state.settings.steps):
-        noise = state.noise[:, state.codes.shape[1]].to(state.logits.device)
-        state = _append(model, state, _draw(state.logits, state.settings, noise))
-    done = state.codes.shape[1]
-    whole = state
-    if state.settings.fill == "likeliest":
-        while whole.codes.shape[1] < length:
-            whole = _append(model, whole, whole.logits.argmax(dim=1))
-    guess = F.pad(whole.codes, (0, length - whole.codes.shape[1]), value=MASKED)
-    committed = (torch.arange(length, device=guess.device) < done).expand_as(guess)
-    return replace(state, step=state.step + 1), Step(state.step, guess, committed)
-
-
-def keep_runs(state: AutoregressiveState, paths: Sequence[int]) -> AutoregressiveState:
-    """The state with only these paths, in this order; the others cost nothing from here on."""
-    chosen = list(paths)
-    number = len(state.candidate)
-    rows = chosen + [number + path for path in chosen] if state.settings.guidance_scale else chosen
-    return replace(
-        state,
-        candidate=tuple(state.candidate[path] for path in chosen),
-        visible=state.visible[chosen],
-        codes=state.codes[chosen],
-        logits=state.logits[chosen],
-        past=tuple((keys[rows], values[rows]) for keys, values in state.past),
-        noise=state.noise[chosen],
-    )
-
-
-def _draw(logits: Tensor, settings: AutoregressiveSettings, noise: Tensor) -> Tensor:
-    """One code of each row of logits (P, K), by its uniform number (P,)."""
-    if settings.top_k:
-        least = logits.topk(min(settings.top_k, logits.shape[1]), dim=1).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    cumulative = (logits / settings.temperature).softmax(dim=1).cumsum(dim=1)
-    code = torch.searchsorted(cumulative, noise[:, None] * cumulative[:, -1:], right=True)[:, 0]
-    return code.clamp(max=logits.shape[1] - 1)
-
-
-def _append(model: RunModel, state: AutoregressiveState, codes: Tensor) -> AutoregressiveState:
-    """The state behind one more code (P,) of each path; the last code of an image needs no pass."""
-    new = torch.cat([state.codes, codes[:, None]], dim=1)
-    if new.shape[1] == model.config.num_image_tokens:
-        return replace(state, codes=new)
-    twice = 2 if state.settings.guidance_scale else 1
-    cache = DynamicCache(state.past)
-    at = model.config.text_length + new.shape[1] - 1
-    output = model.llama(
-        inputs_embeds=model.llama.embed_tokens(codes.repeat(twice))[:, None],
-        attention_mask=F.pad(state.visible, (0, new.shape[1]), value=True).repeat(twice, 1).long(),
-        position_ids=torch.full((1, 1), at, device=codes.device),
-        past_key_values=cache,
-        use_cache=True,
-    )
-    state.ledger.passes += twice * len(codes)
-    state.ledger.places += twice * len(codes)
-    logits = guided(model.head(output.last_hidden_state[:, 0]), state.settings.guidance_scale)
-    past = tuple((layer.keys, layer.values) for layer in cache.layers)
-    return replace(state, codes=new, logits=logits, past=past)
+    def embed(self, features: Tensor, visible: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True)
-class AutoregressiveGenerator:
-    """The parts of a next-token generator, and how it draws; used like `generator.Generator`."""
+class NextTokenGenerator(ImageGenerator[AutoregressiveState]):
+    """How next-token generators draw, whatever model they hold and however it reads captions (`read`)."""
 
-    model: Any  # a RunModel
+    model: NextTokenModel
     text_tokenizer: PreTrainedTokenizerBase
-    image_tokenizer: Any  # a network that does what `Magvit` does
+    image_tokenizer: ImageTokenizer
     settings: AutoregressiveSettings
+
+    @property
+    def num_image_tokens(self) -> int:
+        return self.model.config.num_image_tokens
+
+    def read(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (Q, S, D) of Q texts' ids, of what they are guided against, and which are no pads, bool (Q, S)."""
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def begin(
+        self, prompts: Sequence[str], paths: Sequence[tuple[int, int]], seed: int, cost: Cost
+    ) -> AutoregressiveState:
+        """As in `ImageGenerator`. ValueError if the image cannot be cut into that many equal runs."""
+        model, settings, length = self.model, self.settings, self.num_image_tokens
+        if length % settings.steps:
+            raise ValueError(
+                f"{length} tokens cannot be cut into {settings.steps} equal runs: take a divisor of {length}."
+            )
+        texts = [self.encode(prompt) for prompt in prompts]
+        features, nothing, visible = self.read(texts)
+        both = torch.cat([features, nothing.expand_as(features)]) if settings.guidance_scale else features
+        seen = visible.repeat(len(both) // len(texts), 1)
+        inputs, mask = model.embed(both, seen, torch.empty(len(both), 0, dtype=torch.long, device=model.device))
+        output = model.llama(inputs_embeds=inputs, attention_mask=mask, use_cache=True, past_key_values=DynamicCache())
+        cost.generator_passes += len(both)
+        cost.tokens += inputs.shape[0] * inputs.shape[1]
+        rows = torch.tensor([row for row, _ in paths], device=model.device)
+        every = torch.cat([rows, rows + len(texts)]) if settings.guidance_scale else rows
+        keys = [(seed, tuple(texts[row]), candidate) for row, candidate in paths]
+        return AutoregressiveState(
+            visible[rows],
+            rows.new_empty(len(paths), 0),
+            guided(model.head(output.last_hidden_state[every, -1]), settings.guidance_scale),
+            tuple((layer.keys[every], layer.values[every]) for layer in output.past_key_values.layers),
+            torch.stack([path_noise(key, 1, length)[0, 0] for key in keys]),
+            cost,
+        )
+
+    @torch.inference_mode()
+    def advance(self, state: AutoregressiveState) -> tuple[AutoregressiveState, Step]:
+        """The next run of every path; open positions of its guess are MASKED if they are to be grey."""
+        length = self.num_image_tokens
+        for _ in range(length // self.settings.steps):
+            noise = state.noise[:, state.tokens.shape[1]].to(state.logits.device)
+            state = self._append(state, _draw(state.logits, self.settings, noise))
+        done = state.tokens.shape[1]
+        whole = state
+        if self.settings.fill == "likeliest":
+            while whole.tokens.shape[1] < length:
+                whole = self._append(whole, whole.logits.argmax(dim=1))
+        guess = F.pad(whole.tokens, (0, length - whole.tokens.shape[1]), value=MASKED)
+        committed = (torch.arange(length, device=guess.device) < done).expand_as(guess)
+        return replace(state, step=state.step + 1), Step(state.step, guess, committed)
+
+    def keep(self, state: AutoregressiveState, paths: Sequence[int]) -> AutoregressiveState:
+        chosen, number = list(paths), len(state.tokens)
+        rows = chosen + [number + path for path in chosen] if self.settings.guidance_scale else chosen
+        return replace(
+            state,
+            visible=state.visible[chosen],
+            tokens=state.tokens[chosen],
+            logits=state.logits[chosen],
+            past=tuple((keys[rows], values[rows]) for keys, values in state.past),
+            noise=state.noise[chosen],
+        )
+
+    def _append(self, state: AutoregressiveState, token: Tensor) -> AutoregressiveState:
+        """The state behind one more token (P,) of each path; the last token of an image needs no pass."""
+        new = torch.cat([state.tokens, token[:, None]], dim=1)
+        if new.shape[1] == self.num_image_tokens:
+            return replace(state, tokens=new)
+        model, twice, cache = self.model, 2 if self.settings.guidance_scale else 1, DynamicCache(state.past)
+        output = model.llama(
+            inputs_embeds=model.llama.embed_tokens(token.repeat(twice))[:, None],
+            attention_mask=F.pad(state.visible, (0, new.shape[1]), value=True).repeat(twice, 1).long(),
+            position_ids=torch.full((1, 1), model.config.text_length + new.shape[1] - 1, device=token.device),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        state.cost.generator_passes += twice * len(token)
+        state.cost.tokens += twice * len(token)
+        logits = guided(model.head(output.last_hidden_state[:, 0]), self.settings.guidance_scale)
+        past = tuple((layer.keys, layer.values) for layer in cache.layers)
+        return replace(state, tokens=new, logits=logits, past=past)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """As in `ImageGenerator`; MASKED positions are grey."""
+        tokens = tokens.reshape(-1, tokens.shape[-1]).long()
+        side, masked = self.model.config.grid, tokens == MASKED
+        if bool(masked.any()):  # decoded as grey too, since the decoder looks beyond a token's own position
+            size = self.image_tokenizer.config.image_size
+            grey = self.image_tokenizer.encode(torch.full((1, 3, size, size), GREY, dtype=torch.uint8)).to(tokens)
+            tokens = torch.where(masked, grey, tokens)
+        images = self.image_tokenizer.decode(tokens).cpu()
+        hidden = masked.cpu().view(-1, 1, side, side).repeat_interleave(images.shape[-1] // side, 2)
+        return images.masked_fill(hidden.repeat_interleave(images.shape[-1] // side, 3), GREY)
+
+
+@dataclass(frozen=True)
+class AutoregressiveGenerator(NextTokenGenerator):
+    """LlamaGen's kind with its tokenizers; used like `pipeline.Generator`."""
+
+    model: AutoregressiveModel
 
     @classmethod
     def from_pretrained(
@@ -455,93 +435,35 @@ class AutoregressiveGenerator:
     ) -> "AutoregressiveGenerator":
         """Load the parts from folders. device: "auto" takes a GPU if there is one. ValueError if they do not fit."""
         chosen = chosen_device(device)
-        generator = cls(
-            AutoregressiveModel.from_pretrained(model).to(chosen),
-            AutoTokenizer.from_pretrained(text_tokenizer),
-            Magvit.from_pretrained(image_tokenizer).to(chosen),
-            settings,
-        )
-        check_parts(generator.model.config, generator.image_tokenizer.config, model, image_tokenizer)
-        return generator
+        draws = AutoregressiveModel.from_pretrained(model).to(chosen)
+        reads = Magvit.from_pretrained(image_tokenizer).to(chosen)
+        check_parts(draws.config, reads.config, model, image_tokenizer)
+        return cls(draws, AutoTokenizer.from_pretrained(text_tokenizer), reads, settings)
 
-    def draw(
-        self,
-        prompts: Sequence[str],
-        n: int,
-        seed: int,
-        first_candidate: int = 0,
-        batch_size: int = 20,
-        ledger: Ledger | None = None,
-        progress: bool = False,
-    ) -> list[list[Trajectory]]:
-        """N candidates of every prompt, each a `Trajectory` of all runs; noise as in `sampling.sample`.
-
-        ValueError for n < 1, no prompts, or a prompt that the model cannot read.
-        """
-        if n < 1 or batch_size < 1 or not prompts:
-            raise ValueError(
-                f"Drawing needs n >= 1, batch_size >= 1 and a prompt, got {n}, {batch_size}, {len(prompts)}."
-            )
-        ledger = Ledger() if ledger is None else ledger
-        texts = [self.encode(prompt) for prompt in prompts]
-        firsts = [first_candidate + n * texts[:row].count(text) for row, text in enumerate(texts)]
-        drawn: list[list[Trajectory]] = [[] for _ in prompts]
-        paths = [(row, firsts[row] + k) for row in range(len(prompts)) for k in range(n)]
-        with tqdm(total=len(paths), desc="images", disable=not progress) as bar:
-            for chunk in (paths[at : at + batch_size] for at in range(0, len(paths), batch_size)):
-                steps = self._run(texts, chunk, seed, ledger)
-                guesses = torch.stack([step.guess for step in steps], dim=1).to("cpu", torch.int16)
-                committed = torch.stack([step.committed for step in steps], dim=1).cpu()
-                for at, (row, candidate) in enumerate(chunk):
-                    drawn[row].append(Trajectory(prompts[row], candidate, guesses[at], committed[at]))
-                bar.update(len(chunk))
-        return drawn
-
-    def encode(self, prompt: str) -> list[int]:
-        """A prompt as the ids that `begin` reads. ValueError for words that the model does not know."""
-        return encode_text(self.text_tokenizer, prompt)
-
-    def begin(
-        self, texts: Sequence[Sequence[int]], paths: Sequence[tuple[int, int]], seed: int, ledger: Ledger
-    ) -> AutoregressiveState:
-        """Paths without a code yet, one for each (row of `texts`, candidate number)."""
-        return begin(self.model, texts, paths, self.settings, seed, ledger)
-
-    def advance(self, state: AutoregressiveState) -> tuple[AutoregressiveState, Step]:
-        """The next run of every path."""
-        return advance_run(self.model, state)
-
-    def keep(self, state: AutoregressiveState, paths: Sequence[int]) -> AutoregressiveState:
-        """The state with only these paths, in this order."""
-        return keep_runs(state, paths)
-
-    def _run(
-        self, texts: Sequence[Sequence[int]], paths: Sequence[tuple[int, int]], seed: int, ledger: Ledger
-    ) -> list[Step]:
-        rows = sorted({row for row, _ in paths})
-        of = [(rows.index(row), candidate) for row, candidate in paths]
-        state, steps = self.begin([texts[row] for row in rows], of, seed, ledger), []
-        while state.step < self.settings.steps:
-            state, step = self.advance(state)
-            steps.append(step)
-        return steps
-
-    def decode(self, tokens: Tensor) -> Tensor:
-        """Pictures of tokens: any (..., L) becomes uint8 images (B, 3, H, W), in row order, on the CPU; MASKED places
-        are grey."""
-        codes = tokens.reshape(-1, tokens.shape[-1]).long()
-        side = self.model.config.grid
-        if bool((codes == MASKED).any()):  # decoded as grey too, since the decoder looks beyond a code's own place
-            size = self.image_tokenizer.config.image_size
-            grey = self.image_tokenizer.encode(torch.full((1, 3, size, size), GREY, dtype=torch.uint8)).to(codes)
-            images = self.image_tokenizer.decode(torch.where(codes == MASKED, grey, codes)).cpu()
-        else:
-            images = self.image_tokenizer.decode(codes).cpu()
-        hidden = (codes == MASKED).cpu().view(-1, 1, side, side).repeat_interleave(images.shape[-1] // side, 2)
-        return images.masked_fill(hidden.repeat_interleave(images.shape[-1] // side, 3), GREY)
+    def read(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+        features, visible = self.model.read(pad_texts(self.model.config, texts).to(self.model.device))
+        return features, self.model.nothing, visible
 
 
-AnyGenerator = Generator | AutoregressiveGenerator  # for all that asks nothing but what both can do
+def guided(logits: Tensor, guidance_scale: float) -> Tensor:
+    """(1+g)·conditional − g·unconditional of logits (2P, K), conditional ones first; for g = 0 they are (P, K)."""
+    if not guidance_scale:
+        return logits.float()
+    conditional, unconditional = logits.float().chunk(2)
+    return (1 + guidance_scale) * conditional - guidance_scale * unconditional
+
+
+def _draw(logits: Tensor, settings: AutoregressiveSettings, noise: Tensor) -> Tensor:
+    """One token of each row of logits (P, K), by its uniform number (P,)."""
+    if settings.top_k:
+        least = logits.topk(min(settings.top_k, logits.shape[1]), dim=1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    cumulative = (logits / settings.temperature).softmax(dim=1).cumsum(dim=1)
+    token = torch.searchsorted(cumulative, noise[:, None] * cumulative[:, -1:], right=True)[:, 0]
+    return token.clamp(max=logits.shape[1] - 1)
+
+
+AnyGenerator = Generator | AutoregressiveGenerator  # goes: `pipeline.ImageGenerator` says what all can do
 
 
 # Guidance, top-k and fill were chosen on the dev prompts as well (data/results/sequential.json).
@@ -552,5 +474,5 @@ def load_autoregressive(
     name: str = "sequential", device: str = "auto", models: Path | None = None
 ) -> AutoregressiveGenerator:
     """A shipped lite next-token generator with its tokenizers; arguments and errors as in `load_generator`."""
-    model, words, pictures = (model_path(part, models) for part in (name, "words", "tokenizer"))
-    return AutoregressiveGenerator.from_pretrained(model, words, pictures, AUTOREGRESSIVE_SETTINGS, device)
+    model, text, image = (model_path(part, models) for part in (name, "words", "tokenizer"))
+    return AutoregressiveGenerator.from_pretrained(model, text, image, AUTOREGRESSIVE_SETTINGS, device)

@@ -1,16 +1,19 @@
 """How much memory drawing takes, from the configs alone, and how many images can be drawn at once in what is free.
 
-The lite models fit anywhere. With Show-o in bfloat16, an image of 256 px takes 0.15 GB on top of the weights while it
-is drawn, most of it keys and values, and one of 512 px 0.55 GB; decoding its codes comes later, in the same room.
+For full scale; chapter 10 derives it. The lite models fit anywhere. With Show-o in bfloat16, an image of 256 px takes
+0.15 GB on top of the weights while it is drawn, most of it keys and values, and one of 512 px 0.55 GB; decoding its
+tokens comes later, in the same room. Read next: verify/, which chooses among what is drawn.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from cotgen_lite.generate.showo import ShowoConfig
+from cotgen_lite.generate.pipeline import Generator
+from cotgen_lite.generate.showo import ShowoConfig, correction_prefix, text_prefix
 from cotgen_lite.generate.vq import MagvitConfig, images_at_once
 
 SHARE = 0.8  # of free memory that may be planned with: workspaces of convolutions and gaps between blocks take the rest
@@ -28,7 +31,7 @@ def weight_bytes(config: ShowoConfig, dtype: torch.dtype) -> int:
 def drawing_bytes(
     config: ShowoConfig, candidates: int, n: int, prefix_length: int, guided: bool, dtype: torch.dtype
 ) -> int:
-    """Most bytes in use, beyond the weights, while `candidates` images are drawn at once by `sampling.sample`.
+    """Most bytes in use, beyond the weights, while `candidates` images are drawn at once.
 
     n: candidates of each prompt; prefix_length: places before the image, of the longest prompt; guided: whether each
     candidate has a second row, without its prompt. Three things add up:
@@ -120,8 +123,37 @@ class DrawingPlan:
 
 
 def plan_drawing(
+    generator: Generator, prompts: str | Sequence[str], n: int, reasons: Sequence[str] | None = None
+) -> DrawingPlan:
+    """How many of n images of each prompt to draw at once in the memory that is free now: its `at_once`, as batch_size.
+
+    Printed, it is one line to read before hours of drawing. reasons: if images are to be corrected (`correct`), the
+    reasons given. ValueError if not even one image fits, for n < 1 or no prompts, or a text that the model cannot read.
+    """
+    config, texts = generator.model.config, [prompts] if isinstance(prompts, str) else prompts
+    if reasons is None:
+        prefixes = [text_prefix(config, generator.encode(text)) for text in texts]
+    else:
+        image = [0] * config.num_image_tokens
+        prefixes = [
+            correction_prefix(config, generator.encode(text), generator.encode(reason), image)
+            for text, reason in zip(texts, reasons, strict=True)
+        ]
+    return plan_from_configs(
+        config,
+        generator.image_tokenizer.config,
+        len(texts),
+        n,
+        max(map(len, prefixes), default=0),
+        generator.settings.guidance_scale > 0,
+        generator.model.dtype,
+        free_bytes(generator.model.device),
+    )
+
+
+def plan_from_configs(
     config: ShowoConfig,
-    pixels: MagvitConfig,
+    image_tokenizer: MagvitConfig,
     prompts: int,
     n: int,
     prefix_length: int,
@@ -131,13 +163,13 @@ def plan_drawing(
 ) -> DrawingPlan:
     """The most candidates at once that take, to be drawn and then decoded, no more than SHARE of what is free.
 
-    config, pixels: of the generator and of its tokenizer, which decodes in float32; prompts: how many; n: candidates of
-    each; prefix_length, guided: as in `drawing_bytes`; dtype: of the generator; free: bytes, with the weights in place.
-    ValueError if not even one fits.
+    config, image_tokenizer: of the generator and of its tokenizer, which decodes in float32; prompts: how many; n:
+    candidates of each; prefix_length, guided: as in `drawing_bytes`; dtype: of the generator; free: bytes, with the
+    weights in place. ValueError if not even one fits.
     """
     if n < 1 or prompts < 1:
         raise ValueError(f"Sampling needs n >= 1 and a prompt, got {n} and {prompts}.")
-    decoding = decoding_bytes(pixels, images_at_once(pixels))
+    decoding = decoding_bytes(image_tokenizer, images_at_once(image_tokenizer))
 
     def taken(candidates: int) -> int:
         return max(decoding, drawing_bytes(config, candidates, n, prefix_length, guided, dtype))
@@ -150,7 +182,14 @@ def plan_drawing(
             "bfloat16, or a smaller one, or the verifier in 4 bits, or close what else holds memory."
         )
     return DrawingPlan(
-        pixels.image_size, dtype, prompts, n, fitting[-1], weight_bytes(config, dtype), taken(fitting[-1]), free
+        image_tokenizer.image_size,
+        dtype,
+        prompts,
+        n,
+        fitting[-1],
+        weight_bytes(config, dtype),
+        taken(fitting[-1]),
+        free,
     )
 
 

@@ -1,20 +1,30 @@
-"""What draws a picture: a masked-token model, the tokenizer of its words and the tokenizer of its pixels, together."""
+"""What draws a picture: a masked-token model, the tokenizer of its text and the tokenizer of its images, together.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+Paper: section 2.1. `ImageGenerator` says what every generator can do, and a search needs no more; `Generator` is
+Show-o's kind; `generate_pool` draws many images, shard by shard on disk. Read next: autoregressive.py, the other kind.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import groupby
 from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from cotgen_lite.generate.memory import DrawingPlan, free_bytes, plan_drawing
 from cotgen_lite.generate.sampling import (
+    Cost,
     DecodingState,
-    Ledger,
     SamplingSettings,
     Step,
     Trajectory,
@@ -22,17 +32,186 @@ from cotgen_lite.generate.sampling import (
     encode_prompts,
     keep,
     predict,
-    sample,
     start,
 )
 from cotgen_lite.generate.showo import Showo, correction_prefix, text_prefix
-from cotgen_lite.generate.vq import Magvit, MagvitConfig
+from cotgen_lite.generate.vq import ImageTokenizer, Magvit, MagvitConfig
+from cotgen_lite.geneval import Detector, judge
 from cotgen_lite.hub import chosen_device, model_path
-from cotgen_lite.prompts import encode_text
+from cotgen_lite.pools import SHARD, in_shards
+from cotgen_lite.prompts import Prompt, encode_text
+from cotgen_lite.training import fingerprint
+
+
+@dataclass(frozen=True)
+class GeneratorOutput:
+    """B = P·N images, prompt by prompt, and how they came into being.
+
+    prompts: the B prompts; steps: int16 (B, T, L), the guess of each step; committed: bool (B, T, L), the positions
+    that keep their token from that step on.
+    """
+
+    prompts: list[str]
+    steps: Tensor
+    committed: Tensor
+    cost: Cost
+    decode: Callable[[Tensor], Tensor] = field(repr=False)
+
+    @property
+    def tokens(self) -> Tensor:
+        """Tokens int64 (B, L) of the finished images."""
+        return self.steps[:, -1].long()
+
+    @cached_property
+    def images(self) -> Tensor:
+        """The finished images, uint8 (B, 3, H, W), decoded when first asked for."""
+        return self.decode(self.tokens)
+
+
+class Paths(Protocol):
+    """P unfinished images after `step` steps; never changed in place, so an old one can be resumed."""
+
+    @property
+    def step(self) -> int: ...
+
+
+State = TypeVar("State", bound=Paths)
+
+
+class ImageGenerator(Protocol[State]):
+    """What every generator can do: be called, or be driven step by step by a search.
+
+    The four methods without a body are each class's own. A search calls `begin`, then `advance` `settings.steps` times,
+    and in between `keep` with the paths that are to go on; all of them are charged to the `cost` given to `begin`.
+    """
+
+    text_tokenizer: PreTrainedTokenizerBase
+    image_tokenizer: ImageTokenizer
+    settings: SamplingSettings
+
+    @property
+    def num_image_tokens(self) -> int: ...
+
+    def begin(self, prompts: Sequence[str], paths: Sequence[tuple[int, int]], seed: int, cost: Cost) -> State:
+        """Paths without a token yet, one for each (row of `prompts`, candidate number); prompts are read once."""
+        ...
+
+    def advance(self, state: State) -> tuple[State, Step]:
+        """The next step of every path."""
+        ...
+
+    def keep(self, state: State, paths: Sequence[int]) -> State:
+        """The state with only these paths, in this order; the others cost nothing from here on."""
+        ...
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Images of tokens: any (..., L) becomes uint8 (B, 3, H, W), in row order, on the CPU."""
+        ...
+
+    def encode(self, prompt: str) -> list[int]:
+        """A prompt as ids. ValueError for words that the model does not know."""
+        return encode_text(self.text_tokenizer, prompt)
+
+    def with_settings(self, **changes: Any) -> Self:
+        """The same generator with other settings, e.g. `temperature=1.5`. ValueError for impossible ones."""
+        return replace(self, settings=replace(self.settings, **changes))  # type: ignore[type-var]
+
+    def stream(self, state: State) -> Iterator[Step]:
+        """All steps that are left, one at a time."""
+        while state.step < self.settings.steps:
+            state, step = self.advance(state)
+            yield step
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        num_images_per_prompt: int = 1,
+        *,
+        guidance_scale: float | None = None,
+        steps: int | None = None,
+        temperature: float | None = None,
+        seed: int = 0,
+        first_candidate: int = 0,
+        batch_size: int = 20,
+        progress_bar: bool = False,
+    ) -> GeneratorOutput:
+        """N images of one prompt, or of each of P; see `GeneratorOutput`.
+
+        guidance_scale (Show-o's g, 0 for none: Janus', LlamaGen's and diffusers' scale is g + 1), steps, temperature:
+        by default as in `settings`. Candidates are numbered from first_candidate; a prompt that is listed again gets
+        the numbers that follow. Candidate k of a prompt has the same noise whatever N, batch_size (images at once) or
+        the other prompts. ValueError for N < 1, no prompts, or a prompt that the model cannot read.
+        """
+        given = {"guidance_scale": guidance_scale, "steps": steps, "temperature": temperature}
+        one = self.with_settings(**{name: value for name, value in given.items() if value is not None})
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+
+        def begin(rows: Sequence[int], paths: Sequence[tuple[int, int]], cost: Cost) -> State:
+            return one.begin([prompts[row] for row in rows], paths, seed, cost)
+
+        keys = [tuple(one.encode(text)) for text in prompts]
+        return _generate(one, prompts, keys, begin, num_images_per_prompt, first_candidate, batch_size, progress_bar)
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        n: int,
+        seed: int,
+        first_candidate: int = 0,
+        batch_size: int = 20,
+        ledger: Cost | None = None,
+        progress: bool = False,
+    ) -> list[list[Trajectory]]:
+        """The old call, until nobody uses it any more."""
+        out = self(prompts, n, seed=seed, first_candidate=first_candidate, batch_size=batch_size, progress_bar=progress)
+        if ledger is not None:
+            ledger += out.cost
+        paths = [
+            Trajectory(text, at, *both)
+            for at, (text, *both) in enumerate(zip(out.prompts, out.steps, out.committed, strict=True))
+        ]
+        return [paths[at : at + n] for at in range(0, len(paths), n)]
+
+
+def _generate(
+    generator: ImageGenerator[State],
+    prompts: Sequence[str],
+    keys: Sequence[tuple[object, ...]],
+    begin: Callable[[Sequence[int], Sequence[tuple[int, int]], Cost], State],
+    n: int,
+    first_candidate: int,
+    batch_size: int,
+    progress_bar: bool,
+) -> GeneratorOutput:
+    """N images of each prompt, decoded to the end, whole prompts together where they fit into a batch.
+
+    keys: what tells prompts apart; begin: from rows of `prompts`, paths of them and a cost to a state.
+    """
+    if n < 1 or batch_size < 1 or not prompts:
+        raise ValueError(
+            f"Generating needs at least one prompt, image and batch, got {len(prompts)}, {n} and {batch_size}."
+        )
+    cost, started = Cost(), time.perf_counter()
+    firsts = [first_candidate + n * keys[:row].count(key) for row, key in enumerate(keys)]
+    together, guesses, committed = max(1, batch_size // n), [], []
+    with tqdm(total=len(prompts) * n, desc="images", disable=not progress_bar) as bar:
+        for at in range(0, len(prompts), together):
+            rows = range(at, min(at + together, len(prompts)))
+            paths = [(row - at, firsts[row] + k) for row in rows for k in range(n)]
+            group = begin(rows, paths, cost)
+            for first in range(0, len(paths), batch_size):
+                batch = range(first, min(first + batch_size, len(paths)))
+                steps = list(generator.stream(generator.keep(group, batch)))
+                guesses.append(torch.stack([step.guess for step in steps], dim=1).to("cpu", torch.int16))
+                committed.append(torch.stack([step.committed for step in steps], dim=1).cpu())
+                bar.update(len(batch))
+    cost.generator_seconds = time.perf_counter() - started
+    listed = [prompt for prompt in prompts for _ in range(n)]
+    return GeneratorOutput(listed, torch.cat(guesses), torch.cat(committed), cost, generator.decode)
 
 
 def check_parts(ours: Any, theirs: Any, model: str | Path, image_tokenizer: str | Path) -> None:
-    """ValueError unless a generator draws the codes that an image tokenizer reads; by their configs, named by paths."""
+    """ValueError unless a generator draws the tokens that an image tokenizer reads, by the configs of both."""
     if (ours.codebook_size, ours.num_image_tokens) != (theirs.codebook_size, theirs.length):
         raise ValueError(
             f"{model} draws {ours.num_image_tokens} tokens of {ours.codebook_size} codes, but {image_tokenizer} reads "
@@ -41,8 +220,8 @@ def check_parts(ours: Any, theirs: Any, model: str | Path, image_tokenizer: str 
 
 
 @dataclass(frozen=True)
-class Generator:
-    """The three parts of a text-to-image generator, and how it samples; lite and full alike."""
+class Generator(ImageGenerator[DecodingState]):
+    """Show-o with its tokenizers, and how it samples; lite and full alike."""
 
     model: Showo
     text_tokenizer: PreTrainedTokenizerBase
@@ -77,113 +256,56 @@ class Generator:
         check_parts(draws.config, config, model, image_tokenizer)
         return cls(draws, AutoTokenizer.from_pretrained(text_tokenizer), reads, settings)
 
-    def draw(
-        self,
-        prompts: Sequence[str],
-        n: int,
-        seed: int,
-        first_candidate: int = 0,
-        batch_size: int | None = 20,
-        ledger: Ledger | None = None,
-        progress: bool = False,
-    ) -> list[list[Trajectory]]:
-        """N candidates of every prompt, each a `Trajectory` of all steps; see `sampling.sample`.
+    @property
+    def num_image_tokens(self) -> int:
+        return self.model.config.num_image_tokens
 
-        batch_size: candidates at once, None for as many as fit in memory, by `plan`. The images do not depend on it, up
-        to rounding; the ledger's passes do a little, since candidates that start together share their first.
-        """
-        if batch_size is None:
-            batch_size = self.plan(prompts, n).at_once
-        return sample(
-            self.model,
-            self.text_tokenizer,
-            prompts,
-            n,
-            self.settings,
-            seed,
-            first_candidate,
-            batch_size,
-            ledger,
-            progress,
-        )
-
-    def plan(self, prompts: Sequence[str], n: int) -> DrawingPlan:
-        """How many candidates `draw` with batch_size None would draw at once in the memory that is free now.
-
-        Printed, it is one line to read before hours of drawing. ValueError if not even one fits, or as in `encode`.
-        """
-        prefixes = [text_prefix(self.model.config, encode_text(self.text_tokenizer, prompt)) for prompt in prompts]
-        return self._plan(prefixes, n)
-
-    def _plan(self, prefixes: Sequence[Sequence[int]], n: int) -> DrawingPlan:
-        return plan_drawing(
-            self.model.config,
-            self.image_tokenizer.config,
-            len(prefixes),
-            n,
-            max(map(len, prefixes), default=0),
-            self.settings.guidance_scale > 0,
-            self.model.dtype,
-            free_bytes(self.model.device),
-        )
-
-    def encode(self, prompt: str) -> list[int]:
-        """A prompt as the ids that `begin` reads. ValueError for words that the model does not know."""
-        return encode_text(self.text_tokenizer, prompt)
-
-    def begin(
-        self, texts: Sequence[Sequence[int]], paths: Sequence[tuple[int, int]], seed: int, ledger: Ledger
-    ) -> DecodingState:
-        """Paths without a code yet, one for each (row of `texts`, candidate number)."""
-        prefixes = [text_prefix(self.model.config, text) for text in texts]
-        return start(self.model, encode_prompts(self.model, prefixes, ledger), paths, self.settings, seed, ledger)
+    def begin(self, prompts: Sequence[str], paths: Sequence[tuple[int, int]], seed: int, cost: Cost) -> DecodingState:
+        prefixes = [text_prefix(self.model.config, self.encode(prompt)) for prompt in prompts]
+        return start(self.model, encode_prompts(self.model, prefixes, cost), paths, self.settings, seed, cost)
 
     def advance(self, state: DecodingState) -> tuple[DecodingState, Step]:
-        """The next step of every path."""
         return advance(state, predict(self.model, state))
 
     def keep(self, state: DecodingState, paths: Sequence[int]) -> DecodingState:
-        """The state with only these paths, in this order."""
         return keep(state, paths)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        return self.image_tokenizer.decode(tokens.reshape(-1, tokens.shape[-1]).long()).cpu()
 
     def correct(
         self,
-        prompts: Sequence[str],
-        codes: Tensor,
-        reasons: Sequence[str],
-        n: int,
-        seed: int,
-        batch_size: int | None = 20,
-        ledger: Ledger | None = None,
-    ) -> list[list[Trajectory]]:
+        prompt: str | Sequence[str],
+        tokens: Tensor,
+        reasons: str | Sequence[str],
+        num_images_per_prompt: int = 1,
+        *,
+        seed: int = 0,
+        batch_size: int = 20,
+        progress_bar: bool = False,
+    ) -> GeneratorOutput:
         """N images of every prompt that make good what is wrong with another image of it; for generators taught to.
 
-        codes: those images', (P, L); reasons: what is wrong with each, "" for no word about it. Guidance holds what the
-        words ask for against the image alone: against nothing at all it would mostly strengthen what is there.
-        batch_size: as in `draw`. ValueError for a text that the model cannot read. Paper: section 5.
+        tokens: those images', (P, L); reasons: what is wrong with each, "" for no word about it; a single text serves
+        all. Guidance holds what the text asks for against the image alone: against nothing at all it would mostly
+        strengthen what is there. The rest is as in a call. ValueError for a text that the model cannot read.
+        Paper: section 5.
         """
-        said, why = ([encode_text(self.text_tokenizer, text) for text in texts] for texts in (prompts, reasons))
+        images = tokens.reshape(-1, tokens.shape[-1]).tolist()
+        prompts, why = ([texts] * len(images) if isinstance(texts, str) else texts for texts in (prompt, reasons))
+        config = self.model.config
         prefixes = [
-            correction_prefix(self.model.config, text, reason, image.tolist())
-            for text, reason, image in zip(said, why, codes, strict=True)
+            correction_prefix(config, self.encode(text), self.encode(reason), image)
+            for text, reason, image in zip(prompts, why, images, strict=True)
         ]
-        unguided = [correction_prefix(self.model.config, [], [], image.tolist()) for image in codes]
-        return sample(
-            self.model,
-            self.text_tokenizer,
-            prompts,
-            n,
-            self.settings,
-            seed,
-            batch_size=self._plan(prefixes, n).at_once if batch_size is None else batch_size,
-            ledger=ledger,
-            prefixes=prefixes,
-            unguided=unguided,
-        )
+        unguided = [correction_prefix(config, [], [], image) for image in images]
 
-    def decode(self, tokens: Tensor) -> Tensor:
-        """Pictures of tokens: any (..., L) becomes uint8 images (B, 3, H, W), in row order, on the CPU."""
-        return self.image_tokenizer.decode(tokens.reshape(-1, tokens.shape[-1]).long()).cpu()
+        def begin(rows: Sequence[int], paths: Sequence[tuple[int, int]], cost: Cost) -> DecodingState:
+            cache = encode_prompts(self.model, [prefixes[r] for r in rows], cost, [unguided[r] for r in rows])
+            return start(self.model, cache, paths, self.settings, seed, cost)
+
+        keys = [tuple(prefix) for prefix in prefixes]
+        return _generate(self, prompts, keys, begin, num_images_per_prompt, 0, batch_size, progress_bar)
 
 
 # Guidance was chosen on the dev prompts (data/results/dev.json).
@@ -196,5 +318,112 @@ def load_generator(name: str = "generator", device: str = "auto", models: Path |
     models: as in `hub.model_path`. ValueError if a file is damaged, FileNotFoundError if one is missing.
     """
     logging.disable_progress_bar()  # lite models load at once; a bar for each would clutter the notebooks
-    model, words, pictures = (model_path(part, models) for part in (name, "words", "tokenizer"))
-    return Generator.from_pretrained(model, words, pictures, LITE_SETTINGS, device)
+    model, text, image = (model_path(part, models) for part in (name, "words", "tokenizer"))
+    return Generator.from_pretrained(model, text, image, LITE_SETTINGS, device)
+
+
+class GeneratedPool(NamedTuple):
+    """Candidates of P prompts, N each, as `generate_pool` draws them.
+
+    steps: int16 (P, N, T, L), the guess of every step, or of the last alone; committed_at: uint8 (P, N, L), the step at
+    which each position got its final token; cost: of earlier calls and other processes too.
+    """
+
+    steps: Tensor
+    committed_at: Tensor
+    cost: Cost
+
+    @property
+    def tokens(self) -> Tensor:
+        """Tokens int16 (P, N, L) of the finished images."""
+        return self.steps[:, :, -1].contiguous()
+
+
+def generate_pool(
+    generator: ImageGenerator[Any],
+    prompts: Sequence[Prompt],
+    n: int,
+    seed: int,
+    work_dir: Path,
+    final_only: bool = False,
+    **settings: Any,
+) -> GeneratedPool:
+    """N candidates for every entry of `prompts`; equal neighbours are pools of one prompt, with their own candidates.
+
+    (Equal entries that are no neighbours may get the same ones.) Resumes from the shards in `work_dir`, kept apart by
+    weights, settings, prompts, n and seed. final_only: keep the last step's guess alone, T = 1, where no other is
+    needed. settings: of this pool alone, e.g. `temperature=1.5`. ValueError for n < 1 or a prompt that the generator
+    cannot read.
+    """
+    generator = generator.with_settings(**settings)
+    shards: list[list[Prompt]] = [[]]
+    for _, same in groupby(prompts):
+        if len(shards[-1]) >= SHARD:
+            shards.append([])
+        shards[-1] += same
+    # The image tokenizer does not shape the tokens; every other network that a generator holds does, as LlamaGen's T5.
+    networks = [
+        part for name, part in vars(generator).items() if name != "image_tokenizer" and hasattr(part, "parameters")
+    ]
+    texts = [prompt.text for prompt in prompts]
+    name = fingerprint(networks, generator.settings, texts, n, seed, SHARD)
+    folder, kept = work_dir / (f"{name}-final" if final_only else name), slice(-1 if final_only else 0, None)
+
+    def draw(shard: list[Prompt]) -> dict[str, Tensor]:
+        out = generator([prompt.text for prompt in shard], n, seed=seed)
+        guesses, committed = (whole.unflatten(0, (len(shard), n)) for whole in (out.steps, out.committed))
+        return {
+            "guesses": guesses[:, :, kept].contiguous(),
+            "committed_at": committed.to(torch.uint8).argmax(dim=2).to(torch.uint8),
+            "cost": torch.tensor(
+                [out.cost.generator_passes, out.cost.tokens, out.cost.generator_seconds], dtype=torch.float64
+            ),
+        }
+
+    parts = in_shards(shards, draw, folder, "pool")
+    passes, tokens, seconds = torch.stack([part["cost"] for part in parts]).sum(0).tolist()
+    cost = Cost(generator_passes=round(passes), tokens=round(tokens), generator_seconds=seconds)
+    guesses, committed_at = (torch.cat([part[key] for part in parts]) for key in ("guesses", "committed_at"))
+    return GeneratedPool(guesses, committed_at, cost)
+
+
+def judge_tokens(
+    generator: ImageGenerator[Any],
+    tokens: Tensor,
+    prompts: Sequence[Prompt],
+    detector: Detector,
+    work_dir: Path | None = None,
+) -> npt.NDArray[np.bool_]:
+    """A judge's verdicts on a pool's finished images; tokens (P, N, L), returns bool (P, N).
+
+    With a `work_dir` verdicts are kept there in shards, as `label_tokens` does.
+    """
+    if work_dir is not None:
+        return label_tokens(generator, tokens, prompts, detector, work_dir)[0]
+    rows = tqdm(list(zip(prompts, tokens, strict=True)), desc=f"judge {type(detector).__name__}")
+    return np.stack([judge(detector, generator.decode(row), [prompt] * len(row)) for prompt, row in rows])
+
+
+def label_tokens(
+    generator: ImageGenerator[Any], tokens: Tensor, prompts: Sequence[Prompt], detector: Detector, work_dir: Path
+) -> tuple[npt.NDArray[np.bool_], float]:
+    """`judge_tokens` shard by shard, for more images than are judged in one go; and how long it took.
+
+    Verdicts are kept in `work_dir`, by detector, images and prompts; a detector's weights count, its settings do not.
+    Returns bool (P, N), and seconds, of earlier calls and other processes too.
+    """
+    rows = list(zip(prompts, tokens, strict=True))
+
+    def verdicts(some: Sequence[tuple[Prompt, Tensor]]) -> dict[str, Tensor]:
+        started = time.perf_counter()
+        right = [judge(detector, generator.decode(row), [prompt] * len(row)) for prompt, row in some]
+        seconds = torch.tensor(time.perf_counter() - started, dtype=torch.float64)
+        return {"right": torch.from_numpy(np.stack(right)), "seconds": seconds}
+
+    name = type(detector).__name__
+    networks = [part for part in (detector, *getattr(detector, "__dict__", {}).values()) if isinstance(part, nn.Module)]
+    shards = [rows[at : at + SHARD] for at in range(0, len(rows), SHARD)]
+    digest = hashlib.sha256(tokens.contiguous().numpy().tobytes()).hexdigest()
+    folder = work_dir / fingerprint((generator.image_tokenizer, *networks), name, list(prompts), digest, SHARD)
+    parts = in_shards(shards, verdicts, folder, name)
+    return torch.cat([part["right"] for part in parts]).numpy(), sum(float(part["seconds"]) for part in parts)

@@ -1,8 +1,7 @@
-"""Step-by-step decoding of images: guess every masked place, commit the surest guesses, mask the rest again.
+"""Step-by-step decoding of images: guess every masked position, commit the surest guesses, mask the rest again.
 
-The prompt's keys and values are computed once, for text never sees the image, and serve all steps and candidates.
-A search drives `start`, `predict`, `advance` itself and may `keep` or `branch` paths between steps; `sample` runs
-whole trajectories. MaskGIT (arXiv 2202.04200) as in Show-o (arXiv 2408.12528); paper: section 2.1.
+Paper: section 2.1 (MaskGIT, arXiv 2202.04200, as in Show-o, arXiv 2408.12528). A search drives `start`, `predict` and
+`advance` itself, and may `keep` or `branch` paths between steps. Read next: pipeline.py, which runs them to the end.
 """
 
 import hashlib
@@ -12,8 +11,6 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from cotgen_lite.generate.showo import (
     Showo,
@@ -23,7 +20,6 @@ from cotgen_lite.generate.showo import (
     pad_prefixes,
     text_prefix,
 )
-from cotgen_lite.prompts import encode_text
 
 MASKED = -1  # marks a place without a code yet
 
@@ -46,16 +42,43 @@ class SamplingSettings:
 
 
 @dataclass
-class Ledger:
-    """What decoding has cost so far.
+class Cost:
+    """What generating or searching has cost so far; everything that is handed it adds to it.
 
-    passes: forward passes over an image's places, conditional and unconditional each counted (of next-token generators:
-    over one place each); prefix_passes: those over a prompt; places: sequence places computed in all of them.
+    generator_passes: forward passes over a prompt or over an image's positions (of next-token generators: over one),
+    conditional and unconditional each counted; tokens: sequence positions computed in all of them; verifier_passes:
+    calls of a verifier on one image; and the seconds of both.
     """
 
-    passes: int = 0
-    prefix_passes: int = 0
-    places: int = 0
+    generator_passes: int = 0
+    verifier_passes: int = 0
+    tokens: int = 0
+    generator_seconds: float = 0.0
+    verifier_seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self.generator_seconds + self.verifier_seconds
+
+    def __iadd__(self, other: "Cost") -> "Cost":
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+        return self
+
+    @property  # the old names go when nobody asks for them any more
+    def passes(self) -> int:
+        return self.generator_passes
+
+    @property
+    def prefix_passes(self) -> int:
+        return 0
+
+    @property
+    def places(self) -> int:
+        return self.tokens
+
+
+Ledger = Cost
 
 
 @dataclass(frozen=True)
@@ -87,7 +110,7 @@ class DecodingState:
     candidate: tuple[int, ...]
     tokens: Tensor
     noise: Tensor
-    ledger: Ledger
+    cost: Cost
     step: int = 0
     path_cache: list["_PathCache"] = field(default_factory=list, repr=False)  # filled by the first `predict`
 
@@ -165,10 +188,10 @@ class _Recorder:
 def encode_prompts(
     model: Showo,
     prefixes: Sequence[Sequence[int]],
-    ledger: Ledger,
+    cost: Cost,
     unguided: Sequence[Sequence[int]] | None = None,
 ) -> PromptCache:
-    """One pass over Q prefixes (`text_prefix`, or longer ones) and what they are guided against, charged to the ledger.
+    """One pass over Q prefixes (`text_prefix`, or longer ones) and what they are guided against, charged to `cost`.
 
     unguided: the prefix against which each is guided, by default the empty prompt. ValueError if not one for each.
     """
@@ -190,8 +213,8 @@ def encode_prompts(
         past_key_values=recorder,
         use_cache=True,
     )
-    ledger.prefix_passes += len(every)
-    ledger.places += sum(len(prefix) for prefix in every)
+    cost.generator_passes += len(every)
+    cost.tokens += sum(len(prefix) for prefix in every)
     visible = ids != model.config.pad_id
     return PromptCache(tuple(tuple(prefix) for prefix in every), against, recorder.keys, recorder.values, visible)
 
@@ -212,7 +235,7 @@ def start(
     paths: Sequence[tuple[int, int]],
     settings: SamplingSettings,
     seed: int,
-    ledger: Ledger,
+    cost: Cost,
 ) -> DecodingState:
     """Fully masked paths, one for each (row of `prompts`, candidate number)."""
     if not paths:
@@ -226,7 +249,7 @@ def start(
         candidate=tuple(candidate for _, candidate in paths),
         tokens=torch.full((len(paths), length), MASKED, device=model.device),
         noise=torch.stack([path_noise(key, settings.steps, length) for key in keys]),
-        ledger=ledger,
+        cost=cost,
     )
 
 
@@ -278,8 +301,8 @@ def predict(model: Showo, state: DecodingState) -> Tensor:
     if not cache:
         cache.append(_PathCache(state.prompts, rows, tokens.shape[1] + 2))
     hidden = _hidden_at_open_places(model, row_tokens, cache[0])
-    state.ledger.passes += len(rows)
-    state.ledger.places += len(rows) * (tokens.shape[1] + 2)
+    state.cost.generator_passes += len(rows)
+    state.cost.tokens += len(rows) * (tokens.shape[1] + 2)
 
     guided = hidden[: len(prompts)]
     if g > 0:  # The head is linear, so guiding the hidden states is guiding the logits, at half the cost.
@@ -351,50 +374,3 @@ def stream(model: Showo, state: DecodingState) -> Iterator[Step]:
     while state.step < state.settings.steps:
         state, step = advance(state, predict(model, state))
         yield step
-
-
-def sample(
-    model: Showo,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    n: int,
-    settings: SamplingSettings,
-    seed: int,
-    first_candidate: int = 0,
-    batch_size: int = 20,
-    ledger: Ledger | None = None,
-    progress: bool = False,
-    prefixes: Sequence[Sequence[int]] | None = None,
-    unguided: Sequence[Sequence[int]] | None = None,
-) -> list[list[Trajectory]]:
-    """N candidates of every prompt, decoded to the end.
-
-    n: candidates a prompt, numbered from first_candidate; a prompt that is listed again gets the numbers that
-    follow. Candidate k of a prompt draws the same noise whatever n, batch_size (paths at once) or the other prompts.
-    prefixes: what stands before each prompt's images, by default its `text_prefix`; unguided: what guidance holds
-    against it, by default the empty prompt.
-    Returns a list per prompt of n trajectories. ValueError for n < 1, no prompts, or a prompt the model cannot read.
-    """
-    if n < 1 or batch_size < 1 or not prompts:
-        raise ValueError(f"Sampling needs n >= 1, batch_size >= 1 and a prompt, got {n}, {batch_size}, {len(prompts)}.")
-    ledger = Ledger() if ledger is None else ledger
-    prefixes = prefixes or [text_prefix(model.config, encode_text(tokenizer, prompt)) for prompt in prompts]
-    listed = list(zip(prompts, prefixes, strict=True))
-    firsts = [first_candidate + n * listed[:i].count(one) for i, one in enumerate(listed)]
-    trajectories: list[list[Trajectory]] = [[] for _ in prompts]
-    group_size = max(1, batch_size // n)
-    with tqdm(total=len(prompts) * n, desc="images", disable=not progress) as bar:
-        for at in range(0, len(prompts), group_size):
-            group = range(at, min(at + group_size, len(prompts)))
-            held_against = None if unguided is None else unguided[at : group.stop]
-            cache = encode_prompts(model, prefixes[at : group.stop], ledger, held_against)
-            paths = [(i - at, firsts[i] + k) for i in group for k in range(n)]
-            for chunk in (paths[j : j + batch_size] for j in range(0, len(paths), batch_size)):
-                steps = list(stream(model, start(model, cache, chunk, settings, seed, ledger)))
-                tokens = torch.stack([step.guess for step in steps], dim=1).to("cpu", torch.int16)
-                committed = torch.stack([step.committed for step in steps], dim=1).cpu()
-                for path, (row, candidate) in enumerate(chunk):
-                    trajectory = Trajectory(prompts[at + row], candidate, tokens[path], committed[path])
-                    trajectories[at + row].append(trajectory)
-                bar.update(len(chunk))
-    return trajectories

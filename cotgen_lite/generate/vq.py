@@ -424,3 +424,6 @@ class VqTokenizer(nn.Module):
             )
         tokens = tokens.to(self.vq.quantize.embedding.weight.device)
         return torch.cat([to_images(self.vq.decode(chunk)) for chunk in tokens.split(CHUNK)])
+
+
+ImageTokenizer = Magvit | VqTokenizer  # both encode, decode, and say their sizes in `config`

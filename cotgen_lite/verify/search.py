@@ -219,7 +219,7 @@ def parm_search(
     started, asking, asked, ledger = time.perf_counter(), 0.0, 0, Ledger()
     # The loop is the same for every generator, and so are its names; their states are not of one type.
     source: Any = generator
-    state = source.begin([source.encode(prompt)], [(0, path) for path in range(n)], seed, ledger)
+    state = source.begin([prompt], [(0, path) for path in range(n)], seed, ledger)
     steps, running = generator.settings.steps, list(range(n))
     guesses = torch.full((steps, n, generator.model.config.num_image_tokens), MASKED, dtype=torch.int16)
     clarity, potential = torch.full((steps, n), torch.nan), torch.full((steps, n), torch.nan)
@@ -331,7 +331,9 @@ def reflect(
         reasons.append(explain(images[-1], prompt))
         asking += time.perf_counter() - began
         key = seed * 1000 + len(reasons)
-        drawn.append(generator.correct([prompt], drawn[-1][None], reasons[-1:], 1, key, ledger=ledger)[0][0].final)
+        out = generator.correct(prompt, drawn[-1], reasons[-1], seed=key)
+        ledger += out.cost
+        drawn.append(out.tokens[0])
         images.append(generator.decode(drawn[-1])[0])
 
     cost = Cost(
