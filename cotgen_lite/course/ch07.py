@@ -30,15 +30,9 @@ def draw_parm() -> Figure:
         "next": (2.4, -1.7, "next step", "#EEEEEE"),
         "select": (7.2, -1.7, "finished: choose\nthe best one", "#CDEBE1"),
     }
-    arrows = [
-        ("guess", "clear", ""),
-        ("clear", "potential", "yes"),
-        ("potential", "stop", "no"),
-        ("clear", "next", "no"),
-        ("potential", "next", "yes"),
-        ("next", "guess", ""),
-        ("next", "select", "after the last step"),
-    ]
+    arrows = [("guess", "clear", ""), ("clear", "potential", "yes"), ("potential", "stop", "no")]
+    arrows += [("clear", "next", "no"), ("potential", "next", "yes"), ("next", "guess", "")]
+    arrows += [("next", "select", "after the last step")]
     return draw_flow(boxes, arrows, (9, 3.1))
 
 

@@ -21,13 +21,8 @@ def draw_parm_plus_plus() -> Figure:
         "fix": (2.6, -1.7, "draw anew from prompt,\nimage and reasons", "#F7D9C8"),
         "best": (6.6, -1.7, "after three rounds:\nthe likeliest one", "#CDEBE1"),
     }
-    arrows = [
-        ("parm", "ask", ""),
-        ("ask", "done", "yes"),
-        ("ask", "fix", "no"),
-        ("fix", "ask", ""),
-        ("ask", "best", "no yes yet"),
-    ]
+    arrows = [("parm", "ask", ""), ("ask", "done", "yes"), ("ask", "fix", "no"), ("fix", "ask", "")]
+    arrows += [("ask", "best", "no yes yet")]
     return draw_flow(boxes, arrows, (8.4, 3.1))
 
 

@@ -13,14 +13,8 @@ from cotgen_lite.course.plots import CEILING, OTHER, OURS, PAPER, RIGHT, WRONG, 
 
 WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind numbers that a line may cross
 # A part has one colour in every figure.
-COLORS = {
-    "Show-o, MAGVIT-v2": OURS,
-    "drawing": OURS,
-    "verifier": OTHER,
-    "drawing and reading": CEILING,
-    "decoding": CEILING,
-    "left free": "#D9D9D9",
-}
+COLORS = {"Show-o, MAGVIT-v2": OURS, "drawing": OURS, "verifier": OTHER, "left free": "#D9D9D9"}
+COLORS |= {"drawing and reading": CEILING, "decoding": CEILING}
 
 
 def draw_stacks(
@@ -30,14 +24,13 @@ def draw_stacks(
     the same parts in every bar; lines: name → where it stands, such as a card's memory."""
     figure, axis = new_chart(8, 0.42 * len(stacks) + 1.5, xlabel=xlabel)
     names, parts = list(stacks), list(next(iter(stacks.values())))
-    for number, part in enumerate(parts):
-        lefts = [sum(list(stacks[name].values())[:number]) for name in names]
+    for place, part in enumerate(parts):
+        lefts = [sum(list(stacks[name].values())[:place]) for name in names]
         axis.barh(names, [stacks[name][part] for name in names], 0.65, lefts, color=COLORS.get(part, PAPER), label=part)
     for at, name in enumerate(names):
         total = sum(stacks[name].values())
-        text = axis.annotate(
-            f"{total:,.0f}" if total >= 100 else f"{total:.1f}", (total, at), (5, 0), textcoords="offset points"
-        )
+        number = f"{total:,.0f}" if total >= 100 else f"{total:.1f}"
+        text = axis.annotate(number, (total, at), (5, 0), textcoords="offset points")
         text.set(va="center", fontsize=8, color="#333333", bbox=WHITE)
     for card, size in (lines or {}).items():
         axis.axvline(size, color="#333333", lw=1, ls="--")
@@ -81,17 +74,15 @@ def check_keys_and_values(function: Callable[[int, int, int, int, int, int], int
     sequence, the layers, the heads of a layer, the width of a head, and the bytes of a number."""
     for n, places, layers, heads, width, size in ((20, 280, 24, 32, 64, 8), (3, 1050, 5, 7, 11, 2)):
         wanted = 4 * n * places * layers * heads * width * size
-        quarter = "That is a quarter: keys *and* values, and two rows a candidate, with the prompt and without."
-        squared = "Keys and values grow with the places, not with their square, as scores would."
+        half, quarter = wanted // 2, wanted // 4
         mistakes = {
-            quarter: wanted // 4,
-            "That is half: keys *and* values are kept, for two rows a candidate, with the prompt and without.": wanted
-            // 2,
+            "That is a quarter: keys *and* values, and two rows a candidate, with the prompt and without.": quarter,
+            "That is half: keys *and* values are kept, for two rows a candidate, with the prompt and without.": half,
             "Those are numbers: each takes several bytes.": wanted // size,
             "That is one head of each layer: a layer keeps all its heads' keys and values.": wanted // heads,
             "That is one layer: each has keys and values of its own.": wanted // layers,
             "That is one candidate: all n are drawn at once.": wanted // n,
-            squared: wanted * places,
+            "Keys and values grow with the places, not with their square, as scores would.": wanted * places,
         }
         compare(int(function(n, places, layers, heads, width, size)), wanted, mistakes, f"n = {n}, {places} places")
 
@@ -102,11 +93,11 @@ def check_hours(function: Callable[[int, int, int, int, float, int], float]) -> 
     for case in ((288_000, 18, 258, 1_208_506_368, 94e12, 8), (7, 5, 11, 1000, 3.0, 2)):
         images, steps, places, weights, rate, gpus = case
         wanted = images * steps * 2 * places * 2 * weights / rate / gpus / 3600
-        both = "A weight takes a multiplication *and* an addition, and guidance a second row: both double it."
+        quarter = wanted / 4
         mistakes = {
             "Those are seconds: an hour has 3,600.": wanted * 3600,
             "Those are minutes: an hour has 60.": wanted * 60,
-            both: wanted / 4,
+            "A weight takes a multiplication *and* an addition, and guidance a second row: both double it.": quarter,
             "Half of it: 2 FLOPs a weight and place, and two rows, with the prompt and without.": wanted / 2,
             "The GPUs share the work: divide by their number.": wanted * gpus,
             "Every step is a pass over the whole image.": wanted / steps,
@@ -119,20 +110,16 @@ def check_parm_over_best(function: Callable[[npt.NDArray[np.int64], int, float, 
     """What PARM costs as a share of what best-of-n costs; from how many of the steps each path ran (those that ran all
     are judged once more when they are finished), the steps, the cost of a step, and that of a look."""
     for ran, steps, step, look in ((np.array([18, 3, 5, 18, 2]), 18, 1.2, 25.0), (np.array([4, 4, 1]), 4, 3.0, 0.5)):
-        number, some, finished = len(ran), ran.sum(), (ran == steps).sum()
-        best = number * (steps * step + look)
+        some, whole, finished = ran.sum(), len(ran) * steps, (ran == steps).sum()
+        best = whole * step + len(ran) * look
         wanted, looks = some * (step + look) / best, np.minimum(ran, steps - 1).sum() * look
-        alone = some * step / (number * steps * step)
         mistakes = {
             "The finished pictures are looked at once more, to choose among them.": (some * step + looks) / best,
             "PARM looks at every step, not only at the finished pictures.": (some * step + finished * look) / best,
-            "Stopped paths cost nothing more: count the steps that each path ran.": number
-            * steps
-            * (step + look)
-            / best,
-            "That is the generator alone: the verifier's looks cost too.": alone,
-            "A stopped path's steps are saved as well as its looks.": (number * steps * step + some * look) / best,
-            "Best-of-n looks too: once at each finished picture.": some * (step + look) / (number * steps * step),
+            "Stopped paths cost nothing more: count the steps that each path ran.": whole * (step + look) / best,
+            "That is the generator alone: the verifier's looks cost too.": some / whole,
+            "A stopped path's steps are saved as well as its looks.": (whole * step + some * look) / best,
+            "Best-of-n looks too: once at each finished picture.": some * (step + look) / (whole * step),
             "Upside down: PARM's cost over that of best-of-n.": 1 / wanted,
             "That is what is saved: the share that is spent is asked for.": 1 - wanted,
         }

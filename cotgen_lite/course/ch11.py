@@ -11,21 +11,19 @@ from cotgen_lite.course.checker import compare, expect, expect_shape
 from cotgen_lite.course.explorer import explorer
 from cotgen_lite.course.plots import CHANCE, OTHER, OURS, PAPER, WRONG, draw_profile, legend_below, new_chart, wrap
 
-SIGNS = {"yes": (OURS, "o"), "no": (WRONG, "X"), "undecided": (CHANCE, "D")}
+SIGNS = {"yes": (OURS, "o", "seen"), "no": (WRONG, "X", "not seen"), "undecided": (CHANCE, "D", "undecided")}
+Interval = tuple[float, float, float]  # what was measured, and the lower and upper end
 
 
 def draw_guesses(
-    labels: Sequence[str],
-    measured: Sequence[tuple[float, float, float]],
-    paper: Sequence[float],
-    guesses: Sequence[float | None],
+    labels: Sequence[str], measured: Sequence[Interval], paper: Sequence[float], guesses: Sequence[float | None]
 ) -> Figure:
-    """What was guessed, what was measured and what the paper has, a line a method. measured: accuracy, lower and upper
-    end of its interval; guesses: None where there is none."""
+    """What was guessed, what was measured and what the paper has, a line a method. guesses: None where
+    there is none."""
     figure, axis = new_chart(8, 0.38 * len(labels) + 1.1, "x", xlim=(0, 1), xlabel="overall GenEval accuracy")
     places = range(len(labels))
-    middle, low, high = zip(*measured, strict=True)
-    bars = [[m - a for m, a in zip(middle, low, strict=True)], [b - m for m, b in zip(middle, high, strict=True)]]
+    middle, low, high = np.array(measured).T
+    bars = [middle - low, high - middle]
     axis.errorbar(middle, places, xerr=bars, fmt="o", color=OURS, ms=6, lw=1.8, label="measured, 95% interval")
     axis.plot(paper, places, "s", color=PAPER, ms=6, ls="none", label="the paper's")
     told = [(value, place) for place, value in enumerate(guesses) if value is not None]
@@ -41,14 +39,11 @@ def draw_findings(findings: Mapping[str, Mapping], texts: Mapping[str, str]) -> 
     """A difference for each finding, with its interval: whether that leaves zero, and to which side. findings: name →
     entry of results/findings.json; texts: name → what it claims. Colour and sign tell the verdict."""
     figure, axis = new_chart(8.5, 0.42 * len(findings) + 1.1, "x", xlabel="difference in accuracy (F4: in AUC)")
-    drawn = set()
-    for place, entry in enumerate(findings.values()):
-        color, marker = SIGNS[entry["seen"]]
-        low, high = entry["ci"]
-        label = None if entry["seen"] in drawn else {"yes": "seen", "no": "not seen"}.get(entry["seen"], "undecided")
-        drawn.add(entry["seen"])
-        bars = [[entry["delta"] - low], [high - entry["delta"]]]
-        axis.errorbar(entry["delta"], place, xerr=bars, fmt=marker, color=color, ms=5, lw=1.2, capsize=4, label=label)
+    for seen in dict.fromkeys(entry["seen"] for entry in findings.values()):
+        some = [(at, one["delta"], *one["ci"]) for at, one in enumerate(findings.values()) if one["seen"] == seen]
+        places, middle, low, high = np.array(some).T
+        (color, fmt, label), bars = SIGNS[seen], [middle - low, high - middle]
+        axis.errorbar(middle, places, xerr=bars, fmt=fmt, color=color, ms=5, lw=1.2, capsize=4, label=label)
     axis.axvline(0, color="#333333", lw=0.8)
     axis.set_yticks(range(len(findings)), [wrap(f"{name}: {texts[name]}", 46) for name in findings], fontsize=8)
     axis.set_ylim(len(findings) - 0.5, -0.5)

@@ -10,7 +10,6 @@ import nbformat
 
 from cotgen_lite.hub import data_root, write_atomically
 
-TIMES, QUESTIONS, END = "<!-- times:start -->", "<!-- questions:start -->", "<!-- {}:end -->"
 PREDICT = re.compile(r"\*\*Predict:\*\*(.*?)(?:\n\n|$)", re.DOTALL)
 MEASURED = re.compile(r"Measured on 2 CPU cores: (\d+) s, ([\d.]+) GB")
 
@@ -51,11 +50,9 @@ def write_guide(folder: Path) -> None:
     """Put both between the markers of the guide in a folder of notebooks."""
     guide, notebooks = folder / "TEACHING.md", sorted(folder.glob("[0-9]*.ipynb"))
     text = guide.read_text(encoding="utf-8")
-    for start, lines in ((TIMES, time_lines(notebooks)), (QUESTIONS, question_lines(notebooks))):
-        end = END.format(start.removeprefix("<!-- ").removesuffix(":start -->"))
-        head, _, rest = text.partition(start)
-        block = "\n".join(lines)
-        text = f"{head}{start}\n{block}\n{end}{rest.partition(end)[2]}"
+    for name, lines in (("times", time_lines(notebooks)), ("questions", question_lines(notebooks))):
+        start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
+        text = "\n".join([text.partition(start)[0] + start, *lines, end + text.partition(end)[2]])
     write_atomically(guide, text)
 
 

@@ -24,6 +24,8 @@ OURS, PAPER, CHANCE, CEILING = "#0072B2", "#D55E00", "#8C8C8C", "#009E73"
 OTHER = "#CC79A7"  # what has no meaning of its own
 RIGHT, WRONG = "#009E73", "#D55E00"
 MARKERS = "osD^vP"
+Curve = tuple[Sequence[int], npt.ArrayLike, npt.ArrayLike | None]  # n, accuracy (len(n),), bounds (2, len(n))
+Box = tuple[float, float, str, str]  # x and y of its centre, text, colour
 Series = Mapping[str, npt.ArrayLike]  # label → numbers
 TAG_NAMES = {
     "single_object": "single\nobject",
@@ -130,15 +132,12 @@ def draw_images(
         if index >= len(images):
             axis.set_visible(False)
             continue
-        title = titles[index] if titles else ""
-        if len(right):
-            draw_picture(axis, images[index], bool(right[index]), 4 if index in thick else 1.5)
-            title = f"{sign(right[index])} {title}".strip()
-        else:
-            draw_picture(axis, images[index])
-            if index in thick:
-                frame(axis, OURS, 4)
-        axis.set_title(title, fontsize=8)
+        verdict = bool(right[index]) if len(right) else None
+        draw_picture(axis, images[index], verdict, 4 if index in thick else 1.5)
+        if verdict is None and index in thick:
+            frame(axis, OURS, 4)
+        words = ["" if verdict is None else sign(verdict), titles[index] if titles else ""]
+        axis.set_title(" ".join(words).strip(), fontsize=8)
     return figure
 
 
@@ -175,14 +174,14 @@ def draw_profile(
 
 
 def draw_curves(
-    curves: Mapping[str, tuple[Sequence[int], npt.ArrayLike, npt.ArrayLike | None]],
+    curves: Mapping[str, Curve],
     colors: Mapping[str, str],
     ylabel: str = "GenEval accuracy",
     xlabel: str = "n candidates",
     log: bool = False,
 ) -> Figure:
-    """Accuracy against n, one line a label with its 95% band. curves: label → (n values, accuracy (len(n),), bounds (2,
-    len(n)) or None); colors: label → colour; log: whether n stands on a logarithmic axis."""
+    """Accuracy against n, one line a label with its 95% band. colors: label → colour; log:
+    whether n stands on a logarithmic axis."""
     figure, axis = new_chart(6.5, 3.8, "both", xlabel=xlabel, ylabel=ylabel)
     for number, (label, (ns, values, bounds)) in enumerate(curves.items()):
         marker = MARKERS[number % 6] if len(ns) <= 25 else None
@@ -244,12 +243,8 @@ def draw_first_clear(
     return figure
 
 
-def draw_flow(
-    boxes: Mapping[str, tuple[float, float, str, str]],
-    arrows: Sequence[tuple[str, str, str]],
-    size: tuple[float, float],
-) -> Figure:
-    """A method. boxes: name → x and y of its centre, text, colour; arrows: from, to, text; size: inches."""
+def draw_flow(boxes: Mapping[str, Box], arrows: Sequence[tuple[str, str, str]], size: tuple[float, float]) -> Figure:
+    """A method as boxes and arrows. arrows: from, to, text; size: inches."""
     figure, axis = plt.subplots(figsize=size, layout="constrained")
     width, height, patches = 1.75, 0.8, {}
     for name, (x, y, text, color) in boxes.items():

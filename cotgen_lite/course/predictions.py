@@ -8,18 +8,8 @@ from cotgen_lite.experiments.report import LABELS
 from cotgen_lite.hub import write_json
 
 # What is guessed, in which chapter: the overall accuracy of a method, best of 20 where it chooses.
-GUESSED = {
-    "baseline": "00",
-    "zs-orm": "01",
-    "ft-orm": "02",
-    "ft-prm": "03",
-    "dpo": "04",
-    "it-dpo": "05",
-    "it-dpo-guided-orm+ft-orm": "06",
-    "parm": "07",
-    "self-correct+parm++reflect": "08",
-    "seq:ft-orm": "09",
-}
+METHODS = "baseline zs-orm ft-orm ft-prm dpo it-dpo it-dpo-guided-orm+ft-orm parm self-correct+parm++reflect seq:ft-orm"
+GUESSED = {method: f"{chapter:02d}" for chapter, method in enumerate(METHODS.split())}
 
 
 def guesses_file() -> Path:
