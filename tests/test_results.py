@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from cotgen_lite.experiments.findings import decide
-from cotgen_lite.experiments.results import merge_json, merge_rows, read_rows, score_rows, steps_profile, write_rows
+from cotgen_lite.experiments.results import (
+    merge_json,
+    merge_rows,
+    read_rows,
+    results,
+    score_rows,
+    steps_profile,
+    write_rows,
+)
+from cotgen_lite.hub import data_root
 from cotgen_lite.pools import pool_prompts
 from cotgen_lite.prompts import TAGS, lite_prompts
 
@@ -49,6 +58,18 @@ def test_rows_round_trip(tmp_path: Path) -> None:
     rows = [{"method": "baseline", "n": 1}, {"method": "oracle", "n": 20}]
     write_rows(tmp_path / "scores.jsonl", rows)
     assert read_rows(tmp_path / "scores.jsonl") == rows
+
+
+def test_results_are_a_table_of_every_measured_row(tmp_path: Path) -> None:
+    table = results()
+    rows = read_rows(data_root() / "results/scores.jsonl")
+    assert len(table) == len(rows) and set(TAGS) <= set(table.columns)
+    best = table[(table.method == "ft-orm") & (table.judge == "learned") & (table.n == 20)].iloc[0]
+    (row,) = [r for r in rows if (r["method"], r["judge"], r["n"]) == ("ft-orm", "learned", 20)]
+    assert best.overall == row["overall"] and [best.low, best.high] == row["ci"]
+    assert best.verifier_passes == row["cost"]["verifier_passes"] and best["position"] == row["tags"]["position"]
+    with pytest.raises(FileNotFoundError, match="build --out"):
+        results(tmp_path)
 
 
 def test_merging_replaces_what_was_measured_again(tmp_path: Path) -> None:

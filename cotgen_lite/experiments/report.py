@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cotgen_lite.experiments.findings import FINDINGS, findings
-from cotgen_lite.experiments.results import read_rows
+from cotgen_lite.experiments.results import read_scores
 from cotgen_lite.hub import write_atomically
 from cotgen_lite.prompts import TAGS
 
@@ -94,37 +94,15 @@ LABELS = {
 }
 # Rows of the paper's tables, with our controls among them; table 2 has those of table 1 as its parts.
 TABLES = {
-    1: ("baseline", "random", "zs-orm", "ft-orm", "zs-prm", "ft-prm", "oracle", "dpo", "it-dpo"),
-    2: ("it-dpo-guided-orm", "it-dpo+zs-orm", "it-dpo+ft-orm", "it-dpo-guided-orm+ft-orm"),
-    3: (
-        "baseline",
-        "ft-orm",
-        "parm",
-        "parm-from-12",
-        "it-dpo+parm",
-        "it-dpo-guided-parm",
-        "it-dpo-guided-parm+parm",
-    ),
-    4: (
-        "seq:baseline",
-        "seq:zs-orm",
-        "seq:ft-orm",
-        "seq:ft-orm-retaught",
-        "seq:parm",
-        "seq:parm-retaught",
-        "seq:oracle",
-        "seq:dpo",
-    ),
-    5: (
-        "baseline",
-        "self-correct",
-        "self-correct+ft-orm",
-        "self-correct+parm",
-        "self-correct+parm++",
-        "self-correct+parm++reflect",
-        "self-correct+parm++-more-samples",
-        "self-correct+parm++-no-reasons",
-    ),
+    table: tuple(methods.split())
+    for table, methods in {
+        1: "baseline random zs-orm ft-orm zs-prm ft-prm oracle dpo it-dpo",
+        2: "it-dpo-guided-orm it-dpo+zs-orm it-dpo+ft-orm it-dpo-guided-orm+ft-orm",
+        3: "baseline ft-orm parm parm-from-12 it-dpo+parm it-dpo-guided-parm it-dpo-guided-parm+parm",
+        4: "seq:baseline seq:zs-orm seq:ft-orm seq:ft-orm-retaught seq:parm seq:parm-retaught seq:oracle seq:dpo",
+        5: "baseline self-correct self-correct+ft-orm self-correct+parm self-correct+parm++ "
+        "self-correct+parm++reflect self-correct+parm++-more-samples self-correct+parm++-no-reasons",
+    }.items()
 }
 COLUMNS = ("single", "two", "counting", "colors", "position", "attribute", "overall")
 START, END = "<!-- results:start -->", "<!-- results:end -->"
@@ -140,10 +118,7 @@ def found(out: Path, judge: str = "learned") -> dict[str, dict]:
 
     FileNotFoundError if that is missing.
     """
-    path = out / "results/scores.jsonl"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: make it with `python -m cotgen_lite.build --out {out}`.")
-    chosen = [row for row in read_rows(path) if row["judge"] == judge and row["seed"] == 0]
+    chosen = [row for row in read_scores(out) if row["judge"] == judge and row["seed"] == 0]
     rows = sorted(chosen, key=lambda row: row["n"])
     return {row["method"]: row for row in rows}
 

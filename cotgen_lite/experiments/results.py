@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +13,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from cotgen_lite.generate.autoregressive import AnyGenerator
-from cotgen_lite.hub import write_atomically, write_json
+from cotgen_lite.hub import data_root, write_atomically, write_json
 from cotgen_lite.metrics import expected_best_of, score
 from cotgen_lite.prompts import Prompt
 from cotgen_lite.verify.verifier import ORM_QUESTION, Verifier
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SIZES = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20)  # the n of curves
 
@@ -81,6 +85,33 @@ def steps_profile(guesses: Tensor) -> npt.NDArray[np.float64]:
     """Share of tokens that already equal the final ones at each step; guesses (..., T, L), returns (T,). Figure 5."""
     flat = guesses.reshape(-1, *guesses.shape[-2:])
     return (flat == flat[:, -1:]).double().mean(dim=(0, 2)).numpy()
+
+
+def results(out: Path | None = None) -> "pd.DataFrame":
+    """Every measured row of the course, or of a folder that the build wrote, as a table.
+
+    One row for each method, n, judge and training seed: accuracy by tag and "overall", the ends "low" and "high" of its
+    95% interval, how many prompts and images it was measured on, and what one prompt cost, in "generator_passes",
+    "verifier_passes", "tokens" and "seconds", where counted. FileNotFoundError if nothing was measured there.
+    """
+    import pandas as pd  # not before it is needed: it takes a second to load
+
+    nested = ("tags", "ci", "cost")
+    return pd.DataFrame(
+        {key: value for key, value in row.items() if key not in nested}
+        | row["tags"]
+        | {"low": row["ci"][0], "high": row["ci"][1]}
+        | row["cost"]
+        for row in read_scores(out or data_root())
+    )
+
+
+def read_scores(out: Path) -> list[dict]:
+    """The rows of `results/scores.jsonl` under `out`; FileNotFoundError says how to make them."""
+    path = out / "results/scores.jsonl"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: make it with `python -m cotgen_lite.build --out {out}`.")
+    return read_rows(path)
 
 
 def read_rows(path: Path) -> list[dict]:
