@@ -38,6 +38,7 @@ lint: $(ENV)
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell cotgen_lite tests notebooks .github README.md data/README.md
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 # Unit tests and notebooks in one pytest run, by two processes, so that its closing line counts everything.
 check: $(ENV) copies
