@@ -200,13 +200,11 @@ def test_places_are_those_of_the_ledger(toy_generator: Generator, n: int, monkey
 def test_estimate_is_its_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
     places = 2 * 258 * (6 + 116 * 17) / 116  # six batches of up to 20 share a first step
     seconds = 2 * 1_208_506_368 * places / (0.3 * 312e12) + (300.9e9 + 441.8e9 + 2 * 162e9) / (0.3 * 19.5e12)
-    made = f.estimate(2485, 116, "A100")
-    assert made.seconds_an_image == pytest.approx(seconds)
-    assert made.hours == pytest.approx(288_260 * seconds / 8 / 3600)
-    assert made.disk == 288_260 * (256 * 3 + 1 + 416 + 1)
-    assert f.estimate(2485, 116, "A100", gpus=1).hours == pytest.approx(8 * made.hours)
+    assert f.seconds_an_image(116, "A100") == pytest.approx(seconds)
+    assert f"{288_260 * seconds / 8 / 3600:.1f} | {288_260 * seconds / 3600:.0f} |" in f.table()
+    assert f.IMAGE_BYTES == 256 * 3 + 1 + 416 + 1
     monkeypatch.setattr(f, "SHARE", 0.15)
-    assert f.estimate(2485, 116, "A100").hours == pytest.approx(2 * made.hours)
+    assert f.seconds_an_image(116, "A100") == pytest.approx(2 * seconds)
 
 
 def test_stated_work_is_what_torch_counts() -> None:
@@ -245,7 +243,6 @@ def test_the_page_says_what_the_estimate_says(capsys: pytest.CaptureFixture[str]
     assert table.count("\n") == 1 + len(f.CARDS)
     page = PAGE.read_text(encoding="utf-8")
     assert table in page
-    disk = f.estimate(2485, 116, "T4").disk
-    assert f"{disk / 1e6:.0f} MB" in page and "2,485 × 116 = 288,260" in page
+    assert f"{288_260 * f.IMAGE_BYTES / 1e6:.0f} MB" in page and "2,485 × 116 = 288,260" in page
     assert np.isclose(2 * f.SHOWO_WEIGHTS * f.drawing_places(116, 18) / 116 / 1e12, 21.3, atol=0.05)
     assert "21.3 TFLOP" in page and "300.9" in page and "441.8" in page and "162.0" in page

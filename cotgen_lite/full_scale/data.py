@@ -8,7 +8,6 @@ notebooks/FULL_SCALE.md.
 import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -40,16 +39,7 @@ OBJECTS = 2  # in an image, of which a colour is read: a guess
 CARDS = {"T4": (65, 8.1), "L4": (121, 30.3), "A100": (312, 19.5), "H100": (989, 67)}
 SHARE = 0.3
 # Bytes of an image on disk: in a shard its codes and each code's step, and its label; in the pool 13 bits a code.
-SHARD_BYTES, POOL_BYTES = 256 * (2 + 1) + 1, 256 * 13 // 8 + 1
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a job would take: seconds of one GPU an image, hours of all GPUs together, and bytes on disk."""
-
-    seconds_an_image: float
-    hours: float
-    disk: int
+IMAGE_BYTES = 256 * (2 + 1) + 1 + 256 * 13 // 8 + 1
 
 
 def drawing_places(n: int, steps: int) -> int:
@@ -60,19 +50,14 @@ def drawing_places(n: int, steps: int) -> int:
     return 2 * PLACES * (-(-n // BATCH) + n * (steps - 1))
 
 
-def estimate(prompts: int, n: int, card: str, gpus: int = GPUS) -> Estimate:
-    """Of prompts x n images on `gpus` of `CARDS`, computed, not measured: FLOPs at `SHARE` of what the vendor states.
+def seconds_an_image(n: int, card: str) -> float:
+    """Of one of `CARDS`, n images a prompt; computed, not measured: FLOPs at `SHARE` of what its vendor states.
 
     Show-o takes 2 FLOPs for each weight and place; attention (2% more), words, processors and disks are left out.
     """
     half, single = (SHARE * 1e12 * peak for peak in CARDS[card])
     drawing = 2 * SHOWO_WEIGHTS * drawing_places(n, SETTINGS.steps) / n / half
-    return projection(prompts * n, drawing + (DECODE + DETECT + OBJECTS * READ_COLOR) / single, gpus)
-
-
-def projection(images: int, seconds_an_image: float, gpus: int) -> Estimate:
-    """What so many images take if one takes a GPU so many seconds."""
-    return Estimate(seconds_an_image, images * seconds_an_image / gpus / 3600, images * (SHARD_BYTES + POOL_BYTES))
+    return drawing + (DECODE + DETECT + OBJECTS * READ_COLOR) / single
 
 
 def judgeable(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
@@ -102,15 +87,12 @@ def make_full_data(
 
 def table() -> str:
     """The estimate for the whole job on `GPUS` of each card, as Markdown."""
-    prompts = len(judgeable(full_prompts()))
-    rows = [
-        f"| GPU | TFLOP/s, 16 bits / float32 | images/s of one | hours on {GPUS} | GPU hours |",
-        "|---|---|---|---|---|",
-    ]
+    head = f"| GPU | TFLOP/s, 16 bits / float32 | images/s of one | hours on {GPUS} | GPU hours |"
+    rows, images = [head, "|---|---|---|---|---|"], len(judgeable(full_prompts())) * IMAGES_A_PROMPT
     for card, (half, single) in CARDS.items():
-        made = estimate(prompts, IMAGES_A_PROMPT, card)
-        rate = f"{1 / made.seconds_an_image:.2g}"
-        rows.append(f"| {card} | {half} / {single:g} | {rate} | {made.hours:.1f} | {GPUS * made.hours:.0f} |")
+        seconds = seconds_an_image(IMAGES_A_PROMPT, card)
+        hours = images * seconds / 3600
+        rows.append(f"| {card} | {half} / {single:g} | {1 / seconds:.2g} | {hours / GPUS:.1f} | {hours:.0f} |")
     return "\n".join(rows)
 
 
@@ -154,10 +136,10 @@ def main(arguments: list[str] | None = None) -> None:
     seconds = make_full_data(generator, detector, chosen, options.images_a_prompt, options.seed, options.out)
     if rank == 0:
         images = len(chosen) * options.images_a_prompt
-        whole = projection(len(every) * options.images_a_prompt, seconds / images, gpus=1)
-        rate = f"{whole.hours:.3g} hours of one process, shared by as many as are started"
+        whole = len(every) * options.images_a_prompt
+        hours = f"{whole * seconds / images / 3600:.3g} hours of one process, shared by as many as are started"
         print(f"{options.out / IMAGES}: {images} images of {len(chosen)} prompts, {images / seconds:.3g} a second")
-        print(f"all {len(every)} prompts at this rate: {rate}; {whole.disk / 1e6:.0f} MB of disk")
+        print(f"all {len(every)} prompts at this rate: {hours}; {whole * IMAGE_BYTES / 1e6:.0f} MB of disk")
 
 
 if __name__ == "__main__":
