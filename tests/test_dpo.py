@@ -24,10 +24,13 @@ from cotgen_lite.align.dpo import (
     draw_masks,
     log_probability,
     online_pairs,
+    read_pairs,
+    reward_margins,
     train_dpo,
 )
+from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.showo import Showo, ShowoConfig, draw_mask, text_prefix
-from cotgen_lite.prompts import encode_text, lite_prompts
+from cotgen_lite.prompts import encode_text, lite_prompts, parse_prompt
 
 LENGTH, CODES = 4, 3
 
@@ -49,6 +52,23 @@ def tiny(seed: int = 0, length: int = LENGTH) -> Showo:
         initializer_range=0.3,
     )
     return Showo(config).eval()
+
+
+class Numbers:
+    """A tokenizer of texts that are numbers."""
+
+    unk_token_id = None
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        return {"input_ids": [int(word) for word in text.split()]}
+
+
+def tiny_generator(length: int = LENGTH) -> Generator:
+    return Generator(tiny(length=length), Numbers(), None, None)
+
+
+def weights_of(generator: Generator) -> dict[str, torch.Tensor]:
+    return {name: weight.clone() for name, weight in generator.model.state_dict().items()}
 
 
 def subset_values(model: Showo, prefix: list[int], codes: torch.Tensor) -> dict[tuple[int, ...], torch.Tensor]:
@@ -114,7 +134,7 @@ def test_more_masks_are_the_mean_of_single_ones(case, weighting):
     whole = log_probability(model, model.config, [prefix] * 2, both, masks)
     single = [
         log_probability(
-            model, model.config, [prefix] * 2, both, Masks(masks.places[m : m + 1], masks.weight[m : m + 1] * 5)
+            model, model.config, [prefix] * 2, both, Masks(masks.positions[m : m + 1], masks.weight[m : m + 1] * 5)
         )
         for m in range(5)
     ]
@@ -137,7 +157,7 @@ def test_an_image_is_judged_under_its_own_prompt_and_masks(case):
     both = torch.stack([codes, codes.flip(0)])
     together = log_probability(model, model.config, [prefix, other], both, masks)
     for row, before in enumerate((prefix, other)):
-        alone = Masks(masks.places[:, row : row + 1], masks.weight[:, row : row + 1])
+        alone = Masks(masks.positions[:, row : row + 1], masks.weight[:, row : row + 1])
         torch.testing.assert_close(
             log_probability(model, model.config, [before], both[row : row + 1], alone), together[row : row + 1]
         )
@@ -188,28 +208,28 @@ def test_the_loss_is_trls_on_the_same_log_probabilities(tmp_path):
     assert logged["rewards/margins"] == pytest.approx(margin.mean().item(), rel=1e-3)
 
 
-def pairs_of(model: Showo, number: int = 24) -> list[Pair]:
+def pairs_of(generator: Generator, number: int = 24) -> list[Pair]:
     """Chosen images hold more zeros than rejected ones."""
     draw = torch.Generator().manual_seed(7)
-    length = model.config.num_image_tokens
+    length = generator.model.config.num_image_tokens
     few = torch.randint(1, CODES, (number, length), generator=draw)
     many = few.masked_fill(torch.rand(number, length, generator=draw) < 0.7, 0)
-    return [Pair(text_prefix(model.config, [row % 5 + 1]), many[row], few[row]) for row in range(number)]
+    return [Pair(SimpleNamespace(text=str(row % 5 + 1)), many[row], few[row]) for row in range(number)]
 
 
 def test_training_starts_at_log_two_and_prefers_the_chosen(tmp_path):
-    model = tiny(length=9)
-    pairs = pairs_of(model)
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    log, _ = train_dpo(model, pairs, DpoTraining(3e-3, epochs=12, batch_size=8, masks=2), tmp_path)
-    assert log[0]["loss"] == pytest.approx(0.6931, abs=1e-3) and log[0]["margin"] == pytest.approx(0, abs=1e-4)
-    assert log[-1]["loss"] < 0.5 and log[-1]["accuracy"] > 0.9 and log[-1]["margin"] > 0.5
+    start = tiny_generator(length=9)
+    pairs, before = pairs_of(start), weights_of(start)
+    aligned, log = train_dpo(start, pairs, DpoTraining(3e-3, epochs=12, batch_size=8, masks=2), tmp_path)
+    first, last = log.rows[0], log.rows[-1]
+    assert first["loss"] == pytest.approx(0.6931, abs=1e-3) and first["margin"] == pytest.approx(0, abs=1e-4)
+    assert last["loss"] < 0.5 and last["accuracy"] > 0.9 and last["margin"] > 0.5
+    assert log.steps == 36 and log.losses == [row["loss"] for row in log.rows] and log.seconds > 0
+    model, reference = aligned.model, start.model
     assert not model.training
-    reference = tiny(length=9)
-    reference.load_state_dict(before)
+    assert all(torch.equal(weight, before[name]) for name, weight in reference.state_dict().items())  # left as it was
     masks = draw_masks(len(pairs), 9, 4, "elbo", torch.Generator().manual_seed(0))
-    chosen, rejected = (torch.stack([getattr(pair, side) for pair in pairs]) for side in ("chosen", "rejected"))
-    prefixes = [pair.prefix for pair in pairs]
+    prefixes, chosen, rejected = read_pairs(start, pairs)
     with torch.no_grad():
         gains = [
             log_probability(model, model.config, prefixes, codes, masks)
@@ -219,16 +239,16 @@ def test_training_starts_at_log_two_and_prefers_the_chosen(tmp_path):
     assert gains[0].mean() > gains[1].mean()
 
 
-def test_a_run_of_a_single_step_learns_too(tmp_path):
-    model = tiny(length=9)
-    before = model.state_dict()["showo.lm_head.weight"].clone()
-    log, _ = train_dpo(model, pairs_of(model)[:4], DpoTraining(1e-3, batch_size=4), tmp_path)
-    assert len(log) == 1 and not torch.equal(model.state_dict()["showo.lm_head.weight"], before)
+def test_a_run_of_a_single_step_learns_too_and_needs_no_folder():
+    start = tiny_generator(length=9)
+    aligned, log = train_dpo(start, pairs_of(start)[:4], DpoTraining(1e-3, batch_size=4))
+    head, before = (one.model.state_dict()["showo.lm_head.weight"] for one in (aligned, start))
+    assert log.steps == 1 and not torch.equal(head, before)
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_chosen_and_rejected_share_masks_if_asked(tmp_path, monkeypatch, shared):
-    model, seen = tiny(), []
+    start, seen = tiny_generator(), []
     judged = dpo.log_probability
 
     def watch(model, config, prefixes, codes, masks):
@@ -236,10 +256,10 @@ def test_chosen_and_rejected_share_masks_if_asked(tmp_path, monkeypatch, shared)
         return judged(model, config, prefixes, codes, masks)
 
     monkeypatch.setattr(dpo, "log_probability", watch)
-    train_dpo(model, pairs_of(model, 4), DpoTraining(1e-4, batch_size=4, masks=3, shared=shared), tmp_path)
+    train_dpo(start, pairs_of(start, 4), DpoTraining(1e-4, batch_size=4, masks=3, shared=shared), tmp_path)
     policy, reference = seen
-    assert torch.equal(policy.places, reference.places) and torch.equal(policy.weight, reference.weight)
-    assert torch.equal(policy.places[:, :4], policy.places[:, 4:]) == shared
+    assert torch.equal(policy.positions, reference.positions) and torch.equal(policy.weight, reference.weight)
+    assert torch.equal(policy.positions[:, :4], policy.positions[:, 4:]) == shared
 
 
 class Stop(TrainerCallback):
@@ -252,8 +272,8 @@ class Stop(TrainerCallback):
 
 def test_it_goes_on_after_an_interrupt(tmp_path, monkeypatch):
     settings = DpoTraining(1e-3, batch_size=4, save_steps=2)
-    whole, parted = tiny(), tiny()
-    log, _ = train_dpo(whole, pairs_of(whole), settings, tmp_path / "whole")
+    start = tiny_generator()
+    whole, log = train_dpo(start, pairs_of(start), settings, tmp_path / "whole")
     trainer = dpo.DpoTrainer
 
     def stopping(*given):
@@ -263,13 +283,11 @@ def test_it_goes_on_after_an_interrupt(tmp_path, monkeypatch):
 
     monkeypatch.setattr(dpo, "DpoTrainer", stopping)
     with pytest.raises(KeyboardInterrupt):
-        train_dpo(parted, pairs_of(parted), settings, tmp_path / "parted")
+        train_dpo(start, pairs_of(start), settings, tmp_path / "parted")
     monkeypatch.setattr(dpo, "DpoTrainer", trainer)
-    parted = tiny()  # the reference is the model as it is given
-    again, _ = train_dpo(parted, pairs_of(parted), settings, tmp_path / "parted")
-    assert [row["loss"] for row in again] == pytest.approx([row["loss"] for row in log])
-    for name, weight in parted.state_dict().items():
-        torch.testing.assert_close(weight, whole.state_dict()[name])
+    parted, again = train_dpo(start, pairs_of(start), settings, tmp_path / "parted")
+    assert again.losses == pytest.approx(log.losses)
+    torch.testing.assert_close(weights_of(parted), weights_of(whole))
 
 
 class LikesLowCodes:
@@ -293,39 +311,36 @@ def test_guidance_alone_has_a_gradient_and_raises_the_verifiers_score(unpictured
     generator = unpictured
     prompts = lite_prompts("train")[:6]
 
-    def mean_score() -> float:
+    def mean_score(generator: Generator) -> float:
         drawn = generator.draw([prompt.text for prompt in prompts], 8, seed=99)
         codes = torch.stack([path.final for paths in drawn for path in paths])
-        return float(LikesLowCodes().score(codes, [""] * len(codes)).mean())
+        return float(LikesLowCodes().score(codes, "").mean())
 
-    prefix = text_prefix(generator.model.config, [3])
     same = torch.zeros(64, dtype=torch.int16)
-    dummies = [Pair(prefix, same, same)] * 30  # a pair of equal images teaches nothing
-    online = online_pairs(generator, LikesLowCodes(), prompts, a_step=3, samples=4, seed=0)
+    dummies = [Pair(prompts[0], same, same)] * 30  # a pair of equal images teaches nothing
+    online = online_pairs(generator, LikesLowCodes(), prompts, prompts_per_step=3, num_images_per_prompt=4, seed=0)
     fresh = online.draw(generator.model, 0)
     masks = draw_masks(6, 64, 1, "sum", torch.Generator().manual_seed(0))
-    codes = torch.stack([pair.chosen for pair in fresh] + [pair.rejected for pair in fresh])
-    prefixes = [pair.prefix for pair in fresh] * 2
-    log_p = log_probability(generator.model, generator.model.config, prefixes, codes, masks)
+    prefixes, *both = read_pairs(generator, fresh)
+    log_p = log_probability(generator.model, generator.model.config, prefixes * 2, torch.cat(both), masks)
     dpo_loss(log_p[:3], log_p[3:], log_p[:3].detach(), log_p[3:].detach(), beta=0.1)[0].mean().backward()
     assert sum(float(weight.grad.norm()) for weight in generator.model.parameters() if weight.grad is not None) > 1e-2
     generator.model.zero_grad()
-    before = mean_score()
-    log, _ = train_dpo(generator.model, dummies, DpoTraining(1e-2, batch_size=1, masks=2), tmp_path, online)
-    assert "online_margin" in log[0]
-    assert mean_score() > before + 0.1
+    aligned, log = train_dpo(generator, dummies, DpoTraining(1e-2, batch_size=1, masks=2), tmp_path, online)
+    assert "online_margin" in log.rows[0]
+    assert mean_score(aligned) > mean_score(generator) + 0.1
 
 
 def test_fresh_pairs_are_the_verifiers_favourite_and_last(unpictured):
     prompts = lite_prompts("train")[:4]
-    draw = online_pairs(unpictured, LikesLowCodes(), prompts, a_step=2, samples=4, seed=0).draw
+    draw = online_pairs(unpictured, LikesLowCodes(), prompts, prompts_per_step=2, num_images_per_prompt=4, seed=0).draw
     pairs, again, later = (draw(unpictured.model, step) for step in (0, 0, 1))
     assert len(pairs) == 2 and all(torch.equal(a.chosen, b.chosen) for a, b in zip(pairs, again, strict=True))
     assert any(not torch.equal(a.chosen, b.chosen) for a, b in zip(pairs, later, strict=True))
     for pair in pairs:
-        best, worst = LikesLowCodes().score(torch.stack([pair.chosen, pair.rejected]), ["", ""])
+        best, worst = LikesLowCodes().score(torch.stack([pair.chosen, pair.rejected]), "")
         assert best > worst
-    with pytest.raises(ValueError, match="at least 2 samples"):
+    with pytest.raises(ValueError, match="at least 2 a prompt"):
         online_pairs(unpictured, LikesLowCodes(), prompts, 2, 1, 0)
     with pytest.raises(ValueError, match="dev or test prompt"):
         online_pairs(unpictured, LikesLowCodes(), [*prompts, lite_prompts("test")[-1]], 2, 4, 0)
@@ -333,25 +348,27 @@ def test_fresh_pairs_are_the_verifiers_favourite_and_last(unpictured):
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 3.0])
 def test_guidance_is_added_as_often_as_its_weight_says(unpictured, tmp_path, weight):
-    model = unpictured.model
-    pair = Pair(text_prefix(model.config, [3]), torch.zeros(64).long(), torch.ones(64).long())
-    fresh = Pair(pair.prefix, torch.full((64,), 7), torch.full((64,), 900))
+    prompt = lite_prompts("train")[0]
+    pair = Pair(prompt, torch.zeros(64).long(), torch.ones(64).long())
+    fresh = Pair(prompt, torch.full((64,), 7), torch.full((64,), 900))
     settings = DpoTraining(1e-3, batch_size=1, beta=0.5, guidance=weight, seed=3)
-    reference = copy.deepcopy(model)
-    for parameter in model.parameters():  # away from the reference, lest all losses be log 2
-        parameter.data += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
     losses = {}
     for name, online in (("offline", None), ("both", Online(lambda policy, step: [fresh], ""))):
-        trainer = dpo.DpoTrainer(reference, settings, model, arguments, [pair], online, None)
-        losses[name] = trainer.compute_loss(model, trainer._prepare_inputs(dpo._collate([pair]))).item()
+        trainer = dpo.DpoTrainer(unpictured, settings, arguments, [pair], online, None)
+        for parameter in trainer.model.parameters():  # away from the reference, lest all losses be log 2
+            parameter.data += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+        losses[name] = trainer.compute_loss(trainer.model, trainer._prepare_inputs(trainer.read([pair]))).item()
     drawing = torch.Generator().manual_seed(3 * 1_000_003)
     draw_masks(1, 64, 1, "sum", drawing)  # the offline pair's
     masks = draw_masks(1, 64, 1, "sum", drawing)
-    both = Masks(masks.places.repeat(1, 2, 1), masks.weight.repeat(1, 2))
-    codes = torch.stack([fresh.chosen, fresh.rejected])
+    both = Masks(masks.positions.repeat(1, 2, 1), masks.weight.repeat(1, 2))
+    prefixes, *codes = read_pairs(unpictured, [fresh])
     with torch.no_grad():
-        policy, before = (log_probability(m, m.config, [pair.prefix] * 2, codes, both) for m in (model, reference))
+        policy, before = (
+            log_probability(model, model.config, prefixes * 2, torch.cat(codes), both)
+            for model in (trainer.model, unpictured.model)
+        )
     alone = dpo_loss(policy[:1], policy[1:], before[:1], before[1:], beta=0.5)[0].item()
     assert abs(alone - 0.6931) > 0.01
     assert losses["both"] == pytest.approx(losses["offline"] + weight * alone, rel=1e-4)
@@ -359,27 +376,24 @@ def test_guidance_is_added_as_often_as_its_weight_says(unpictured, tmp_path, wei
 
 def test_every_step_has_masks_of_its_own(tmp_path, monkeypatch):
     seen, judged = [], dpo.log_probability
-    monkeypatch.setattr(dpo, "log_probability", lambda *given: seen.append(given[-1].places) or judged(*given))
-    train_dpo(tiny(length=9), pairs_of(tiny(length=9), 12), DpoTraining(1e-4, batch_size=4), tmp_path)
+    monkeypatch.setattr(dpo, "log_probability", lambda *given: seen.append(given[-1].positions) or judged(*given))
+    start = tiny_generator(length=9)
+    train_dpo(start, pairs_of(start, 12), DpoTraining(1e-4, batch_size=4), tmp_path)
     policies = seen[::2]
     assert len(policies) == 3 and not torch.equal(policies[0], policies[1])
     assert not torch.equal(policies[1], policies[2])
 
 
 def test_divergence_is_zero_from_itself_and_grows_with_training(toy_generator, tmp_path):
-    model = copy.deepcopy(toy_generator.model)
     watch = divergence_on_samples(toy_generator, lite_prompts("train")[:3], n=2, seed=1)
-    assert watch(model, model) == 0
-    pairs = [Pair(text_prefix(model.config, [row]), torch.full((64,), 7), torch.full((64,), 900)) for row in range(8)]
-    log, seconds = train_dpo(model, pairs, DpoTraining(3e-3, batch_size=2, watch_every=2), tmp_path, watch=watch)
-    assert [step for step, row in enumerate(log) if "watched" in row] == [0, 2, 3]
-    assert log[0]["watched"] == 0 and log[-1]["watched"] > 0.01 and seconds > 0
+    assert watch(toy_generator.model, toy_generator.model) == 0
+    pairs = [Pair(prompt, torch.full((64,), 7), torch.full((64,), 900)) for prompt in lite_prompts("train")[:8]]
+    settings = DpoTraining(3e-3, batch_size=2, watch_every=2)
+    _, log = train_dpo(toy_generator, pairs, settings, tmp_path, watch=watch)
+    assert [step for step, row in enumerate(log.rows) if "watched" in row] == [0, 2, 3]
+    assert log.rows[0]["watched"] == 0 and log.rows[-1]["watched"] > 0.01 and log.seconds > 0
     # nothing is left to do: the same log and seconds
-    again = copy.deepcopy(toy_generator.model)
-    assert train_dpo(again, pairs, DpoTraining(3e-3, batch_size=2, watch_every=2), tmp_path, watch=watch) == (
-        log,
-        seconds,
-    )
+    assert train_dpo(toy_generator, pairs, settings, tmp_path, watch=watch)[1] == log
 
 
 def test_divergence_is_what_the_log_ratio_of_drawn_codes_comes_to(toy_generator):
@@ -394,7 +408,7 @@ def test_divergence_is_what_the_log_ratio_of_drawn_codes_comes_to(toy_generator)
     for row, path in enumerate(path for paths in drawn for path in paths):
         prefix = text_prefix(policy.config, encode_text(toy_generator.text_tokenizer, prompts[row // 3].text))
         for mask in range(4):
-            hidden, codes = masks.places[mask, row], path.final[None]
+            hidden, codes = masks.positions[mask, row], path.final[None]
             with torch.no_grad():
                 p, q = (dpo.image_logits(m, [prefix], codes, hidden[None]).log_softmax(-1) for m in (policy, reference))
             redrawn = torch.multinomial(p.exp(), 4000, replacement=True, generator=rng)  # of the hidden codes alone
@@ -404,13 +418,37 @@ def test_divergence_is_what_the_log_ratio_of_drawn_codes_comes_to(toy_generator)
 
 
 def test_another_runs_folder_is_refused(tmp_path):
-    model = tiny()
-    train_dpo(model, pairs_of(model, 4), DpoTraining(1e-4, batch_size=4), tmp_path)
+    start = tiny_generator()
+    train_dpo(start, pairs_of(start, 4), DpoTraining(1e-4, batch_size=4), tmp_path)
     for settings, number in ((DpoTraining(1e-3, batch_size=4), 4), (DpoTraining(1e-4, batch_size=4), 3)):
         with pytest.raises(ValueError, match="another run"):
-            train_dpo(tiny(), pairs_of(tiny(), number), settings, tmp_path)
+            train_dpo(start, pairs_of(start, number), settings, tmp_path)
 
 
 def test_nothing_to_learn_from_is_said(tmp_path):
     with pytest.raises(ValueError, match="at least one pair"):
-        train_dpo(tiny(), [], DpoTraining(1e-4), tmp_path)
+        train_dpo(tiny_generator(), [], DpoTraining(1e-4), tmp_path)
+
+
+def test_margins_are_what_changed_for_the_chosen_minus_the_rejected(toy_generator):
+    prompt = parse_prompt("a photo of a red cat")
+    codes = torch.randint(1024, (3, 2, 64), generator=torch.Generator().manual_seed(0)).short()
+    pairs = [Pair(prompt, right, wrong) for right, wrong in codes]
+    policy = replace(toy_generator, model=copy.deepcopy(toy_generator.model))
+    with torch.no_grad():
+        for weight in policy.model.parameters():
+            weight.add_(0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+    found = reward_margins(policy, toy_generator, pairs, beta=0.5, masks=3, seed=4)
+    prefixes = read_pairs(toy_generator, pairs)[0]
+    same = draw_masks(3, 64, 3, "sum", torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        wanted = [
+            sign * log_probability(one.model, one.model.config, prefixes, codes[:, side].long(), same)
+            for side, one, sign in ((0, policy, 1), (0, toy_generator, -1), (1, policy, -1), (1, toy_generator, 1))
+        ]
+    torch.testing.assert_close(found, 0.5 * sum(wanted), atol=1e-3, rtol=1e-4)
+    swapped = [Pair(prompt, pair.rejected, pair.chosen) for pair in pairs]
+    torch.testing.assert_close(reward_margins(policy, toy_generator, swapped, 0.5, 3, 4), -found)
+    assert not reward_margins(toy_generator, toy_generator, pairs).any()
+    with pytest.raises(ValueError, match="at least one pair"):
+        reward_margins(policy, toy_generator, [])

@@ -20,7 +20,7 @@ from cotgen_lite.align.dpo import DpoTraining, Pair, draw_masks, log_probability
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.sampling import MASKED, SamplingSettings
 from cotgen_lite.generate.showo import correction_prefix, masked_loss, text_prefix
-from cotgen_lite.prompts import encode_text
+from cotgen_lite.prompts import encode_text, parse_prompt
 from cotgen_lite.verify.search import best_of_n, parm_search, reflect, stepwise_best_of_n
 from cotgen_lite.verify.verifier import (
     PRM_QUESTION,
@@ -198,16 +198,15 @@ def test_parm_stops_what_is_clear_and_hopeless(full: Full) -> None:
 def test_one_dpo_step_prefers_the_chosen_image(full: Full, tmp_path: Path) -> None:
     found = best_of_n(full.generator, full.verifier, PROMPT, 2, seed=5)
     codes = [found.trajectories[i].final for i in (int(found.log_odds.argmax()), int(found.log_odds.argmin()))]
-    pair = Pair(full.prefix(PROMPT), *codes)
-    policy = replace(full.generator, model=copy.deepcopy(full.generator.model))
-    steps, _ = train_dpo(policy.model, [pair], DpoTraining(1e-3, masks=2, warmup=0), tmp_path)
-    assert len(steps) == 1
-    assert steps[0]["margin"] == pytest.approx(0, abs=1e-3) and steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
+    pair = Pair(parse_prompt(PROMPT), *codes)
+    policy, log = train_dpo(full.generator, [pair], DpoTraining(1e-3, masks=2, warmup=0), tmp_path)
+    assert log.steps == 1
+    assert log.rows[0]["margin"] == pytest.approx(0, abs=1e-3) and log.losses[0] == pytest.approx(math.log(2), abs=1e-3)
     # How much likelier each image became, under masks that it was not trained on.
     masks = draw_masks(2, full.length, 4, "sum", torch.Generator().manual_seed(7))
     with torch.no_grad():
         after, before = (
-            log_probability(one.model, one.model.config, [pair.prefix] * 2, torch.stack(codes), masks)
+            log_probability(one.model, one.model.config, [full.prefix(PROMPT)] * 2, torch.stack(codes), masks)
             for one in (policy, full.generator)
         )
     chosen, rejected = after - before

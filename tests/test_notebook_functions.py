@@ -137,7 +137,7 @@ def test_log_probability_under_a_mask(toy_generator: Any) -> None:
     masks = draw_masks(3, 64, 1, "sum", rng)
     with torch.no_grad():
         package = log_probability(model, model.config, [prefix] * 3, codes, masks)
-        alone = torch.stack([ours(model, prefix, *pair) for pair in zip(codes, masks.places[0], strict=True)])
+        alone = torch.stack([ours(model, prefix, *pair) for pair in zip(codes, masks.positions[0], strict=True)])
     torch.testing.assert_close(alone, package, atol=1e-3, rtol=1e-5)
 
 

@@ -27,7 +27,6 @@ from cotgen_lite.verify.pool_search import ask_of_paths
 from cotgen_lite.prompts import lite_prompts
 from cotgen_lite.verify.training_data import draw_labelled
 from cotgen_lite.generate.sampling import SamplingSettings
-from cotgen_lite.generate.showo import text_prefix
 
 torch.set_num_threads(1)
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
@@ -38,13 +37,12 @@ prompts = lite_prompts("train")[::400]
 pool, _ = draw_labelled(generator, TemplateJudge(), prompts, 2, 0, out / "images")
 guesses = pool.tokens[:10, :, None].expand(-1, -1, 3, -1).contiguous()
 opinions = ask_of_paths(generator, load_verifier("parm"), guesses, prompts[:10], out / "opinions")
-prefixes = [text_prefix(generator.model.config, [row % 5 + 1]) for row in range(16)]
-pairs = [Pair(before, *pool.tokens[row].long()) for row, before in enumerate(prefixes)]
+pairs = [Pair(prompt, *pool.tokens[row]) for row, prompt in enumerate(prompts[:16])]
 settings = DpoTraining(1e-3, epochs=1, batch_size=8 // int(os.environ.get("WORLD_SIZE", 1)), masks=2)
-train_dpo(generator.model, pairs, settings, out / "dpo")
+aligned, _ = train_dpo(generator, pairs, settings, out / "dpo")
 made = {"tokens": pool.tokens, "labels": torch.from_numpy(pool.correct["template"])}
 made |= {name: torch.from_numpy(getattr(opinions, name)).contiguous() for name in ("clarity", "selection")}
-made["weights"] = torch.cat([weights.flatten() for weights in generator.model.state_dict().values()])
+made["weights"] = torch.cat([weights.flatten() for weights in aligned.model.state_dict().values()])
 save_file(made, out / f"made-{os.environ.get('RANK', 0)}.safetensors")
 """
 

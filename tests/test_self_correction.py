@@ -11,7 +11,7 @@ import torch
 
 from cotgen_lite.align.self_correction import Correction, CorrectionTraining, train_correction
 from cotgen_lite.experiments.benchmark import predict_plainly
-from cotgen_lite.generate.pipeline import load_generator
+from cotgen_lite.generate.pipeline import Generator, load_generator
 from cotgen_lite.generate.sampling import Ledger, SamplingSettings, advance, encode_prompts, predict, start
 from cotgen_lite.generate.showo import (
     CaptionedTokens,
@@ -27,6 +27,7 @@ from cotgen_lite.lite.edit_targets import corrections
 from cotgen_lite.lite.judges import TemplateJudge
 from cotgen_lite.pools import Pool, load_pool
 from cotgen_lite.prompts import encode_text, lite_prompts
+from cotgen_lite.training import TrainingLog
 from cotgen_lite.verify.reasons import share_told
 
 PROMPTS = lite_prompts("train")[:3]
@@ -105,11 +106,10 @@ def test_without_words_a_correction_sees_the_image_alone(toy_generator: Any, tmp
     losses = {}
     for blind in (0.0, 1.0):
         for number, prompt in enumerate(PROMPTS[:2]):
-            taught = replace(toy_generator, model=copy.deepcopy(toy_generator.model))
             settings = CorrectionTraining(1, 1e-3, batch_size=4, without_words=blind, without_reasons=0.0)
             folder = tmp_path / f"{blind}-{number}"
             lesson = Correction(prompt, code, (WHY, "there is no cat")[number], code)
-            log = train_correction(taught, [lesson], replay, settings, folder)
+            _, log = train_correction(toy_generator, [lesson], replay, settings, folder)
             losses[blind, number] = log.losses
     assert losses[1.0, 0] == losses[1.0, 1] and losses[0.0, 0] != losses[0.0, 1]
 
@@ -137,17 +137,15 @@ def test_training_teaches_to_go_by_the_reasons_and_resumes(toy_generator: Any, t
         steps=200, learning_rate=2e-2, batch_size=8, replay=0.5, without_reasons=0.0, without_words=0.0
     )
 
-    def train(folder: Path, steps: int = 200) -> Any:
-        taught = replace(
-            toy_generator,
-            model=copy.deepcopy(toy_generator.model),
-            settings=SamplingSettings(guidance_scale=0, steps=4),
-        )
-        log = train_correction(taught, lessons, replay, replace(settings, steps=steps), folder)
-        return taught, log
+    start = replace(toy_generator, settings=SamplingSettings(guidance_scale=0, steps=4))
+    before = copy.deepcopy(start.model.state_dict())
+
+    def train(folder: Path, steps: int = 200) -> tuple[Generator, TrainingLog]:
+        return train_correction(start, lessons, replay, replace(settings, steps=steps), folder)
 
     taught, log = train(tmp_path / "a")
     assert log.losses[-1] < 1
+    torch.testing.assert_close(start.model.state_dict(), before, rtol=0, atol=0)  # left as it was
     drawn = taught.correct(PROMPTS[0].text, torch.stack([old, old]), [x.reasons for x in lessons]).tokens
     assert (drawn[0] == 9).float().mean() > 0.9 and (drawn[1] == 7).float().mean() > 0.9
     assert (taught(PROMPTS[0].text).tokens == 3).float().mean() > 0.9  # plain drawing stays

@@ -9,7 +9,7 @@ import pytest
 import torch
 from trl import DPOTrainer
 
-from cotgen_lite.align.dpo import train_sequential_dpo
+from cotgen_lite.align.dpo import DpoTraining, Pair, train_autoregressive_dpo
 from cotgen_lite.generate.autoregressive import (
     GREY,
     AutoregressiveConfig,
@@ -201,7 +201,9 @@ def test_dpo_teaches_what_is_preferred_and_resumes(
     draw = torch.Generator().manual_seed(4)
     chosen, rejected = (torch.randint(low, low + 40, (24, LENGTH), generator=draw) for low in (0, 500))
     prompts = [parse_prompt("a photo of a cat"), parse_prompt("a photo of a red car")] * 12
-    triples = list(zip(prompts, chosen, rejected, strict=True))
+    pairs = list(map(Pair, prompts, chosen, rejected))
+    start = AutoregressiveGenerator(model, lite_tokenizer(), Magvit.from_pretrained(model_path("tokenizer")), SETTINGS)
+    settings = DpoTraining(1e-3, batch_size=4)
 
     def log_p(one: AutoregressiveModel, codes: torch.Tensor) -> torch.Tensor:
         texts = [encode_text(lite_tokenizer(), prompt.text) for prompt in prompts]
@@ -211,31 +213,29 @@ def test_dpo_teaches_what_is_preferred_and_resumes(
         ]
         return torch.stack(each)
 
-    taught = copy.deepcopy(model)
-    log, _ = train_sequential_dpo(taught, lite_tokenizer(), triples, 1e-3, tmp_path, batch_size=4)
-    assert len(log) == 6 and log[0]["loss"] == pytest.approx(0.6931, abs=1e-3) and log[-1]["loss"] < 0.3
-    assert log[-1]["margin"] > 1 and log[-1]["accuracy"] == 1
+    aligned, log = train_autoregressive_dpo(start, pairs, settings, tmp_path)
+    taught, last = aligned.model, log.rows[-1]
+    assert log.steps == 6 and log.losses[0] == pytest.approx(0.6931, abs=1e-3) and log.losses[-1] < 0.3
+    assert last["margin"] > 1 and last["accuracy"] == 1
     gains = [(log_p(taught, codes) - log_p(model, codes)).mean() for codes in (chosen, rejected)]
     assert gains[0] > gains[1]
-    assert log[-1]["chosen"] - log[-1]["rejected"] == pytest.approx(log[-1]["margin"], abs=1e-4)
+    assert last["chosen"] - last["rejected"] == pytest.approx(last["margin"], abs=1e-4)
     # What trl counts is whole images, from the first code to the last: in a run of one batch, before its only step.
-    train_sequential_dpo(
-        copy.deepcopy(model), lite_tokenizer(), triples, 1e-3, tmp_path / "one", batch_size=len(triples)
-    )
+    train_autoregressive_dpo(start, pairs, replace(settings, batch_size=len(pairs)), tmp_path / "one")
     (state,) = (tmp_path / "one").glob("checkpoint-*/trainer_state.json")
     counted = json.loads(state.read_text())["log_history"][0]
     for side, codes in (("chosen", chosen), ("rejected", rejected)):
         assert counted[f"logps/{side}"] == pytest.approx(float(log_p(model, codes).mean()), abs=1e-3)
     monkeypatch.setattr(DPOTrainer, "training_step", None)  # nothing is left to do
-    train_sequential_dpo(copy.deepcopy(model), lite_tokenizer(), triples, 1e-3, tmp_path, batch_size=4)
+    train_autoregressive_dpo(start, pairs, settings, tmp_path)
     ids = torch.tensor([sequence_ids(model.config, TEXTS[0]) + [3] * LENGTH])
     silent = copy.deepcopy(taught)
     silent.head.weight.data.zero_()
     assert not silent(ids).logits.any() and taught(ids).logits.any()  # trl leaves nothing behind
     with pytest.raises(ValueError, match="another run"):
-        train_sequential_dpo(copy.deepcopy(model), lite_tokenizer(), triples, 2e-3, tmp_path, batch_size=4)
+        train_autoregressive_dpo(start, pairs, replace(settings, learning_rate=2e-3), tmp_path)
     with pytest.raises(ValueError, match="at least one pair"):
-        train_sequential_dpo(model, lite_tokenizer(), [], 1e-3, tmp_path / "none")
+        train_autoregressive_dpo(start, [], settings)
 
 
 def test_pre_training_learns_captions_and_resumes(

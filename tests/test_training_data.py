@@ -8,6 +8,7 @@ import pytest
 import torch
 from small_verifiers import save_lite
 
+from cotgen_lite.align.dpo import preference_pairs
 from cotgen_lite.full_scale.prompts import full_prompts, geneval_meanings
 from cotgen_lite.hub import data_path
 from cotgen_lite.pools import Pool, load_pool
@@ -27,7 +28,6 @@ from cotgen_lite.verify.training_data import (
     load_steps,
     orm_examples,
     parm_examples,
-    preference_pairs,
     prm_examples,
     reflection_examples,
     train_prompts,

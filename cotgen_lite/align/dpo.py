@@ -1,85 +1,122 @@
-"""Direct preference optimisation of a masked image model: log-probabilities, the loss, training, reward guidance.
+"""Direct preference optimisation: a generator learns from pairs of a right and a wrong image of one prompt.
 
-A masked model gives no exact log-probability of an image: it is estimated over random masks, with the same masks for
-policy and reference. Guidance adds pairs of the policy's own fresh images, ranked by a verifier; so it has a gradient,
-unlike the constant that the released code adds. Paper: sections 3.3 and 3.4; DPO: arXiv 2305.18290.
+In reading order: pairs; the estimated log-probability of an image, since a masked model gives no exact one; DPO's loss;
+fresh pairs for reward guidance; training; how far a generator prefers what it was taught. At the end the same for
+next-token models, whose log-probabilities are exact, by trl. Paper: sections 3.3 and 3.4; DPO: arXiv 2305.18290.
+Read next: `self_correction.py`.
 """
 
 import copy
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
-from transformers import GenerationConfig, PreTrainedTokenizerBase, Trainer, TrainingArguments
-from trl import DPOConfig, DPOTrainer
+from transformers import GenerationConfig, Trainer, TrainingArguments
 
-from cotgen_lite.generate.autoregressive import AutoregressiveModel, sequence_ids
+from cotgen_lite.generate.autoregressive import AutoregressiveGenerator, sequence_ids
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.showo import Showo, draw_mask, image_logits, text_prefix
-from cotgen_lite.prompts import Prompt, encode_text, refuse_held_out
-from cotgen_lite.training import TrainerSettings, check_same_run, fingerprint, run_trainer, trainer_arguments
+from cotgen_lite.hub import work_folder
+from cotgen_lite.pools import Pool
+from cotgen_lite.prompts import Prompt, refuse_held_out
+from cotgen_lite.training import (
+    TrainerSettings,
+    TrainingLog,
+    check_same_run,
+    fingerprint,
+    run_trainer,
+    trainer_arguments,
+)
+from cotgen_lite.verify.training_data import balanced
 from cotgen_lite.verify.verifier import Verifier
 
 Weighting = Literal["sum", "elbo"]
 
 
-@dataclass(frozen=True)
-class Masks:
-    """M masks for each of B images: places that are hidden, bool (M, B, L), and the weight of each mask (M, B)."""
+class Pair(NamedTuple):
+    """Two images of one prompt, tokens (L,) each: the chosen one is right, the rejected one wrong."""
 
-    places: Tensor
-    weight: Tensor
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two images of one prompt, of which the chosen one is right: what stands before them, and their codes (L,)."""
-
-    prefix: list[int]
+    prompt: Prompt
     chosen: Tensor
     rejected: Tensor
+
+
+def preference_pairs(pool: Pool, most: int, seed: int, held_out: Set[str] | None = None) -> list[Pair]:
+    """Pairs for DPO: of each pool up to `most` right images, each with a wrong one of its own; shuffled.
+
+    ValueError if a dev or test prompt is among them; held_out: as in `refuse_held_out`. Paper: section 3.3.
+    """
+    refuse_held_out(pool.prompts, held_out)
+    rng = np.random.default_rng(seed)
+    labels = pool.correct["template"]
+    pairs = []
+    for row, prompt in enumerate(pool.prompts):
+        columns = [column for _, column in balanced(labels[row : row + 1], most, rng)]
+        half = len(columns) // 2
+        for chosen, rejected in zip(columns[:half], columns[half:], strict=True):
+            pairs.append(Pair(prompt, pool.tokens[row, chosen], pool.tokens[row, rejected]))
+    return [pairs[i] for i in rng.permutation(len(pairs))]
+
+
+def read_pairs(generator: Generator, pairs: Sequence[Pair]) -> tuple[list[list[int]], Tensor, Tensor]:
+    """What a masked model reads of B pairs: B prefixes (`text_prefix`), chosen and rejected tokens int64 (B, L).
+
+    ValueError without pairs, or for a prompt that the generator cannot read.
+    """
+    if not pairs:
+        raise ValueError("There is nothing to learn from: give at least one pair.")
+    prompts, chosen, rejected = zip(*pairs, strict=True)
+    prefixes = [text_prefix(generator.model.config, generator.encode(prompt.text)) for prompt in prompts]
+    return prefixes, torch.stack(chosen).long(), torch.stack(rejected).long()
+
+
+@dataclass(frozen=True)
+class Masks:
+    """M masks for each of B images: positions that are hidden, bool (M, B, L), and the weight of each mask (M, B)."""
+
+    positions: Tensor
+    weight: Tensor
 
 
 def draw_masks(batch: int, length: int, number: int, weighting: Weighting, generator: torch.Generator) -> Masks:
     """Random masks for an estimate of `log_probability`, on the CPU.
 
-    batch: images; length: places of each; number: masks an image. weighting:
-    "sum": ratios as in Show-o's training, every hidden place counts once, some 41 of 64 on average. (The paper's
+    batch: images; length: positions of each; number: masks an image. weighting:
+    "sum": ratios as in Show-o's training, every hidden token counts once, some 41 of 64 on average. (The paper's
     released code sums so as well, with one mask for each image, and drops some prompts, which is not done here.)
-    "elbo": every number k of hidden places alike, weighted by L/k. Estimates the mean of log p over all orders in which
-    the places could be filled one by one, a lower bound of their log-probability (arXiv 2110.02037).
+    "elbo": every number k of hidden tokens alike, weighted by L/k. Estimates the mean of log p over all orders in which
+    the tokens could be filled in one by one, a lower bound of their log-probability (arXiv 2110.02037).
     """
     if weighting == "sum":
-        places = draw_mask(number * batch, length, generator)
+        positions = draw_mask(number * batch, length, generator)
         weight = torch.ones(number * batch)
     else:
         count = torch.randint(1, length + 1, (number * batch, 1), generator=generator)
         rank = torch.rand(number * batch, length, generator=generator).argsort(dim=1).argsort(dim=1)
-        places = rank < count
+        positions = rank < count
         weight = length / count[:, 0]
-    return Masks(places.view(number, batch, length), weight.view(number, batch) / number)
+    return Masks(positions.view(number, batch, length), weight.view(number, batch) / number)
 
 
-def log_probability(model: Any, config: Any, prefixes: Sequence[Sequence[int]], codes: Tensor, masks: Masks) -> Tensor:
+def log_probability(model: Any, config: Any, prefixes: Sequence[Sequence[int]], tokens: Tensor, masks: Masks) -> Tensor:
     """Estimated log-probability of images given what stands before them, differentiable.
 
     model: a Showo, or one wrapped for several devices; config: the Showo's. prefixes: B lists of ids (`text_prefix`);
-    codes: (B, L); masks: of these B images. Returns float32 (B,), nats, on the model's device.
+    tokens: (B, L); masks: of these B images. Returns float32 (B,), nats, on the model's device.
     """
-    number, batch, _ = masks.places.shape
+    number, batch, _ = masks.positions.shape
     device = next(model.parameters()).device
-    places = masks.places.to(device).flatten(0, 1)
-    every = codes.to(device).repeat(number, 1)
-    log_p = image_logits(model, list(prefixes) * number, every, places, config).float().log_softmax(dim=-1)
-    row = places.nonzero()[:, 0]
-    chosen = log_p.gather(1, every[places][:, None].long())[:, 0]
-    total = chosen.new_zeros(number * batch).index_add(0, row, chosen)
+    hidden = masks.positions.to(device).flatten(0, 1)
+    every = tokens.to(device).repeat(number, 1)
+    log_p = image_logits(model, list(prefixes) * number, every, hidden, config).float().log_softmax(dim=-1)
+    row = hidden.nonzero()[:, 0]
+    right = log_p.gather(1, every[hidden][:, None].long())[:, 0]
+    total = right.new_zeros(number * batch).index_add(0, row, right)
     return (total.view(number, batch) * masks.weight.to(device)).sum(dim=0)
 
 
@@ -103,7 +140,70 @@ class Online:
     about: str
 
 
+def online_pairs(
+    generator: Generator,
+    verifier: Verifier,
+    prompts: Sequence[Prompt],
+    prompts_per_step: int,
+    num_images_per_prompt: int,
+    seed: int,
+    held_out: Set[str] | None = None,
+) -> Online:
+    """Fresh pairs for reward guidance: of N images of the policy's, the verifier's favourite against its last.
+
+    So guidance has a gradient, unlike the constant that the released code adds. generator: lends tokenizers and
+    settings, the policy its weights. ValueError for N < 2, or if a dev or test prompt is among the prompts; held_out:
+    as in `refuse_held_out`. Paper: section 3.4.
+    """
+    if num_images_per_prompt < 2:
+        raise ValueError(f"A pair needs two images: draw at least 2 a prompt, not {num_images_per_prompt}.")
+    refuse_held_out(prompts, held_out)
+
+    def draw(policy: Showo, step: int) -> list[Pair]:
+        rng = np.random.default_rng((seed, step))
+        asked = [prompts[i] for i in rng.choice(len(prompts), prompts_per_step, replace=False)]
+        noise = int(rng.integers(2**31))  # fresh at every step
+        drawn = replace(generator, model=policy)([p.text for p in asked], num_images_per_prompt, seed=noise)
+        pairs = []
+        for prompt, tokens in zip(asked, drawn.tokens.split(num_images_per_prompt), strict=True):
+            log_odds = verifier.score(generator.decode(tokens), prompt.text)
+            pairs.append(Pair(prompt, tokens[log_odds.argmax()], tokens[log_odds.argmin()]))
+        return pairs
+
+    texts = [prompt.text for prompt in prompts]
+    return Online(draw, fingerprint((verifier.model,), texts, prompts_per_step, num_images_per_prompt, seed))
+
+
 Watch = Callable[[Showo, Showo], float]  # from policy and reference to a number worth watching
+
+
+def divergence_on_samples(generator: Generator, prompts: Sequence[Prompt], n: int, seed: int, masks: int = 8) -> Watch:
+    """KL(policy ‖ reference) in nats an image, on n of the policy's own images of each prompt.
+
+    Under random masks, the KL between what both predict at every hidden position (without guidance), added up with the
+    ELBO's weighting (`masks` an image): never negative, and what the log-ratio of sampled tokens would scatter about.
+    The images are generated as always, with guidance.
+    """
+    texts = [prompt.text for prompt in prompts]
+
+    def measure(policy: Showo, reference: Showo) -> float:
+        drawn = replace(generator, model=policy)(texts, n, seed=seed)
+        prefixes = [text_prefix(policy.config, generator.encode(text)) for text in drawn.prompts]
+        tokens = drawn.tokens.to(policy.device)
+        batch, length = tokens.shape
+        same = draw_masks(batch, length, masks, "elbo", torch.Generator().manual_seed(seed))
+        hidden = same.positions.to(policy.device).flatten(0, 1)
+        every = tokens.repeat(masks, 1)
+        with torch.no_grad():
+            log_p, log_q = (
+                image_logits(model, prefixes * masks, every, hidden, policy.config).float().log_softmax(dim=-1)
+                for model in (policy, reference)
+            )
+        apart = (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+        weight = same.weight.to(policy.device).flatten()[hidden.nonzero()[:, 0]]
+        return float(apart @ weight) / batch
+
+    return measure
 
 
 @dataclass(frozen=True)
@@ -124,128 +224,59 @@ class DpoTraining(TrainerSettings):
     watch_every: int = 100
 
 
-def as_pairs(generator: Generator, triples: Sequence[tuple[Prompt, Tensor, Tensor]]) -> list[Pair]:
-    """Pairs to train on from `ranking.preference_pairs`; ValueError if the generator cannot read a prompt."""
-    config, words = generator.model.config, generator.text_tokenizer
-    return [Pair(text_prefix(config, encode_text(words, p.text)), right, wrong) for p, right, wrong in triples]
-
-
-def online_pairs(
-    generator: Generator,
-    verifier: Verifier,
-    prompts: Sequence[Prompt],
-    a_step: int,
-    samples: int,
-    seed: int,
-    held_out: Set[str] | None = None,
-) -> Online:
-    """Fresh pairs for reward guidance: of `samples` images of the policy's, the verifier's favourite against its last.
-
-    generator: lends words, pixels and settings, the policy its weights. a_step: prompts drawn anew at each step.
-    ValueError for fewer than two samples, or if a dev or test prompt is among the prompts; held_out: as in
-    `ranking.refuse_held_out`.
-    """
-    if samples < 2:
-        raise ValueError(f"A pair needs two images: draw at least 2 samples, not {samples}.")
-    refuse_held_out(prompts, held_out)
-
-    def draw(policy: Showo, step: int) -> list[Pair]:
-        rng = np.random.default_rng((seed, step))
-        chosen = [prompts[i].text for i in rng.choice(len(prompts), a_step, replace=False)]
-        current = replace(generator, model=policy)
-        key = int(rng.integers(2**31))  # fresh noise at every step
-        pairs = []
-        for prompt, paths in zip(chosen, current.draw(chosen, samples, key), strict=True):
-            codes = torch.stack([path.final for path in paths])
-            log_odds = verifier.score(current.decode(codes), prompt)
-            prefix = text_prefix(policy.config, encode_text(generator.text_tokenizer, prompt))
-            pairs.append(Pair(prefix, codes[int(log_odds.argmax())], codes[int(log_odds.argmin())]))
-        return pairs
-
-    about = fingerprint((verifier.model,), [prompt.text for prompt in prompts], a_step, samples, seed)
-    return Online(draw, about)
-
-
-def divergence_on_samples(generator: Generator, prompts: Sequence[Prompt], n: int, seed: int, masks: int = 8) -> Watch:
-    """KL(policy ‖ reference) in nats an image, on n of the policy's own images of each prompt.
-
-    Under random masks, the KL between what both predict at every hidden place (without guidance), added up with the
-    ELBO's weighting (`masks` an image): never negative, and what the log-ratio of sampled codes would scatter about.
-    The images are drawn as always, with guidance.
-    """
-
-    def measure(policy: Showo, reference: Showo) -> float:
-        drawn = replace(generator, model=policy).draw([prompt.text for prompt in prompts], n, seed)
-        codes = torch.stack([path.final for paths in drawn for path in paths]).to(policy.device)
-        prefixes = [
-            text_prefix(policy.config, encode_text(generator.text_tokenizer, p.text)) for p in prompts for _ in range(n)
-        ]
-        drawing = torch.Generator().manual_seed(seed)
-        same = draw_masks(len(codes), codes.shape[1], masks, "elbo", drawing)
-        places = same.places.to(codes.device).flatten(0, 1)
-        every = codes.repeat(masks, 1)
-        with torch.no_grad():
-            log_p, log_q = (
-                image_logits(m, prefixes * masks, every, places, policy.config).float().log_softmax(dim=-1)
-                for m in (policy, reference)
-            )
-        apart = (log_p.exp() * (log_p - log_q)).sum(dim=-1)
-        weight = same.weight.to(codes.device).flatten()[places.nonzero()[:, 0]]
-        return float(apart @ weight) / len(codes)
-
-    return measure
-
-
 def train_dpo(
-    model: Showo,
+    generator: Generator,
     pairs: Sequence[Pair],
     settings: DpoTraining,
-    work_dir: Path,
+    work_dir: Path | None = None,
     online: Online | None = None,
     watch: Watch | None = None,
-) -> tuple[list[dict[str, float]], float]:
-    """Align a generator in place on pairs; the reference is what it is at the start, frozen.
+) -> tuple[Generator, TrainingLog]:
+    """Align a copy of a generator on pairs; the generator itself stays as it is, and is the reference.
 
-    work_dir: checkpoints; an interrupted call, made again with the same model, goes on from the last. online: fresh
-    pairs of the policy's for each step, whose loss is added `settings.guidance` times. watch: looked at every
-    `settings.watch_every` steps and at the end. Returns for each step its loss, mean reward margin and accuracy (share
-    of pairs with a positive margin), and "watched" where it was looked; and the seconds of the whole run. ValueError
-    without pairs, or for a `work_dir` that holds another run.
+    work_dir: checkpoints, from which an interrupted call, made again, goes on; None keeps none. online: fresh pairs of
+    the policy's for each step, whose loss is added `settings.guidance` times. watch: looked at every
+    `settings.watch_every` steps and at the end. Returns the aligned generator, and a log whose rows have for each step
+    "loss", "margin" and "accuracy" (share of pairs with a positive margin), of fresh pairs "online_margin", and
+    "watched" where it was looked. ValueError without pairs, or for a `work_dir` that holds another run.
     """
-    if not pairs:
-        raise ValueError("There is nothing to learn from: give at least one pair.")
-    said = [(pair.prefix, pair.chosen.tolist(), pair.rejected.tolist()) for pair in pairs]
-    check_same_run(work_dir, fingerprint((model,), settings, said, online and online.about, watch is None))
-    arguments = TrainingArguments(
-        **trainer_arguments(settings, len(pairs), work_dir, model.device), remove_unused_columns=False
-    )
-    reference = copy.deepcopy(model).eval().requires_grad_(False)
-    trainer = DpoTrainer(reference, settings, model, arguments, pairs, online, watch)
-    policy, log = run_trainer(trainer, "DPO")
+    prefixes, chosen, rejected = read_pairs(generator, pairs)
+    data = (prefixes, chosen.tolist(), rejected.tolist())
+    with work_folder(work_dir) as folder:
+        about = (settings, data, online and online.about, watch is None)
+        check_same_run(folder, fingerprint((generator.model,), *about))
+        given = trainer_arguments(settings, len(pairs), folder, generator.model.device)
+        arguments = TrainingArguments(**given, remove_unused_columns=False)
+        trainer = DpoTrainer(generator, settings, arguments, pairs, online, watch)
+        policy, log = run_trainer(trainer, "DPO")
     kept = ("loss", "margin", "accuracy", "online_margin", "watched")
-    steps = [{key: row[key] for key in kept if key in row} for row in log.rows]
+    log.rows = [{key: row[key] for key in kept if key in row} for row in log.rows]
     if watch is not None:
-        steps[-1]["watched"] = watch(policy, reference)
-    return steps, log.seconds
+        log.rows[-1]["watched"] = watch(policy, trainer.reference)
+    return replace(generator, model=policy), log
 
 
 class DpoTrainer(Trainer):
-    """transformers' trainer with DPO's loss on estimated log-probabilities."""
+    """transformers' trainer with DPO's loss on estimated log-probabilities, for a copy of the generator's model."""
 
     def __init__(
         self,
-        reference: Showo,
+        generator: Generator,
         settings: DpoTraining,
-        model: Showo,
         arguments: TrainingArguments,
         pairs: Sequence[Pair],
         online: Online | None,
         watch: Watch | None,
     ) -> None:
-        super().__init__(model, arguments, data_collator=_collate, train_dataset=_Pairs(pairs))
-        self.reference, self.settings = reference.to(arguments.device), settings
-        self.online, self.watch = online, watch
+        policy, dataset = copy.deepcopy(generator.model), list(pairs)
+        super().__init__(policy, arguments, data_collator=self.read, train_dataset=dataset)
+        self.generator, self.reference = generator, generator.model.to(arguments.device).eval()
+        self.settings, self.online, self.watch = settings, online, watch
         self.latest: dict[str, float] = {}
+
+    def read(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+        """What the model reads of a batch."""
+        return dict(zip(("prefixes", "chosen", "rejected"), read_pairs(self.generator, pairs), strict=True))
 
     def compute_loss(
         self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -262,7 +293,7 @@ class DpoTrainer(Trainer):
             policy.train()
         if self.online is None:
             return loss
-        fresh = _collate(self.online.draw(policy.eval(), key))
+        fresh = self.read(self.online.draw(policy.eval(), key))
         policy.train()
         guidance, margin = self._pair_loss(model, self._prepare_inputs(fresh), drawing)
         self.latest["online_margin"] = margin.mean().item()
@@ -274,37 +305,18 @@ class DpoTrainer(Trainer):
         batch, length = chosen.shape
         masks = draw_masks(batch, length, settings.masks, settings.weighting, drawing)
         other = masks if settings.shared else draw_masks(batch, length, settings.masks, settings.weighting, drawing)
-        both = Masks(torch.cat([masks.places, other.places], dim=1), torch.cat([masks.weight, other.weight], dim=1))
-        codes = torch.cat([chosen, rejected])
-        policy = log_probability(model, config, prefixes * 2, codes, both)
+        both = Masks(torch.cat([masks.positions, other.positions], dim=1), torch.cat([masks.weight, other.weight], 1))
+        tokens = torch.cat([chosen, rejected])
+        policy = log_probability(model, config, prefixes * 2, tokens, both)
         # In the policy's precision, or the two would differ before the first step.
         with torch.no_grad(), torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
-            reference = log_probability(self.reference, config, prefixes * 2, codes, both)
+            reference = log_probability(self.reference, config, prefixes * 2, tokens, both)
         losses, margin = dpo_loss(policy[:batch], policy[batch:], reference[:batch], reference[batch:], settings.beta)
         return losses.mean(), margin
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds margin and accuracy to what is logged of a step."""
         super().log(logs | self.latest if "loss" in logs else logs, *args, **kwargs)
-
-
-class _Pairs(Dataset):
-    def __init__(self, pairs: Sequence[Pair]) -> None:
-        self.pairs = pairs
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> Pair:
-        return self.pairs[index]
-
-
-def _collate(pairs: Sequence[Pair]) -> dict[str, Any]:
-    return {
-        "prefixes": [pair.prefix for pair in pairs],
-        "chosen": torch.stack([pair.chosen for pair in pairs]).long(),
-        "rejected": torch.stack([pair.rejected for pair in pairs]).long(),
-    }
 
 
 def reward_margins(
@@ -315,67 +327,52 @@ def reward_margins(
     Estimated under `masks` masks a pair, the same for both images and both models. Returns (B,). ValueError without
     pairs.
     """
-    if not pairs:
-        raise ValueError("There is nothing to estimate: give at least one pair.")
-    same = draw_masks(len(pairs), len(pairs[0].chosen), masks, "sum", torch.Generator().manual_seed(seed))
-    prefixes = [pair.prefix for pair in pairs]
-    sides = (torch.stack([pair.chosen for pair in pairs]), torch.stack([pair.rejected for pair in pairs]))
+    prefixes, chosen, rejected = read_pairs(policy, pairs)
+    same = draw_masks(len(chosen), chosen.shape[1], masks, "sum", torch.Generator().manual_seed(seed))
     with torch.no_grad():
         new, old = (
-            [log_probability(one.model, one.model.config, prefixes, side.long(), same) for side in sides]
+            [log_probability(one.model, one.model.config, prefixes, tokens, same) for tokens in (chosen, rejected)]
             for one in (policy, reference)
         )
     return dpo_loss(new[0], new[1], old[0], old[1], beta)[1]
 
 
-class _ReadyIds(DPOTrainer):
-    """trl's trainer on ids as they are: there is no text to tokenise, and an image needs no end token."""
+def train_autoregressive_dpo(
+    generator: AutoregressiveGenerator, pairs: Sequence[Pair], settings: DpoTraining, work_dir: Path | None = None
+) -> tuple[AutoregressiveGenerator, TrainingLog]:
+    """As `train_dpo`, for a next-token generator: trl's trainer on exact log-probabilities, so masks play no part.
 
-    def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
-        return dataset  # trl's own would append an end token to every image
-
-
-def train_sequential_dpo(
-    model: AutoregressiveModel,
-    words: PreTrainedTokenizerBase,
-    triples: Sequence[tuple[Prompt, Tensor, Tensor]],
-    learning_rate: float,
-    work_dir: Path,
-    beta: float = 0.1,
-    batch_size: int = 10,
-    seed: int = 0,
-) -> tuple[list[dict[str, float]], float]:
-    """Align a next-token generator in place, one epoch; the reference is what it is at the start, frozen.
-
-    triples: prompt, chosen and rejected codes (L,). Resumes from `work_dir`. Returns for every step the loss, reward
-    margin and accuracy, and the rewards of chosen and rejected images (β times what their log-probability has gained);
-    and the seconds of training. ValueError without pairs, or for a `work_dir` that holds another run.
+    The log's rows have "loss", "margin" and "accuracy", and the rewards of "chosen" and "rejected" images (β times what
+    their log-probability has gained).
     """
-    if not triples:
+    if not pairs:
         raise ValueError("There is nothing to learn from: give at least one pair.")
-    from datasets import Dataset as Rows
+    from datasets import Dataset  # these two come with an extra of the package
+    from trl import DPOConfig, DPOTrainer
+
+    class ReadyIds(DPOTrainer):
+        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+            return dataset  # there is no text to tokenise; trl's own would append an end token to every image
 
     rows = [
         {
-            "prompt_ids": sequence_ids(model.config, encode_text(words, prompt.text)),
+            "prompt_ids": sequence_ids(generator.model.config, generator.encode(prompt.text)),
             "chosen_ids": chosen.tolist(),
             "rejected_ids": rejected.tolist(),
         }
-        for prompt, chosen, rejected in triples
+        for prompt, chosen, rejected in pairs
     ]
-    settings = TrainerSettings(learning_rate, batch_size=batch_size, save_steps=50, seed=seed)
-    check_same_run(work_dir, fingerprint((model,), rows, settings, beta))
-    arguments = DPOConfig(
-        **trainer_arguments(settings, len(triples), work_dir, model.device),
-        beta=beta,
-        gradient_checkpointing=False,
-        max_length=None,
-    )
-    model.generation_config = GenerationConfig()  # where trl notes the pad
-    reference = copy.deepcopy(model).eval().requires_grad_(False)
-    trainer = _ReadyIds(model, reference, arguments, train_dataset=Rows.from_list(rows), processing_class=words)
-    _, log = run_trainer(trainer, "DPO")
-    model.__dict__.pop("forward", None)  # trl's, which would follow a copy of the model around with the old weights
+    policy, reference = copy.deepcopy(generator.model), copy.deepcopy(generator.model).requires_grad_(False)
+    policy.generation_config = GenerationConfig()  # where trl notes the pad
+    with work_folder(work_dir) as folder:
+        check_same_run(folder, fingerprint((generator.model,), rows, settings))
+        given = trainer_arguments(settings, len(pairs), folder, policy.device)
+        arguments = DPOConfig(**given, beta=settings.beta, gradient_checkpointing=False, max_length=None)
+        data = Dataset.from_list(rows)
+        trainer = ReadyIds(policy, reference, arguments, train_dataset=data, processing_class=generator.text_tokenizer)
+        policy, log = run_trainer(trainer, "DPO")
+    policy.__dict__.pop("forward", None)  # trl's, which would follow a copy of the model around with the old weights
     names = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
     names |= {"rewards/chosen": "chosen", "rewards/rejected": "rejected"}
-    return [{ours: row[theirs] for theirs, ours in names.items()} for row in log.rows], log.seconds
+    log.rows = [{ours: row[theirs] for theirs, ours in names.items()} for row in log.rows]
+    return replace(generator, model=policy), log

@@ -1,10 +1,12 @@
-"""Self-correction: a generator learns to draw anew what a verifier found wrong, from prompt, image and reasons.
+"""Self-correction: a generator learns to generate anew what a verifier found wrong, from prompt, image and reasons.
 
-Paper: section 5 (self-correction fine-tuning).
+The generator half of reflection: what it learns here, `reflect` in verify/search.py uses. Paper: section 5. Where the
+course's lessons come from: lite/edit_targets.py.
 """
 
+import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,13 +14,13 @@ from torch import Tensor
 
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.showo import CaptionedTokens, correction_prefix, masked_loss, text_prefix
-from cotgen_lite.prompts import Prompt, encode_text
+from cotgen_lite.prompts import Prompt
 from cotgen_lite.training import TrainingLog, fingerprint, train
 
 
 @dataclass(frozen=True)
 class Correction:
-    """One lesson: what was asked for, an image that misses it and why, and one that does not. Codes are (L,)."""
+    """One lesson: what was asked for, an image that misses it and why, and one that does not. Tokens (L,)."""
 
     prompt: Prompt
     rejected: Tensor
@@ -49,18 +51,19 @@ def train_correction(
     lessons: Sequence[Correction],
     replay: CaptionedTokens,
     settings: CorrectionTraining,
-    work_dir: Path,
-) -> TrainingLog:
-    """Teach a generator in place to correct images, with plain drawing mixed in; resumes from `work_dir`.
+    work_dir: Path | None = None,
+) -> tuple[Generator, TrainingLog]:
+    """Teach a copy of a generator to correct images, with plain generating mixed in; it resumes from `work_dir`.
 
-    The loss is on the target image alone. ValueError without lessons, or for a `work_dir` that holds another run.
-    Paper: section 5.
+    The loss is on the target image alone. Returns what has learned, and the log. ValueError without lessons, or for a
+    `work_dir` that holds another run. Paper: section 5.
     """
     if not lessons:
         raise ValueError("There is nothing to learn from: give at least one correction.")
-    config, words = generator.model.config, generator.text_tokenizer
-    said = [encode_text(words, lesson.prompt.text) for lesson in lessons]
-    why = [encode_text(words, lesson.reasons) for lesson in lessons]
+    model, config = copy.deepcopy(generator.model), generator.model.config
+    said = [generator.encode(lesson.prompt.text) for lesson in lessons]
+    why = [generator.encode(lesson.reasons) for lesson in lessons]
+    rejected = [lesson.rejected.tolist() for lesson in lessons]
     targets = torch.stack([lesson.target for lesson in lessons]).long()
 
     def loss_at(step: int) -> Tensor:
@@ -72,23 +75,15 @@ def train_correction(
         mute = (chance < settings.without_words + settings.without_reasons).tolist()
         old = torch.randint(len(replay.text_ids), (plain,), generator=drawing).tolist()
         prefixes = [
-            correction_prefix(config, [] if unsaid else said[i], [] if quiet else why[i], lessons[i].rejected.tolist())
+            correction_prefix(config, [] if unsaid else said[i], [] if quiet else why[i], rejected[i])
             for i, quiet, unsaid in zip(some, mute, blind, strict=True)
         ]
         prefixes += [text_prefix(config, replay.text_ids[i]) for i in old]
         new = torch.cat([targets[some], replay.tokens[old].long()])
         # Corrections are guided against the image alone, so their prefixes are not dropped to the empty prompt.
-        return masked_loss(generator.model, prefixes, new, drawing, [0.0] * len(some) + [0.1] * plain)
+        return masked_loss(model, prefixes, new, drawing, [0.0] * len(some) + [0.1] * plain)
 
-    about = asdict(settings) | replay.about
-    about["run"] = fingerprint(
-        (generator.model,),
-        [
-            (a, b, lesson.rejected.tolist(), lesson.target.tolist())
-            for a, b, lesson in zip(said, why, lessons, strict=True)
-        ],
-        replay.tokens.sum(dim=1).tolist(),
-    )
-    return train(
-        generator.model, loss_at, settings.steps, settings.learning_rate, work_dir, "self-correction", about=about
-    )
+    run = fingerprint((model,), said, why, rejected, targets.tolist(), replay.tokens.sum(dim=1).tolist())
+    about = asdict(settings) | replay.about | {"run": run}
+    log = train(model, loss_at, settings.steps, settings.learning_rate, work_dir, "self-correction", about=about)
+    return replace(generator, model=model), log

@@ -8,14 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cotgen_lite.align.dpo import DpoTraining, as_pairs, draw_masks, log_probability
+from cotgen_lite.align.dpo import DpoTraining, Pair, draw_masks, log_probability, read_pairs
 from cotgen_lite.experiments.configs import Config
 from cotgen_lite.experiments.findings import decide
 from cotgen_lite.experiments.measure import cost_of_drawing
 from cotgen_lite.experiments.measure_alignment import ON_TOP
 from cotgen_lite.experiments.results import merge_rows, score_rows, score_tokens
 from cotgen_lite.experiments.train_generators import (
-    Triples,
     align,
     attempt,
     dev_verdicts,
@@ -51,18 +50,18 @@ def measure_estimators(out: Path, work: Path, config: Config) -> None:
     At the learning rate of the shipped "dpo", which was trained with the first; "over_first" is the paired difference
     on dev prompts from that one. Writes `results/dpo_estimators.json`.
     """
-    settings, triples = settings_of(out, "dpo"), pairs_of(out / "training/images", config, seed=0)
-    noise, found = estimator_noise(out, triples[: config.estimator_pairs]), {}
+    settings, pairs = settings_of(out, "dpo"), pairs_of(out / "training/images", config, seed=0)
+    noise, found = estimator_noise(out, pairs[: config.estimator_pairs]), {}
     prompts, right = stratified_subset(lite_prompts("dev"), config.prompt_stride), {}
     for name, change in ESTIMATORS.items():
-        generator, log = attempt(out, triples, replace(settings, **change), work, config)
+        generator, log = attempt(out, pairs, replace(settings, **change), work, config)
         right[name] = dev_verdicts(generator, work, config)
         over = decide(f"{name} − {FIRST} > 0", prompts, right[name] - right[FIRST], paper="")
         found[name] = {"noise": noise[name], "over_first": {key: over[key] for key in ("delta", "ci")}} | log
     write_json(out / "results/dpo_estimators.json", found)
 
 
-def estimator_noise(out: Path, triples: Triples) -> dict[str, dict[str, float]]:
+def estimator_noise(out: Path, pairs: Sequence[Pair]) -> dict[str, dict[str, float]]:
     """How much the margin of a pair (policy: the shipped "dpo") scatters when its masks are drawn anew, by estimator.
 
     For each: "mean" margin of pairs that this policy was trained on, "scatter", the standard deviation over masks, and
@@ -71,23 +70,22 @@ def estimator_noise(out: Path, triples: Triples) -> dict[str, dict[str, float]]:
     without pairs.
     """
     baseline, aligned = load_generator(models=out / "models"), load_generator("dpo", models=out / "models")
-    pairs = as_pairs(baseline, triples)
     if not pairs:
         return {name: {} for name in ESTIMATORS}
-    prefixes = [pair.prefix for pair in pairs] * 2
-    codes = torch.stack([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]).long()
+    prefixes, *both = read_pairs(baseline, pairs)
+    prefixes, tokens = prefixes * 2, torch.cat(both)
     found = {}
     for name, change in ESTIMATORS.items():
         settings, margins = replace(DpoTraining(0.0), **change), []
         drawing = torch.Generator().manual_seed(0)
         for _ in range(ESTIMATES):
-            masks = draw_masks(len(codes), codes.shape[1], settings.masks, settings.weighting, drawing)
+            masks = draw_masks(len(tokens), tokens.shape[1], settings.masks, settings.weighting, drawing)
             if settings.shared:
-                for half in (masks.places, masks.weight):
+                for half in (masks.positions, masks.weight):
                     half[:, len(pairs) :] = half[:, : len(pairs)]
             with torch.no_grad():
-                ratio = log_probability(aligned.model, aligned.model.config, prefixes, codes, masks)
-                ratio = ratio - log_probability(baseline.model, baseline.model.config, prefixes, codes, masks)
+                ratio = log_probability(aligned.model, aligned.model.config, prefixes, tokens, masks)
+                ratio = ratio - log_probability(baseline.model, baseline.model.config, prefixes, tokens, masks)
             margins.append(ratio[: len(pairs)] - ratio[len(pairs) :])
         drawn = torch.stack(margins).numpy()
         between = drawn.mean(axis=0).var() - drawn.var(axis=0, ddof=1).mean() / ESTIMATES

@@ -5,26 +5,25 @@ first round's policy, on that policy's own images. Guided rounds add online pair
 Paper: sections 3.3 and 3.4.
 """
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from cotgen_lite.align.dpo import (
     DpoTraining,
     Online,
-    as_pairs,
+    Pair,
     divergence_on_samples,
     online_pairs,
+    preference_pairs,
+    train_autoregressive_dpo,
     train_dpo,
-    train_sequential_dpo,
 )
 from cotgen_lite.align.self_correction import CorrectionTraining, train_correction
 from cotgen_lite.experiments.configs import Config
@@ -32,7 +31,6 @@ from cotgen_lite.experiments.train_verifiers import keep_best
 from cotgen_lite.generate.autoregressive import (
     AnyGenerator,
     AutoregressiveGenerator,
-    AutoregressiveModel,
     load_autoregressive,
 )
 from cotgen_lite.generate.drawing import draw_pool, judge_tokens
@@ -45,36 +43,35 @@ from cotgen_lite.lite.world import CaptionNoise
 from cotgen_lite.metrics import paired_interval, score
 from cotgen_lite.pools import Pool, load_pool, save_pool, stratified_subset
 from cotgen_lite.prompts import Prompt, lite_prompts
-from cotgen_lite.training import subsample
+from cotgen_lite.training import TrainingLog, subsample
 from cotgen_lite.verify.reasons import find_reasons
-from cotgen_lite.verify.training_data import HOT, IMAGES, draw_labelled, preference_pairs, train_prompts
+from cotgen_lite.verify.training_data import HOT, IMAGES, draw_labelled, train_prompts
 from cotgen_lite.verify.verifier import Verifier
 
 WATCHED_EVERY = 8  # one dev prompt in so many lends an image to the divergence
-Triples = Sequence[tuple[Prompt, Tensor, Tensor]]
 
 
 def build_dpo(out: Path, work: Path, config: Config) -> None:
     """The first round, with the learning rate that serves best on dev prompts."""
-    triples = pairs_of(out / "training/images", config, seed=0)
+    pairs = pairs_of(out / "training/images", config, seed=0)
     best, generator, logs = keep_best(
         config.dpo_learning_rates,
-        lambda rate: attempt(out, triples, DpoTraining(rate), work, config),
+        lambda rate: attempt(out, pairs, DpoTraining(rate), work, config),
         lambda log: log["dev"]["overall"],
     )
     before = dev_score(dev_verdicts(load_generator(models=out / "models"), work, config), config)
     tried = {f"learning rate {rate:g}": log for rate, log in logs.items()}
     write_json(out / "results/dpo_rates.json", {"baseline": before, "taken": f"learning rate {best:g}", "tried": tried})
-    publish_aligned(generator, logs[best], "generator", triples, out / "models/dpo")
+    publish_aligned(generator, logs[best], "generator", pairs, out / "models/dpo")
 
 
 def attempt(
-    out: Path, triples: Triples, settings: DpoTraining, work: Path, config: Config
+    out: Path, pairs: Sequence[Pair], settings: DpoTraining, work: Path, config: Config
 ) -> tuple[Generator, dict[str, Any]]:
     """A first round with some settings, and its log, with what it gains on dev prompts; resumes from `work`."""
     baseline = load_generator(models=out / "models")
     name = f"{settings.learning_rate:g}-{settings.masks}-{settings.weighting}-{'' if settings.shared else 'not-'}shared"
-    generator, log = align(baseline, triples, settings, work / name, config)
+    generator, log = align(baseline, pairs, settings, work / name, config)
     before, right = (dev_verdicts(one, work, config) for one in (baseline, generator))
     return generator, log | {"dev": dev_score(right, config), "gain": dev_gain(right, before, config)}
 
@@ -89,18 +86,18 @@ def build_it_dpo(out: Path, work: Path, config: Config, guide: str | None = None
 
     guide: "orm" or "parm", which ranks the policy's fresh images; PARM is asked about finished ones.
     """
-    triples = pairs_of(out / "training/dpo_images", config, seed=0)
+    pairs = pairs_of(out / "training/dpo_images", config, seed=0)
     first, online = load_generator("dpo", models=out / "models"), None
     if guide:
         online = guidance(first, Verifier.from_pretrained(out / "models" / guide), config)
-    generator, log = align(first, triples, settings_of(out, "dpo"), work, config, online)
+    generator, log = align(first, pairs, settings_of(out, "dpo"), work, config, online)
     about = {"guided_by": guide} if guide else {}
-    publish_aligned(generator, log | about, "dpo", triples, out / f"models/it-dpo{f'-guided-{guide}' if guide else ''}")
+    publish_aligned(generator, log | about, "dpo", pairs, out / f"models/it-dpo{f'-guided-{guide}' if guide else ''}")
 
 
 def align(
     start: Generator,
-    triples: Triples,
+    pairs: Sequence[Pair],
     settings: DpoTraining,
     work: Path,
     config: Config,
@@ -112,23 +109,21 @@ def align(
     (and "online_margin") as means of twenty parts of the steps; "divergence", KL to the reference in nats an image,
     after so many steps. Without pairs nothing is learned.
     """
-    generator = replace(start, model=copy.deepcopy(start.model))
-    steps: list[dict[str, float]] = []
-    seconds = 0.0
-    if triples:
+    generator, run = start, TrainingLog()
+    if pairs:
         watch = divergence_on_samples(start, _dev_prompts(config)[::WATCHED_EVERY], n=1, seed=6)
-        steps, seconds = train_dpo(generator.model, as_pairs(start, triples), settings, work / "run", online, watch)
+        generator, run = train_dpo(start, pairs, settings, work / "run", online, watch)
     kept = ("loss", "margin", "accuracy", *(("online_margin",) if online else ()))
-    looks = [(done, step["watched"]) for done, step in enumerate(steps[:-1]) if "watched" in step]
-    looks += [(len(steps), step["watched"]) for step in steps[-1:]]
+    looks = [(done, row["watched"]) for done, row in enumerate(run.rows[:-1]) if "watched" in row]
+    looks += [(run.steps, row["watched"]) for row in run.rows[-1:]]
     how = asdict(settings)
     if online is None:
         del how["guidance"]
     log = {
         **how,
-        "steps": len(steps),
-        "seconds": round(seconds),
-        **{key: in_parts([step[key] for step in steps]) for key in kept},
+        "steps": run.steps,
+        "seconds": round(run.seconds),
+        **{key: in_parts([row[key] for row in run.rows]) for key in kept},
         "divergence": [[done, round(watched, 3)] for done, watched in looks],
     }
     return generator, log
@@ -172,7 +167,7 @@ def _dev_prompts(config: Config) -> tuple[Prompt, ...]:
     return stratified_subset(lite_prompts("dev"), config.prompt_stride)
 
 
-def pairs_of(images: Path, config: Config, seed: int) -> Triples:
+def pairs_of(images: Path, config: Config, seed: int) -> Sequence[Pair]:
     """Pairs of a folder of labelled images: a right and a wrong one of a prompt each; one label only gives none."""
     return preference_pairs(load_pool(images / IMAGES), config.pairs_per_prompt, seed)
 
@@ -189,9 +184,9 @@ def draw_second_round(generator: Generator, folder: Path, seed: int, work: Path,
     write_manifest(folder, about | {"seed": 10 + seed}, seconds)
 
 
-def publish_aligned(generator: Generator, log: Mapping, start: str, triples: Triples, folder: Path) -> None:
+def publish_aligned(generator: Generator, log: Mapping, start: str, pairs: Sequence[Pair], folder: Path) -> None:
     """Save an aligned generator, with where it started, on how many pairs of how many prompts, and its log."""
-    about = {"start": start, "pairs": len(triples), "pairs_of_prompts": len({prompt.text for prompt, _, _ in triples})}
+    about = {"start": start, "pairs": len(pairs), "pairs_of_prompts": len({pair.prompt.text for pair in pairs})}
     publish(generator.model, folder, about | dict(log), log["seconds"])
 
 
@@ -216,29 +211,27 @@ def build_sequential_dpo(out: Path, work: Path, config: Config) -> None:
     start = load_autoregressive(models=out / "models")
     before = dev_verdicts(start, work, config)
     drawn = {t: draw_ranking_data(start, work / "images", config, t) for t in (HOT, start.settings.temperature)}
-    pairs = {
-        temperature: preference_pairs(images, config.pairs_per_prompt, seed=0) for temperature, images in drawn.items()
-    }
 
-    def attempt(option: tuple[float, float]) -> tuple[AutoregressiveModel, dict]:
+    def attempt(option: tuple[float, float]) -> tuple[AutoregressiveGenerator, dict]:
         temperature, rate = option
-        images, triples, model = drawn[temperature], pairs[temperature], copy.deepcopy(start.model)
+        generator, images = start, drawn[temperature]
+        pairs = preference_pairs(images, config.pairs_per_prompt, seed=0)
         log: dict[str, Any] = {"temperature": temperature, "learning_rate": rate}
-        log |= {"images": images.correct["template"].size, "pairs": len(triples)}
-        if triples:
+        log |= {"images": images.correct["template"].size, "pairs": len(pairs)}
+        if pairs:
             folder = work / f"{temperature:g}-{rate:g}"
-            steps, seconds = train_sequential_dpo(model, start.text_tokenizer, triples, rate, folder)
-            log |= {"steps": len(steps), "seconds": round(seconds)}
-            log |= {key: in_parts([step[key] for step in steps]) for key in steps[0]}
-        right = dev_verdicts(replace(start, model=model), work, config)
-        return model, log | {"dev": dev_score(right, config), "gain": dev_gain(right, before, config)}
+            generator, run = train_autoregressive_dpo(start, pairs, DpoTraining(rate, save_steps=50), folder)
+            log |= {"steps": run.steps, "seconds": round(run.seconds)}
+            log |= {key: in_parts([row[key] for row in run.rows]) for key in run.rows[0]}
+        right = dev_verdicts(generator, work, config)
+        return generator, log | {"dev": dev_score(right, config), "gain": dev_gain(right, before, config)}
 
     options = product(drawn, config.autoregressive_dpo_learning_rates)
-    best, model, logs = keep_best(options, attempt, lambda log: log["dev"]["overall"])
+    best, generator, logs = keep_best(options, attempt, lambda log: log["dev"]["overall"])
     tried = {f"pairs at temperature {t:g}, learning rate {rate:g}": log for (t, rate), log in logs.items()}
     taken = "pairs at temperature {:g}, learning rate {:g}".format(*best)
     about = {"start": "sequential", "dev_before": dev_score(before, config), "taken": taken, "tried": tried}
-    publish(model, out / "models/sequential-dpo", about, logs[best].get("seconds", 0))
+    publish(generator.model, out / "models/sequential-dpo", about, logs[best].get("seconds", 0))
 
 
 def build_self_correct(out: Path, work: Path, config: Config) -> None:
@@ -255,8 +248,7 @@ def build_self_correct(out: Path, work: Path, config: Config) -> None:
         seed=settings["seed"],
     )
     training = CorrectionTraining(config.correction_steps, config.correction_learning_rate)
-    generator = replace(start, model=copy.deepcopy(start.model))
-    log = train_correction(generator, lessons, replay, training, work)
+    generator, log = train_correction(start, lessons, replay, training, work)
     about = {"start": "generator", "lessons": len(lessons), "replayed": config.replay_pictures}
     about |= {"dev": try_on_dev(start, generator, work, config), "losses": subsample(log.losses)}
     publish(generator.model, out / "models/self-correct", asdict(training) | about, log.seconds)

@@ -251,26 +251,6 @@ def _clarity(prompt: Prompt, answer: str) -> tuple[str, str]:
     return CLARITY_QUESTION.format(prompt=prompt.text), answer
 
 
-def preference_pairs(
-    pool: Pool, most: int, seed: int, held_out: Set[str] | None = None
-) -> list[tuple[Prompt, Tensor, Tensor]]:
-    """Pairs for DPO: of each pool up to `most` right images, each with a wrong one of its own; shuffled.
-
-    Returns (prompt, chosen codes (L,), rejected codes (L,)). ValueError if a dev or test prompt is among them;
-    held_out: as in `refuse_held_out`. Paper: section 3.3.
-    """
-    refuse_held_out(pool.prompts, held_out)
-    rng = np.random.default_rng(seed)
-    labels = pool.correct["template"]
-    pairs = []
-    for row, prompt in enumerate(pool.prompts):
-        columns = [column for _, column in balanced(labels[row : row + 1], most, rng)]
-        half = len(columns) // 2
-        for chosen, rejected in zip(columns[:half], columns[half:], strict=True):
-            pairs.append((prompt, pool.tokens[row, chosen], pool.tokens[row, rejected]))
-    return [pairs[i] for i in rng.permutation(len(pairs))]
-
-
 def _example(prompt: Prompt, codes: Tensor, question: str, right: bool | np.bool_) -> Example:
     return Example(codes, ((question.format(prompt=prompt.text), "yes" if right else "no"),))
 
