@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cotgen_lite.align.dpo import DpoTraining
+from cotgen_lite.align.dpo import DpoTraining, Pair
 from cotgen_lite.experiments import dpo_studies, measure_alignment
 from cotgen_lite.experiments import train_generators as alignment
 from cotgen_lite.experiments.configs import QUICK
@@ -42,7 +42,7 @@ PROMPTS = pool_prompts("dev")[::4]
 def triples(number: int = 6) -> list:
     """Pairs of training prompts: chosen images hold low codes, rejected ones high codes."""
     prompts = lite_prompts("train")[:number]
-    return [(prompt, torch.full((64,), 7 + i), torch.full((64,), 900 + i)) for i, prompt in enumerate(prompts)]
+    return [Pair(prompt, torch.full((64,), 7 + i), torch.full((64,), 900 + i)) for i, prompt in enumerate(prompts)]
 
 
 def test_a_round_leaves_its_start_alone_and_tells_how_it_went(toy_generator, tmp_path):
