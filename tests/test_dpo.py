@@ -30,7 +30,7 @@ from cotgen_lite.align.dpo import (
 )
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.showo import Showo, ShowoConfig, draw_mask, text_prefix
-from cotgen_lite.prompts import encode_text, lite_prompts, parse_prompt
+from cotgen_lite.prompts import lite_prompts, parse_prompt
 
 LENGTH, CODES = 4, 3
 
@@ -312,9 +312,8 @@ def test_guidance_alone_has_a_gradient_and_raises_the_verifiers_score(unpictured
     prompts = lite_prompts("train")[:6]
 
     def mean_score(generator: Generator) -> float:
-        drawn = generator.draw([prompt.text for prompt in prompts], 8, seed=99)
-        codes = torch.stack([path.final for paths in drawn for path in paths])
-        return float(LikesLowCodes().score(codes, "").mean())
+        drawn = generator([prompt.text for prompt in prompts], 8, seed=99)
+        return float(LikesLowCodes().score(drawn.tokens, "").mean())
 
     same = torch.zeros(64, dtype=torch.int16)
     dummies = [Pair(prompts[0], same, same)] * 30  # a pair of equal images teaches nothing
@@ -402,13 +401,13 @@ def test_divergence_is_what_the_log_ratio_of_drawn_codes_comes_to(toy_generator)
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     prompts = lite_prompts("train")[:2]
     found = divergence_on_samples(toy_generator, prompts, n=3, seed=5, masks=4)(policy, reference)
-    drawn = replace(toy_generator, model=policy).draw([prompt.text for prompt in prompts], 3, 5)
+    drawn = replace(toy_generator, model=policy)([prompt.text for prompt in prompts], 3, seed=5)
     masks = draw_masks(6, 64, 4, "elbo", torch.Generator().manual_seed(5))
     rng, ratios = torch.Generator().manual_seed(2), []
-    for row, path in enumerate(path for paths in drawn for path in paths):
-        prefix = text_prefix(policy.config, encode_text(toy_generator.text_tokenizer, prompts[row // 3].text))
+    for row, (prompt, tokens) in enumerate(zip(drawn.prompts, drawn.tokens, strict=True)):
+        prefix = text_prefix(policy.config, toy_generator.encode(prompt))
         for mask in range(4):
-            hidden, codes = masks.positions[mask, row], path.final[None]
+            hidden, codes = masks.positions[mask, row], tokens[None]
             with torch.no_grad():
                 p, q = (dpo.image_logits(m, [prefix], codes, hidden[None]).log_softmax(-1) for m in (policy, reference))
             redrawn = torch.multinomial(p.exp(), 4000, replacement=True, generator=rng)  # of the hidden codes alone
