@@ -216,7 +216,9 @@ def test_noise_of_estimates(toy_generator, monkeypatch, tmp_path):
     monkeypatch.setattr(dpo_studies, "log_probability", lambda *given: seen.append(given[-1]) or judged(*given))
     found = estimator_noise(tmp_path, triples(5))
     shared, apart = seen[0], seen[2 * ESTIMATES]
-    assert torch.equal(shared.positions[:, :5], shared.positions[:, 5:]) and torch.equal(shared.positions, seen[1].positions)
+    assert torch.equal(shared.positions[:, :5], shared.positions[:, 5:]) and torch.equal(
+        shared.positions, seen[1].positions
+    )
     assert not torch.equal(apart.positions[:, :5], apart.positions[:, 5:])
     ratio = found["two masks"]["scatter"] / found["one mask, shared"]["scatter"]
     assert ratio == pytest.approx(0.5**0.5, abs=0.12)
