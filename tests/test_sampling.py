@@ -25,7 +25,7 @@ from cotgen_lite.generate.sampling import (
     start,
     stream,
 )
-from cotgen_lite.generate.showo import Showo, ShowoConfig, image_logits, text_prefix, training_loss
+from cotgen_lite.generate.showo import Showo, ShowoConfig, image_logits, masked_loss, text_prefix
 from cotgen_lite.generate.vq import Magvit, lite_config
 from cotgen_lite.lite.vocabulary import lite_tokenizer
 
@@ -256,7 +256,7 @@ def test_generated_tokens_can_be_trained_on(model):
     out = generate(model, PROMPTS[0], 1)
     assert out.steps.dtype == torch.int16 and out.tokens.dtype == torch.int64
     assert out.steps.shape == out.committed.shape == (1, 6, 16)
-    loss = training_loss(model, [[7]], out.tokens, torch.Generator().manual_seed(0))
+    loss = masked_loss(model, [[7]], out.tokens, torch.Generator().manual_seed(0))
     loss.backward()
     model.zero_grad()
     state = begin(model, [(0, 0)])
