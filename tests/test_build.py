@@ -80,7 +80,7 @@ def test_quick_build_makes_everything_once(
         settings = json.loads((out / f"models/{name}/manifest.json").read_text())["settings"]
         assert settings["start"] == start and settings["pairs"] > 0 and settings["steps"] > 0
         assert ("online_margin" in settings) == ("guided" in name)
-    monkeypatch.setattr("cotgen_lite.generate.drawing.judge", by_the_pixels)
+    monkeypatch.setattr("cotgen_lite.generate.pipeline.judge", by_the_pixels)
     build.main(["sequential-dpo", "--quick"])
     settings = json.loads((out / "models/sequential-dpo/manifest.json").read_text())["settings"]
     assert len(settings["tried"]) == 2 and all(

@@ -20,7 +20,7 @@ from cotgen_lite.full_scale import data as f
 from cotgen_lite.full_scale.mask2former import CocoMask2Former, draw_pictures
 from cotgen_lite.full_scale.prompts import everyday_names, full_prompts, geneval_meanings
 from cotgen_lite.generate.pipeline import Generator
-from cotgen_lite.generate.sampling import Ledger, SamplingSettings
+from cotgen_lite.generate.sampling import SamplingSettings
 from cotgen_lite.generate.showo import Showo, ShowoConfig
 from cotgen_lite.generate.vq import Magvit, MagvitConfig
 from cotgen_lite.geneval import Detection, Detector, evaluate
@@ -97,8 +97,8 @@ def test_command_makes_a_pool_to_learn_from_and_resumes(
     assert pool.prompts == prompts and pool.tokens.shape == (3, 6, 16)
     hot = SamplingSettings(1.75, steps=18, temperature=ranking.HOT)
     generator = Generator.from_pretrained(*folders[1:6:2], hot, device="cpu", dtype=torch.bfloat16)
-    finals = [torch.stack([path.final for path in one]) for one in generator.draw([p.text for p in prompts], 6, seed=4)]
-    assert torch.equal(pool.tokens.long(), torch.stack(finals))
+    finals = generator([p.text for p in prompts], 6, seed=4).tokens.unflatten(0, (3, 6))
+    assert torch.equal(pool.tokens.long(), finals)
     labels = pool.correct["template"]
     for prompt, codes, right in zip(prompts, finals, labels, strict=True):
         found = coin.detect(generator.decode(codes))
@@ -189,12 +189,11 @@ def test_what_geneval_asks_is_refused_before_anything_is_drawn(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("n", [1, 20, 47])
-def test_places_are_those_of_the_ledger(toy_generator: Generator, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places_are_those_that_drawing_costs(toy_generator: Generator, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f, "PLACES", toy_generator.model.config.num_image_tokens + 2)
-    ledger = Ledger()
-    toy_generator.draw(["a photo of a cat"], n, seed=0, ledger=ledger)
+    cost = toy_generator("a photo of a cat", n).cost
     words = (5 + 3) + 3  # "a photo of a cat" and no words at all, each between [t2i] [bos] and [eos]
-    assert ledger.places == f.drawing_places(n, toy_generator.settings.steps) + words
+    assert cost.tokens == f.drawing_places(n, toy_generator.settings.steps) + words
 
 
 def test_estimate_is_its_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,7 @@ ONLY_256 = pytest.mark.parametrize("full", [256], indirect=True, ids=["256px"])
 
 def finals(full: Full, prompt: str, n: int, seed: int) -> Tensor:
     """Codes (n, L) of n finished images."""
-    return torch.stack([path.final for path in full.generator.draw([prompt], n, seed)[0]])
+    return full.generator(prompt, n, seed=seed).tokens
 
 
 # --- an image, a sample, a score ---
@@ -94,14 +94,13 @@ def test_a_picture_becomes_codes_and_a_picture_again(full: Full) -> None:
 
 
 def test_the_same_seed_draws_the_same_images(full: Full) -> None:
-    drawn = full.generator.draw([PROMPT, OTHER], 2, seed=3)
-    assert [path.prompt for paths in drawn for path in paths] == [PROMPT] * 2 + [OTHER] * 2
-    for path in (path for paths in drawn for path in paths):
-        assert path.tokens.shape == path.committed.shape == (STEPS, full.length)
-        assert path.tokens.min() >= 0 and path.tokens.max() < 8192
-        left = [math.floor(full.length * math.cos(math.pi * done / (2 * STEPS))) for done in range(1, STEPS)]
-        assert (~path.committed).sum(dim=1).tolist() == [*left, 0]
-    finished = torch.stack([path.final for paths in drawn for path in paths])
+    out = full.generator([PROMPT, OTHER], 2, seed=3)
+    assert out.prompts == [PROMPT] * 2 + [OTHER] * 2
+    assert out.steps.shape == out.committed.shape == (4, STEPS, full.length)
+    assert out.steps.min() >= 0 and out.steps.max() < 8192
+    left = [math.floor(full.length * math.cos(math.pi * done / (2 * STEPS))) for done in range(1, STEPS)]
+    assert (~out.committed).sum(dim=2).tolist() == [[*left, 0]] * 4
+    finished = out.tokens
     assert len({tuple(codes) for codes in finished.tolist()}) == 4
     assert torch.equal(finals(full, OTHER, 1, seed=3), finished[2:3])
     assert not torch.equal(finals(full, OTHER, 1, seed=4), finished[2:3])
@@ -164,8 +163,7 @@ class Stricter(Verifier):
 
 def test_parm_stops_what_is_clear_and_hopeless(full: Full) -> None:
     n, seed = (4 if full.size == 256 else 2), 6
-    whole = full.generator.draw([PROMPT], n, seed)[0]
-    guesses = torch.stack([path.tokens for path in whole], dim=1)  # (T, N, L)
+    guesses = full.generator(PROMPT, n, seed=seed).steps.transpose(0, 1)  # (T, N, L)
     images = full.generator.decode(guesses[:-1])
     clarity, potential = (odds.view(STEPS - 1, n) for odds in full.verifier.clarity_and_potential(images, PROMPT))
     # One image is not clear; of the clear ones' lowest potentials, a path's, the bar stands in the widest gap.

@@ -43,8 +43,8 @@ def test_a_pool_tells_what_the_search_does(
     toy_generator: Any, tmp_path: Path, assess: Assess, doubt: float, first_step: int
 ) -> None:
     n, verifier = 5, Moody(doubt)
-    drawn = toy_generator.draw([prompt.text for prompt in PROMPTS], n, seed=3)
-    guesses = torch.stack([torch.stack([path.tokens for path in paths]) for paths in drawn])
+    out = toy_generator([prompt.text for prompt in PROMPTS], n, seed=3)
+    guesses = out.steps.unflatten(0, (len(PROMPTS), n))
     opinions = ask_of_paths(toy_generator, verifier, guesses, PROMPTS, tmp_path, first_step)  # type: ignore[arg-type]
     outcome = stop_paths(opinions, assess, first_step)
     passes = []
@@ -124,8 +124,8 @@ def test_stops_are_counted_by_hand() -> None:
 
 
 def test_potential_is_held_against_the_end_of_its_own_path(toy_generator: Any, tmp_path: Path) -> None:
-    drawn = toy_generator.draw([prompt.text for prompt in PROMPTS], 4, seed=1)
-    guesses = torch.stack([torch.stack([path.tokens for path in paths]) for paths in drawn])
+    out = toy_generator([prompt.text for prompt in PROMPTS], 4, seed=1)
+    guesses = out.steps.unflatten(0, (len(PROMPTS), 4))
     verifier = Moody()
     at_step_2 = torch.stack([verifier.clarity_and_potential(toy_generator.decode(g[:, 2]), "")[1] for g in guesses])
     # As if the paths ended as their potential at step 3 foretells: the AUC is 1 there.

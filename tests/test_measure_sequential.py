@@ -61,9 +61,8 @@ def test_a_pool_tells_what_the_search_does(
     generator: AutoregressiveGenerator, tmp_path: Path, fill: Fill, doubt: float
 ) -> None:
     n, verifier = 4, Moody(doubt)
-    filled = replace(generator, settings=replace(generator.settings, fill=fill))
-    drawn = filled.draw([prompt.text for prompt in PROMPTS], n, seed=3)
-    guesses = torch.stack([torch.stack([path.tokens for path in paths]) for paths in drawn])
+    filled = generator.with_settings(fill=fill)
+    guesses = filled([prompt.text for prompt in PROMPTS], n, seed=3).steps.unflatten(0, (len(PROMPTS), n))
     opinions = ask_of_paths(filled, verifier, guesses, PROMPTS, tmp_path)  # type: ignore[arg-type]
     outcome, passes = stop_paths(opinions), []
     for row, prompt in enumerate(PROMPTS):
@@ -115,12 +114,11 @@ def test_fills_are_compared_run_by_run(
     verifiers: Any = {"zs-orm": moody, "parm": moody, "parm-retaught": grumpy}
     found = measure_fills(generator, verifiers, tmp_path, config)
     for fill in get_args(Fill):
-        filled = replace(generator, settings=replace(generator.settings, fill=fill))
-        drawn = filled.draw([prompt.text for prompt in prompts], 4, seed=5)
+        out = generator.with_settings(fill=fill)([prompt.text for prompt in prompts], 4, seed=5)
         for run in (0, 6):
             odds, clear = np.zeros((2, *right.shape))
-            for row, paths in enumerate(drawn):
-                images = generator.decode(torch.stack([path.tokens[run] for path in paths]))
+            for row, paths in enumerate(out.steps.unflatten(0, (len(prompts), 4))):
+                images = generator.decode(paths[:, run])
                 odds[row] = moody.score(images, [prompts[row].text] * 4)
                 clear[row] = grumpy.clarity_and_potential(images, prompts[row].text)[0] > 0
             told = found[fill]["auc_within_prompts"]["zs-orm"][run]

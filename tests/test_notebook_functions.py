@@ -19,7 +19,7 @@ from cotgen_lite.generate.autoregressive import (
 )
 from cotgen_lite.generate.memory import decoding_bytes, drawing_bytes, plan_from_configs
 from cotgen_lite.generate.sampling import (
-    Ledger,
+    Cost,
     SamplingSettings,
     encode_prompts,
     masked_after,
@@ -70,8 +70,8 @@ def test_guidance(toy_generator: Any) -> None:
     words = encode_text(toy_generator.text_tokenizer, "a photo of a red cat")
     model, logits = toy_generator.model, {}
     for name, text, scale in (("conditional", words, 0.0), ("empty", [], 0.0), ("guided", words, 1.5)):
-        cache = encode_prompts(model, [text_prefix(model.config, text)], Ledger())
-        logits[name] = predict(model, start(model, cache, [(0, 0)], SamplingSettings(scale), 0, Ledger()))
+        cache = encode_prompts(model, [text_prefix(model.config, text)], Cost())
+        logits[name] = predict(model, start(model, cache, [(0, 0)], SamplingSettings(scale), 0, Cost()))
     torch.testing.assert_close(guide(logits["conditional"], logits["empty"], 1.5), logits["guided"])
 
 
@@ -189,14 +189,14 @@ def test_parm_search(toy_generator: Any) -> None:
             return torch.sin(mean * 17), torch.sin(mean * 53) + 0.6
 
     for one in (Moody(), verifier):
-        ledger = Ledger()
-        kept, running = ours(one, prompt, 5, ledger)
+        cost = Cost()
+        kept, running = ours(one, prompt, 5, cost)
         found = parm_search(toy_generator, one, prompt, 5, seed=0)  # type: ignore[arg-type]
         stopped += 5 - len(running)
         assert running == found.survived.nonzero()[:, 0].tolist()
         if kept is not None:
             assert kept == found.chosen
-            assert ledger.passes + ledger.prefix_passes == found.cost.generator_passes
+            assert cost.generator_passes == found.cost.generator_passes
     assert stopped
 
 
@@ -214,10 +214,9 @@ def test_reflect(toy_generator: Any) -> None:
         def explain(self, images: torch.Tensor, prompt: str) -> list[str]:
             return ["there is no cat" if image.float().mean() > 128 else "the dog is red" for image in images]
 
-    paths = toy_generator.draw([prompt], n=6, seed=4)[0]
-    for seed, path in enumerate(paths):
-        seen, why, kept = ours(toy_generator, Moody(), prompt, path.final, seed)
-        found = reflect(toy_generator, Moody(), prompt, path.final, seed)  # type: ignore[arg-type]
+    for seed, codes in enumerate(toy_generator(prompt, 6, seed=4).tokens):
+        seen, why, kept = ours(toy_generator, Moody(), prompt, codes, seed)
+        found = reflect(toy_generator, Moody(), prompt, codes, seed)  # type: ignore[arg-type]
         assert torch.equal(torch.stack(seen), found.codes) and (why, kept) == (found.reasons, found.chosen)
         lengths.add(len(why))
     assert len(lengths) > 1
@@ -242,8 +241,7 @@ def test_next_token_drawing_and_its_log_probability() -> None:
     generator, space = load_autoregressive(), from_scratch("09_sequential_models")
     space |= {"pad_texts": pad_texts, "sequence_ids": sequence_ids}
     text, settings = encode_text(generator.text_tokenizer, "a photo of a red cat"), AutoregressiveSettings(1.5, top_k=7)
-    drawn = replace(generator, settings=settings).draw(["a photo of a red cat"], n=2, seed=3)[0]
-    codes = torch.stack([path.final for path in drawn])
+    codes = replace(generator, settings=settings)("a photo of a red cat", 2, seed=3).tokens
     model = generator.model
     with torch.inference_mode():
         for path, row in enumerate(codes.tolist()):

@@ -12,7 +12,7 @@ import torch
 from cotgen_lite.align.self_correction import Correction, CorrectionTraining, train_correction
 from cotgen_lite.experiments.benchmark import predict_plainly
 from cotgen_lite.generate.pipeline import Generator, load_generator
-from cotgen_lite.generate.sampling import Ledger, SamplingSettings, advance, encode_prompts, predict, start
+from cotgen_lite.generate.sampling import Cost, SamplingSettings, advance, encode_prompts, predict, start
 from cotgen_lite.generate.showo import (
     CaptionedTokens,
     attention_mask,
@@ -55,11 +55,11 @@ def test_a_correction_stands_in_the_order_of_its_parts(toy_generator: Any) -> No
 
 
 def test_drawing_a_correction_equals_the_plain_loop_over_its_prefix(toy_generator: Any) -> None:
-    codes, ledger = torch.randint(1024, (2, 64), generator=torch.Generator().manual_seed(0)), Ledger()
+    codes, cost = torch.randint(1024, (2, 64), generator=torch.Generator().manual_seed(0)), Cost()
     prefixes = [prefix_of(toy_generator, p.text, WHY, row.tolist()) for p, row in zip(PROMPTS, codes, strict=False)]
     wordless = [correction_prefix(toy_generator.model.config, [], [], row.tolist()) for row in codes]
-    cache = encode_prompts(toy_generator.model, prefixes, ledger, wordless)
-    state = start(toy_generator.model, cache, [(0, 0), (1, 0)], toy_generator.settings, 4, ledger)
+    cache = encode_prompts(toy_generator.model, prefixes, cost, wordless)
+    state = start(toy_generator.model, cache, [(0, 0), (1, 0)], toy_generator.settings, 4, cost)
     for _ in range(toy_generator.settings.steps):
         logits = predict_plainly(toy_generator.model, state)
         torch.testing.assert_close(predict(toy_generator.model, state), logits, atol=1e-5, rtol=1e-5)
@@ -74,7 +74,7 @@ def test_drawing_a_correction_equals_the_plain_loop_over_its_prefix(toy_generato
     other = toy_generator.correct(texts[1], codes[1], "", seed=4)
     assert not torch.equal(other.tokens[0], alone.tokens[0])
     with pytest.raises(ValueError, match="one for each"):
-        encode_prompts(toy_generator.model, prefixes, ledger, wordless[:1])
+        encode_prompts(toy_generator.model, prefixes, cost, wordless[:1])
 
 
 def test_lessons_are_the_wrong_images_mended() -> None:

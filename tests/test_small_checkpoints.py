@@ -61,8 +61,7 @@ def test_llamagens_files_have_its_names(paths: dict[str, Path]) -> None:
 
 
 def draw_one(generator: Generator | LlamaGenGenerator) -> Tensor:
-    path = generator.draw([PROMPT], n=1, seed=0)[0][0]
-    return generator.decode(path.final[None])
+    return generator(PROMPT).images
 
 
 def test_everything_loads_by_path_and_draws_or_judges(paths: dict[str, Path]) -> None:
@@ -74,10 +73,7 @@ def test_everything_loads_by_path_and_draws_or_judges(paths: dict[str, Path]) ->
     pixels = Magvit.from_pretrained(paths["magvit"], image_size=512)
     assert large.config.num_image_tokens == pixels.config.length == 1024
     janus = JanusGenerator.from_pretrained(paths["janus"], runs, "cpu")
-    assert (janus.model.config.num_image_tokens, janus.image_tokenizer.config.image_size) == (
-        576,
-        48,
-    )  # draws in chapter 10
+    assert (janus.num_image_tokens, janus.image_tokenizer.config.image_size) == (576, 48)  # draws in chapter 10
     files = (paths[part] for part in ("llamagen", "t5", "llamagen-vq"))
     assert draw_one(LlamaGenGenerator.from_pretrained(*files, runs, 16, "cpu")).shape == (1, 3, 32, 32)
     verifier = Verifier.from_pretrained(paths["onevision"], "cpu")

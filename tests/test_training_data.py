@@ -57,7 +57,7 @@ class DarkIsRight:
 def judged(monkeypatch):
     """Replaces the judge's rules by brightness; returns the judge."""
     dark = DarkIsRight(bound=127.5)
-    monkeypatch.setattr("cotgen_lite.generate.drawing.judge", dark)
+    monkeypatch.setattr("cotgen_lite.generate.pipeline.judge", dark)
     return dark
 
 
@@ -168,8 +168,8 @@ def test_parm_examples_ask_in_turns_and_give_nothing_away():
 
 def test_paths_are_a_right_and_a_wrong_one_of_each_prompt(toy_generator, tmp_path: Path, judged):
     prompts = lite_prompts("train")[:3]
-    drawn = toy_generator.draw([prompt.text for prompt in prompts], 4, seed=1)
-    finals = [toy_generator.decode(torch.stack([path.final for path in paths])) for paths in drawn]
+    drawn = toy_generator([prompt.text for prompt in prompts], 4, seed=1)
+    finals = drawn.images.split(4)
     judged.bound = torch.cat(finals).float().mean(dim=(1, 2, 3)).median()
     ends = np.stack([judged(None, images, [None] * 4) for images in finals])
     paths, seconds = draw_paths(toy_generator, None, prompts, 4, seed=1, work_dir=tmp_path)
@@ -179,7 +179,7 @@ def test_paths_are_a_right_and_a_wrong_one_of_each_prompt(toy_generator, tmp_pat
     right = paths.correct["template"]
     assert right[::2, -1].all() and not right[1::2, -1].any()
     for row, codes in enumerate(paths.tokens):
-        options = [path.tokens for path in drawn[usable[row // 2]]]
+        options = drawn.steps.split(4)[usable[row // 2]]
         assert any(torch.equal(codes, option) for option in options)
         np.testing.assert_array_equal(right[row], judged(None, toy_generator.decode(codes), [None] * len(codes)))
 
@@ -257,9 +257,8 @@ def test_labelled_images_are_hot_ones(toy_generator, tmp_path: Path, judged):
     pool, seconds = draw_labelled(toy_generator, None, prompts, 3, seed=1, work_dir=tmp_path)
     again, same = draw_labelled(toy_generator, None, prompts, 3, seed=1, work_dir=tmp_path)
     assert seconds == same > 0 and torch.equal(again.tokens, pool.tokens)  # seconds are kept with the shards
-    hot = replace(toy_generator, settings=replace(toy_generator.settings, temperature=1.3))
-    drawn = hot.draw([prompt.text for prompt in prompts], 3, seed=1)
-    assert torch.equal(pool.tokens[1, 2].long(), drawn[1][2].final)
+    drawn = toy_generator([prompt.text for prompt in prompts], 3, temperature=1.3, seed=1)
+    assert torch.equal(pool.tokens[1, 2].long(), drawn.tokens[5])
     right = judged(None, toy_generator.decode(pool.tokens[1]), [None] * 3)
     np.testing.assert_array_equal(pool.correct["template"][1], right)
 
@@ -271,8 +270,8 @@ def test_steps_are_labelled_by_how_their_rollouts_end(toy_generator, tmp_path: P
     assert label_steps(toy_generator, None, prompts, rollouts=3, seed=5, work_dir=tmp_path)[1] == seconds > 0
     assert labels.codes.shape == (3, steps, 64) and labels.ends_well.shape == (3, steps, 3)
     # the paths are those that the generator draws, a prompt's second path being another candidate
-    drawn = toy_generator.draw([prompts[0].text], 3, seed=5)[0]
-    assert torch.equal(labels.codes[0], drawn[0].tokens) and torch.equal(labels.codes[2], drawn[2].tokens)
+    drawn = toy_generator(prompts[0].text, 3, seed=5).steps
+    assert torch.equal(labels.codes[0], drawn[0]) and torch.equal(labels.codes[2], drawn[2])
     # after the last step, all rollouts are the finished image
     finished = judged(None, toy_generator.decode(labels.codes[:, -1]), prompts)
     np.testing.assert_array_equal(labels.ends_well[:, -1], np.repeat(finished[:, None], 3, axis=1))
@@ -295,12 +294,12 @@ def test_rollouts_keep_what_is_committed(toy_generator):
     """Every rollout's end agrees with its path wherever the path had committed codes by then."""
     prompt = lite_prompts("train")[0].text
     drawn = ranking._draw_rollouts(toy_generator, [(prompt, 0)], rollouts=4, seed=2)
-    path = toy_generator.draw([prompt], 1, seed=2)[0][0]
+    out = toy_generator(prompt, seed=2)
     steps = toy_generator.settings.steps
     assert drawn["ends"].shape == (1, steps, 4, 64)
     for step, ends in enumerate(drawn["ends"][0]):
-        committed = path.committed[step]
-        assert (ends[:, committed] == path.tokens[step][committed]).all()
+        committed = out.committed[0, step]
+        assert (ends[:, committed] == out.steps[0, step][committed]).all()
         if step + 2 < steps:
             assert len({tuple(end.tolist()) for end in ends}) > 1  # and the rollouts differ elsewhere
 
