@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cotgen_lite.align.dpo import DpoTraining, Pair
-from cotgen_lite.experiments import dpo_studies, measure_alignment
+from cotgen_lite.experiments import dpo_studies, measure_alignment, measuring
 from cotgen_lite.experiments import train_generators as alignment
 from cotgen_lite.experiments.configs import QUICK
 from cotgen_lite.experiments.dpo_studies import ESTIMATES, estimator_noise, gains, measure_far
@@ -31,6 +31,7 @@ from cotgen_lite.experiments.train_generators import (
     publish_aligned,
     settings_of,
 )
+from cotgen_lite.generate.pipeline import GeneratedPool
 from cotgen_lite.geneval import Detection
 from cotgen_lite.metrics import expected_best_of, score
 from cotgen_lite.pools import Pool, load_pool, pool_prompts, save_pool
@@ -238,11 +239,13 @@ def test_a_gap_of_belief_is_that_of_the_choice(toy_generator, monkeypatch, tmp_p
     prompts = [p for p in lite_prompts("test") if p.tag != "single_object"]
     few = [p for tag in TAGS[1:] for p in [q for q in prompts if q.tag == tag][: QUICK.best_of_many_prompts]]
     odds, right = rng.normal(size=(len(few), 6)).astype(np.float32), rng.random((len(few), 6)) < 0.5
-    monkeypatch.setattr(dpo_studies, "load_generator", lambda *_, **__: toy_generator)
-    monkeypatch.setattr(dpo_studies, "load_judges", lambda _: {"learned": None, "template": None})
-    monkeypatch.setattr(dpo_studies, "Verifier", Believes)
-    monkeypatch.setattr(dpo_studies, "draw_pool", lambda *_, **__: (torch.zeros(len(few), 6, 5, 64), None, None))
-    monkeypatch.setattr(dpo_studies, "judge_tokens", lambda *_: right)
+    monkeypatch.setattr(measuring, "load_generator", lambda *_, **__: toy_generator)
+    monkeypatch.setattr(measuring, "load_judges", lambda _: {"learned": None, "template": None})
+    monkeypatch.setattr(measuring, "Verifier", Believes)
+    monkeypatch.setattr(
+        measuring, "generate_pool", lambda *_, **__: GeneratedPool(torch.zeros(len(few), 6, 5, 64), None, None)
+    )
+    monkeypatch.setattr(measuring, "judge_tokens", lambda *_: right)
     monkeypatch.setattr(dpo_studies, "score_tokens", lambda *_: (odds, 0.0))
     measure_far(tmp_path, tmp_path, QUICK)
     found = json.loads((tmp_path / "results/best_of_many.json").read_text())

@@ -13,14 +13,14 @@ from small_verifiers import Moody
 
 from cotgen_lite.experiments.findings import decide_best, decide_f7
 from cotgen_lite.experiments.measure_parm import at_equal_cost, order_within_rows, unit_costs
+from cotgen_lite.experiments.measuring import by_step
 from cotgen_lite.lite.verifier import lite_processor, lite_verifier
-from cotgen_lite.metrics import expected_best_of
+from cotgen_lite.metrics import expected_best_of, roc_auc_within_prompts
 from cotgen_lite.pools import Pool
 from cotgen_lite.prompts import TAGS, lite_prompts
 from cotgen_lite.verify.pool_search import (
     Opinions,
     Outcome,
-    areas_by_step,
     ask_of_paths,
     clear_at,
     load_opinions,
@@ -132,9 +132,9 @@ def test_potential_is_held_against_the_end_of_its_own_path(toy_generator: Any, t
     ends = (at_step_2 > at_step_2.median(dim=1, keepdim=True).values).numpy()
     opinions = ask_of_paths(toy_generator, verifier, guesses, PROMPTS, tmp_path, stop=False)  # type: ignore[arg-type]
     assert not np.isnan(opinions.potential).any()
-    areas = areas_by_step(opinions, ends)
-    assert areas["potential"][2] == 1 and len(areas["clarity"]) == guesses.shape[2] - 1
-    assert areas_by_step(opinions, ~ends)["potential"][2] == 0
+    areas = by_step(roc_auc_within_prompts, opinions.potential, ends)
+    assert areas[2] == 1 and len(areas) == guesses.shape[2] - 1
+    assert by_step(roc_auc_within_prompts, opinions.potential, ~ends)[2] == 0
 
 
 def test_opinions_come_back_from_disk(tmp_path: Path) -> None:

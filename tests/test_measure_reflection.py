@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from cotgen_lite.experiments import measure_reflection
+from cotgen_lite.experiments import measuring
+from cotgen_lite.experiments.configs import QUICK
 from cotgen_lite.experiments.findings import decide_f11, decide_f12
-from cotgen_lite.experiments.measure import cost_of_drawing
 from cotgen_lite.experiments.measure_reflection import (
     Reflections,
     by_round,
@@ -20,6 +20,7 @@ from cotgen_lite.experiments.measure_reflection import (
     shuffled,
     spent_with_rounds,
 )
+from cotgen_lite.experiments.measuring import Bench, cost_of_drawing
 from cotgen_lite.lite.judges import TemplateJudge
 from cotgen_lite.lite.world import SceneObject, render
 from cotgen_lite.prompts import TAGS, lite_prompts, parse_prompt
@@ -133,10 +134,12 @@ def test_more_samples_are_as_many_as_rounds(toy_generator: Any, tmp_path: Path, 
 
     kept: list[torch.Tensor] = []
     monkeypatch.setattr(
-        measure_reflection, "judge_tokens", lambda g, codes, *_: (kept.append(codes), np.ones((2, 1), dtype=bool))[1]
+        measuring, "judge_tokens", lambda g, codes, *_: (kept.append(codes), np.ones((2, 1), dtype=bool))[1]
     )
+    monkeypatch.setattr(measuring, "load_judges", lambda _: {"learned": None})
     run = a_run([[1, np.nan, np.nan, np.nan], [-1, -2, 1, np.nan]])
-    found = draw_more(toy_generator, Counting(), PROMPTS[:2], first, run, {"learned": None}, tmp_path)  # type: ignore[dict-item, arg-type]
+    bench = Bench(tmp_path, tmp_path, QUICK, "test")
+    found = draw_more(bench, toy_generator, Counting(), PROMPTS[:2], first, run.rounds)  # type: ignore[arg-type]
     assert seen == [1, 3] and found["learned"].tolist() == [True, True]
     assert torch.equal(kept[0][0, 0], first[0]) and not torch.equal(kept[0][1, 0], first[1])
 

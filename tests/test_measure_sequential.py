@@ -10,9 +10,11 @@ import pytest
 import torch
 from small_verifiers import Moody
 
+from cotgen_lite.experiments import measuring
 from cotgen_lite.experiments.configs import QUICK
 from cotgen_lite.experiments.findings import decide_f10
-from cotgen_lite.experiments.measure_sequential import measure_fills, save_choices
+from cotgen_lite.experiments.measure_sequential import add_choices, measure_fills
+from cotgen_lite.experiments.measuring import Bench
 from cotgen_lite.experiments.results import read_rows
 from cotgen_lite.generate.autoregressive import (
     AutoregressiveConfig,
@@ -93,7 +95,8 @@ def test_costs_of_choices_are_the_searches_own(generator: AutoregressiveGenerato
     pool = Pool(PROMPTS, tokens, scores, {"learned": correct, "template": correct})
     whole = Outcome(np.full((3, 3), 8), np.ones((3, 3), dtype=bool), order)
     units = {key: {"seconds": 1.0, "flops": 2.0} for key in ("generator_pass", "decode", "read", "read_twice")}
-    save_choices(tmp_path, generator, pool, {"parm": whole, "parm-retaught": whole}, units)
+    bench = Bench(tmp_path, tmp_path, replace(QUICK, pool_size=3), "test")
+    add_choices(bench, generator, pool, {"parm": whole, "parm-retaught": whole}, units)
     rows = {(row["method"], row["n"], row["judge"]): row for row in read_rows(tmp_path / "results/scores.jsonl")}
     found = best_of_n(generator, Moody(), PROMPTS[0].text, 3, seed=0)  # type: ignore[arg-type]
     cost = rows["seq:ft-orm-retaught", 3, "learned"]["cost"]
@@ -109,10 +112,11 @@ def test_fills_are_compared_run_by_run(
     config = replace(QUICK, prompt_stride=100, generator_dev_images=4)
     prompts = stratified_subset(lite_prompts("dev"), 100)
     right = np.random.default_rng(0).permuted(np.tile([True, True, False, False], (len(prompts), 1)), axis=1)
-    monkeypatch.setattr("cotgen_lite.experiments.measure_sequential.judge_tokens", lambda *_: right)
+    monkeypatch.setattr(measuring, "judge_tokens", lambda *_: right)
+    monkeypatch.setattr(measuring, "load_judges", lambda _: {"template": None})
     moody, grumpy = Moody(-0.9), Moody(0.2)
     verifiers: Any = {"zs-orm": moody, "parm": moody, "parm-retaught": grumpy}
-    found = measure_fills(generator, verifiers, tmp_path, config)
+    found = measure_fills(Bench(tmp_path, tmp_path, config, "test"), generator, verifiers)
     for fill in get_args(Fill):
         out = generator.with_settings(fill=fill)([prompt.text for prompt in prompts], 4, seed=5)
         for run in (0, 6):

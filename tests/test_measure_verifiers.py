@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from cotgen_lite.experiments import findings
-from cotgen_lite.experiments.findings import decide_f2, decide_f3, decide_f4
+from cotgen_lite.experiments.findings import decide_f2, decide_f3, decide_f4, difference
 from cotgen_lite.experiments.measure import load_steps_of_pool, save_steps_of_pool
 from cotgen_lite.experiments.measure_verifiers import (
     compare_areas,
     draw_stepwise,
     label_noise,
     likeness,
-    over_baseline,
-    time_search,
     tuning_gains_early,
 )
+from cotgen_lite.experiments.measuring import time_search
 from cotgen_lite.experiments.results import SIZES
+from cotgen_lite.generate.pipeline import GeneratedPool
 from cotgen_lite.metrics import expected_best_of, roc_auc, score
 from cotgen_lite.pools import pool_prompts
 from cotgen_lite.prompts import TAGS, lite_prompts, parse_prompt
@@ -127,7 +127,7 @@ def test_a_search_is_timed_on_one_prompt_of_each_tag():
 def test_a_search_gains_over_the_mean_of_its_pool():
     pool = np.zeros((len(PROMPTS), N), dtype=bool)
     pool[:, :5] = True
-    assert over_baseline(PROMPTS, np.ones(len(PROMPTS)), pool) == {"delta": 0.75, "ci": [0.75, 0.75]}
+    assert difference(PROMPTS, 1 - pool.mean(1)) == {"delta": 0.75, "ci": [0.75, 0.75]}
 
 
 def test_areas_are_compared_tag_by_tag():
@@ -211,6 +211,8 @@ def test_a_prompt_that_is_listed_again_is_searched_anew(tmp_path, toy_generator)
 def test_steps_of_a_pool_come_back_as_they_were(tmp_path: Path) -> None:
     prompts = [lite_prompts("train")[0]] * 2
     guesses = torch.randint(0, 1024, (2, 3, 4, 64), dtype=torch.int16, generator=torch.Generator().manual_seed(0))
-    save_steps_of_pool(tmp_path / "steps.safetensors", prompts, guesses, torch.zeros(2, 3, 64, dtype=torch.uint8))
+    committed_at = torch.zeros(2, 3, 64, dtype=torch.uint8)
+    drawn = GeneratedPool(guesses, committed_at, None)
+    save_steps_of_pool(tmp_path / "steps.safetensors", prompts, drawn)
     back, rows = load_steps_of_pool(tmp_path / "steps.safetensors")
     assert rows == [0] and torch.equal(back, guesses[:1])  # of a prompt that occurs twice, its first pool

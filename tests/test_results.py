@@ -40,13 +40,21 @@ def test_score_rows_of_the_largest_n_follow_the_scores() -> None:
     prompts = pool_prompts("dev")[:20] + pool_prompts("dev")[-20:]
     rng = np.random.default_rng(2)
     correct = rng.random((40, 5)) < 0.4
-    rows = score_rows("oracle", prompts, correct, {"learned": correct}, (1, 5), {"seed": 0}, {"seconds": 0.1})
+    rows = score_rows(
+        "oracle", prompts, {"learned": correct}, (1, 5), {"seed": 0}, lambda n: {"seconds": n / 10}, correct
+    )
     by_tag = {tag: [] for tag in {prompt.tag for prompt in prompts}}
     for prompt, row in zip(prompts, correct, strict=True):
         by_tag[prompt.tag].append(row.any())
     assert rows[1]["tags"] == {tag: pytest.approx(np.mean(hits), abs=1e-4) for tag, hits in by_tag.items()}
     assert rows[1]["cost"] == {"seconds": 0.5} and rows[1]["images"] == 200
     assert rows[0]["overall"] < rows[1]["overall"]
+    both = {"learned": correct, "template": ~correct}
+    rows = score_rows("oracle", prompts, both, (5,), {}, {"seconds": 1.0}, order=both)
+    assert rows[0]["tags"] == {tag: pytest.approx(np.mean(hits), abs=1e-4) for tag, hits in by_tag.items()}
+    assert rows[1]["overall"] > 0.9 and rows[1]["cost"] == {"seconds": 1.0}
+    by_chance = score_rows("random", prompts, {"learned": correct}, (1, 5), {}, {})
+    assert by_chance[0]["tags"] == by_chance[1]["tags"] and by_chance[0]["overall"] < rows[0]["overall"]
 
 
 def test_steps_profile() -> None:

@@ -1,4 +1,7 @@
-"""What DPO's results hang on: the estimator, the training seed, where guidance starts; and best of very many."""
+"""What DPO's results hang on: the estimator, the training seed, where guidance starts; and best of very many.
+
+Chapters 04 and 06; paper: section 3.3. How: measuring.py; the trainings: train_generators.py.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,10 +13,9 @@ import torch
 
 from cotgen_lite.align.dpo import DpoTraining, Pair, draw_masks, log_probability, read_pairs
 from cotgen_lite.experiments.configs import Config
-from cotgen_lite.experiments.findings import decide
-from cotgen_lite.experiments.measure import cost_of_drawing
-from cotgen_lite.experiments.measure_alignment import ON_TOP
-from cotgen_lite.experiments.results import merge_rows, score_rows, score_tokens
+from cotgen_lite.experiments.findings import difference
+from cotgen_lite.experiments.measuring import Bench, cost_of_best_of, cost_of_drawing
+from cotgen_lite.experiments.results import score_tokens
 from cotgen_lite.experiments.train_generators import (
     align,
     attempt,
@@ -23,14 +25,11 @@ from cotgen_lite.experiments.train_generators import (
     pairs_of,
     settings_of,
 )
-from cotgen_lite.generate.drawing import draw_pool, judge_tokens
 from cotgen_lite.generate.pipeline import Generator, load_generator
 from cotgen_lite.hub import write_json
-from cotgen_lite.lite.judges import load_judges
 from cotgen_lite.metrics import expected_best_of, score
-from cotgen_lite.pools import load_pool, stratified_subset
+from cotgen_lite.pools import stratified_subset
 from cotgen_lite.prompts import Prompt, lite_prompts
-from cotgen_lite.verify.verifier import Verifier
 
 FAR = (1, 2, 5, 10, 20, 50, 100, 200)  # the n of best-of-n far beyond the usual
 # What the log-probability may be estimated with; the first is what everything here was trained with.
@@ -56,8 +55,7 @@ def measure_estimators(out: Path, work: Path, config: Config) -> None:
     for name, change in ESTIMATORS.items():
         generator, log = attempt(out, pairs, replace(settings, **change), work, config)
         right[name] = dev_verdicts(generator, work, config)
-        over = decide(f"{name} − {FIRST} > 0", prompts, right[name] - right[FIRST], paper="")
-        found[name] = {"noise": noise[name], "over_first": {key: over[key] for key in ("delta", "ci")}} | log
+        found[name] = {"noise": noise[name], "over_first": difference(prompts, right[name] - right[FIRST])} | log
     write_json(out / "results/dpo_estimators.json", found)
 
 
@@ -98,37 +96,40 @@ def estimator_noise(out: Path, pairs: Sequence[Pair]) -> dict[str, dict[str, flo
 
 
 def measure_spread(out: Path, work: Path, config: Config) -> None:
-    """Align and score generators that are not shipped: both rounds with other seeds, and a guided first round.
+    """Both rounds with other training seeds, and a guided first round: generators that are not shipped, scores only.
 
-    Their rows go to scores.jsonl; `results/dpo_spread.json` has their logs, and their scores and paired gains beside
-    those of the shipped generators on equally few images a pool. Resumes from `work`.
+    `results/dpo_spread.json` has their logs, and their scores and paired gains beside those of the shipped generators
+    on equally few images a pool. Resumes from `work`.
     """
-    baseline, settings, logs = load_generator(models=out / "models"), settings_of(out, "dpo"), {}
-    few = {name: load_pool(out / f"pools/{name}.safetensors") for name in ("baseline", "dpo", "it-dpo")}
-    prompts = few["baseline"].prompts
-    runs = {name: [pool.correct["learned"][:, : config.extra_seed_images].mean(1)] for name, pool in few.items()}
+    bench, n = Bench(out, work, config, "dpo_spread"), config.extra_seed_images
+    baseline, settings, logs = bench.generator(), settings_of(out, "dpo"), {}
+    pools = {name: bench.pool(name) for name in ("baseline", "dpo", "it-dpo")}
+    prompts = pools["baseline"].prompts
+    runs = {name: [pool.correct["learned"][:, :n].mean(1)] for name, pool in pools.items()}
 
     def score_few(generator: Generator, log: dict, name: str, seed: int) -> None:
-        runs.setdefault(name, []).append(_score_few(generator, prompts, name, seed, out, work, config))
+        drawn, images = bench.generate(generator, prompts, n), len(prompts) * n
+        correct = bench.judge(generator, drawn.tokens, prompts)
+        cost = cost_of_best_of(*cost_of_drawing(generator, prompts[0].text), drawn.cost.seconds / images)
+        bench.add_rows(name, name, prompts, correct, cost, seed=seed, images=images)
+        runs.setdefault(name, []).append(correct["learned"].mean(1))
         logs[f"{name}, seed {seed}"] = log
 
-    images = out / "training/images"
+    labelled = out / "training/images"
     for seed in config.extra_seeds:
         again = replace(settings, seed=seed)
-        first, log = align(baseline, pairs_of(images, config, seed), again, work / f"dpo-{seed}", config)
+        first, log = align(baseline, pairs_of(labelled, config, seed), again, work / f"dpo-{seed}", config)
         score_few(first, log, "dpo", seed)
         draw_second_round(first, work / f"images-{seed}", seed, work / f"drawing-{seed}", config)
         pairs = pairs_of(work / f"images-{seed}", config, seed)
         second, log = align(first, pairs, again, work / f"it-dpo-{seed}", config)
         score_few(second, log, "it-dpo", seed)
-    online = guidance(baseline, Verifier.from_pretrained(out / "models/orm"), config)
-    guided, log = align(baseline, pairs_of(images, config, 0), settings, work / "guided", config, online)
+    online = guidance(baseline, bench.verifier("orm"), config)
+    guided, log = align(baseline, pairs_of(labelled, config, 0), settings, work / "guided", config, online)
     score_few(guided, log, "dpo-guided-orm", 0)
     overall = {name: [round(score(prompts, right).overall, 4) for right in some] for name, some in runs.items()}
-    write_json(
-        out / "results/dpo_spread.json",
-        {"images_a_pool": config.extra_seed_images, "overall": overall, "gains": gains(prompts, runs), "logs": logs},
-    )
+    found = {"images_a_pool": n, "overall": overall, "gains": gains(prompts, runs), "logs": logs}
+    bench.write("dpo_spread", found)
 
 
 def gains(prompts: Sequence[Prompt], runs: Mapping[str, Sequence[npt.NDArray]]) -> dict[str, dict]:
@@ -141,26 +142,10 @@ def gains(prompts: Sequence[Prompt], runs: Mapping[str, Sequence[npt.NDArray]]) 
         olds = [*runs[before]] * (len(runs[after]) if len(runs[before]) == 1 else 1)
         differences = [new - old for new, old in zip(runs[after], olds, strict=False)]
         found[f"{after} − {before}"] = {
-            "runs": [_interval_of(prompts, difference) for difference in differences],
-            "mean": _interval_of(prompts, np.mean(differences, axis=0)),
+            "runs": [difference(prompts, gain) for gain in differences],
+            "mean": difference(prompts, np.mean(differences, axis=0)),
         }
     return found
-
-
-def _score_few(
-    generator: Generator, prompts: Sequence[Prompt], name: str, seed: int, out: Path, work: Path, config: Config
-) -> npt.NDArray[np.float64]:
-    """Accuracy of each pool (P,) by a few images of it; its rows go into scores.jsonl."""
-    n = config.extra_seed_images
-    guesses, _, drawing = draw_pool(generator, prompts, n, seed=0, work_dir=work / "pool")
-    judges = load_judges(out / "models")
-    correct = {judge: judge_tokens(generator, guesses[:, :, -1], prompts, one) for judge, one in judges.items()}
-    each, once = cost_of_drawing(generator, prompts[0].text)
-    each |= {"seconds": drawing["seconds"] / (len(prompts) * n), "verifier_passes": 0.0}
-    about = {"generator": name, "verifier": None, "seed": seed, "command": "python -m cotgen_lite.build dpo_spread"}
-    rows = score_rows(name, prompts, np.zeros((len(prompts), n)), correct, (1,), about, each, once)
-    merge_rows(out / "results/scores.jsonl", [row | {"images": len(prompts) * n} for row in rows])
-    return correct["learned"].mean(1)
 
 
 def measure_far(out: Path, work: Path, config: Config) -> None:
@@ -169,42 +154,32 @@ def measure_far(out: Path, work: Path, config: Config) -> None:
     A few prompts of every tag but the easiest. By exact expectation over subsets, with intervals over prompts; writes
     `results/best_of_many.json`, resumes from `work`.
     """
-    judges = load_judges(out / "models")
-    verifiers = {method: Verifier.from_pretrained(out / "models" / name) for method, name in ON_TOP.items()}
-    generator = load_generator("it-dpo-guided-orm", models=out / "models")
+    bench, many = Bench(out, work, config, "dpo_far"), config.best_of_many_images
+    generator = bench.generator("it-dpo-guided-orm")
     options = [prompt for prompt in lite_prompts("test") if prompt.tag != "single_object"]
     prompts = stratified_subset(options, most=config.best_of_many_prompts)
-    guesses, _, _ = draw_pool(generator, prompts, config.best_of_many_images, seed=4, work_dir=work)
-    final = guesses[:, :, -1]
-    correct = {judge: judge_tokens(generator, final, prompts, one) for judge, one in judges.items()}
-    sizes = [n for n in FAR if n <= config.best_of_many_images]
-    found: dict = {
-        "n": sizes,
-        "prompts": len(prompts),
-        "oracle": _far_curve(prompts, correct["learned"], correct, sizes),
-    }
-    for method, verifier in verifiers.items():
-        odds, _ = score_tokens(generator, verifier, final, prompts)
+    tokens = bench.generate(generator, prompts, many, seed=4).tokens
+    correct, sizes = bench.judge(generator, tokens, prompts), [n for n in FAR if n <= many]
+    oracle = far_curves(prompts, correct["learned"], correct, sizes)
+    found: dict = {"n": sizes, "prompts": len(prompts), "oracle": oracle}
+    for method, verifier in bench.orms.items():
+        odds, _ = score_tokens(generator, verifier, tokens, prompts)
         belief = 1 / (1 + np.exp(-odds.astype(np.float64)))
         gaps = {n: expected_best_of(odds, belief, n) - expected_best_of(odds, correct["learned"], n) for n in sizes}
-        found[method] = _far_curve(prompts, odds, correct | {"belief": belief}, sizes) | {
-            "gap": [_interval_of(prompts, gaps[n]) for n in sizes],
-            "gap_since_one": [_interval_of(prompts, gaps[n] - gaps[1]) for n in sizes],
+        found[method] = far_curves(prompts, odds, correct | {"belief": belief}, sizes) | {
+            "gap": [difference(prompts, gaps[n]) for n in sizes],
+            "gap_since_one": [difference(prompts, gaps[n] - gaps[1]) for n in sizes],
         }
-    write_json(out / "results/best_of_many.json", found)
+    bench.write("best_of_many", found)
 
 
-def _interval_of(prompts: Sequence[Prompt], difference: npt.NDArray) -> dict:
-    found = decide("", prompts, difference, paper="")
-    return {key: found[key] for key in ("delta", "ci")}
-
-
-def _far_curve(prompts: Sequence[Prompt], chosen_by: npt.NDArray, values: Mapping, sizes: Sequence[int]) -> dict:
+def far_curves(
+    prompts: Sequence[Prompt], order: npt.NDArray, values: Mapping[str, npt.NDArray], sizes: Sequence[int]
+) -> dict[str, dict]:
+    """What becomes of some values (P, N), by name, if the best of n by an order (P, N) is taken; n by n."""
     curves = {}
     for name, value in values.items():
-        results = [score(prompts, expected_best_of(chosen_by, value, n)) for n in sizes]
-        curves[name] = {
-            "overall": [round(result.overall, 4) for result in results],
-            "ci": [[round(bound, 4) for bound in result.ci] for result in results],
-        }
+        results = [score(prompts, expected_best_of(order, value, n)) for n in sizes]
+        ci = [[round(bound, 4) for bound in result.ci] for result in results]
+        curves[name] = {"overall": [round(result.overall, 4) for result in results], "ci": ci}
     return curves

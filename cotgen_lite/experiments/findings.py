@@ -72,6 +72,22 @@ def brief(found: Mapping) -> dict:
     return {key: found[key] for key in ("seen", "delta", "ci")}
 
 
+def difference(prompts: Sequence[Prompt], values: npt.NDArray) -> dict:
+    """A difference (P,), paired pool by pool: mean over tags, with its interval over prompts."""
+    found = decide("", prompts, values, paper="")
+    return {key: found[key] for key in ("delta", "ci")}
+
+
+def resampled(measured: Callable[..., Sequence[float]], *sizes: int) -> tuple[npt.NDArray, npt.NDArray]:
+    """Some numbers (K,) of whole sets of rows, and their 95% intervals (2, K) over sets that are drawn from these anew.
+
+    measured: from the row numbers of each set, as many sets as there are sizes, to the numbers.
+    """
+    rng = np.random.default_rng(0)
+    draws = [measured(*(rng.integers(size, size=size) for size in sizes)) for _ in range(RESAMPLES)]
+    return np.array(measured(*map(np.arange, sizes))), np.nanpercentile(draws, [2.5, 97.5], axis=0)
+
+
 def decide(
     claim: str, prompts: Sequence[Prompt], difference: npt.NDArray, paper: str, note: str = "", below: bool = False
 ) -> dict[str, object]:
@@ -158,7 +174,6 @@ def decide_f4(log_odds: npt.NDArray, correct: npt.NDArray, guesses: Tensor) -> d
     rule takes the AUC of all images together, to which hard and easy prompts contribute; the note has that within
     prompts as well, all that a choice among candidates depends on.
     """
-    rng = np.random.default_rng(0)
     settled = (guesses[:, :, LATE - 1] == guesses[:, :, -1]).double().mean(dim=(1, 2)).numpy()
     early, late = log_odds[:, :, EARLY - 1], log_odds[:, :, LATE - 1]
     inside = np.array(
@@ -170,9 +185,7 @@ def decide_f4(log_odds: npt.NDArray, correct: npt.NDArray, guesses: Tensor) -> d
         within, clear_within = np.nanmean(inside[rows], axis=0)
         return blurry, clear - blurry, float(settled[rows].mean()), within, clear_within - within
 
-    everything = measured(np.arange(len(correct)))
-    draws = np.array([measured(rng.integers(len(correct), size=len(correct))) for _ in range(RESAMPLES)])
-    low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
+    everything, (low, high) = resampled(measured, len(correct))
     holds = (high[0] < BLURRY, low[1] > CLEARER, low[2] > SETTLED)
     fails = (low[0] > BLURRY, high[1] < CLEARER, high[2] < SETTLED)
     early_auc, gain = f"AUC at step {EARLY}", f"gain from there to step {LATE}"
@@ -182,7 +195,7 @@ def decide_f4(log_odds: npt.NDArray, correct: npt.NDArray, guesses: Tensor) -> d
     return {
         "claim": f"AUC < {BLURRY} at step {EARLY}, {CLEARER} more at {LATE}, where {SETTLED:.0%} of tokens are final",
         "seen": "yes" if all(holds) else "no" if any(fails) else "undecided",
-        "delta": round(everything[1], 4),
+        "delta": round(float(everything[1]), 4),
         "ci": [round(float(low[1]), 4), round(float(high[1]), 4)],
         "paper": "clear from steps 8–12 of 18 (figure 5)",
         "note": "; ".join(parts),

@@ -1,7 +1,9 @@
-"""Everything that is measured: guidance on the dev prompts, both judges, the test pool, scores and findings."""
+"""The baseline, chapters 00 and 01: guidance on dev prompts, both judges, the test pool, best of n, finding F1.
 
-from collections.abc import Sequence
-from dataclasses import replace
+Also all steps of some of its paths, which later chapters read, and the README's figure. How: measuring.py.
+"""
+
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +11,15 @@ import numpy.typing as npt
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from cotgen_lite.experiments.configs import Config
 from cotgen_lite.experiments.findings import decide_f1, write_findings
-from cotgen_lite.experiments.overview import save_overview
-from cotgen_lite.experiments.results import SIZES, score_rows, score_tokens, steps_profile, write_rows
-from cotgen_lite.generate.autoregressive import AnyGenerator
-from cotgen_lite.generate.drawing import draw_pool, judge_tokens
-from cotgen_lite.generate.pipeline import Generator, load_generator
-from cotgen_lite.generate.sampling import Ledger
-from cotgen_lite.geneval import Detector
-from cotgen_lite.hub import in_place_of, write_json
-from cotgen_lite.lite.judges import load_judges, measure_judge
+from cotgen_lite.experiments.measuring import Bench, measure_pool, rounded
+from cotgen_lite.experiments.results import steps_profile, write_rows
+from cotgen_lite.generate.pipeline import GeneratedPool, Generator, judge_tokens
+from cotgen_lite.hub import in_place_of
+from cotgen_lite.lite.judges import measure_judge
 from cotgen_lite.lite.verifier_evaluation import evaluation_set, measure
 from cotgen_lite.metrics import (
     cohens_kappa,
@@ -30,134 +29,77 @@ from cotgen_lite.metrics import (
     roc_auc_within_prompts,
     score,
 )
-from cotgen_lite.pools import Pool, pack_codes, pool_prompts, save_pool, stratified_subset, unpack_codes
-from cotgen_lite.prompts import TAGS, Prompt, lite_prompts
-from cotgen_lite.verify.verifier import Verifier
+from cotgen_lite.pools import Pool, pack_codes, pool_prompts, stratified_subset, unpack_codes
+from cotgen_lite.prompts import TAGS, Prompt
 
 GUIDANCE_SCALES = (0.0, 1.5, 3.0, 5.0)
 KEPT_PER_TAG = 10  # prompts of which every candidate keeps all its steps
-COMMAND = "python -m cotgen_lite.build results"
+KEPT = "#0072B2"  # the colour that the notebooks' figures give to what is ours
 
 
 def measure_all(out: Path, work: Path, config: Config) -> None:
     """Pools, scores, findings and figures, from the models under `out`; shards in `work` let it resume."""
-    models = out / "models"
-    generator = load_generator(models=models)
-    verifier = Verifier.from_pretrained(models / "verifier")
-    judges = load_judges(models)
-    results = out / "results"
-
-    judged = {
+    bench, n, scenes = Bench(out, work, config, "results"), config.pool_size, config.judge_test_scenes
+    generator, verifier = bench.generator(), bench.verifier("verifier")
+    rebuild = generator.image_tokenizer.rebuild
+    rendered = {
         name: {
-            "clean": measure_judge(detector, config.judge_test_scenes, seed=11),
-            "rebuilt": measure_judge(
-                detector, config.judge_test_scenes, seed=12, rebuild=generator.image_tokenizer.rebuild
-            ),
+            "clean": measure_judge(judge, scenes, seed=11),
+            "rebuilt": measure_judge(judge, scenes, seed=12, rebuild=rebuild),
         }
-        for name, detector in judges.items()
+        for name, judge in bench.judges.items()
     }
-    guidance = _measure_guidance(generator, config.guidance_dev_images, config.prompt_stride, work, judges["template"])
-    write_json(results / "dev.json", guidance)
+    bench.write("dev", [measure_guidance(bench, generator, scale) for scale in GUIDANCE_SCALES])
 
+    bench.write("findings", {})  # what was found on older pools is worth nothing now
+    write_rows(out / "results/scores.jsonl", [])
     prompts = stratified_subset(pool_prompts("test"), config.prompt_stride)
-    guesses, committed_at, drawing = draw_pool(generator, prompts, config.pool_size, seed=0, work_dir=work / "pool")
-    final = guesses[:, :, -1]
-    correct = {name: judge_tokens(generator, final, prompts, detector) for name, detector in judges.items()}
-    log_odds, scoring_seconds = score_tokens(generator, verifier, final, prompts)
-    # In half precision, as the pool keeps them, so that the file gives these very results.
-    log_odds = log_odds.astype(np.float16).astype(np.float32)
-    save_pool(Pool(prompts, final, {"zs-orm": log_odds}, correct), out / "pools/baseline.safetensors")
-    save_steps_of_pool(out / "pools/baseline_steps.safetensors", prompts, guesses, committed_at)
-
-    images = final.shape[0] * final.shape[1]
-    draw_cost, once = cost_of_drawing(generator, prompts[0].text)
-    draw_cost |= {"seconds": drawing["seconds"] / images, "verifier_passes": 0.0}
-    verify_cost = draw_cost | {"verifier_passes": 1.0, "seconds": draw_cost["seconds"] + scoring_seconds / images}
-    _save_overview(out / "figures/overview.png", generator, prompts, guesses, log_odds, correct["learned"])
-
-    about = {"generator": "baseline", "verifier": None, "seed": 0, "command": COMMAND}
-    asked = about | {"verifier": "zero-shot"}
-    chance, largest = np.zeros_like(log_odds), (config.pool_size,)
-    sizes = [n for n in SIZES if n <= config.pool_size]
-    rows = score_rows("baseline", prompts, chance, correct, (1,), about, draw_cost, once)
-    rows += score_rows("random", prompts, chance, correct, largest, about, draw_cost, once)
-    for name, verdicts in correct.items():
-        rows += score_rows("oracle", prompts, verdicts, {name: verdicts}, sizes, about, draw_cost, once)
-    rows += score_rows("zs-orm", prompts, log_odds, correct, sizes, asked, verify_cost, once)
-    write_rows(results / "scores.jsonl", rows)
-
-    learned = correct["learned"]
-    best, mean = expected_best_of(log_odds, learned, config.pool_size), learned.mean(1)
-    write_json(results / "findings.json", {})  # what was decided on older pools is worth nothing now
-    write_findings(out, lambda judge: {"F1": decide_f1(prompts, log_odds, correct[judge])})
-    write_json(
-        results / "judges.json",
-        {
-            "right_on_rendered_scenes": judged,
-            "kappa_on_generated_images": round(cohens_kappa(learned.ravel(), correct["template"].ravel()), 4),
-            "images": images,
-        },
-    )
+    alone = {"baseline": 1, "random": n}
+    pool, drawn = measure_pool(bench, generator, "baseline", {"zs-orm": verifier}, prompts, alone, "")
+    save_steps_of_pool(out / "pools/baseline_steps.safetensors", prompts, drawn)
+    save_overview(out / "figures/overview.png", generator, pool, drawn.steps)
+    log_odds, learned = pool.scores["zs-orm"], pool.correct["learned"]
+    write_findings(out, lambda judge: {"F1": decide_f1(prompts, log_odds, pool.correct[judge])})
+    kappa = cohens_kappa(learned.ravel(), pool.correct["template"].ravel())
+    judges = {"right_on_rendered_scenes": rendered, "kappa_on_generated_images": rounded(kappa)}
+    bench.write("judges", judges | {"images": learned.size})
     held_out = evaluation_set(config.verifier_test_scenes, seed=21)  # fresh ones: training stopped by others
     on_clean = measure(verifier.model, verifier.processor.tokenizer, held_out)
-    write_json(
-        results / "verifier.json", {"scenes_a_tag": config.verifier_test_scenes, "auc_on_clean_scenes": on_clean}
-    )
-    write_json(
-        results / "test_set.json",
+    bench.write("verifier", {"scenes_a_tag": config.verifier_test_scenes, "auc_on_clean_scenes": on_clean})
+
+    kept = kept_indices(prompts)
+    few, texts = drawn.steps[kept, :4], [prompts[row] for row in kept]
+    steps = [judge_tokens(generator, few[:, :, t], texts, bench.judges["template"]) for t in range(few.shape[2])]
+    least = detectable_difference(prompts, expected_best_of(log_odds, learned, n), learned.mean(1))
+    bench.write(
+        "test_set",
         {
-            "detectable_difference": round(detectable_difference(prompts, best, mean), 4),
-            "auc_on_generated_images": _areas(prompts, log_odds, learned),
-            "auc_within_prompts": _areas_within(prompts, log_odds, learned),
-            "tokens_equal_to_final_by_step": [round(float(share), 4) for share in steps_profile(guesses)],
-            "judge_agrees_with_final_by_step": _judge_by_step(generator, prompts, guesses, judges["template"]),
-            "images": {"tokens": images, "verdicts": 4 * len(kept_indices(prompts))},
+            "detectable_difference": rounded(least),
+            "auc_on_generated_images": by_tag(roc_auc, prompts, log_odds, learned),
+            "auc_within_prompts": by_tag(roc_auc_within_prompts, prompts, log_odds, learned),
+            "tokens_equal_to_final_by_step": [rounded(share) for share in steps_profile(drawn.steps)],
+            "judge_agrees_with_final_by_step": [rounded((at_step == steps[-1]).mean()) for at_step in steps],
+            "images": {"tokens": learned.size, "verdicts": 4 * len(kept)},
         },
     )
 
 
-def cost_of_drawing(generator: AnyGenerator, prompt: str) -> tuple[dict[str, float], dict[str, float]]:
-    """Passes and sequence places of each further candidate, and what comes on top once: the prompt, the first step."""
-    spent = []
-    for n in (1, 2):
-        ledger = Ledger()
-        generator.draw([prompt], n, seed=0, ledger=ledger)
-        spent.append({"generator_passes": ledger.passes + ledger.prefix_passes, "tokens": ledger.places})
-    each = {key: float(spent[1][key] - spent[0][key]) for key in spent[0]}
-    return each, {key: spent[0][key] - each[key] for key in each}
+def measure_guidance(bench: Bench, generator: Generator, scale: float) -> dict:
+    """The dev score at a guidance scale, by the training judge."""
+    guided = generator.with_settings(guidance_scale=scale)
+    prompts, _, right = bench.generate_dev(guided, bench.config.guidance_dev_images)
+    result = score(prompts, right.mean(1))
+    tags = {tag: round(value, 4) for tag, value in result.tags.items()}
+    return {"guidance_scale": scale, "tags": tags, "overall": round(result.overall, 4), "ci": result.ci}
 
 
-def _save_overview(
-    path: Path,
-    generator: Generator,
-    prompts: Sequence[Prompt],
-    guesses: torch.Tensor,
-    log_odds: npt.NDArray,
-    right: npt.NDArray,
-) -> None:
-    """The README's figure: a prompt drawn by seed among those with attribute binding."""
-    options = [index for index, prompt in enumerate(prompts) if prompt.tag == "color_attr"]
-    row = options[np.random.default_rng(0).integers(len(options))]
-    shown = slice(0, min(8, log_odds.shape[1]))
-    candidates = generator.decode(guesses[row, shown, -1])
-    beliefs = 1 / (1 + np.exp(-log_odds[row, shown]))
-    steps = generator.decode(guesses[row, int(beliefs.argmax())])
-    save_overview(path, prompts[row].text, steps, candidates, beliefs, right[row, shown])
-
-
-def _measure_guidance(
-    generator: Generator, candidates: int, one_prompt_in: int, work: Path, judge: Detector
-) -> list[dict]:
-    """The dev score at each guidance scale, by the training judge."""
-    prompts, rows = stratified_subset(lite_prompts("dev"), one_prompt_in), []
-    for scale in GUIDANCE_SCALES:
-        guided = replace(generator, settings=replace(generator.settings, guidance_scale=scale))
-        guesses, _, _ = draw_pool(guided, prompts, candidates, seed=0, work_dir=work / f"dev-{scale}")
-        right = judge_tokens(generator, guesses[:, :, -1], prompts, judge)
-        result = score(prompts, right.mean(1))
-        tags = {tag: round(value, 4) for tag, value in result.tags.items()}
-        rows.append({"guidance_scale": scale, "tags": tags, "overall": round(result.overall, 4), "ci": result.ci})
-    return rows
+def by_tag(
+    measured: Callable[..., float], prompts: Sequence[Prompt], log_odds: npt.NDArray, correct: npt.NDArray
+) -> dict[str, float | None]:
+    """AUC on generated images, by tag and over all; None where it is not to be had."""
+    tags = np.array([prompt.tag for prompt in prompts])
+    rows = {tag: tags == tag for tag in TAGS} | {"all": np.ones(len(tags), dtype=bool)}
+    return {tag: rounded(measured(log_odds[some], correct[some])) for tag, some in rows.items()}
 
 
 def kept_indices(prompts: Sequence[Prompt]) -> list[int]:
@@ -167,19 +109,17 @@ def kept_indices(prompts: Sequence[Prompt]) -> list[int]:
     return [index for tag in TAGS for index in by_tag[tag][:KEPT_PER_TAG]]
 
 
-def save_steps_of_pool(
-    path: Path, prompts: Sequence[Prompt], guesses: torch.Tensor, committed_at: torch.Tensor
-) -> None:
-    """Write all steps' guesses (P, N, T, L) of `kept_indices`, and when each place got its code (P, N, L)."""
+def save_steps_of_pool(path: Path, prompts: Sequence[Prompt], drawn: GeneratedPool) -> None:
+    """Write all steps' guesses of `kept_indices`, and when each position got its token."""
     chosen = kept_indices(prompts)
-    kept, bits = guesses[chosen].contiguous(), max(1, int(guesses.max()).bit_length())
-    arrays = {"codes": pack_codes(kept, bits), "committed_at": committed_at[chosen].contiguous()}
+    kept, bits = drawn.steps[chosen].contiguous(), max(1, int(drawn.steps.max()).bit_length())
+    arrays = {"codes": pack_codes(kept, bits), "committed_at": drawn.committed_at[chosen].contiguous()}
     about = {"bits": str(bits), "length": str(kept.shape[-1])}
     with in_place_of(path) as part:
         save_file(arrays | {"pool_row": torch.tensor(chosen)}, part, metadata=about)
 
 
-def load_steps_of_pool(path: Path) -> tuple[torch.Tensor, list[int]]:
+def load_steps_of_pool(path: Path) -> tuple[Tensor, list[int]]:
     """All steps' guesses int16 (P, N, T, L) of some of a pool's prompts, and which rows of the pool these are.
 
     FileNotFoundError if the file is missing.
@@ -190,27 +130,31 @@ def load_steps_of_pool(path: Path) -> tuple[torch.Tensor, list[int]]:
         return codes, file.get_tensor("pool_row").tolist()
 
 
-def _areas(prompts: Sequence[Prompt], log_odds: npt.NDArray, correct: npt.NDArray) -> dict[str, float]:
-    """AUC of the verifier on generated images, by tag and over all."""
-    tags = np.array([prompt.tag for prompt in prompts])
-    areas = {tag: roc_auc(log_odds[tags == tag], correct[tags == tag]) for tag in TAGS}
-    areas["all"] = roc_auc(log_odds, correct)
-    return {tag: round(area, 4) for tag, area in areas.items()}
+def save_overview(path: Path, generator: Generator, pool: Pool, steps: Tensor) -> None:
+    """The README's figure: an image comes into being, above the candidates, of which the verifier keeps one.
 
+    The prompt is drawn by seed among those with attribute binding. steps: (P, N, T, L).
+    """
+    import matplotlib.pyplot as plt
 
-def _areas_within(prompts: Sequence[Prompt], log_odds: npt.NDArray, correct: npt.NDArray) -> dict[str, float | None]:
-    """Mean AUC among the candidates of one pool, by tag and over all; None where no pool has both verdicts."""
-    tags = np.array([prompt.tag for prompt in prompts])
-    members = {tag: tags == tag for tag in TAGS} | {"all": np.ones(len(tags), dtype=bool)}
-    areas = {tag: roc_auc_within_prompts(log_odds[rows], correct[rows]) for tag, rows in members.items()}
-    return {tag: None if np.isnan(area) else round(area, 4) for tag, area in areas.items()}
-
-
-def _judge_by_step(
-    generator: Generator, prompts: Sequence[Prompt], guesses: torch.Tensor, judge: Detector
-) -> list[float]:
-    """How often a judge's verdict on the guess of each step is its verdict on the final image; kept prompts, 4 each."""
-    chosen = kept_indices(prompts)
-    few, texts = guesses[chosen, :4], [prompts[index] for index in chosen]
-    verdicts = np.stack([judge_tokens(generator, few[:, :, step], texts, judge) for step in range(few.shape[2])])
-    return [round(float((at_step == verdicts[-1]).mean()), 4) for at_step in verdicts]
+    options = [index for index, prompt in enumerate(pool.prompts) if prompt.tag == "color_attr"]
+    row, columns = options[np.random.default_rng(0).integers(len(options))], min(8, steps.shape[1])
+    beliefs = 1 / (1 + np.exp(-pool.scores["zs-orm"][row, :columns]))
+    chosen = int(beliefs.argmax())
+    chain, candidates = generator.decode(steps[row, chosen]), generator.decode(steps[row, :columns, -1])
+    shown = np.linspace(0, len(chain) - 1, columns).round().astype(int)
+    figure, axes = plt.subplots(2, columns, figsize=(1.3 * columns, 3.6), layout="constrained")
+    titles = [f"step {step + 1}" for step in shown]
+    for n, (belief, right) in enumerate(zip(beliefs, pool.correct["learned"][row], strict=False)):
+        titles.append(f"{'kept' if n == chosen else ''}\n{'✓' if right else '✗'} P(yes) {belief:.2f}")
+    for axis, picture, title in zip(axes.flat, [*chain[shown], *candidates], titles, strict=True):
+        axis.set(xticks=[], yticks=[])
+        axis.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+        axis.set_title(title, fontsize=9)
+    for spine in axes[1, chosen].spines.values():
+        spine.set(color=KEPT, linewidth=4, linestyle="-")
+    sizes = f"{columns} of {len(chain)} steps of one picture; {columns} candidates as the verifier sees them"
+    figure.suptitle(f"“{pool.prompts[row].text}”: {sizes}", fontsize=11)
+    with in_place_of(path) as part:
+        figure.savefig(part, format="png", dpi=110, bbox_inches="tight", facecolor="white")
+    plt.close(figure)

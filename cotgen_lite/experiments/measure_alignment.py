@@ -1,4 +1,7 @@
-"""What alignment brings and takes: chapters 04 to 06, measured on the test prompts with the baseline's seeds."""
+"""What alignment brings and takes, on the baseline's prompts and seeds: chapters 04 to 06, findings F5 and F6.
+
+Paper: section 3.3 and 3.4. How: measuring.py; what DPO's results hang on: dpo_studies.py.
+"""
 
 import json
 from collections import Counter
@@ -12,124 +15,47 @@ import numpy.typing as npt
 from torch import Tensor
 
 from cotgen_lite.experiments.configs import Config
-from cotgen_lite.experiments.findings import decide_alignment, write_findings
-from cotgen_lite.experiments.measure import cost_of_drawing
-from cotgen_lite.experiments.measure_verifiers import time_search
-from cotgen_lite.experiments.results import SIZES, merge_rows, score_rows, score_tokens
-from cotgen_lite.generate.autoregressive import AnyGenerator
-from cotgen_lite.generate.drawing import draw_pool, judge_tokens
-from cotgen_lite.generate.pipeline import Generator, load_generator
+from cotgen_lite.experiments.findings import decide_alignment, difference, write_findings
+from cotgen_lite.experiments.measuring import Bench, measure_pool, time_search
+from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.geneval import Detector
-from cotgen_lite.hub import MANIFEST, write_json
-from cotgen_lite.lite.judges import TemplateJudge, load_judges
+from cotgen_lite.hub import MANIFEST
+from cotgen_lite.lite.judges import TemplateJudge
 from cotgen_lite.lite.world import world
 from cotgen_lite.metrics import bootstrap_interval, cohens_kappa, tag_means
-from cotgen_lite.pools import Pool, load_pool, save_pool
+from cotgen_lite.pools import Pool
 from cotgen_lite.prompts import TAGS, Prompt, lite_prompts
 from cotgen_lite.verify.search import best_of_n
-from cotgen_lite.verify.verifier import Verifier
 
-COMMAND = "python -m cotgen_lite.build dpo_results"
 ALIGNED = ("dpo", "it-dpo", "it-dpo-guided-orm")
-ON_TOP = {"zs-orm": "verifier", "ft-orm": "orm"}  # method → folder of the verifier
-VERIFIER_NAMES = {"zs-orm": "zero-shot", "ft-orm": "fine-tuned ORM"}
 FEW_RIGHT = 4  # right images among which layouts are counted
 
 
 def measure_alignment(out: Path, work: Path, config: Config) -> None:
-    """Draw and score a pool of each aligned generator, decide F5 and F6, count what alignment cost; under `out`.
-
-    Pools in `work` let it resume.
-    """
-    models, results = out / "models", out / "results"
-    judges = load_judges(models)
-    verifiers = {method: Verifier.from_pretrained(models / name) for method, name in ON_TOP.items()}
-    pools = {"baseline": load_pool(out / "pools/baseline.safetensors")}
+    """Pools, scores and findings of the aligned generators, and what alignment cost them."""
+    bench, pools = Bench(out, work, config, "dpo_results"), {}
+    pools["baseline"] = bench.pool()
     for name in ALIGNED:
-        pools[name] = measure_generator(out, work, name, judges, verifiers, config, COMMAND)
+        pools[name] = measure_pool(bench, bench.generator(name), name, bench.orms)[0]
     write_findings(out, lambda judge: decide_alignment(pools, config.pool_size, judge))
-    pixels = load_generator(models=models)
-    write_json(
-        results / "alignment.json",
-        {
-            "gains": gains_by_tag(pools),
-            "layouts": layouts(pixels, pools),
-            "judges": {name: disagreement(pool) for name, pool in pools.items()},
-            "cost": cost_of_training(out, config.pool_size),
-        },
-    )
-
-
-def measure_generator(
-    out: Path,
-    work: Path,
-    name: str,
-    judges: Mapping[str, Detector],
-    verifiers: Mapping[str, Verifier],
-    config: Config,
-    command: str,
-) -> Pool:
-    """Draw a pool of one aligned generator with the baseline's prompts and seeds, judge it, let the verifiers choose.
-
-    verifiers: of `ON_TOP`. Pool and scores go under `out`, their rows naming `command`; shards in `work` let it resume.
-    """
-    generator = load_generator(name, models=out / "models")
-    return measure_drawn(out, work, generator, name, name, f"{name}+", judges, verifiers, config, command)
-
-
-def measure_drawn(
-    out: Path,
-    work: Path,
-    generator: AnyGenerator,
-    name: str,
-    alone: str,
-    on_top: str,
-    judges: Mapping[str, Detector],
-    verifiers: Mapping[str, Verifier],
-    config: Config,
-    command: str,
-) -> Pool:
-    """`measure_generator` of any generator: name, its pool's; alone, the method of its images without a choice; on_top,
-    what stands before the methods that choose."""
-    prompts = load_pool(out / "pools/baseline.safetensors").prompts
-    sizes = [size for size in SIZES if size <= config.pool_size]
-    guesses, _, drawing = draw_pool(generator, prompts, config.pool_size, seed=0, work_dir=work / "pool")
-    final = guesses[:, :, -1].contiguous()
-    correct = {judge: judge_tokens(generator, final, prompts, one) for judge, one in judges.items()}
-    each, once = cost_of_drawing(generator, prompts[0].text)
-    each |= {"seconds": drawing["seconds"] / correct["learned"].size, "verifier_passes": 0.0}
-    about = {"generator": name, "verifier": None, "seed": 0, "command": command}
-    chance = np.zeros(correct["learned"].shape)
-    rows = score_rows(alone, prompts, chance, correct, (1,), about, each, once)
-    for judge, verdicts in correct.items():
-        rows += score_rows(f"{on_top}oracle", prompts, verdicts, {judge: verdicts}, sizes, about, each, once)
-    scores = {}
-    for method, verifier in verifiers.items():
-        log_odds, seconds = score_tokens(generator, verifier, final, prompts)
-        scores[method] = log_odds.astype(np.float16).astype(np.float32)
-        asked = about | {"verifier": VERIFIER_NAMES[method]}
-        cost = each | {"verifier_passes": 1.0, "seconds": each["seconds"] + seconds / log_odds.size}
-        rows += score_rows(f"{on_top}{method}", prompts, scores[method], correct, sizes, asked, cost, once)
-    merge_rows(out / "results/scores.jsonl", rows)
-    pool = Pool(prompts, final, scores, correct)
-    save_pool(pool, out / f"pools/{name}.safetensors")
-    return pool
+    found = {
+        "gains": gains_by_tag(pools),
+        "layouts": layouts(bench.generator(), pools),
+        "judges": {name: disagreement(pool) for name, pool in pools.items()},
+        "cost": cost_of_training(bench),
+    }
+    bench.write("alignment", found)
 
 
 def gains_by_tag(pools: Mapping[str, Pool]) -> dict[str, dict]:
     """What each aligned generator's own images gain over the baseline's, tag by tag, with paired intervals."""
-    prompts, base = pools["baseline"].prompts, pools["baseline"].correct["learned"].mean(1)
-    found: dict[str, dict] = {}
-    for name in pools:
-        difference, found[name] = pools[name].correct["learned"].mean(1) - base, {}
-        for tag in TAGS:
-            rows = [row for row, prompt in enumerate(prompts) if prompt.tag == tag]
-            some = [prompts[row] for row in rows]
-            if some:
-                interval = bootstrap_interval(some, difference[rows])
-                delta = round(float(difference[rows].mean()), 4)
-                found[name][tag] = {"delta": delta, "ci": [round(bound, 4) for bound in interval]}
-    return found
+    prompts, right = pools["baseline"].prompts, {name: pool.correct["learned"] for name, pool in pools.items()}
+    rows = {tag: [row for row, prompt in enumerate(prompts) if prompt.tag == tag] for tag in TAGS}
+    gains = {name: one.mean(1) - right["baseline"].mean(1) for name, one in right.items()}
+    return {
+        name: {tag: difference([prompts[row] for row in some], gain[some]) for tag, some in rows.items() if some}
+        for name, gain in gains.items()
+    }
 
 
 def layouts(generator: Generator, pools: Mapping[str, Pool]) -> dict[str, dict]:
@@ -170,10 +96,8 @@ def layouts_of(generator: Generator, detector: Detector, tokens: Tensor) -> list
     """Each image's set of (class, colour, place on the lattice), in a fixed order; tokens (N, L)."""
     found = []
     for detections in detector.detect(generator.decode(tokens)):
-        things = [
-            (d.name, d.color or "", round(d.box[0] / world().lattice), round(d.box[1] / world().lattice))
-            for d in detections
-        ]
+        corners = [(round(d.box[0] / world().lattice), round(d.box[1] / world().lattice)) for d in detections]
+        things = [(d.name, d.color or "", *at) for d, at in zip(detections, corners, strict=True)]
         found.append(tuple(sorted(things)))
     return found
 
@@ -208,7 +132,7 @@ def disagreement(pool: Pool) -> dict[str, dict]:
     }
 
 
-def cost_of_training(out: Path, n: int) -> dict[str, float]:
+def cost_of_training(bench: Bench) -> dict[str, float]:
     """What training took, part by part: images drawn and labelled, and seconds; beside it what a candidate costs.
 
     "images" serve the ORM and the first round of DPO alike, "second_images" the second round. Of several learning rates
@@ -217,11 +141,11 @@ def cost_of_training(out: Path, n: int) -> dict[str, float]:
     """
 
     def manifest(name: str) -> dict:
-        return json.loads((out / name / MANIFEST).read_text(encoding="utf-8"))
+        return json.loads((bench.out / name / MANIFEST).read_text(encoding="utf-8"))
 
     about = {name: manifest(f"training/{name}")["settings"] for name in ("images", "dpo_images")}
     images, second = (float(one["pools"] * one["images_a_pool"]) for one in about.values())
-    generator, orm = load_generator(models=out / "models"), Verifier.from_pretrained(out / "models/orm")
-    searched = time_search(lite_prompts("test"), partial(best_of_n, generator, orm, n=n))
+    n = bench.config.pool_size
+    searched = time_search(lite_prompts("test"), partial(best_of_n, bench.generator(), bench.orms["ft-orm"], n=n))
     seconds = {name: float(manifest(f"models/{name}")["seconds"]) for name in ("orm", *ALIGNED)}
     return {"images": images, "second_images": second, "seconds_of_one": round(searched / n, 4), **seconds}

@@ -1,4 +1,7 @@
-"""What PARM++ brings: a generator that corrects itself, reflection with its controls, F11 and F12; chapter 08."""
+"""What PARM++ brings: a generator that corrects itself, reflection with its controls; chapter 08, findings F11 and F12.
+
+Paper: section 5. How: measuring.py; one reflection: `reflect` in verify/search.py.
+"""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -12,23 +15,19 @@ from torch import Tensor
 
 from cotgen_lite.experiments.configs import Config
 from cotgen_lite.experiments.findings import decide_f11, decide_f12, write_findings
-from cotgen_lite.experiments.measure import cost_of_drawing
-from cotgen_lite.experiments.measure_alignment import ON_TOP, measure_generator
-from cotgen_lite.experiments.results import SIZES, merge_rows, score_rows, write_rows
-from cotgen_lite.generate.drawing import draw_pool, judge_tokens
-from cotgen_lite.generate.pipeline import Generator, load_generator
-from cotgen_lite.geneval import Detector, evaluate
-from cotgen_lite.hub import write_json
-from cotgen_lite.lite.judges import TemplateJudge, load_judges
-from cotgen_lite.pools import SHARD, in_shards, load_pool
+from cotgen_lite.experiments.measuring import Bench, cost_of_drawing, measure_pool
+from cotgen_lite.experiments.results import write_rows
+from cotgen_lite.generate.pipeline import Generator
+from cotgen_lite.geneval import evaluate
+from cotgen_lite.lite.judges import TemplateJudge
+from cotgen_lite.pools import SHARD, in_shards
 from cotgen_lite.prompts import Prompt
 from cotgen_lite.training import fingerprint
-from cotgen_lite.verify.pool_search import ask_of_paths, spent_by_search, stop_paths
+from cotgen_lite.verify.pool_search import Outcome, ask_of_paths, spent_by_search, stop_paths
 from cotgen_lite.verify.reasons import share_told, write_reasons
 from cotgen_lite.verify.search import reflect
 from cotgen_lite.verify.verifier import REFLECTION_QUESTION, Verifier
 
-COMMAND = "python -m cotgen_lite.build reflection_results"
 ROUNDS = 3  # at most (paper: section 5)
 NAMES = {
     "reflect": "reflect",
@@ -38,6 +37,67 @@ NAMES = {
     "more": "-more-samples",
 }
 Explain = Callable[[int, int, Tensor, str], str]  # from row, round, image (3, H, W) and prompt to the reasons
+
+
+def measure_reflection(out: Path, work: Path, config: Config) -> None:
+    """PARM++ on the generator that corrects itself, with its controls at equal calls; scores and findings."""
+    bench, name = Bench(out, work, config, "reflection_results"), "self-correct"
+    generator = bench.generator(name)
+    pool, drawn = measure_pool(bench, generator, name, bench.orms)
+    prompts, correct, every = pool.prompts, pool.correct, np.arange(len(pool.prompts))
+    critics = {"PARM": bench.verifier("parm"), "PARM++": bench.verifier("parm-plus-plus")}
+    for verifier, critic in critics.items():
+        outcome = stop_paths(ask_of_paths(generator, critic, drawn.steps, prompts, work / "opinions"))
+
+        def searched(n: int, outcome: Outcome = outcome) -> dict[str, float]:
+            spent = spent_by_search(outcome, n, drawn.steps.shape[2])
+            reads = round(spent["guesses_read"] + spent["finished_read"], 4)
+            return {"generator_passes": spent["generator_passes"], "verifier_passes": reads}
+
+        method = f"{name}+{verifier.lower()}"
+        bench.add_rows(method, name, prompts, correct, searched, outcome.order, bench.sizes, verifier=verifier)
+    # What follows goes on from PARM++'s choice, after its search among all candidates.
+    best, cost = outcome.order.argmax(axis=1), searched(bench.sizes[-1])
+    first = pool.tokens[torch.arange(len(prompts)), torch.from_numpy(best)]
+    own = run_reflections(generator, critic, prompts, first, None, work / "own")
+    other = shuffled(prompts, own.reasons)
+    controls: dict[str, Explain] = {
+        "empty": lambda *_: "",
+        "shuffled": lambda row, k, *_: other[row][k % len(other[row])],
+        "judge": lambda row, _, image, __: _judges_reasons(image, prompts[row]),
+    }
+    runs = {"reflect": own} | {
+        kind: run_reflections(generator, critic, prompts, first, explain, work / kind)
+        for kind, explain in controls.items()
+    }
+    verdicts = {kind: bench.judge(generator, run.codes, prompts) for kind, run in runs.items()}
+    more = draw_more(bench, generator, critic, prompts, first, own.rounds)
+    right = {"not": {judge: one[every, best] for judge, one in correct.items()}, "more": more} | {
+        kind: {judge: one[every, run.chosen] for judge, one in verdicts[kind].items()} for kind, run in runs.items()
+    }
+    each, once = (spent["generator_passes"] for spent in cost_of_drawing(generator, prompts[0].text))
+    for kind, suffix in NAMES.items():
+        of_one = each if kind == "more" else each + once  # a correction reads a prompt of its own
+        spent = spent_with_rounds(cost, runs.get(kind, own).rounds, of_one, explained=kind == "reflect")
+        shown = {judge: one[:, None] for judge, one in right[kind].items()}
+        method, n = f"{name}+parm++{suffix}", config.pool_size
+        bench.add_rows(method, name, prompts, shown, spent, verifier="PARM++", n=n)
+
+    def decide_by(judge: str) -> dict[str, dict]:
+        gain = correct[judge].mean(1) - bench.pool().correct[judge].mean(1)
+        kept = {kind: one[judge].astype(float) for kind, one in right.items()}
+        return {"F11": decide_f11(prompts, gain), "F12": decide_f12(prompts, kept)}
+
+    write_findings(out, decide_by)
+    lines = [
+        {"prompt": prompt.text, "codes": own.codes[row].tolist(), "reasons": own.reasons[row], "kind": "reflect"}
+        | {"log_odds": [round(float(x), 3) for x in own.log_odds[row] if not np.isnan(x)]}
+        | {"right": verdicts["reflect"]["learned"][row].tolist(), "chosen": int(own.chosen[row])}
+        for row, prompt in enumerate(prompts)
+    ]
+    write_rows(out / "pools/reflections.jsonl", lines)
+    rounds = {kind: by_round(run, verdicts[kind]["learned"]) for kind, run in runs.items()}
+    bench.write("reflection", {"by_round": rounds, "reasons": reasons_told(generator, own, prompts)})
 
 
 @dataclass(frozen=True)
@@ -53,91 +113,6 @@ class Reflections:
     rounds: npt.NDArray[np.int64]
     chosen: npt.NDArray[np.int64]
     reasons: list[list[str]]
-
-
-def measure_reflection(out: Path, work: Path, config: Config) -> None:
-    """All of table 5 on the generator that corrects itself, its controls at equal calls, F11 and F12; under `out`.
-
-    Pools, opinions and reflections in `work` let it resume.
-    """
-    models, results, n = out / "models", out / "results", config.pool_size
-    judges = load_judges(models)
-    orms = {method: Verifier.from_pretrained(models / folder) for method, folder in ON_TOP.items()}
-    pool = measure_generator(out, work, "self-correct", judges, orms, config, COMMAND)
-    generator, prompts = load_generator("self-correct", models=models), pool.prompts
-    guesses, _, _ = draw_pool(generator, prompts, n, seed=0, work_dir=work / "pool")
-    about = {"generator": "self-correct", "seed": 0, "command": COMMAND}
-    rows, orders = [], {}
-    for name, folder in (("PARM", "parm"), ("PARM++", "parm-plus-plus")):
-        opinions = ask_of_paths(
-            generator, Verifier.from_pretrained(models / folder), guesses, prompts, work / f"{folder}-opinions"
-        )
-        outcome = stop_paths(opinions)
-        orders[name] = outcome.order
-        label, sizes = f"self-correct+{name.lower()}", [size for size in SIZES if size <= n]
-        some = score_rows(label, prompts, outcome.order, pool.correct, sizes, about | {"verifier": name}, {})
-        for row in some:
-            spent = spent_by_search(outcome, row["n"], guesses.shape[2])
-            reads = spent["guesses_read"] + spent["finished_read"]
-            row["cost"] = {"generator_passes": spent["generator_passes"], "verifier_passes": round(reads, 4)}
-        rows += some
-    searched = rows[-1]["cost"]  # PARM++'s search among all n
-
-    critic, best = Verifier.from_pretrained(models / "parm-plus-plus"), orders["PARM++"].argmax(axis=1)
-    first = guesses[torch.arange(len(prompts)), torch.from_numpy(best), -1]
-    right = {"not": {judge: pool.correct[judge][np.arange(len(prompts)), best] for judge in judges}}
-    own = run_reflections(generator, critic, prompts, first, None, work / "own")
-    told = own.reasons
-    other = shuffled(prompts, told)
-    facts = lambda row, _, image, __: _judges_reasons(image, prompts[row])  # noqa: E731
-    runs = {
-        "reflect": own,
-        "empty": run_reflections(generator, critic, prompts, first, lambda *_: "", work / "empty"),
-        "shuffled": run_reflections(
-            generator, critic, prompts, first, lambda row, k, *_: other[row][k % len(other[row])], work / "shuffled"
-        ),
-        "judge": run_reflections(generator, critic, prompts, first, facts, work / "judge"),
-    }
-    verdicts = {
-        kind: {judge: judge_tokens(generator, run.codes, prompts, one) for judge, one in judges.items()}
-        for kind, run in runs.items()
-    }
-    pick = np.arange(len(prompts))
-    for kind, run in runs.items():
-        right[kind] = {judge: verdicts[kind][judge][pick, run.chosen] for judge in judges}
-    right["more"] = draw_more(generator, critic, prompts, first, own, judges, work / "more")
-    each, once = (cost["generator_passes"] for cost in cost_of_drawing(generator, prompts[0].text))
-    for kind, name in NAMES.items():
-        label = f"self-correct+parm++{name}"
-        shown = {judge: verdict[:, None] for judge, verdict in right[kind].items()}
-        chance = np.zeros((len(prompts), 1))
-        some = score_rows(label, prompts, chance, shown, (1,), about | {"verifier": "PARM++"}, {})
-        rounds = runs.get(kind, own).rounds
-        of_one = each if kind == "more" else each + once  # a correction reads a prompt of its own
-        spent = spent_with_rounds(searched, rounds, of_one, explained=kind == "reflect")
-        rows += [row | {"n": n, "cost": spent} for row in some]
-    merge_rows(results / "scores.jsonl", rows)
-
-    baseline = load_pool(out / "pools/baseline.safetensors")
-
-    def rules(judge: str) -> dict[str, dict]:
-        cost = pool.correct[judge].mean(1) - baseline.correct[judge].mean(1)
-        reflecting = decide_f12(prompts, {kind: right[kind][judge].astype(float) for kind in right})
-        return {"F11": decide_f11(prompts, cost), "F12": reflecting}
-
-    write_findings(out, rules)
-    lines = [
-        {"prompt": prompt.text, "codes": own.codes[row].tolist(), "reasons": own.reasons[row], "kind": "reflect"}
-        | {"log_odds": [round(float(x), 3) for x in own.log_odds[row] if not np.isnan(x)]}
-        | {"right": verdicts["reflect"]["learned"][row].tolist(), "chosen": int(own.chosen[row])}
-        for row, prompt in enumerate(prompts)
-    ]
-    write_rows(out / "pools/reflections.jsonl", lines)
-    summary = {
-        "by_round": {kind: by_round(run, verdicts[kind]["learned"]) for kind, run in runs.items()},
-        "reasons": reasons_told(generator, own, prompts),
-    }
-    write_json(results / "reflection.json", summary)
 
 
 def run_reflections(
@@ -210,25 +185,22 @@ def shuffled(prompts: Sequence[Prompt], reasons: Sequence[Sequence[str]]) -> lis
 
 
 def draw_more(
+    bench: Bench,
     generator: Generator,
     verifier: Verifier,
     prompts: Sequence[Prompt],
     first: Tensor,
-    own: Reflections,
-    judges: Mapping[str, Detector],
-    work_dir: Path,
+    rounds: npt.NDArray[np.int64],
 ) -> dict[str, npt.NDArray[np.bool_]]:
     """The control at equal calls: instead of each round of a reflection one more image from the prompt alone, and of
     all the one with the highest log-odds of yes to the reflection question. Returns judge → verdicts (P,)."""
-    fresh, _, _ = draw_pool(generator, prompts, ROUNDS, seed=1, work_dir=work_dir)
-    codes = torch.cat([first[:, None], fresh[:, :, -1]], dim=1)
-    chosen = []
+    fresh = bench.generate(generator, prompts, ROUNDS, seed=1)
+    codes = torch.cat([first[:, None], fresh.tokens], dim=1)
+    kept = []
     for row, prompt in enumerate(prompts):
-        some = codes[row, : own.rounds[row] + 1]
-        images = generator.decode(some)
-        chosen.append(int(verifier.score(images, prompt.text, REFLECTION_QUESTION).argmax()))
-    kept = codes[torch.arange(len(prompts)), torch.tensor(chosen)][:, None]
-    return {name: judge_tokens(generator, kept, prompts, judge)[:, 0] for name, judge in judges.items()}
+        some = codes[row, : rounds[row] + 1]
+        kept.append(some[verifier.score(generator.decode(some), prompt.text, REFLECTION_QUESTION).argmax()])
+    return {name: right[:, 0] for name, right in bench.judge(generator, torch.stack(kept)[:, None], prompts).items()}
 
 
 def by_round(run: Reflections, right: npt.NDArray[np.bool_]) -> dict[str, list[float] | int]:

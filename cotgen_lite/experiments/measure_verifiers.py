@@ -1,6 +1,9 @@
-"""What fine-tuning and step-by-step search bring: chapters 02 and 03, measured on the baseline's test pool."""
+"""What fine-tuning and step-by-step search bring, on the baseline's test pool: chapters 02 and 03, findings F2 to F4.
 
-from collections.abc import Callable, Mapping, Sequence
+Paper: section 3.2. How: measuring.py; the search itself: verify/search.py.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
@@ -12,31 +15,36 @@ import torch
 from torch import Tensor
 
 from cotgen_lite.experiments.configs import Config
-from cotgen_lite.experiments.findings import RESAMPLES, decide, decide_f2, decide_f3, decide_f4, write_findings
-from cotgen_lite.experiments.measure import cost_of_drawing, load_steps_of_pool
-from cotgen_lite.experiments.results import (
-    SIZES,
-    merge_json,
-    merge_rows,
-    read_rows,
-    score_rows,
-    score_tokens,
-    steps_profile,
+from cotgen_lite.experiments.findings import (
+    decide_f2,
+    decide_f3,
+    decide_f4,
+    difference,
+    resampled,
+    write_findings,
 )
-from cotgen_lite.generate.drawing import judge_tokens
-from cotgen_lite.generate.pipeline import Generator, load_generator
-from cotgen_lite.hub import write_json
-from cotgen_lite.lite.judges import load_judges
+from cotgen_lite.experiments.measure import load_steps_of_pool
+from cotgen_lite.experiments.measuring import (
+    VERIFIER_NAMES,
+    Bench,
+    by_step,
+    cost_of_best_of,
+    cost_of_drawing,
+    rounded,
+    score_pool,
+    time_search,
+)
+from cotgen_lite.experiments.results import merge_json, read_rows, score_tokens, steps_profile
+from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.metrics import expected_best_of, roc_auc, roc_auc_within_prompts, telling_tags
-from cotgen_lite.pools import SHARD, Pool, in_shards, load_pool, save_pool, stratified_subset
+from cotgen_lite.pools import SHARD, Pool, in_shards
 from cotgen_lite.prompts import TAGS, Prompt
 from cotgen_lite.training import fingerprint
-from cotgen_lite.verify.search import SearchResult, StepwiseResult, best_of_n, stepwise_best_of_n
+from cotgen_lite.verify.search import best_of_n, stepwise_best_of_n
 from cotgen_lite.verify.training_data import FEW, MANY, StepLabels, load_steps
 from cotgen_lite.verify.verifier import ORM_QUESTION, PRM_QUESTION, Verifier
 
-COMMAND = "python -m cotgen_lite.build"
-QUESTIONERS = {
+QUESTIONS = {  # method → folder of the verifier, and what it is asked
     "zs-orm": ("verifier", ORM_QUESTION),
     "zs-prm": ("verifier", PRM_QUESTION),
     "ft-orm": ("orm", ORM_QUESTION),
@@ -45,83 +53,65 @@ QUESTIONERS = {
 
 
 def measure_orm(out: Path, work: Path, config: Config) -> None:
-    """Score the pool by the fine-tuned ORM and decide F2; adds to pool, scores and findings under `out`."""
-    models, results = out / "models", out / "results"
-    generator = load_generator(models=models)
-    pool = load_pool(out / "pools/baseline.safetensors")
+    """Scores and findings of the fine-tuned ORM on the baseline's pool, which keeps its scores."""
+    bench = Bench(out, work, config, "orm_results")
+    generator, pool = bench.generator(), bench.pool()
     prompts, correct, zero_shot = pool.prompts, pool.correct, pool.scores["zs-orm"]
-    tuned, seconds = score_tokens(generator, Verifier.from_pretrained(models / "orm"), pool.tokens, prompts)
-    tuned = tuned.astype(np.float16).astype(np.float32)
-    save_pool(replace(pool, scores=pool.scores | {"ft-orm": tuned}), out / "pools/baseline.safetensors")
-
-    about = {"generator": "baseline", "verifier": "fine-tuned ORM", "seed": 0, "command": f"{COMMAND} orm_results"}
-    each, once = cost_of_drawing(generator, prompts[0].text)
-    drawn = next(row["cost"] for row in read_rows(results / "scores.jsonl") if row["method"] == "baseline")
-    cost = each | {"verifier_passes": 1.0, "seconds": drawn["seconds"] + seconds / tuned.size}
-    sizes = [size for size in SIZES if size <= tuned.shape[1]]
-    merge_rows(results / "scores.jsonl", score_rows("ft-orm", prompts, tuned, correct, sizes, about, cost, once))
+    tuned, reading = score_pool(generator, bench.verifier("orm"), pool.tokens, prompts)
+    bench.save_pool("baseline", replace(pool, scores=pool.scores | {"ft-orm": tuned}))
+    drawn = next(row["cost"] for row in read_rows(out / "results/scores.jsonl") if row["method"] == "baseline")
+    cost = cost_of_best_of(*cost_of_drawing(generator, prompts[0].text), drawn["seconds"] + reading, verifier_passes=1)
+    name = VERIFIER_NAMES["ft-orm"]
+    bench.add_rows("ft-orm", "baseline", prompts, correct, cost, tuned, bench.sizes, verifier=name)
     write_findings(out, lambda judge: {"F2": decide_f2(prompts, zero_shot, tuned, correct[judge])})
-    write_json(results / "orm_auc.json", compare_areas(prompts, tuned, zero_shot, correct["learned"]))
+    bench.write("orm_auc", compare_areas(prompts, tuned, zero_shot, correct["learned"]))
 
 
 def measure_prm(out: Path, work: Path, config: Config) -> None:
-    """Search step by step with both PRMs and decide F3 and F4; adds to scores and findings under `out`.
+    """Scores and findings of search step by step with both PRMs, from each first step at which they may speak.
 
     The fine-tuned PRM's images go to `pools/ft-prm.safetensors`, with which PARM is compared later.
-    Runs in `work` let it resume.
     """
-    models, results, n = out / "models", out / "results", config.pool_size
-    generator = load_generator(models=models)
-    judges = load_judges(models)
-    verifiers = {name: Verifier.from_pretrained(models / name) for name in ("verifier", "orm", "prm")}
-    pool = load_pool(out / "pools/baseline.safetensors")
+    bench, n = Bench(out, work, config, "prm_results"), config.pool_size
+    generator, pool = bench.generator(), bench.pool()
     prompts, learned = pool.prompts, pool.correct["learned"]
-    about = {"generator": "baseline", "seed": 0, "command": f"{COMMAND} prm_results"}
-    rows, right, guesses, gains = [], {}, torch.empty(0), {}
-    for method, firsts in config.prm_first_steps.items():
-        for first_step in firsts:
-            verifier = verifiers[QUESTIONERS[method][0]]
-            run, cost = draw_stepwise(generator, verifier, prompts, n, first_step, work / "stepwise")
-            final = run["codes"][:, None]
-            verdicts = {judge: judge_tokens(generator, final, prompts, one) for judge, one in judges.items()}
-            label = method if first_step == 1 else f"{method}-from-{first_step}"
-            said = about | {"verifier": "zero-shot" if method == "zs-prm" else "fine-tuned PRM"}
-            cost["seconds"] = time_search(
-                prompts, partial(stepwise_best_of_n, generator, verifier, n=n, first_step=first_step)
-            )
-            chance = np.zeros(verdicts["learned"].shape)
-            rows += [row | {"n": n} for row in score_rows(label, prompts, chance, verdicts, (1,), said, cost)]
-            gains[label] = over_baseline(prompts, verdicts["learned"][:, 0], learned)
-            if label == "ft-prm":
-                right = {judge: verdict[:, 0].astype(float) for judge, verdict in verdicts.items()}
-                save_pool(Pool(prompts, final, {}, verdicts), out / f"pools/{label}.safetensors")
-            if label == "zs-prm":
-                guesses = run["guesses"]
-    merge_rows(results / "scores.jsonl", rows)
+    verifiers = {folder: bench.verifier(folder) for folder, _ in QUESTIONS.values()}
+    pools, guesses, gains = {}, {}, {}
+    for method, first_step in [(name, step) for name, firsts in config.prm_first_steps.items() for step in firsts]:
+        label = method if first_step == 1 else f"{method}-from-{first_step}"
+        verifier = verifiers[QUESTIONS[method][0]]
+        run, cost = draw_stepwise(generator, verifier, prompts, n, first_step, work / "stepwise")
+        search = partial(stepwise_best_of_n, generator, verifier, n=n, first_step=first_step)
+        spent = {key: round(value, 4) for key, value in (cost | {"seconds": time_search(prompts, search)}).items()}
+        tokens = run["codes"][:, None]
+        guesses[label], right = run["guesses"], bench.judge(generator, tokens, prompts)
+        pools[label] = Pool(prompts, tokens, {}, right)
+        bench.add_rows(label, "baseline", prompts, right, spent, verifier=VERIFIER_NAMES[method], n=n)
+        gains[label] = difference(prompts, right["learned"][:, 0] - learned.mean(1))  # paired
+    prm = pools["ft-prm"]
+    bench.save_pool("ft-prm", prm)
 
     whole, kept = load_steps_of_pool(out / "pools/baseline_steps.safetensors")
     beliefs = score_steps(generator, verifiers, [prompts[row] for row in kept], whole)
-    best = {judge: expected_best_of(pool.scores["ft-orm"], verdicts, n) for judge, verdicts in pool.correct.items()}
-    base = {judge: verdicts.mean(1) for judge, verdicts in pool.correct.items()}
-    write_findings(out, lambda judge: {"F3": decide_f3(prompts, right[judge], best[judge], base[judge])})
-    merge_json(results / "findings.json", {"F4": decide_f4(beliefs["zs-orm"], learned[kept], whole)})
-    by_step = {
-        "auc": {
-            name: [round(roc_auc(odds[:, :, t], learned[kept]), 4) for t in range(odds.shape[2])]
-            for name, odds in beliefs.items()
-        },
-        "auc_within_prompts": {
-            name: [round(roc_auc_within_prompts(odds[:, :, t], learned[kept]), 4) for t in range(odds.shape[2])]
-            for name, odds in beliefs.items()
-        },
-        "tokens_equal_to_final": [round(float(share), 4) for share in steps_profile(whole)],
+
+    def decide_by(judge: str) -> dict[str, dict]:
+        right, best = pool.correct[judge], expected_best_of(pool.scores["ft-orm"], pool.correct[judge], n)
+        return {"F3": decide_f3(prompts, prm.correct[judge][:, 0].astype(float), best, right.mean(1))}
+
+    write_findings(out, decide_by)
+    merge_json(out / "results/findings.json", {"F4": decide_f4(beliefs["zs-orm"], learned[kept], whole)})
+    found = {
+        name: {method: by_step(measured, odds, learned[kept]) for method, odds in beliefs.items()}
+        for name, measured in (("auc", roc_auc), ("auc_within_prompts", roc_auc_within_prompts))
+    }
+    others = {
+        "tokens_equal_to_final": [rounded(share) for share in steps_profile(whole)],
         "tuning_gains_early": tuning_gains_early(beliefs["zs-prm"], beliefs["ft-prm"], learned[kept]),
         "gain_over_baseline": gains,
         "seconds_of_best_of_n": time_search(prompts, partial(best_of_n, generator, verifiers["orm"], n=n)),
     }
-    write_json(results / "steps.json", by_step | likeness(generator, guesses[kept]))
-    labels = [load_steps(out / "training/rollouts" / name) for name in (FEW, MANY)]
-    write_json(results / "labels.json", label_noise(*labels))
+    bench.write("steps", found | others | likeness(generator, guesses["zs-prm"][kept]))
+    bench.write("labels", label_noise(*[load_steps(out / "training/rollouts" / name) for name in (FEW, MANY)]))
 
 
 def draw_stepwise(
@@ -134,35 +124,21 @@ def draw_stepwise(
     seeds = [list(prompts[:i]).count(prompt) for i, prompt in enumerate(prompts)]
     jobs = list(zip([prompt.text for prompt in prompts], seeds, strict=True))
     shards = [jobs[i : i + SHARD] for i in range(0, len(jobs), SHARD)]
+    names = ("generator_passes", "verifier_passes", "tokens", "seconds")
 
     def draw(shard: Sequence[tuple[str, int]]) -> dict[str, Tensor]:
         found = [stepwise_best_of_n(generator, verifier, text, n, seed, first_step=first_step) for text, seed in shard]
-        spent = [[f.cost.generator_passes, f.cost.verifier_passes, f.cost.tokens, f.cost.seconds] for f in found]
         return {
-            "codes": torch.stack([f.trajectory.tokens[-1] for f in found]),
-            "guesses": torch.stack([f.guesses for f in found]),
-            "cost": torch.tensor(spent, dtype=torch.float64),
+            "codes": torch.stack([one.trajectory.tokens[-1] for one in found]),
+            "guesses": torch.stack([one.guesses for one in found]),
+            "cost": torch.tensor([[getattr(one.cost, name) for name in names] for one in found], dtype=torch.float64),
         }
 
-    folder = work_dir / fingerprint(
-        (generator.model, generator.image_tokenizer, verifier.model), generator.settings, shards, n, first_step
-    )
+    networks = (generator.model, generator.image_tokenizer, verifier.model)
+    folder = work_dir / fingerprint(networks, generator.settings, shards, n, first_step)
     parts = in_shards(shards, draw, folder, f"step by step from {first_step}")
     run = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    names = ("generator_passes", "verifier_passes", "tokens", "seconds")
     return run, dict(zip(names, run.pop("cost").mean(0).tolist(), strict=True))
-
-
-def time_search(prompts: Sequence[Prompt], search: Callable[..., SearchResult | StepwiseResult]) -> float:
-    """Mean seconds of a search, on a prompt of each tag. Timed anew: shards may be of other hours."""
-    texts = [prompt.text for prompt in stratified_subset(list(dict.fromkeys(prompts)), most=1)]
-    return round(float(np.mean([search(prompt=text, seed=0).cost.seconds for text in texts])), 4)
-
-
-def over_baseline(prompts: Sequence[Prompt], right: npt.NDArray, pool: npt.NDArray) -> dict[str, object]:
-    """What a search gains: right (P,), whether its images are; pool (P, N), verdicts on unguided ones. Paired."""
-    found = decide("gain over the baseline > 0", prompts, right - pool.mean(1), paper="")
-    return {key: found[key] for key in ("delta", "ci")}
 
 
 def score_steps(
@@ -172,7 +148,7 @@ def score_steps(
     flat = guesses.flatten(1, 2)
     return {
         method: score_tokens(generator, verifiers[name], flat, prompts, question)[0].reshape(guesses.shape[:3])
-        for method, (name, question) in QUESTIONERS.items()
+        for method, (name, question) in QUESTIONS.items()
     }
 
 
@@ -182,24 +158,21 @@ def tuning_gains_early(before: npt.NDArray, after: npt.NDArray, correct: npt.NDA
     before, after: log-odds (P, N, T); correct: (P, N), verdicts on the final images. "all_images" also counts what is
     known of the prompts, hard or easy; "within_prompts" only what tells one prompt's images apart.
     """
-    rng, halves = np.random.default_rng(0), [odds[:, :, : odds.shape[2] // 2] for odds in (after, before)]
+    halves = [odds[:, :, : odds.shape[2] // 2] for odds in (after, before)]
 
-    def mean_roc_auc_of(odds: npt.NDArray, right: npt.NDArray) -> float:
+    def mean_area_of(odds: npt.NDArray, right: npt.NDArray) -> float:
         return float(np.mean([roc_auc(odds[:, :, t], right) for t in range(odds.shape[2])]))
 
     mixed = np.flatnonzero(correct.any(1) & ~correct.all(1))
-    inside = np.array([[mean_roc_auc_of(odds[[p]], correct[[p]]) for odds in halves] for p in mixed]).reshape(-1, 2)
+    inside = np.array([[mean_area_of(odds[[p]], correct[[p]]) for odds in halves] for p in mixed]).reshape(-1, 2)
 
     def measured(rows: npt.NDArray, of_mixed: npt.NDArray) -> tuple[float, float]:
-        over_all = [mean_roc_auc_of(odds[rows], correct[rows]) for odds in halves]
+        over_all = [mean_area_of(odds[rows], correct[rows]) for odds in halves]
         return over_all[0] - over_all[1], float((inside[of_mixed] @ [1, -1]).mean())
 
-    sizes = (len(correct), len(mixed))
-    deltas = measured(np.arange(sizes[0]), np.arange(sizes[1]))
-    draws = [measured(*(rng.integers(size, size=size) for size in sizes)) for _ in range(RESAMPLES)]
-    low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
+    deltas, (low, high) = resampled(measured, len(correct), len(mixed))
     return {
-        name: {"delta": round(deltas[i], 4), "ci": [round(float(low[i]), 4), round(float(high[i]), 4)]}
+        name: {"delta": rounded(deltas[i]), "ci": [rounded(low[i]), rounded(high[i])]}
         for i, name in enumerate(("all_images", "within_prompts"))
     }
 
@@ -211,43 +184,39 @@ def compare_areas(prompts: Sequence[Prompt], a: npt.NDArray, b: npt.NDArray, cor
     any); "mean_of_all_tags", with the others; and "pooled", of all images together, which prompts of easy and hard tags
     help to tell apart. The intervals resample whole prompts within each tag.
     """
-    rng = np.random.default_rng(0)
     groups = {tag: _rows_by_prompt(prompts, tag) for tag in TAGS}
-    present = [tag for tag in TAGS if groups[tag]]
-    names = ("fine_tuned", "zero_shot")
-
-    def areas(rows: Mapping[str, npt.NDArray]) -> npt.NDArray:
-        """AUC of both, (tags and all together, 2)."""
-        each = [*rows.values(), np.concatenate(list(rows.values()))]
-        return np.array([[roc_auc(odds[some], correct[some]) for odds in (a, b)] for some in each])
-
-    rows = {tag: np.concatenate(groups[tag]) for tag in present}
-    whole, draws = areas(rows), []
-    for _ in range(RESAMPLES):
-        chosen = {tag: rng.integers(len(groups[tag]), size=len(groups[tag])) for tag in present}
-        draws.append(areas({tag: np.concatenate([groups[tag][i] for i in chosen[tag]]) for tag in present}) @ [1, -1])
-    differences = np.array(draws)
-
-    def summed_up(kept: list[int]) -> dict:
-        if not kept:
-            return dict.fromkeys((*names, "delta", "ci"))
-        mean = np.nanmean(whole[kept], axis=0)
-        interval = np.nanpercentile(np.nanmean(differences[:, kept], axis=1), [2.5, 97.5])
-        delta = {"delta": round(float(mean @ [1, -1]), 4), "ci": interval.round(4).tolist()}
-        return dict(zip(names, mean.round(4).tolist(), strict=True)) | delta
-
+    present, names = [tag for tag in TAGS if groups[tag]], ("fine_tuned", "zero_shot")
     counted = telling_tags(prompts, correct)
-    return {
-        "by_tag": {
-            tag: dict(zip(names, pair.round(4).tolist(), strict=True))
-            | {"right": int(correct[rows[tag]].sum()), "wrong": int((~correct[rows[tag]]).sum())}
-            for tag, pair in zip(present, whole[:-1], strict=True)
-        },
-        "tags": list(counted),
-        "mean": summed_up([present.index(tag) for tag in counted]),
-        "mean_of_all_tags": summed_up(list(range(len(present)))),
-        "pooled": summed_up([len(present)]),
+    of_counted, of_all = [present.index(tag) for tag in counted], [*range(len(present))]
+    means = {"mean": of_counted, "mean_of_all_tags": of_all, "pooled": [-1]}
+
+    def rows_of(*chosen: npt.NDArray) -> list[npt.NDArray]:
+        return [np.concatenate([groups[tag][i] for i in some]) for tag, some in zip(present, chosen, strict=True)]
+
+    def areas(rows: list[npt.NDArray]) -> npt.NDArray:
+        """AUC of both, (tags and all together, 2)."""
+        return np.array([[roc_auc(o[some], correct[some]) for o in (a, b)] for some in (*rows, np.concatenate(rows))])
+
+    def deltas(*chosen: npt.NDArray) -> list[float]:
+        each = areas(rows_of(*chosen)) @ [1, -1]
+        return [float(np.nanmean(each[kept])) if kept else np.nan for kept in means.values()]
+
+    _, intervals = resampled(deltas, *(len(groups[tag]) for tag in present))
+    rows = rows_of(*(np.arange(len(groups[tag])) for tag in present))
+    whole, found = areas(rows), {}
+    for (name, kept), interval in zip(means.items(), intervals.T, strict=True):
+        if not kept:
+            found[name] = dict.fromkeys((*names, "delta", "ci"))
+            continue
+        mean = np.nanmean(whole[kept], axis=0)
+        delta = {"delta": round(float(mean @ [1, -1]), 4), "ci": interval.round(4).tolist()}
+        found[name] = dict(zip(names, mean.round(4).tolist(), strict=True)) | delta
+    by_tag = {
+        tag: dict(zip(names, pair.round(4).tolist(), strict=True))
+        | {"right": int(correct[some].sum()), "wrong": int((~correct[some]).sum())}
+        for tag, pair, some in zip(present, whole[:-1], rows, strict=True)
     }
+    return {"by_tag": by_tag, "tags": list(counted)} | found
 
 
 def _rows_by_prompt(prompts: Sequence[Prompt], tag: str) -> list[npt.NDArray]:

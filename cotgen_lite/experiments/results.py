@@ -1,21 +1,18 @@
-"""Rows of results: how they are made from verdicts and scores, written, merged and read as a table.
-
-A row is a method's accuracy at one n, by one judge, with its interval and cost. Read on in `findings.py`.
-"""
+"""Measurements of the course: scores with intervals, and findings decided by rules fixed beforehand."""
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from cotgen_lite.generate.autoregressive import AnyGenerator
+from cotgen_lite.generate.pipeline import ImageGenerator
 from cotgen_lite.hub import data_root, write_atomically, write_json
 from cotgen_lite.metrics import expected_best_of, score
 from cotgen_lite.prompts import Prompt
@@ -25,10 +22,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SIZES = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20)  # the n of curves
+Price = Callable[[int], Mapping[str, float]] | Mapping[str, float]  # what a row cost: from n, or for every n the same
 
 
 def score_tokens(
-    generator: AnyGenerator,
+    generator: ImageGenerator[Any],
     verifier: Verifier,
     tokens: Tensor,
     prompts: Sequence[Prompt],
@@ -50,21 +48,21 @@ def score_tokens(
 def score_rows(
     method: str,
     prompts: Sequence[Prompt],
-    chosen_by: npt.NDArray,
     correct: Mapping[str, npt.NDArray],
     sizes: Sequence[int],
     about: Mapping[str, object],
-    cost_of_one: Mapping[str, float],
-    cost_once: Mapping[str, float] | None = None,
+    cost: Price,
+    order: npt.NDArray | Mapping[str, npt.NDArray] | None = None,
 ) -> list[dict]:
     """Rows of scores.jsonl: the method's accuracy for every n and judge, by exact expectation over the pool.
 
-    chosen_by: (P, N), the candidate with the highest value is taken; correct: judge → (P, N) verdicts;
-    about: the row's other fields (generator, verifier, seed, command); cost_of_one: of each candidate; cost_once: what
-    comes on top once a prompt, such as reading it.
+    correct: judge → (P, N) verdicts. about: the row's other fields (generator, verifier, seed, command). cost: from n
+    to what choosing among n costs, or the same for every n. order: (P, N), the candidate with the highest value is
+    taken; or one for each judge; without it, the choice is by chance.
     """
-    rows, once = [], cost_once or {}
-    for judge_name, verdicts in correct.items():
+    rows = []
+    for judge, verdicts in correct.items():
+        chosen_by = order[judge] if isinstance(order, Mapping) else np.zeros(verdicts.shape) if order is None else order
         for n in sizes:
             result = score(prompts, expected_best_of(chosen_by, verdicts, n))
             rows.append(
@@ -72,13 +70,13 @@ def score_rows(
                     "method": method,
                     **about,
                     "n": n,
-                    "judge": judge_name,
+                    "judge": judge,
                     "tags": {tag: round(value, 4) for tag, value in result.tags.items()},
                     "overall": round(result.overall, 4),
                     "ci": [round(bound, 4) for bound in result.ci],
                     "prompts": len(set(prompts)),
                     "images": len(prompts) * n,
-                    "cost": {key: round(value * n + once.get(key, 0), 4) for key, value in cost_of_one.items()},
+                    "cost": dict(cost(n) if callable(cost) else cost),
                 }
             )
     return rows

@@ -1,7 +1,6 @@
 """The course's fine-tuned verifiers: their training data, and the learning rate of each chosen on dev prompts.
 
-Each function is a step of the build (`build.py`). Paper: section 3.2 (ORM, PRM), section 4 (PARM), section 5 (PARM++).
-Read on in `train_generators.py`.
+Paper: section 3.2 (ORM, PRM), section 4 (PARM), section 5 (PARM++).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cotgen_lite.generate.autoregressive import AnyGenerator
 from cotgen_lite.hub import in_place_of
-from cotgen_lite.metrics import expected_best_of, roc_auc_within_prompts
+from cotgen_lite.metrics import expected_best_of
 from cotgen_lite.pools import SHARD, Pool, in_shards
 from cotgen_lite.prompts import Prompt
 from cotgen_lite.training import fingerprint
@@ -183,16 +183,6 @@ def stopping(outcome: Outcome, pool: Pool) -> dict[str, float]:
         "none_left": (~outcome.survived.any(axis=1)).mean(),
     }
     return {key: round(float(np.nan_to_num(value)), 4) for key, value in found.items()}
-
-
-def areas_by_step(opinions: Opinions, correct: npt.NDArray[np.bool_]) -> dict[str, list[float]]:
-    """AUC among a prompt's paths, mean over prompts, of what PARM says at each step but the last against how the paths
-    end; for opinions of every step."""
-    told = {"clarity": opinions.clarity, "potential": opinions.potential}
-    return {
-        name: [round(roc_auc_within_prompts(odds[:, :, t], correct), 4) for t in range(odds.shape[2])]
-        for name, odds in told.items()
-    }
 
 
 def save_opinions(path: Path, opinions: Opinions) -> None:

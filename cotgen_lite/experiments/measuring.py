@@ -1,0 +1,193 @@
+"""How everything is measured: draw a pool, judge it, let verifiers score it, write rows for every n, decide.
+
+`Bench` is where a step of the build measures, `measure_pool` the pattern itself. The measure_*.py beside it say what is
+special: what is drawn, who verifies, which rows. Rows are made in results.py, findings decided in findings.py.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from cotgen_lite.experiments.configs import Config
+from cotgen_lite.experiments.results import SIZES, Price, merge_rows, score_rows, score_tokens
+from cotgen_lite.generate.pipeline import (
+    GeneratedPool,
+    Generator,
+    ImageGenerator,
+    generate_pool,
+    judge_tokens,
+    load_generator,
+)
+from cotgen_lite.geneval import Detector
+from cotgen_lite.hub import write_json
+from cotgen_lite.lite.judges import load_judges
+from cotgen_lite.pools import Pool, load_pool, save_pool, stratified_subset
+from cotgen_lite.prompts import Prompt, lite_prompts
+from cotgen_lite.verify.search import SearchResult, StepwiseResult
+from cotgen_lite.verify.verifier import Verifier
+
+AnyGenerator = ImageGenerator[Any]
+ORMS = {"zs-orm": "verifier", "ft-orm": "orm"}  # method → folder of the verifier
+VERIFIER_NAMES = {"zs-orm": "zero-shot", "ft-orm": "fine-tuned ORM", "zs-prm": "zero-shot", "ft-prm": "fine-tuned PRM"}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where a step of the build measures: models are read from `out`, pools and results written there; what is drawn is
+    kept in `work`, from which an interrupted step goes on. step: its name, which rows tell as the command."""
+
+    out: Path
+    work: Path
+    config: Config
+    step: str
+
+    @cached_property
+    def judges(self) -> dict[str, Detector]:
+        """Both: "learned", which reports, and "template", which labels what is learned from."""
+        return load_judges(self.out / "models")
+
+    @cached_property
+    def orms(self) -> dict[str, Verifier]:
+        """The zero-shot and the fine-tuned ORM, by method."""
+        return {method: self.verifier(folder) for method, folder in ORMS.items()}
+
+    @property
+    def sizes(self) -> list[int]:
+        """The n of best-of-n that a pool holds."""
+        return [n for n in SIZES if n <= self.config.pool_size]
+
+    def generator(self, name: str = "baseline") -> Generator:
+        return load_generator("generator" if name == "baseline" else name, models=self.out / "models")
+
+    def verifier(self, folder: str) -> Verifier:
+        return Verifier.from_pretrained(self.out / "models" / folder)
+
+    def pool(self, name: str = "baseline") -> Pool:
+        return load_pool(self.out / f"pools/{name}.safetensors")
+
+    def save_pool(self, name: str, pool: Pool) -> None:
+        save_pool(pool, self.out / f"pools/{name}.safetensors")
+
+    def write(self, name: str, found: object) -> None:
+        """Write one of the results, as JSON."""
+        write_json(self.out / f"results/{name}.json", found)
+
+    def generate(self, generator: AnyGenerator, prompts: Sequence[Prompt], n: int, seed: int = 0) -> GeneratedPool:
+        """N candidates of every prompt, as `generate_pool`."""
+        return generate_pool(generator, prompts, n, seed, self.work / "pool")
+
+    def judge(self, generator: AnyGenerator, tokens: Tensor, prompts: Sequence[Prompt]) -> dict[str, npt.NDArray]:
+        """Both judges' verdicts, bool (P, N), on images of tokens (P, N, L)."""
+        return {name: judge_tokens(generator, tokens, prompts, one) for name, one in self.judges.items()}
+
+    def generate_dev(
+        self, generator: AnyGenerator, n: int, seed: int = 0
+    ) -> tuple[tuple[Prompt, ...], GeneratedPool, npt.NDArray]:
+        """The dev prompts, n candidates of each, and the training judge's verdicts (P, N)."""
+        prompts = stratified_subset(lite_prompts("dev"), self.config.prompt_stride)
+        drawn = self.generate(generator, prompts, n, seed)
+        return prompts, drawn, judge_tokens(generator, drawn.tokens, prompts, self.judges["template"])
+
+    def add_rows(
+        self,
+        method: str,
+        generator: str,
+        prompts: Sequence[Prompt],
+        correct: Mapping[str, npt.NDArray],
+        cost: Price,
+        order: npt.NDArray | Mapping[str, npt.NDArray] | None = None,
+        sizes: Sequence[int] = (1,),
+        **fields: object,
+    ) -> None:
+        """Write a method's rows into scores.jsonl; arguments as in `score_rows`, generator by name.
+
+        fields: what else a row says ("verifier", "seed"), or says otherwise.
+        """
+        about = {
+            "generator": generator,
+            "verifier": None,
+            "seed": 0,
+            "command": f"python -m cotgen_lite.build {self.step}",
+        }
+        rows = score_rows(method, prompts, correct, sizes, about, cost, order)
+        merge_rows(self.out / "results/scores.jsonl", [row | fields for row in rows])
+
+
+def measure_pool(
+    bench: Bench,
+    generator: AnyGenerator,
+    name: str,
+    verifiers: Mapping[str, Verifier],
+    prompts: Sequence[Prompt] | None = None,
+    alone: Mapping[str, int] | None = None,
+    on_top: str | None = None,
+) -> tuple[Pool, GeneratedPool]:
+    """Draw a generator's pool, judge it, let verifiers choose in it; the pool and its rows go under `bench.out`.
+
+    name: the pool's. verifiers: by method. prompts: by default the baseline's pools, whose seeds are the same. alone:
+    methods without a choice, and the n that they say; by default the name. on_top: what stands before the methods that
+    choose; by default the name and a plus. Returns the pool, with all its steps.
+    """
+    prompts, alone = tuple(prompts or bench.pool().prompts), alone or {name: 1}
+    on_top = f"{name}+" if on_top is None else on_top
+    drawn = bench.generate(generator, prompts, bench.config.pool_size)
+    tokens, correct = drawn.tokens, bench.judge(generator, drawn.tokens, prompts)
+    spent, seconds = cost_of_drawing(generator, prompts[0].text), drawn.cost.seconds / correct["learned"].size
+    cost = cost_of_best_of(*spent, seconds)
+    for method, n in alone.items():
+        bench.add_rows(method, name, prompts, correct, cost, sizes=(n,))
+    bench.add_rows(f"{on_top}oracle", name, prompts, correct, cost, correct, bench.sizes)
+    scores = {}
+    for method, verifier in verifiers.items():
+        scores[method], reading = score_pool(generator, verifier, tokens, prompts)
+        cost, by = cost_of_best_of(*spent, seconds + reading, verifier_passes=1), VERIFIER_NAMES[method]
+        bench.add_rows(f"{on_top}{method}", name, prompts, correct, cost, scores[method], bench.sizes, verifier=by)
+    pool = Pool(prompts, tokens, scores, correct)
+    bench.save_pool(name, pool)
+    return pool, drawn
+
+
+def score_pool(
+    generator: AnyGenerator, verifier: Verifier, tokens: Tensor, prompts: Sequence[Prompt]
+) -> tuple[npt.NDArray[np.float32], float]:
+    """Log-odds (P, N) in half precision, as a pool keeps them, so that its file gives these very results; and seconds
+    for each image of tokens (P, N, L)."""
+    log_odds, seconds = score_tokens(generator, verifier, tokens, prompts)
+    return log_odds.astype(np.float16).astype(np.float32), seconds / log_odds.size
+
+
+def cost_of_drawing(generator: AnyGenerator, prompt: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Passes and tokens of each further candidate, and what comes on top once: the prompt, the first step."""
+    one, two = (generator(prompt, n).cost for n in (1, 2))
+    each = {key: float(getattr(two, key) - getattr(one, key)) for key in ("generator_passes", "tokens")}
+    return each, {key: getattr(one, key) - value for key, value in each.items()}
+
+
+def cost_of_best_of(
+    each: Mapping[str, float], once: Mapping[str, float], seconds: float, verifier_passes: float = 0.0
+) -> Callable[[int], dict[str, float]]:
+    """From n to the cost of n candidates: each and once from `cost_of_drawing`, the rest for each candidate."""
+    of_one = {**each, "seconds": seconds, "verifier_passes": verifier_passes}
+    return lambda n: {key: round(value * n + once.get(key, 0), 4) for key, value in of_one.items()}
+
+
+def time_search(prompts: Sequence[Prompt], search: Callable[..., SearchResult | StepwiseResult]) -> float:
+    """Mean seconds of a search, on a prompt of each tag. Timed anew: shards may be of other hours."""
+    texts = [prompt.text for prompt in stratified_subset(list(dict.fromkeys(prompts)), most=1)]
+    return round(float(np.mean([search(prompt=text, seed=0).cost.seconds for text in texts])), 4)
+
+
+def by_step(measured: Callable[..., float], values: npt.NDArray, correct: npt.NDArray) -> list[float | None]:
+    """A measure such as the AUC of values (P, N, T) against verdicts (P, N), step by step."""
+    return [rounded(measured(values[:, :, step], correct)) for step in range(values.shape[2])]
+
+
+def rounded(value: float) -> float | None:
+    """To four places, for JSON, which knows no nan."""
+    return None if np.isnan(value) else round(float(value), 4)
