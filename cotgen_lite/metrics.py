@@ -1,4 +1,8 @@
-"""From verdicts to numbers: scores with intervals, agreement of judges, AUC and calibration of verifiers."""
+"""From verdicts to numbers: scores with intervals, agreement of judges, AUC and calibration of verifiers.
+
+Everywhere P pools come with their prompts, one each; a prompt may have several pools of N images. GenEval's score is
+the plain mean of six tags' accuracies (paper: section 3.1). Verdicts come from geneval.py, pools from pools.py.
+"""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -23,13 +27,10 @@ class Score:
 
 
 def score(prompts: Sequence[Prompt], correct: npt.ArrayLike, samples: int = 2000, seed: int = 0) -> Score:
-    """The GenEval score of a set of pools, with its interval.
+    """The GenEval score of P pools, with its interval.
 
-    Args:
-        prompts: the prompt of each pool, P of them; a prompt may have several pools.
-        correct: (P,) share of each pool's images that are correct, in 0..1.
-        samples: bootstrap draws.
-        seed: of the bootstrap.
+    correct: (P,) share of each pool's images that are right, in 0..1; samples, seed: of the bootstrap. Errors as in
+    `accuracy_by_tag`.
     """
     by_tag = accuracy_by_tag(prompts, correct)
     return Score(by_tag, float(np.mean(list(by_tag.values()))), bootstrap_interval(prompts, correct, samples, seed))
@@ -38,12 +39,8 @@ def score(prompts: Sequence[Prompt], correct: npt.ArrayLike, samples: int = 2000
 def accuracy_by_tag(prompts: Sequence[Prompt], correct: npt.ArrayLike) -> dict[str, float]:
     """Mean correctness of each tag that occurs, in GenEval's order; the overall score is their plain mean.
 
-    Args:
-        prompts: the prompt of each pool, P of them.
-        correct: (P,) share of each pool's images that are correct, in 0..1.
-
-    Raises:
-        ValueError: if lengths differ, there is no prompt, a tag is unknown or a value is outside 0..1.
+    correct: (P,) share of each pool's images that are right, in 0..1. ValueError if lengths differ, there is no prompt,
+    a tag is unknown or a value is outside 0..1.
     """
     values = np.asarray(correct, dtype=float)
     if values.size and not (values.min() >= 0 and values.max() <= 1):
@@ -62,14 +59,7 @@ def tag_means(prompts: Sequence[Prompt], values: npt.ArrayLike) -> dict[str, flo
 def bootstrap_interval(
     prompts: Sequence[Prompt], correct: npt.ArrayLike, samples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """95% interval of the overall score, prompts resampled within each tag.
-
-    Args:
-        prompts: the prompt of each pool, P of them.
-        correct: (P,) share of each pool's images that are correct.
-        samples: bootstrap draws.
-        seed: of the bootstrap.
-    """
+    """95% interval of the overall score, prompts resampled within each tag; arguments as in `score`."""
     overall = bootstrap_tags(prompts, correct, samples, seed).mean(axis=1)
     low, high = np.percentile(overall, [2.5, 97.5])
     return float(low), float(high)
@@ -78,15 +68,7 @@ def bootstrap_interval(
 def paired_interval(
     prompts: Sequence[Prompt], a: npt.ArrayLike, b: npt.ArrayLike, samples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """95% interval of overall(a) − overall(b), both measured on the same prompts in the same order.
-
-    Args:
-        prompts: the prompt of each pool, P of them.
-        a: (P,) share of correct images of one method.
-        b: (P,) share of correct images of the other.
-        samples: bootstrap draws.
-        seed: of the bootstrap.
-    """
+    """95% interval of overall(a) − overall(b), two methods' shares of right images (P,) on the same prompts."""
     return bootstrap_interval(prompts, _difference(a, b), samples, seed)
 
 
@@ -95,15 +77,7 @@ def bootstrap_tags(prompts: Sequence[Prompt], correct: npt.ArrayLike, samples: i
 
     Whole prompts are drawn, with all their pools, since pools of one prompt are not independent; each tag
     keeps its number of prompts. The same seed draws the same prompts, so two methods' draws are paired.
-
-    Args:
-        prompts: the prompt of each pool, P of them.
-        correct: (P,) share of each pool's images that are correct, or differences of such shares.
-        samples: draws.
-        seed: of the draws.
-
-    Returns:
-        (samples, tags), tags in GenEval's order as in `accuracy_by_tag`.
+    correct: (P,) shares of right images, or differences of shares. Returns (samples, tags), tags in GenEval's order.
     """
     rng = np.random.default_rng(seed)
     columns = []
@@ -117,15 +91,8 @@ def detectable_difference(prompts: Sequence[Prompt], a: npt.ArrayLike, b: npt.Ar
     """Smallest true difference in overall score that this set of prompts would detect.
 
     (1.96 + 0.84) standard errors of the paired difference: found in 80% of repetitions by a two-sided test at
-    5%. The standard error is that of a mean of tags, each with independent prompts.
-
-    Args:
-        prompts: the prompt of each pool, P of them; two different ones or more in each tag.
-        a: (P,) share of correct images of one method.
-        b: (P,) share of correct images of the other.
-
-    Raises:
-        ValueError: if lengths differ, a tag is unknown or a tag has one prompt only.
+    5%. The standard error is that of a mean of tags, each with independent prompts. a, b: as in `paired_interval`.
+    ValueError if lengths differ, a tag is unknown or a tag has one prompt only.
     """
     variances = []
     for tag, (sums, sizes) in _clusters(prompts, _difference(a, b)).items():
@@ -193,11 +160,8 @@ def roc_auc(log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> float:
 def telling_tags(prompts: Sequence[Prompt], correct: npt.ArrayLike) -> tuple[str, ...]:
     """The tags whose AUC is more than noise: at least `FEWEST` images are right and as many are wrong.
 
-    With k wrong ones, an AUC of chance has a standard error of 0.29 / √k or more: 0.12 with six of them.
-
-    Args:
-        prompts: P prompts.
-        correct: the verdicts, (P, N).
+    With k wrong ones, an AUC of chance has a standard error of 0.29 / √k or more: 0.12 with six of them. correct:
+    verdicts (P, N).
     """
     tags, right = np.array([p.tag for p in prompts]), np.asarray(correct, dtype=bool)
     return tuple(
@@ -206,13 +170,7 @@ def telling_tags(prompts: Sequence[Prompt], correct: npt.ArrayLike) -> tuple[str
 
 
 def mean_roc_auc(prompts: Sequence[Prompt], log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> float:
-    """Mean over the `telling_tags` of the AUC of each; nan if there are none.
-
-    Args:
-        prompts: P prompts.
-        log_odds: a verifier's scores, (P, N).
-        correct: the verdicts, (P, N).
-    """
+    """Mean over the `telling_tags` of the AUC of each, from scores and verdicts (P, N); nan if there are none."""
     tags, scores, right = np.array([p.tag for p in prompts]), np.asarray(log_odds), np.asarray(correct)
     areas = [roc_auc(scores[tags == tag], right[tags == tag]) for tag in telling_tags(prompts, right)]
     return float(np.mean(areas)) if areas else float("nan")
@@ -221,9 +179,7 @@ def mean_roc_auc(prompts: Sequence[Prompt], log_odds: npt.ArrayLike, correct: np
 def roc_auc_within_prompts(log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> float:
     """Mean AUC of the rows that have both verdicts, all that a choice among a prompt's candidates depends on.
 
-    Args:
-        log_odds: a verifier's scores, (P, N).
-        correct: the verdicts, (P, N). nan if no row has both.
+    log_odds, correct: scores and verdicts (P, N). nan if no row has both.
     """
     rows = zip(np.asarray(log_odds, dtype=float), np.asarray(correct, dtype=bool), strict=True)
     areas = [roc_auc(odds, right) for odds, right in rows if right.any() and not right.all()]
@@ -235,13 +191,8 @@ def calibration(
 ) -> tuple[Floats, Floats, npt.NDArray[np.int64]]:
     """What a verifier believes, and how often it is right, in bins of P(yes) of equal width; empty bins are left out.
 
-    Args:
-        log_odds: a verifier's log-odds of yes, of any shape.
-        correct: the verdicts, of the same shape.
-        bins: how many.
-
-    Returns:
-        Mean P(yes), share of right images, and number of images of each bin.
+    log_odds, correct: scores and verdicts, of any one shape. Returns of each bin mean P(yes), share of right images,
+    and number of images.
     """
     belief = 1 / (1 + np.exp(-np.asarray(log_odds, dtype=float).ravel()))
     truth = np.asarray(correct, dtype=bool).ravel()
@@ -276,11 +227,5 @@ def _clusters(prompts: Sequence[Prompt], values: Floats) -> dict[str, tuple[Floa
     groups: dict[str, dict[Hashable, list[float]]] = {}
     for prompt, value in zip(prompts, values, strict=True):
         groups.setdefault(prompt.tag, {}).setdefault(prompt.text, []).append(float(value))
-    return {
-        tag: (
-            np.array([sum(v) for v in groups[tag].values()]),
-            np.array([float(len(v)) for v in groups[tag].values()]),
-        )
-        for tag in TAGS
-        if tag in groups
-    }
+    of_tags = {tag: groups[tag].values() for tag in TAGS if tag in groups}
+    return {tag: (np.array([sum(v) for v in of]), np.array([float(len(v)) for v in of])) for tag, of in of_tags.items()}
