@@ -11,13 +11,16 @@ from small_verifiers import PROMPTS, save_lite, save_llava, save_onevision
 from cotgen_lite.geneval import Detection, evaluate, relations
 from cotgen_lite.lite.verifier import (
     CHAT_TEMPLATE,
+    WORDINGS,
+    evaluation_set,
     image_features,
     lite_processor,
     lite_verifier,
+    measure_verifier,
     read_together,
     save_verifier,
+    sees_enough,
 )
-from cotgen_lite.lite.verifier_evaluation import WORDINGS, evaluation_set, measure, sees_enough
 from cotgen_lite.lite.verifier_questions import (
     Mix,
     as_dialogue,
@@ -439,7 +442,7 @@ def test_training_goes_on_where_it_stopped(tmp_path):
     assert again == log  # nothing left to do
     assert len((tmp_path / "work" / "log.jsonl").read_text().splitlines()) == len(rows)
     held_out = evaluation_set(scenes_per_tag=4, seed=1)
-    measured = measure(saved.model, saved.processor.tokenizer, held_out)
+    measured = measure_verifier(saved.model, saved.processor.tokenizer, held_out)
     for wording, tags in auc.items():  # the saved weights are fp16
         assert measured[wording] == pytest.approx(tags, abs=0.26)
 

@@ -156,7 +156,7 @@ OTHER_WORLD = {
 IN_ANOTHER_WORLD = """
 import numpy as np
 from cotgen_lite.geneval import evaluate
-from cotgen_lite.lite import judges, verifier_evaluation, verifier_questions, vocabulary, world
+from cotgen_lite.lite import judges, verifier, verifier_questions, vocabulary, world
 from cotgen_lite.lite.edit_targets import mend
 from cotgen_lite.pools import pool_prompts
 from cotgen_lite.prompts import encode_text, lite_prompts, parse_prompt
@@ -186,7 +186,7 @@ for mix in (verifier_questions.Mix(1, 0, caption=True), verifier_questions.Mix(0
     for _ in range(20):
         for dialogue in verifier_questions.draw_dialogues(verifier_questions.training_scene(rng), 6, mix, rng):
             verifier_questions.encode_dialogue(words, dialogue, clarity=True)
-for held in verifier_evaluation.evaluation_set(4, 0):
+for held in verifier.evaluation_set(4, 0):
     assert evaluate(parse_prompt(held.prompt), judges.scene_detections(held.scene)).correct == held.holds
 for text, hint in (("a photo of a cat", "duck"), ("a cat", "a crimson duck")):
     try:

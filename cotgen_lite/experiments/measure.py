@@ -20,7 +20,7 @@ from cotgen_lite.experiments.results import steps_profile, write_rows
 from cotgen_lite.generate.pipeline import GeneratedPool, Generator, judge_tokens
 from cotgen_lite.hub import in_place_of
 from cotgen_lite.lite.judges import measure_judge
-from cotgen_lite.lite.verifier_evaluation import evaluation_set, measure
+from cotgen_lite.lite.verifier import evaluation_set, measure_verifier
 from cotgen_lite.metrics import (
     cohens_kappa,
     detectable_difference,
@@ -64,7 +64,7 @@ def measure_all(out: Path, work: Path, config: Config) -> None:
     judges = {"right_on_rendered_scenes": rendered, "kappa_on_generated_images": rounded(kappa)}
     bench.write("judges", judges | {"images": learned.size})
     held_out = evaluation_set(config.verifier_test_scenes, seed=21)  # fresh ones: training stopped by others
-    on_clean = measure(verifier.model, verifier.processor.tokenizer, held_out)
+    on_clean = measure_verifier(verifier.model, verifier.processor.tokenizer, held_out)
     bench.write("verifier", {"scenes_a_tag": config.verifier_test_scenes, "auc_on_clean_scenes": on_clean})
 
     kept = kept_indices(prompts)

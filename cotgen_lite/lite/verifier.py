@@ -1,12 +1,19 @@
-"""The lite verifier: a small LLaVA, its processor, and a way to read many questions about one image at once."""
+"""The lite verifier: a small LLaVA and its processor, how it reads many questions at once, and how well it sees.
+
+The paper's verifier is LLaVA-OneVision (section 3.1), asked through `verify/verifier.py`; ours is of the same kind, but
+small. It is measured by its AUC on clean scenes of dev prompts, whose negatives only just fail. What it is asked while
+it learns is in `verifier_questions.py`, how it learns in `verifier_training.py`.
+"""
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import (
     DynamicCache,
     LlavaConfig,
@@ -19,9 +26,20 @@ from transformers import (
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from cotgen_lite.hub import write_manifest
+from cotgen_lite.lite.verifier_questions import (
+    CROSSWISE,
+    Dialogue,
+    another,
+    as_dialogue,
+    encode_dialogue,
+    pick,
+    relations_seen,
+)
 from cotgen_lite.lite.vocabulary import IMAGE, USER
-from cotgen_lite.lite.world import world
-from cotgen_lite.verify.verifier import Verifier
+from cotgen_lite.lite.world import Scene, render, scene_for, world
+from cotgen_lite.metrics import roc_auc
+from cotgen_lite.prompts import OPPOSITE, TAGS, Prompt, Requirement, lite_prompts
+from cotgen_lite.verify.verifier import ORM_QUESTION, POTENTIAL_QUESTION, PRM_QUESTION, Verifier
 
 # The answers are closed by the end token, which {% generation %} marks as part of what is learned.
 CHAT_TEMPLATE = (
@@ -33,41 +51,40 @@ CHAT_TEMPLATE = (
     "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endif %}<|endoftext|>{% endgeneration %}"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-
-
 GROUPS = 8  # of questions of like length, so that little is padded
+WORDINGS = {"orm": ORM_QUESTION, "prm": PRM_QUESTION, "potential": POTENTIAL_QUESTION}
+# A verifier sees well enough when the ORM question reaches these, and the other wordings are within SLACK of it.
+ENOUGH = dict.fromkeys(TAGS, 0.95) | {"position": 0.80, "color_attr": 0.80}
+SLACK = 0.03
 
 
 def lite_verifier(tokenizer: PreTrainedTokenizerBase) -> LlavaForConditionalGeneration:
     """An untrained lite verifier: SigLIP tower 128 wide x 3, Qwen2 decoder 128 wide x 4, 64 image tokens."""
+    same = {"hidden_size": 128, "num_attention_heads": 4}
     vision = SiglipVisionConfig(
-        hidden_size=128,
+        **same,
         intermediate_size=512,
         num_hidden_layers=3,
-        num_attention_heads=4,
         image_size=world().image_size,
         patch_size=world().lattice,
         vision_use_head=False,
     )
     text = Qwen2Config(
+        **same,
         vocab_size=len(tokenizer),
-        hidden_size=128,
         intermediate_size=256,
         num_hidden_layers=4,
-        num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=512,
         initializer_range=0.05,
         tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **{f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")},
     )
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
-        image_seq_length=(world().image_size // world().lattice) ** 2,
+        image_seq_length=world().grid ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         tie_word_embeddings=True,
@@ -77,10 +94,9 @@ def lite_verifier(tokenizer: PreTrainedTokenizerBase) -> LlavaForConditionalGene
 
 def lite_processor(tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
     """The lite verifier's processor: SigLIP's images through Pillow, the word-level tokenizer, our chat template."""
+    size = {"height": world().image_size, "width": world().image_size}
     return LlavaProcessor(
-        image_processor=SiglipImageProcessorPil(
-            size={"height": world().image_size, "width": world().image_size}, do_resize=False
-        ),
+        image_processor=SiglipImageProcessorPil(size=size, do_resize=False),
         tokenizer=tokenizer,
         patch_size=world().lattice,
         vision_feature_select_strategy="full",
@@ -91,12 +107,21 @@ def lite_processor(tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
 
 def save_verifier(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write the weights as fp16 safetensors, with config and processor beside them."""
-    weights = {name: value.half() for name, value in model.state_dict().items()}
-    model.save_pretrained(folder, state_dict=weights)
+    model.save_pretrained(folder, state_dict={name: value.half() for name, value in model.state_dict().items()})
     lite_processor(tokenizer).save_pretrained(folder)
 
 
-def image_features(model: LlavaForConditionalGeneration, images: torch.Tensor) -> torch.Tensor:
+def publish_verifier(verifier: Verifier, folder: Path, settings: Mapping[str, object], seconds: float) -> None:
+    """Save a fine-tuned lite verifier as `save_verifier` does, and its manifest."""
+    shutil.rmtree(folder, ignore_errors=True)
+    save_verifier(verifier.model, verifier.processor.tokenizer, folder)
+    write_manifest(folder, settings, seconds)
+
+
+# --- reading many questions at once ---
+
+
+def image_features(model: LlavaForConditionalGeneration, images: Tensor) -> Tensor:
     """What the decoder sees of uint8 images (B, 3, 64, 64): float (B, 64, 128)."""
     pixels = images.float() / 127.5 - 1
     return torch.stack(list(model.model.get_image_features(pixels, return_dict=True).pooler_output))
@@ -110,28 +135,26 @@ class Group:
     early, last: hidden states (R, T, width) halfway up the decoder and at its end. source (R,): their index.
     """
 
-    image: torch.Tensor
-    ids: torch.Tensor
-    learned: tuple[torch.Tensor, torch.Tensor]
-    early: torch.Tensor
-    last: torch.Tensor
+    image: Tensor
+    ids: Tensor
+    learned: tuple[Tensor, Tensor]
+    early: Tensor
+    last: Tensor
     source: np.ndarray
 
 
 def read_together(
     model: LlavaForConditionalGeneration,
     tokenizer: PreTrainedTokenizerBase,
-    features: torch.Tensor,
+    features: Tensor,
     encoded: Sequence[tuple[int, list[int], list[int]]],
 ) -> Iterator[Group]:
     """Read many questions about few images; each sees its image and itself only.
 
     The decoder reads the images once. Questions go on from their image's keys and values, so positions restart for
-    each. They are padded on the right, where causal attention cannot see.
-
-    Args:
-        features: the images as the decoder sees them, (B, 64, 128) from `image_features`.
-        encoded: for each question its image's row, its token ids, and the places of those to be predicted.
+    each. They are padded on the right, where causal attention cannot see. features: the images as the decoder sees
+    them, (B, 64, 128) from `image_features`. encoded: for each question its image's row, its token ids, and the places
+    of those to be predicted.
     """
     decoder = model.model.language_model
     user = torch.full((len(features), 1), tokenizer.convert_tokens_to_ids(USER))
@@ -146,14 +169,110 @@ def read_together(
         image = torch.tensor([encoded[member][0] for member in members])
         own = DynamicCache([(layer.keys[image], layer.values[image]) for layer in cache.layers])
         out = decoder(input_ids=ids, past_key_values=own, use_cache=True, output_hidden_states=True)
-        pairs = [(row, place) for row, member in enumerate(members) for place in encoded[member][2]]
-        rows, places = torch.tensor(pairs).T
+        rows, places = torch.tensor([(row, at) for row, member in enumerate(members) for at in encoded[member][2]]).T
         middle = len(out.hidden_states) // 2
         yield Group(image, ids, (rows, places), out.hidden_states[middle], out.last_hidden_state, members)
 
 
-def publish_verifier(verifier: Verifier, folder: Path, settings: Mapping[str, object], seconds: float) -> None:
-    """Save a fine-tuned lite verifier as fp16 safetensors with its processor, and its manifest."""
-    shutil.rmtree(folder, ignore_errors=True)
-    save_verifier(verifier.model, verifier.processor.tokenizer, folder)
-    write_manifest(folder, settings, seconds)
+# --- how well it sees ---
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One clean scene of a dev prompt, and whether it shows it."""
+
+    tag: str
+    prompt: str
+    holds: bool
+    scene: Scene
+
+
+def evaluation_set(scenes_per_tag: int, seed: int) -> list[HeldOut]:
+    """Clean scenes of dev prompts, for each tag as many, half of them hard negatives."""
+    rng = np.random.default_rng(seed)
+    held_out = []
+    for tag in TAGS:
+        prompts = [prompt for prompt in lite_prompts("dev") if prompt.tag == tag]
+        for index in range(scenes_per_tag // 2):
+            prompt = prompts[index % len(prompts)]
+            held_out.append(HeldOut(tag, prompt.text, True, scene_for(prompt, rng)))
+            held_out.append(HeldOut(tag, prompt.text, False, hard_negative(prompt, rng)))
+    return held_out
+
+
+@torch.no_grad()
+def measure_verifier(
+    model: LlavaForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: Sequence[HeldOut],
+    batch: int = 120,
+) -> dict[str, dict[str, float]]:
+    """AUC of yes against no, by wording and tag, from the answer's log-odds."""
+    yes, no = (tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no"))
+    odds = np.zeros((len(held_out), len(WORDINGS)))
+    for start in range(0, len(held_out), batch):
+        part = held_out[start : start + batch]
+        asked: list[tuple[int, Dialogue]] = [
+            (row, as_dialogue(wording, example.prompt, True))
+            for row, example in enumerate(part)
+            for wording in WORDINGS.values()
+        ]
+        encoded = [(row, *encode_dialogue(tokenizer, dialogue, clarity=False)) for row, dialogue in asked]
+        features = image_features(model, render([example.scene for example in part]))
+        for group in read_together(model, tokenizer, features, encoded):
+            first = torch.tensor([encoded[index][2][0] for index in group.source])
+            logits = model.lm_head(group.last[torch.arange(len(first)), first - 1])
+            rows, columns = np.divmod(group.source, len(WORDINGS))
+            odds[start + rows, columns] = (logits[:, yes] - logits[:, no]).numpy()
+    holds, tags = np.array([h.holds for h in held_out]), np.array([h.tag for h in held_out])
+    return {
+        name: {tag: roc_auc(odds[tags == tag, column], holds[tags == tag]) for tag in TAGS}
+        for column, name in enumerate(WORDINGS)
+    }
+
+
+def sees_enough(auc: dict[str, dict[str, float]]) -> bool:
+    """Whether every tag's AUC in the ORM's wording is high enough, and no other wording's is much lower."""
+    lowest = {tag: min(tags[tag] for tags in auc.values()) for tag in TAGS}
+    return all(auc["orm"][tag] >= most and auc["orm"][tag] - lowest[tag] <= SLACK for tag, most in ENOUGH.items())
+
+
+def hard_negative(prompt: Prompt, rng: np.random.Generator) -> Scene:
+    """A scene that only just fails a prompt: one count off, a wrong colour, a wrong relation, one thing gone."""
+    items, names = list(prompt.include), [item.name for item in prompt.include]
+    other = another(world().objects, names, rng)
+    chance = rng.random()
+
+    def change(which: int, **to: Any) -> None:
+        items[which] = replace(items[which], **to)
+
+    match prompt.tag:
+        case "single_object":
+            items = [Requirement(other)]
+            if chance >= 0.5:
+                items.append(Requirement(another(world().objects, (*names, other), rng)))
+        case "two_object":
+            items = [Requirement(pick(names, rng)), Requirement(other)][: 1 if chance < 0.5 else 2]
+        case "counting":
+            change(0, count=pick([n for n in (items[0].count - 1, items[0].count + 1) if n <= 4], rng))
+        case "position" if chance >= 0.2:
+            relation = items[1].position[0]  # type: ignore[index]
+            change(1, position=(OPPOSITE[relation] if chance < 0.6 else pick(CROSSWISE[relation], rng), 0))
+        case "position":
+            change(1 if chance < 0.1 else 0, name=other)
+        case "color_attr" if chance < 0.5:
+            items = [replace(items[0], color=items[1].color), replace(items[1], color=items[0].color)]
+        case _:  # one of one or two coloured things has another colour, or is another thing
+            if chance < 0.8:
+                new = another(world().colors, [item.color for item in items], rng)
+                change(int(len(items) > 1 and chance >= 0.65), color=new)
+            else:
+                change(int(len(items) > 1 and chance >= 0.9), name=other)
+    while True:
+        scene = scene_for(Prompt("", prompt.tag, tuple(items)), rng)
+        if prompt.tag != "position" or other in [item.name for item in items]:
+            return scene
+        reference, item = scene
+        seen, clear = relations_seen(item, reference)
+        if clear and prompt.include[1].position[0] not in seen:  # type: ignore[index]
+            return scene

@@ -18,8 +18,16 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
-from cotgen_lite.lite.verifier import Group, image_features, lite_verifier, read_together, save_verifier
-from cotgen_lite.lite.verifier_evaluation import evaluation_set, measure, sees_enough
+from cotgen_lite.lite.verifier import (
+    Group,
+    evaluation_set,
+    image_features,
+    lite_verifier,
+    measure_verifier,
+    read_together,
+    save_verifier,
+    sees_enough,
+)
 from cotgen_lite.lite.verifier_questions import Mix, draw_dialogues, encode_dialogue, training_scene
 from cotgen_lite.lite.vocabulary import lite_tokenizer
 from cotgen_lite.lite.world import Scene, SceneObject, render, world
@@ -104,7 +112,7 @@ def train_verifier(
         bar.set_postfix(stage=plan[step].name, **losses)
         trainer.seconds = earlier_seconds + time.monotonic() - started
         if trainer.step % evaluate_every == 0 or trainer.step == len(plan):
-            auc = measure(model, tokenizer, held_out)
+            auc = measure_verifier(model, tokenizer, held_out)
             mean = float(np.mean([value for tags in auc.values() for value in tags.values()]))
             enough = sees_enough(auc)
             if enough or mean > trainer.best["mean"]:
