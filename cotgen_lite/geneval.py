@@ -1,7 +1,8 @@
 """GenEval: from detected objects to a verdict on one image.
 
-The benchmark's rule engine (GenEval, arXiv 2310.11513) sees detections only, so it serves any detector: the lite
-judges of `judges.py` or GenEval's own Mask2Former with CLIP for colours. `scoring.py` makes scores of verdicts.
+The benchmark's rule engine (GenEval, arXiv 2310.11513) sees detections only, so it serves any detector: the lite judges
+(lite/judges.py) or GenEval's own Mask2Former with CLIP for colours. Read next: metrics.py, which makes scores of
+verdicts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import torch
 from cotgen_lite.prompts import Prompt, Requirement
 
 Box = tuple[float, float, float, float]
-Floats = npt.NDArray[np.float64]
 
 THRESHOLD = 0.3  # confidence that a detection has to exceed
 COUNTING_THRESHOLD = 0.9  # the same where objects are counted
@@ -80,34 +80,21 @@ class Detector(Protocol):
     def detect(self, images: torch.Tensor) -> list[list[Detection]]: ...
 
 
-def evaluate(
-    prompt: Prompt,
-    detections: Sequence[Detection],
-    threshold: float = THRESHOLD,
-    counting_threshold: float = COUNTING_THRESHOLD,
-    max_per_class: int = 16,
-) -> Verdict:
-    """Hold one image's detections against a prompt by GenEval's rules.
+def threshold_of(prompt: Prompt) -> float:
+    """The confidence that detections have to exceed for a prompt: it is higher where objects are counted."""
+    return COUNTING_THRESHOLD if prompt.tag == "counting" else THRESHOLD
 
-    Detections at or below the threshold are ignored (counting prompts use the higher one), and so are all but
-    the `max_per_class` likeliest of a class; overlapping boxes are all kept. Every `include` requirement must
-    hold on the likeliest `count` detections of its class: enough of them, all in the colour, each in the
-    relation to each detection that met the reference requirement. No `exclude` requirement may be reached.
 
-    Args:
-        prompt: what the image should show.
-        detections: the objects of one image, in any order.
-        threshold: confidence to exceed, for all tags but counting.
-        counting_threshold: confidence to exceed for the counting tag.
-        max_per_class: most detections kept of a class.
+def evaluate(prompt: Prompt, detections: Sequence[Detection], max_per_class: int = 16) -> Verdict:
+    """Hold one image's detections, in any order, against what it should show, by GenEval's rules.
 
-    Returns:
-        The verdict; `reasons` is empty if and only if it is correct.
-
-    Raises:
-        ValueError: if a position refers to a requirement that does not stand before it.
+    Detections at or below `threshold_of` the prompt are ignored, and so are all but the `max_per_class` likeliest of a
+    class; overlapping boxes are all kept. Every `include` requirement must hold on the likeliest `count` detections of
+    its class: enough of them, all in the colour, each in the relation to each detection that met the reference
+    requirement. No `exclude` requirement may be reached. The verdict has reasons if and only if it is not correct.
+    ValueError if a position refers to a requirement that does not stand before it.
     """
-    limit = counting_threshold if prompt.tag == "counting" else threshold
+    limit = threshold_of(prompt)
     objects: dict[str, list[Detection]] = {}
     for detection in sorted(detections, key=lambda d: -d.score):
         of_class = objects.setdefault(detection.name, [])
@@ -158,13 +145,9 @@ def _check(
 
 
 def relations(box: Box, reference: Box) -> tuple[str, ...]:
-    """Where a box lies relative to a reference: none, one or two of left of, right of, above, below.
+    """Where a box (x0, y0, x1, y1) lies relative to a reference: none, one or two of left of, right of, above, below.
 
     A relation holds where its component (`relation_components`) exceeds 0.5; y grows downward.
-
-    Args:
-        box: (x0, y0, x1, y1) in px.
-        reference: (x0, y0, x1, y1) in px.
     """
     x, y = relation_components(box, reference)
     holds = {"left of": -x, "right of": x, "above": -y, "below": y}
@@ -188,18 +171,9 @@ def relation_components(box: Box, reference: Box) -> tuple[float, float]:
 
 
 def judge(detector: Detector, images: torch.Tensor, prompts: Sequence[Prompt]) -> npt.NDArray[np.bool_]:
-    """Whether each image shows its prompt, by a detector and GenEval's rules.
+    """Whether each image shows its prompt, by a detector and GenEval's rules: bool (B,).
 
-    Args:
-        detector: finds the objects.
-        images: uint8 (B, 3, H, W).
-        prompts: B prompts, one an image.
-
-    Returns:
-        bool (B,).
-
-    Raises:
-        ValueError: if there are not as many prompts as images.
+    images: uint8 (B, 3, H, W); prompts: one for each. ValueError if there are not as many prompts as images.
     """
     if len(images) != len(prompts):
         raise ValueError(f"{len(images)} images came with {len(prompts)} prompts: pass one prompt for each image.")

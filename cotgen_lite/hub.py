@@ -10,9 +10,10 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -132,6 +133,33 @@ def load_complete(kind: Any, path: str | Path, **settings: Any) -> Any:
             f"{path} lacks {len(lacking)} weights of a {type(model).__name__.strip('_')} ({lacking[0]}, ...), which "
             "would be random: give a complete checkpoint of that kind."
         )
+    return model.eval()
+
+
+def load_exactly(load: Callable[..., Any], path: str | Path, what: str, **settings: Any) -> Any:
+    """A model of ours by a `from_pretrained` of transformers, in float32 unless `dtype` says otherwise, in eval mode.
+
+    what: its name in errors. ValueError if files are missing or damaged, or if the weights' names or shapes are not
+    exactly the model's: with some left random it would still draw, badly.
+    """
+    import torch  # see `chosen_device`
+
+    settings.setdefault("dtype", torch.float32)
+    try:
+        if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+            raise OSError("no config.json there")
+        model, report = load(path, output_loading_info=True, **settings)
+    except (OSError, EOFError, RuntimeError, UnpicklingError, SafetensorError) as error:
+        raise ValueError(
+            f"No {what} can be read from {path} ({first_line(error)}): it needs an intact config.json and the weights "
+            "that belong to it; build or download it again."
+        ) from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := sorted(map(str, report[kind])):
+            raise ValueError(
+                f"The weights in {path} do not fit a {what}: {len(names)} {kind.replace('_', ' ')}, {names[0]} first; "
+                "check that they belong to config.json, or build or download the model again."
+            )
     return model.eval()
 
 

@@ -64,8 +64,14 @@ def train(
     settings = {"steps": steps, "learning_rate": learning_rate, "weight_decay": weight_decay, **(about or {})}
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.98))
     checkpoint = work_dir and work_dir / CHECKPOINT
-    log = _resume(model, optimizer, checkpoint, settings) if checkpoint and checkpoint.exists() else TrainingLog()
-    recent: list[float] = []
+    log, recent = TrainingLog(), []
+    if work_dir and checkpoint:
+        check_same_run(work_dir, repr(settings))
+        if checkpoint.exists():
+            state = torch.load(checkpoint, weights_only=True)
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            log = TrainingLog(**state["log"])
     started = saved = time.monotonic()
     earlier_seconds = log.seconds
     model.train()
@@ -89,7 +95,7 @@ def train(
             if checkpoint and (log.steps == steps or (time.monotonic() - saved > save_seconds and not recent)):
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": vars(log)}
                 with in_place_of(checkpoint) as part:
-                    torch.save(state | {"settings": settings}, part)
+                    torch.save(state, part)
                 saved = time.monotonic()
     model.eval()
     return log
@@ -99,21 +105,6 @@ def _schedule(done: float, warmup: float) -> float:
     if done < warmup:
         return (done + 1e-3) / (warmup + 1e-3)
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
-
-
-def _resume(
-    model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path, settings: Mapping[str, object]
-) -> TrainingLog:
-    """Load what the checkpoint holds, and return its log; ValueError if it is another run's."""
-    state = torch.load(checkpoint, weights_only=True)
-    if state["settings"] != settings:
-        raise ValueError(
-            f"{checkpoint} is the checkpoint of a run with {state['settings']}, not {settings}: "
-            "go on with those settings, or delete it to start afresh."
-        )
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return TrainingLog(**state["log"])
 
 
 def subsample(losses: Sequence[float]) -> list[float]:
@@ -218,13 +209,8 @@ class StepBar(ProgressCallback):
         super().__init__()
         self.label = label
 
-    def on_train_begin(self, *given: Any, **named: Any) -> None:
-        """Open the bar."""
-        super().on_train_begin(*given, **named)
-        if self.training_bar is not None:
-            self.training_bar.set_description(self.label)
-
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
         """Show the latest loss."""
         if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_description(self.label)
             self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")

@@ -6,8 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from cotgen_lite.experiments.build import write_manifest
-from cotgen_lite.hub import data_path, data_root, file_sha256, first_line, in_place_of, model_path, write_atomically
+from cotgen_lite.hub import (
+    data_path,
+    data_root,
+    file_sha256,
+    first_line,
+    in_place_of,
+    model_path,
+    write_atomically,
+    write_manifest,
+)
 
 
 @pytest.fixture

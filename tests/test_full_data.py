@@ -148,8 +148,8 @@ def test_missing_models_and_wrong_numbers_are_one_sentence(
 @pytest.mark.slow
 def test_two_processes_make_the_same_pool(folders: list[str], tmp_path: Path) -> None:
     job = "import sys; from test_full_data import Coin; from cotgen_lite.full_scale import data\n"
-    job += "from cotgen_lite.generate import drawing\n"
-    job += "drawing.SHARD = 1; data.Mask2FormerDetector.from_pretrained = lambda *_: Coin()\n"
+    job += "from cotgen_lite.generate import pipeline\n"
+    job += "pipeline.SHARD = 1; data.Mask2FormerDetector.from_pretrained = lambda *_: Coin()\n"
     job += "data.main(sys.argv[1:])"
     for name, processes in (("one", 1), ("two", 2)):
         command = [sys.executable, "-c", job, *folders, "--prompts", "3", "--images-a-prompt", "2"]

@@ -6,9 +6,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from cotgen_lite.experiments.benchmark import decoding_flops, measure, predict_plainly
+from cotgen_lite.experiments.benchmark import measure, predict_plainly
 from cotgen_lite.generate.pipeline import Generator, GeneratorOutput
 from cotgen_lite.generate.sampling import (
     MASKED,
@@ -25,7 +24,7 @@ from cotgen_lite.generate.sampling import (
     start,
     stream,
 )
-from cotgen_lite.generate.showo import Showo, ShowoConfig, image_logits, text_prefix, training_loss
+from cotgen_lite.generate.showo import Showo, ShowoConfig, image_logits, masked_loss, text_prefix
 from cotgen_lite.generate.vq import Magvit, lite_config
 from cotgen_lite.lite.vocabulary import lite_tokenizer
 
@@ -256,7 +255,7 @@ def test_generated_tokens_can_be_trained_on(model):
     out = generate(model, PROMPTS[0], 1)
     assert out.steps.dtype == torch.int16 and out.tokens.dtype == torch.int64
     assert out.steps.shape == out.committed.shape == (1, 6, 16)
-    loss = training_loss(model, [[7]], out.tokens, torch.Generator().manual_seed(0))
+    loss = masked_loss(model, [[7]], out.tokens, torch.Generator().manual_seed(0))
     loss.backward()
     model.zero_grad()
     state = begin(model, [(0, 0)])
@@ -279,17 +278,8 @@ def test_bad_arguments_are_one_clear_sentence(model):
         begin(model, [])
 
 
-def test_benchmark_counts_the_flops_that_torch_counts(model):
-    state = begin(model, [(1, 0), (1, 1)])
-    state, _ = advance(state, predict(model, state))
-    with FlopCounterMode(display=False) as counter:
-        logits = predict(model, state)
-    counted = sum(counter.get_flop_counts()["Global"].values())
-    config, layers = model.config, model.config.num_hidden_layers
-    longest = len(prefixes(model)[1])
-    attention = 4 * layers * 2 * config.hidden_size * 18 * (18 + longest) * 2  # which torch does not count on a CPU
-    assert decoding_flops(config, 4, longest, logits.shape[0] * logits.shape[1]) == counted + attention
-    assert measure(config, [3, 5], 2).images == 4
+def test_the_benchmark_times_both_loops(model):
+    assert all(speed > 0 for speed in measure(model.config, [3, 5], 2))
 
 
 def test_bfloat16_draws_valid_codes_from_float32_probabilities(model):

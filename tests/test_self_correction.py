@@ -151,7 +151,7 @@ def test_training_teaches_to_go_by_the_reasons_and_resumes(toy_generator: Any, t
     assert (taught(PROMPTS[0].text).tokens == 3).float().mean() > 0.9  # plain drawing stays
     again, _ = train(tmp_path / "a")
     assert all(torch.equal(a, b) for a, b in zip(taught.model.parameters(), again.model.parameters(), strict=True))
-    with pytest.raises(ValueError, match="checkpoint of a run"):
+    with pytest.raises(ValueError, match="another run"):
         train(tmp_path / "a", steps=201)
     with pytest.raises(ValueError, match="at least one correction"):
         train_correction(taught, [], replay, settings, tmp_path / "b")

@@ -191,7 +191,7 @@ def test_saved_and_loaded(model: AutoregressiveModel, tmp_path: Path) -> None:
     ids = torch.cat([pad_texts(model.config, TEXTS) + CODES, torch.zeros(2, 4, dtype=torch.long)], dim=1)
     assert torch.equal(loaded(ids).logits, model(ids).logits)
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="build or convert it again"):
+    with pytest.raises(ValueError, match="build or download it again"):
         AutoregressiveModel.from_pretrained(tmp_path)
 
 

@@ -18,9 +18,9 @@ from cotgen_lite.generate.showo import (
     draw_mask,
     image_logits,
     lite_config,
+    masked_loss,
     pad_prefixes,
     text_prefix,
-    training_loss,
 )
 
 
@@ -144,7 +144,8 @@ def test_loss_equals_the_whole_computation(dropout):
     config = model.config
     texts = [[4, 5, 6], [7], [8, 9]]
     tokens = torch.randint(0, 16, (3, 9), generator=torch.Generator().manual_seed(2))
-    loss = training_loss(model, texts, tokens, torch.Generator().manual_seed(3), condition_dropout=dropout)
+    given = [text_prefix(config, text) for text in texts]
+    loss = masked_loss(model, given, tokens, torch.Generator().manual_seed(3), condition_dropout=dropout)
 
     masked = draw_mask(3, 9, torch.Generator().manual_seed(3))
     prefixes = [text_prefix(config, [] if dropout else text) for text in texts]
@@ -160,7 +161,7 @@ def test_loss_falls_to_zero_on_one_image():
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(5)
     for _ in range(60):
-        loss = training_loss(model, [[4]] * 8, tokens, generator)
+        loss = masked_loss(model, [text_prefix(model.config, [4])] * 8, tokens, generator)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -272,7 +273,7 @@ def test_contradicting_config_is_refused():
 def test_wrong_shapes_are_refused():
     model = small_model()
     with pytest.raises(ValueError, match=r"\(B, 9\)"):
-        training_loss(model, [[4]], torch.zeros(1, 8, dtype=torch.long), torch.Generator())
+        masked_loss(model, [[4]], torch.zeros(1, 8, dtype=torch.long), torch.Generator())
     with pytest.raises(ValueError, match="one prompt per image"):
         build_sequences(model.config, [[4]], torch.zeros(2, 9, dtype=torch.long))
 

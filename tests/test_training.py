@@ -61,5 +61,14 @@ def test_finished_run_returns_at_once(tmp_path: Path) -> None:
 def test_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     model = make_model()
     train(model, lambda step: loss_of(model, step), 10, 0.05, tmp_path, "run")
-    with pytest.raises(ValueError, match="delete it to start afresh"):
+    with pytest.raises(ValueError, match="delete this one to start afresh"):
         train(model, lambda step: loss_of(model, step), 12, 0.05, tmp_path, "run")
+
+
+def test_a_run_without_a_folder_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    kept, free = make_model(), make_model()
+    log = train(kept, lambda step: loss_of(kept, step), 60, 0.05, tmp_path / "kept", "run")
+    assert train(free, lambda step: loss_of(free, step), 60, 0.05, None, "run").losses == log.losses
+    torch.testing.assert_close(free.state_dict(), kept.state_dict())
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]

@@ -1,4 +1,7 @@
-"""The table of what was found, read from the result files: on the terminal and in the README."""
+"""The tables of what was found, read from the result files: on the terminal, in the README and in chapter 11.
+
+The paper's own numbers stand here (`PAPER`, `JANUS`), and how a method is called (`LABELS`).
+"""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,7 @@
-"""Measurements of the course: scores with intervals, and findings decided by rules fixed beforehand."""
+"""Rows of results: how they are made from verdicts and scores, written, merged and read as a table.
+
+A row is a method's accuracy at one n, by one judge, with its interval and cost. Read on in `findings.py`.
+"""
 
 import json
 import time

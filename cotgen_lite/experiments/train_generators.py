@@ -1,8 +1,8 @@
-"""Rounds of DPO on the course's generator: what each is trained on, where it starts, what was tried.
+"""The course's aligned generators: rounds of DPO, guided or not, of both kinds of generator; and self-correction.
 
 A round starts from a generator, which is its frozen reference as well: the first from the baseline, the second from the
 first round's policy, on that policy's own images. Guided rounds add online pairs ranked by a verifier.
-Paper: sections 3.3 and 3.4.
+Paper: sections 3.3 and 3.4 (DPO), section 5 (self-correction). Read on in the measure_*.py beside this.
 """
 
 import json

@@ -1,6 +1,7 @@
 """The course's fine-tuned verifiers: their training data, and the learning rate of each chosen on dev prompts.
 
-Paper: section 3.2 (ORM, PRM), section 4 (PARM), section 5 (PARM++).
+Each function is a step of the build (`build.py`). Paper: section 3.2 (ORM, PRM), section 4 (PARM), section 5 (PARM++).
+Read on in `train_generators.py`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

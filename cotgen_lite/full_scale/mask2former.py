@@ -24,7 +24,7 @@ from transformers import (
     Mask2FormerImageProcessorPil,
 )
 
-from cotgen_lite.geneval import COUNTING_THRESHOLD, THRESHOLD, Box, Detection, Detector, evaluate
+from cotgen_lite.geneval import THRESHOLD, Box, Detection, Detector, evaluate, threshold_of
 from cotgen_lite.hub import chosen_device, data_path, load_complete, write_atomically
 from cotgen_lite.prompts import GENEVAL, Prompt, to_record
 
@@ -216,7 +216,7 @@ def write_geneval_results(
     lines = []
     for filename, prompt, detections in zip(filenames, prompts, found, strict=True):
         verdict = evaluate(prompt, detections)
-        limit = COUNTING_THRESHOLD if prompt.tag == "counting" else THRESHOLD
+        limit = threshold_of(prompt)
         boxes: dict[str, list[list[float]]] = {}
         for d in sorted(detections, key=lambda d: (GENEVAL.objects.index(d.name), -d.score)):
             if d.score > limit and len(boxes.setdefault(d.name, [])) < MAX_PER_CLASS:

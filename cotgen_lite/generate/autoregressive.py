@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -28,7 +27,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from cotgen_lite.generate.pipeline import Generator, ImageGenerator, check_parts
 from cotgen_lite.generate.sampling import MASKED, Cost, SamplingSettings, Step, path_noise
 from cotgen_lite.generate.vq import ImageTokenizer, Magvit
-from cotgen_lite.hub import chosen_device, first_line, model_path
+from cotgen_lite.hub import chosen_device, load_exactly, model_path
 
 
 class AutoregressiveConfig(PretrainedConfig):
@@ -158,22 +157,8 @@ class AutoregressiveModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> "AutoregressiveModel":
-        """Load config and weights from a folder, in float32 unless `dtype` says otherwise, in eval mode.
-
-        ValueError if files are missing or damaged, or if the weights are not exactly the model's.
-        """
-        kwargs.setdefault("dtype", torch.float32)
-        try:
-            model, info = super().from_pretrained(folder, output_loading_info=True, **kwargs)
-        except (OSError, EOFError, RuntimeError, SafetensorError) as error:
-            raise ValueError(
-                f"No next-token generator can be read from {folder} ({first_line(error)}): it needs "
-                "an intact config.json and model.safetensors; build or convert it again."
-            ) from error
-        wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
-        if wrong:
-            raise ValueError(f"The weights in {folder} do not fit: {len(wrong)} names differ, {wrong[0]} first.")
-        return model.eval()
+        """Load config and weights from a folder; errors as in `hub.load_exactly`."""
+        return load_exactly(super().from_pretrained, folder, "next-token generator", **kwargs)
 
     def read(self, text_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, text_length, text_width) of padded word ids (B, text_length), and which are no pads, bool."""

@@ -1,8 +1,8 @@
-"""The masked-token generator: Show-o, a Phi language model that fills in the codes of an image.
+"""The masked-token generator: Show-o, a Phi language model that fills in the tokens of an image.
 
-One sequence holds prompt and image: `[pad...][t2i][bos] text [eos]` then `[soi] codes [eoi]`. Text is read
-causally; an image place sees everything but the pads, so all unknown codes are predicted at once.
-Show-o: arXiv 2408.12528.
+One sequence holds prompt and image: `[pad...][t2i][bos] text [eos]` then `[soi] tokens [eoi]`. Text is read causally;
+an image position sees everything but the pads, so all unknown tokens are predicted at once. Show-o: arXiv 2408.12528;
+paper: section 2.1. Read next: sampling.py, which decodes step by step.
 """
 
 import math
@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PhiConfig, PhiForCausalLM, PretrainedConfig, PreTrainedModel
 
-from cotgen_lite.hub import first_line
+from cotgen_lite.hub import load_exactly
 
 # After the text words and the pad, in this order (Show-o's vocabulary).
 SPECIAL_TOKENS = ("soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg")
@@ -185,30 +184,8 @@ class Showo(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> "Showo":
-        """Load config and weights from a folder or hub name, in float32 unless `dtype` says otherwise.
-
-        Returns a model in eval mode. ValueError if the files are missing or damaged, or if the weights' names
-        or shapes are not exactly the model's: with some weights left random it would still draw, badly.
-        """
-        kwargs.setdefault("dtype", torch.float32)
-        try:
-            if Path(folder).is_dir() and not (Path(folder) / "config.json").is_file():
-                raise OSError("no config.json there")
-            model, info = super().from_pretrained(folder, output_loading_info=True, **kwargs)
-        except (OSError, EOFError, RuntimeError, SafetensorError) as error:
-            reason = first_line(error)
-            raise ValueError(
-                f"No Show-o model can be read from {folder} ({reason}): it needs an intact config.json and "
-                "model.safetensors; build or download it again."
-            ) from error
-        for kind in ("missing_keys", "unexpected_keys"):
-            names = sorted(info[kind])
-            if names:
-                raise ValueError(
-                    f"The weights in {folder} do not fit Show-o: {len(names)} {kind.replace('_', ' ')}, "
-                    f"{names[0]} first; check that they belong to config.json, or build the model again."
-                )
-        return model.eval()
+        """Load config and weights from a folder or hub name; errors as in `hub.load_exactly`."""
+        return load_exactly(super().from_pretrained, folder, "Show-o model", **kwargs)
 
     def forward(self, input_ids: Tensor, masked: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Logits over the whole vocabulary for full sequences, as the original model gives them.
@@ -356,22 +333,6 @@ def draw_mask(batch: int, length: int, generator: torch.Generator) -> Tensor:
     count = (ratio * length).round().clamp(min=1)
     rank = torch.rand(batch, length, generator=generator).argsort(dim=1).argsort(dim=1)
     return rank < count
-
-
-def training_loss(
-    model: Showo,
-    text_ids: Sequence[Sequence[int]],
-    tokens: Tensor,
-    generator: torch.Generator,
-    condition_dropout: float = 0.1,
-) -> Tensor:
-    """Masked-token loss of captions and their images: `masked_loss` after `text_prefix`.
-
-    text_ids: B lists of word ids; the rest as there. ValueError for a prompt too long or tokens of another shape.
-    """
-    return masked_loss(
-        model, [text_prefix(model.config, ids) for ids in text_ids], tokens, generator, condition_dropout
-    )
 
 
 def masked_loss(

@@ -1,12 +1,10 @@
 """Image <-> token grid: MAGVIT-v2's convolutional autoencoder with lookup-free quantisation (LFQ).
 
-The encoder turns every patch of an image into a vector of `bits` numbers; their signs *are* the token: no
-codebook is stored or searched (Yu et al. 2024, "Language Model Beats Diffusion: Tokenizer Is Key to Visual
-Generation"). One class serves the course's 64 px model and Show-o's released 13-bit one (showlab/magvitv2):
-modules carry the released names, so that its weights load as they are.
+The encoder turns every patch of an image into a vector of `bits` numbers; their signs *are* the token: no codebook is
+stored or searched (arXiv 2310.05737). One class serves the course's 64 px model and Show-o's released 13-bit one
+(showlab/magvitv2): modules carry the released names. Paper: section 2.1. Read next: showo.py, which draws such tokens.
 """
 
-import pickle
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,9 +12,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import JanusVQVAE, PreTrainedConfig, PreTrainedModel
+
+from cotgen_lite.hub import load_exactly
 
 # Pixels that pass through the network at once, for memory follows them and not the number of images: 256 images of the
 # lite model, 16 of Show-o's 256 px (2.7 GB of float32 feature maps), 4 of its 512 px. It does not follow what is free:
@@ -27,10 +26,9 @@ PIXELS_AT_ONCE = 2**20
 class MagvitConfig(PreTrainedConfig):
     """Sizes of a MAGVIT-v2 tokenizer; the defaults are Show-o's released one (256 px, 13 bits, 16 px a patch).
 
-    image_size: side of the square images, px. channels: width at full resolution, times a multiplier per
-    level. encoder_multipliers, encoder_blocks, decoder_multipliers, decoder_blocks: per level, finest level
-    first; each level but the coarsest halves the resolution. bits: log2 of the number of tokens. norm_groups:
-    of every GroupNorm.
+    image_size: side of the square images, px. channels: width at full resolution, times a multiplier per level.
+    encoder_multipliers, encoder_blocks, decoder_multipliers, decoder_blocks: per level, finest level first; each level
+    but the coarsest halves the resolution. bits: log2 of the number of tokens. norm_groups: of every GroupNorm.
     """
 
     model_type = "magvit"
@@ -68,8 +66,7 @@ class MagvitConfig(PreTrainedConfig):
 def lite_config() -> MagvitConfig:
     """Sizes of the course's own tokenizer: 64 px images, 8x8 tokens of 10 bits.
 
-    Few channels and no blocks at 64x64 px, where a convolution costs most: 60,000 scenes are encoded in
-    minutes on a CPU.
+    Few channels and no blocks at 64x64 px, where a convolution costs most: 60,000 scenes take minutes on a CPU.
     """
     return MagvitConfig(
         image_size=64,
@@ -239,20 +236,13 @@ class Decoder(nn.Module):
 
 
 def tokens_to_bits(tokens: Tensor, bits: int) -> Tensor:
-    """Writes every token as its code.
-
-    tokens: int64 of any shape, 0..2**bits - 1. Returns float32 (..., bits), each +1 or -1, most significant
-    bit first. Source: Show-o's layout of MAGVIT-v2's codes.
-    """
+    """Codes float32 (..., bits), each +1 or -1, most significant bit first (Show-o's layout), of tokens int64 (...)."""
     shifts = torch.arange(bits - 1, -1, -1, device=tokens.device)
     return ((tokens.unsqueeze(-1) >> shifts) & 1).float() * 2 - 1
 
 
 def bits_to_tokens(values: Tensor) -> Tensor:
-    """Reads tokens off the signs of the last dimension; inverse of `tokens_to_bits`.
-
-    values: float (..., bits), most significant bit first; zero counts as -1. Returns int64 (...).
-    """
+    """Tokens int64 (...) by the signs of values (..., bits), zero counting as -1; inverse of `tokens_to_bits`."""
     bits = values.shape[-1]
     weights = 2 ** torch.arange(bits - 1, -1, -1, device=values.device)
     return ((values > 0).long() * weights).sum(-1)
@@ -267,6 +257,27 @@ def to_pixels(images: Tensor) -> Tensor:
 def to_images(pixels: Tensor) -> Tensor:
     """Float pixels, clipped to [-1, 1] -> uint8 images 0..255; inverse of `to_pixels`."""
     return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def _check_images(images: Tensor, size: int) -> None:
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1:] != (3, size, size):
+        raise ValueError(
+            f"Images are {images.dtype} {tuple(images.shape)}, but this tokenizer reads torch.uint8 "
+            f"(batch, 3, {size}, {size}): resize them and keep values 0..255."
+        )
+
+
+def _check_tokens(tokens: Tensor, length: int, codebook_size: int) -> None:
+    if tokens.dtype != torch.int64 or tokens.dim() != 2 or tokens.shape[1] != length:
+        raise ValueError(
+            f"Tokens are {tokens.dtype} {tuple(tokens.shape)}, but this tokenizer draws an image from "
+            f"torch.int64 (batch, {length}): pass {length} tokens an image."
+        )
+    if len(tokens) and (int(tokens.min()) < 0 or int(tokens.max()) >= codebook_size):
+        raise ValueError(
+            f"Tokens run from {int(tokens.min())} to {int(tokens.max())}, but this tokenizer knows 0 to "
+            f"{codebook_size - 1}: take off the generator's vocabulary offset and leave no mask token."
+        )
 
 
 class Magvit(PreTrainedModel):
@@ -288,66 +299,23 @@ class Magvit(PreTrainedModel):
         """Keeps PyTorch's own initialisation: transformers' normal(0, 0.02) starves convolutions."""
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *args: Any, **kwargs: Any) -> Any:
-        """Loads a tokenizer, computing in float32 unless `dtype` says otherwise.
+    def from_pretrained(cls, path: str | Path, **kwargs: Any) -> "Magvit":
+        """Load from a folder or hub name, in our own format or the released one (showlab/magvitv2).
 
-        path: folder or hub name, in our own format or the released one (showlab/magvitv2). Other arguments
-        are transformers'; e.g. image_size=512 for Show-o's larger pictures. Returns the model in evaluation
-        mode. Errors: ValueError where weights are missing, left over or of another shape; OSError where there
-        is no file.
+        Other arguments are transformers', e.g. image_size=512 for Show-o's larger pictures. Errors as in
+        `hub.load_exactly`.
         """
-        kwargs.setdefault("dtype", torch.float32)
-        wants_info = kwargs.pop("output_loading_info", False)
-        try:
-            model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
-        except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
-            raise ValueError(f"The tokenizer's weight file in {path} is damaged: fetch or build it again.") from error
-        except RuntimeError as error:
-            raise ValueError(
-                f"The tokenizer's weights in {path} are of other sizes than its config says: "
-                "give the config that they were made with."
-            ) from error
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if info[kind]:
-                names = sorted(str(key) for key in info[kind])
-                raise ValueError(
-                    f"The tokenizer's weights in {path} have {len(names)} {kind.replace('_', ' ')} "
-                    f"(the first is {names[0]}): give the config that they were made with."
-                )
-        return (model, info) if wants_info else model
+        return load_exactly(super().from_pretrained, path, "image tokenizer", **kwargs)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Turns images into tokens.
-
-        images: uint8 (B, 3, H, W), H = W = config.image_size. Returns int64 (B, L), 0..K-1, row by row from
-        the top. Errors: ValueError for another dtype or size.
-        """
-        size = self.config.image_size
-        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1:] != (3, size, size):
-            raise ValueError(
-                f"Images are {images.dtype} {tuple(images.shape)}, but this tokenizer reads torch.uint8 "
-                f"(batch, 3, {size}, {size}): resize them and keep values 0..255."
-            )
+        """Tokens int64 (B, L), row by row, of uint8 images (B, 3, H, W); ValueError for another dtype or size."""
+        _check_images(images, self.config.image_size)
         tokens = [self._encode_chunk(chunk) for chunk in images.split(images_at_once(self.config))]
         return torch.cat(tokens)
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Turns tokens back into images.
-
-        tokens: int64 (B, L), 0..K-1, row by row. Returns uint8 (B, 3, H, W).
-        Errors: ValueError for another length, or a token out of range.
-        """
-        length, size = self.config.length, self.config.codebook_size
-        if tokens.dtype != torch.int64 or tokens.dim() != 2 or tokens.shape[1] != length:
-            raise ValueError(
-                f"Tokens are {tokens.dtype} {tuple(tokens.shape)}, but this tokenizer draws an image from "
-                f"torch.int64 (batch, {length}): pass {length} tokens an image."
-            )
-        if len(tokens) and (int(tokens.min()) < 0 or int(tokens.max()) >= size):
-            raise ValueError(
-                f"Tokens run from {int(tokens.min())} to {int(tokens.max())}, but this tokenizer knows 0 to "
-                f"{size - 1}: take off the generator's vocabulary offset and leave no mask token."
-            )
+        """uint8 images (B, 3, H, W) of tokens int64 (B, L); ValueError for another length or a token out of range."""
+        _check_tokens(tokens, self.config.length, self.config.codebook_size)
         return torch.cat([self._decode_chunk(chunk) for chunk in tokens.split(images_at_once(self.config))])
 
     def rebuild(self, images: Tensor) -> Tensor:
@@ -398,13 +366,8 @@ class VqTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Codes (B, L), int64, row by row, of uint8 images (B, 3, H, W); ValueError for another dtype or size."""
-        size = self.config.image_size
-        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1:] != (3, size, size):
-            raise ValueError(
-                f"Images are {images.dtype} {tuple(images.shape)}, but this tokenizer reads torch.uint8 "
-                f"(batch, 3, {size}, {size}): resize them and keep values 0..255."
-            )
+        """As in `Magvit`."""
+        _check_images(images, self.config.image_size)
         codebook = F.normalize(self.vq.quantize.embedding.weight, dim=1)
         codes = []
         for chunk in images.to(codebook.device).split(CHUNK):
@@ -415,13 +378,8 @@ class VqTokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
-        """uint8 images (B, 3, H, W) of codes (B, L); ValueError for another length or a code that does not exist."""
-        length, size = self.config.length, self.config.codebook_size
-        if tokens.dim() != 2 or tokens.shape[1] != length or not bool(((tokens >= 0) & (tokens < size)).all()):
-            raise ValueError(
-                f"Codes are {tuple(tokens.shape)}, but this tokenizer draws an image from (batch, {length}) of "
-                f"0 to {size - 1}: pass {length} codes an image and leave no open place."
-            )
+        """As in `Magvit`."""
+        _check_tokens(tokens, self.config.length, self.config.codebook_size)
         tokens = tokens.to(self.vq.quantize.embedding.weight.device)
         return torch.cat([to_images(self.vq.decode(chunk)) for chunk in tokens.split(CHUNK)])
 

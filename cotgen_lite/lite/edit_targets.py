@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from cotgen_lite.align.self_correction import Correction
 from cotgen_lite.generate.pipeline import Generator
-from cotgen_lite.geneval import COUNTING_THRESHOLD, THRESHOLD, Detection, evaluate
+from cotgen_lite.geneval import Detection, evaluate, threshold_of
 from cotgen_lite.lite.judges import TemplateJudge
 from cotgen_lite.lite.world import (
     Scene,
@@ -42,7 +42,7 @@ def mend(prompt: Prompt, detections: Sequence[Detection], rng: np.random.Generat
     colour unless another one is asked for; what is missing takes place and colour of an object that is not asked for,
     if there is one. For a relation as few as possible move, as short a way as possible. The rest is drawn by `rng`.
     """
-    limit = COUNTING_THRESHOLD if prompt.tag == "counting" else THRESHOLD
+    limit = threshold_of(prompt)
     left = [_as_object(detection) for detection in detections if detection.score > limit]
     items = [item for item in prompt.include for _ in range(item.count)]
     own = [_take(left, item) for item in items]

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from cotgen_lite.generate.autoregressive import AutoregressiveModel, next_token_loss
-from cotgen_lite.generate.showo import CaptionedTokens, Showo, training_loss
+from cotgen_lite.generate.showo import CaptionedTokens, Showo, masked_loss, text_prefix
 from cotgen_lite.generate.vq import Magvit
 from cotgen_lite.lite.world import CaptionNoise, noisy_pair, render
 from cotgen_lite.prompts import encode_text
@@ -52,7 +52,8 @@ def train_generator(
         chosen = torch.randint(len(data.text_ids), (BATCH_SIZE,), generator=generator)
         texts, tokens = [data.text_ids[i] for i in chosen.tolist()], data.tokens[chosen].long()
         if isinstance(model, Showo):
-            return training_loss(model, texts, tokens, generator)
+            prefixes = [text_prefix(model.config, text) for text in texts]
+            return masked_loss(model, prefixes, tokens, generator)
         return next_token_loss(model, texts, tokens, generator)
 
     label = "generator" if isinstance(model, Showo) else "next-token generator"

@@ -1,9 +1,9 @@
-"""The two lite detectors of GenEval's objects: one matches templates, one has learned.
+"""The two lite detectors of GenEval's objects: one matches templates, one has learned; their training and measuring.
 
-`TemplateJudge` labels training data; `LearnedJudge` reports results. One compares pixels with the icons, the other
-has nothing but its weights; they share the record of a detection and GenEval's rules (`geneval.py`), so a picture made
-to please one has to please the other by its own merit. Both read the colour of an object as that of at least two thirds
-of it, or as none.
+`TemplateJudge` labels training data; `LearnedJudge` reports results. One compares pixels with the icons, the other has
+nothing but its weights; they share the record of a detection and GenEval's rules (`geneval.py`), so a picture made to
+please one has to please the other by its own merit. Both read the colour of an object as that of at least two thirds of
+it, or as none. They stand for the paper's Mask2Former (section 3.1). Read on in `generator_training.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,15 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from cotgen_lite import prompts as templates
 from cotgen_lite.geneval import Box, Detection, Detector, evaluate
 from cotgen_lite.hub import model_path
-from cotgen_lite.lite.world import (
-    Scene,
-    SceneObject,
-    icon_box,
-    icon_mask,
-    random_scene,
-    render,
-    world,
-)
+from cotgen_lite.lite.world import Scene, SceneObject, icon_box, icon_mask, random_scene, render, world
 from cotgen_lite.prompts import RELATIONS, TAGS, Prompt
 from cotgen_lite.training import TrainingLog, train
 
@@ -44,55 +36,53 @@ def _icon_at(name: str, x: int, y: int) -> Box:
     return float(x + x0), float(y + y0), float(x + x1), float(y + y1)
 
 
-def _check_images(images: Tensor) -> None:
-    if images.dtype != torch.uint8 or images.shape[1:] != (3, world().image_size, world().image_size):
+def _chunks(images: Tensor) -> tuple[Tensor, ...]:
+    size = world().image_size
+    if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
         raise ValueError(
             f"Images are {images.dtype} {tuple(images.shape)}, but the lite judges look at torch.uint8 "
-            f"(batch, 3, {world().image_size}, {world().image_size}): resize them and keep values 0..255."
+            f"(batch, 3, {size}, {size}): resize them and keep values 0..255."
         )
+    return images.split(CHUNK)
 
 
 class TemplateJudge:
     """Finds icons by normalised cross-correlation with the icons themselves, at every pixel position.
 
-    An image is reduced to each pixel's distance from the background, in which an icon of any colour is its
-    mask times a constant; correlation with the mask is 1 there and at most .78 for any other icon. The best
-    match is taken, places within two thirds of an icon of it are struck out, and so on.
+    An image is reduced to each pixel's distance from the background, in which an icon of any colour is its mask times a
+    constant; correlation with the mask is 1 there and at most .78 for any other icon. The best match is taken, places
+    within two thirds of an icon of it are struck out, and so on.
     """
 
     # Confidence is a logistic of the correlation: the best fit, on whole and damaged scenes, clean and rebuilt by the
-    # tokenizer, to how much of an icon is there (`judge_training`). .81 gives GenEval's .3, .90 gives its .9.
-    MIDPOINT = 0.84
-    STEEPNESS = 34.0
+    # tokenizer, to how much of an icon is there (see `draw_lessons`). .81 gives GenEval's .3, .90 gives its .9.
+    MIDPOINT, STEEPNESS = 0.84, 34.0
     FAINTEST = 90.0  # least contrast of an icon: yellow, the faintest colour, has 222
     LOWEST = 0.6  # correlations below this are not reported at all
 
     def __init__(self) -> None:
-        self.reach = world().object_size * 2 // 3  # icons nearer than this in x and in y are the same icon
-        masks = np.stack([icon_mask(name) for name in world().objects])
-        self.masks = torch.from_numpy(masks)  # (classes, 24, 24)
+        here = world()
+        self.masks = torch.from_numpy(np.stack([icon_mask(name) for name in here.objects]))  # (classes, 24, 24)
         zero_mean = self.masks - self.masks.mean(dim=(1, 2), keepdim=True)
         self.templates = (zero_mean / zero_mean.flatten(1).norm(dim=1)[:, None, None])[:, None]
-        self.palette = torch.tensor([world().palette[color] for color in world().colors], dtype=torch.float32)
-        self.background = torch.tensor(world().background, dtype=torch.float32)[:, None, None]
+        self.palette = torch.tensor([here.palette[color] for color in here.colors], dtype=torch.float32)
+        self.background = torch.tensor(here.background, dtype=torch.float32)[:, None, None]
+        self.size = here.object_size
 
     @torch.no_grad()
     def detect(self, images: Tensor) -> list[list[Detection]]:
-        """Find the objects of images.
+        """Find the objects of images, uint8 (B, 3, 64, 64); ValueError for another dtype or size.
 
-        images: uint8 (B, 3, 64, 64). Returns B lists of detections, likeliest first; boxes are those of the
-        icons.
-        Errors: ValueError for another dtype or size.
+        Returns B lists of detections, likeliest first; boxes are those of the icons.
         """
-        _check_images(images)
-        return [found for chunk in images.split(CHUNK) for found in self._detect(chunk.cpu())]
+        return [found for chunk in _chunks(images) for found in self._detect(chunk.cpu())]
 
     def _detect(self, images: Tensor) -> list[list[Detection]]:
         pixels = images.float()
         best, names = self.correlate(pixels).max(dim=1)  # (B, 41, 41)
         found: list[list[Detection]] = [[] for _ in images]
-        rows, columns = torch.arange(best.shape[1])[:, None], torch.arange(best.shape[2])
-        side = best.shape[2]
+        side, near = best.shape[2], self.size * 2 // 3  # icons nearer than this in x and in y are the same icon
+        rows, columns = torch.arange(side)[:, None], torch.arange(side)
         while True:
             top, place = best.flatten(1).max(dim=1)
             open_images = torch.nonzero(top > self.LOWEST)[:, 0].tolist()
@@ -100,29 +90,26 @@ class TemplateJudge:
                 return found
             for i in open_images:
                 y, x = divmod(int(place[i]), side)
-                patch = pixels[i, :, y : y + world().object_size, x : x + world().object_size]
-                name = int(names[i, y, x])
+                number = int(names[i, y, x])
+                name, color = world().objects[number], self._color(pixels[i, :, y:, x:], number)
                 confidence = 1 / (1 + np.exp(-self.STEEPNESS * (float(top[i]) - self.MIDPOINT)))
-                box = _icon_at(world().objects[name], x, y)
-                found[i].append(Detection(world().objects[name], float(confidence), box, self._color(patch, name)))
+                found[i].append(Detection(name, float(confidence), _icon_at(name, x, y), color))
             y0, x0 = (place // side)[:, None, None], (place % side)[:, None, None]
-            near_y, near_x = (rows - y0).abs() < self.reach, (columns - x0).abs() < self.reach
-            best = best.masked_fill(near_y & near_x, -1)
+            best = best.masked_fill(((rows - y0).abs() < near) & ((columns - x0).abs() < near), -1)
 
     def correlate(self, pixels: Tensor) -> Tensor:
         """Correlation of every icon with every window: (B, 3, 64, 64) in 0..255 -> (B, classes, 41, 41)."""
         distance = (pixels - self.background).norm(dim=1, keepdim=True)
-        area = world().object_size ** 2
-        mean = F.avg_pool2d(distance, world().object_size, 1)
-        spread = (F.avg_pool2d(distance**2, world().object_size, 1) - mean**2).clamp(min=0).mul(area).sqrt()
+        mean = F.avg_pool2d(distance, self.size, 1)
+        spread = (F.avg_pool2d(distance**2, self.size, 1) - mean**2).clamp(min=0).mul(self.size**2).sqrt()
         # An icon's spread is its contrast times that of its mask, about 10: with less than the faintest, it is noise.
         return F.conv2d(distance, self.templates) / spread.clamp(min=self.FAINTEST * 10)
 
-    def _color(self, patch: Tensor, name: int) -> str | None:
-        """The palette colour nearest to two thirds or more of the icon's solid pixels of a (3, 24, 24) patch."""
-        inside = patch[:, self.masks[name] > 0.9].T
+    def _color(self, pixels: Tensor, number: int) -> str | None:
+        """The palette colour nearest to two thirds or more of the solid pixels of an icon in the top left corner."""
+        inside = pixels[:, : self.size, : self.size][:, self.masks[number] > 0.9].T
         nearest = torch.cdist(inside, self.palette).argmin(dim=1)
-        votes = torch.bincount(nearest, minlength=len(world().colors))
+        votes = torch.bincount(nearest, minlength=len(self.palette))
         return world().colors[int(votes.argmax())] if int(votes.max()) * 3 >= 2 * len(inside) else None
 
 
@@ -138,8 +125,8 @@ class LearnedJudgeConfig(PreTrainedConfig):
 class LearnedJudge(PreTrainedModel):
     """Finds icons by a small convolutional network that says what each cell of an 8 x 8 grid is the centre of.
 
-    A cell's centre is the centre of the object that sits there. Trained by `judge_training.train_judge` on
-    scenes whose objects may be broken: the confidence of a class is how whole its icon is, not how alike.
+    Trained by `train_judge` on scenes whose objects may be broken: the confidence of a class is how whole its icon is,
+    not how alike.
     """
 
     config_class = LearnedJudgeConfig
@@ -156,10 +143,11 @@ class LearnedJudge(PreTrainedModel):
             _convolution(width // 2, width, stride=2),
         )
         self.blocks = nn.ModuleList(_convolution(width, width) for _ in range(config.blocks))
-        self.head = nn.Conv2d(width, len(world().objects) + len(world().colors) + 1 + 4, 1)
+        self.outputs = [len(world().objects), len(world().colors) + 1, 4]
+        self.head = nn.Conv2d(width, sum(self.outputs), 1)
         assert self.head.bias is not None
         with torch.no_grad():
-            self.head.bias[: len(world().objects)].fill_(-4.0)  # most cells hold nothing: say so from the start
+            self.head.bias[: self.outputs[0]].fill_(-4.0)  # most cells hold nothing: say so from the start
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -174,25 +162,22 @@ class LearnedJudge(PreTrainedModel):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What each cell of the 8 x 8 grid holds, if it is the centre of an object.
 
-        images: uint8 (B, 3, 64, 64). Returns logits of every class (B, 16, 8, 8), independent of each other;
-        logits of one colour or none (B, 9, 8, 8); and the box's x0, y0, x1, y1 from the cell's centre, in
-        cells (B, 4, 8, 8).
+        images: uint8 (B, 3, 64, 64). Returns logits of every class (B, 16, 8, 8), independent of each other; logits of
+        one colour or none (B, 9, 8, 8); and the box's x0, y0, x1, y1 from the cell's centre, in cells (B, 4, 8, 8).
         """
         x = self.down(images.to(self.device).to(self.dtype) / 127.5 - 1)
         for block in self.blocks:
             x = x + block(x)
-        classes, colors, boxes = self.head(x).split([len(world().objects), len(world().colors) + 1, 4], dim=1)
+        classes, colors, boxes = self.head(x).split(self.outputs, dim=1)
         return classes, colors, boxes
 
     @torch.no_grad()
     def detect(self, images: Tensor) -> list[list[Detection]]:
-        """Find the objects of images; call `eval()` first if the model was just trained.
+        """Find the objects of images, uint8 (B, 3, 64, 64); call `eval()` first if the model was just trained.
 
-        images: uint8 (B, 3, 64, 64). Returns B lists of detections, in reading order; boxes in whole pixels.
-        Errors: ValueError for another dtype or size.
+        Returns B lists of detections, in reading order; boxes in whole pixels. ValueError for another dtype or size.
         """
-        _check_images(images)
-        return [found for chunk in images.split(CHUNK) for found in self._detect(chunk)]
+        return [found for chunk in _chunks(images) for found in self._detect(chunk)]
 
     def _detect(self, images: Tensor) -> list[list[Detection]]:
         classes, colors, boxes = (output.float().cpu() for output in self(images))
@@ -203,35 +188,38 @@ class LearnedJudge(PreTrainedModel):
         for i, y, x in torch.nonzero(peaks & (confidence > self.LOWEST)).tolist():
             centre = torch.tensor([x, y, x, y]) + 0.5
             x0, y0, x1, y1 = ((centre + boxes[i, :, y, x]) * world().lattice).round().tolist()
-            color = int(colors[i, :, y, x].argmax())
-            found[i].append(
-                Detection(
-                    world().objects[int(names[i, y, x])],
-                    float(confidence[i, y, x]),
-                    (x0, y0, x1, y1),
-                    world().colors[color] if color < len(world().colors) else None,
-                )
+            name, color = (
+                world().objects[int(names[i, y, x])],
+                (*world().colors, None)[int(colors[i, :, y, x].argmax())],
             )
+            found[i].append(Detection(name, float(confidence[i, y, x]), (x0, y0, x1, y1), color))
         return found
 
 
 def _convolution(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False),
-        nn.BatchNorm2d(channels_out),
-        nn.ReLU(),
-    )
+    convolution = nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(channels_out), nn.ReLU())
 
+
+def load_judge(models: Path | None = None) -> LearnedJudge:
+    """The learned judge, which reports; the template judge needs no files. Arguments and errors as in `model_path`."""
+    return LearnedJudge.from_pretrained(model_path("judge", models))
+
+
+def load_judges(models: Path | None = None) -> dict[str, Detector]:
+    """Both judges: "learned", which reports, and "template", which labels; as `load_judge`."""
+    return {"learned": load_judge(models), "template": TemplateJudge()}
+
+
+# --- training ---
 
 Rebuild = Callable[[Tensor], Tensor]  # uint8 images (B, 3, 64, 64) to their like, as through a tokenizer and back
 
-# Confidence wanted for an icon, by how much of it is there (intersection over union of what is drawn and the
-# icon): none up to BROKEN, which is as alike as two different icons are, full from WHOLE on, linear between.
+# Confidence wanted for an icon, by how much of it is there (intersection over union of what is drawn and the icon):
+# none up to BROKEN, which is as alike as two different icons are, full from WHOLE on, linear between.
 BROKEN, WHOLE = 0.70, 0.90
-# An object has a colour if this share of it has, and none if no colour reaches the other; no lesson
-# between the two.
+# An object has a colour if this share of it has, and none if no colour reaches the other; no lesson between the two.
 ONE_COLOR, MIXED_COLOR = 0.72, 0.61
-
 BATCH = 64
 PEAK_RATE = 4e-3
 
@@ -240,7 +228,7 @@ class Lessons(NamedTuple):
     """Training images and what the judge should say of them, in the shapes of `LearnedJudge.forward`.
 
     images: uint8 (B, 3, 64, 64). classes: confidence of each class in each cell, float32 (B, 16, 8, 8).
-    colors: colour index, len(world().colors) for none, -1 for no lesson, int64 (B, 8, 8). boxes: float32 (B, 4, 8, 8).
+    colors: colour index, 8 (their number) for none, -1 for no lesson, int64 (B, 8, 8). boxes: float32 (B, 4, 8, 8).
     """
 
     images: Tensor
@@ -253,41 +241,29 @@ def draw_lessons(count: int, rng: np.random.Generator, rebuild: Rebuild | None =
     """Random scenes, a third of them whole; in the others, patches are exchanged with other pictures.
 
     Of a damaged object some patches come from the scene's twin, where that object is of another class or colour or is
-    gone; stray patches come from the next scene. Pictures are rebuilt first and damaged then: a tokenizer heals damage,
-    so what it makes of a broken icon is unknown.
-
-    Args:
-        count: number of images.
-        rng: draws scenes and damage.
-        rebuild: what all pictures go through before they are damaged, if anything.
+    gone; stray patches come from the next scene. rebuild: what all pictures go through before they are damaged, if
+    anything: a tokenizer heals damage, so what it makes of a broken icon is unknown.
     """
     scenes = [random_scene(rng) for _ in range(count)]
     twins = [_twin(scene, rng) for scene in scenes]
     images, inks, hues = _draw(scenes + twins, rebuild)
-    damage = np.stack([_damaged_patches(scene, rng) for scene in scenes])
-    strays = (damage.any((1, 2)) & (rng.random(count) < 0.5))[:, None, None] & (
-        rng.random((count, world().grid, world().grid)) < 0.04
-    )
+    damage, grid = np.stack([_damaged_patches(scene, rng) for scene in scenes]), world().grid
+    strays = (damage.any((1, 2)) & (rng.random(count) < 0.5))[:, None, None] & (rng.random((count, grid, grid)) < 0.04)
 
     def exchange(maps: np.ndarray) -> np.ndarray:
         own, twin, next_one = maps[:count], maps[count:], np.roll(maps[:count], 1, axis=0)
         return np.where(_per_pixel(strays), next_one, np.where(_per_pixel(damage), twin, own))
 
-    answers = [
-        _answers(ink, hue, scene) for ink, hue, scene in zip(exchange(inks), exchange(hues), scenes, strict=True)
-    ]
-    channels = [exchange(images[:, channel].numpy()) for channel in range(3)]
-    return Lessons(
-        torch.from_numpy(np.stack(channels, axis=1)),
-        *(torch.from_numpy(np.stack(answer)) for answer in zip(*answers, strict=True)),
-    )
+    answers = [_answers(*drawn) for drawn in zip(exchange(inks), exchange(hues), scenes, strict=True)]
+    pictures = np.stack([exchange(images[:, channel].numpy()) for channel in range(3)], axis=1)
+    return Lessons(*map(torch.from_numpy, (pictures, *(np.stack(answer) for answer in zip(*answers, strict=True)))))
 
 
 def _draw(scenes: Sequence[Scene], rebuild: Rebuild | None) -> tuple[Tensor, np.ndarray, np.ndarray]:
     """Pictures, and of each pixel how much of it is drawn on and in which colour."""
-    images = render(scenes)
-    inks = np.zeros((len(scenes), world().image_size, world().image_size), dtype=np.float32)
-    hues = np.zeros((len(scenes), world().image_size, world().image_size), dtype=np.int64)
+    images, size = render(scenes), world().image_size
+    inks = np.zeros((len(scenes), size, size), dtype=np.float32)
+    hues = np.zeros((len(scenes), size, size), dtype=np.int64)
     for ink, hue, scene in zip(inks, hues, scenes, strict=True):
         for item in scene:
             ink[_cell(item)], hue[_cell(item)] = icon_mask(item.name), world().colors.index(item.color)
@@ -296,11 +272,11 @@ def _draw(scenes: Sequence[Scene], rebuild: Rebuild | None) -> tuple[Tensor, np.
 
 def _twin(scene: Scene, rng: np.random.Generator) -> Scene:
     """The same places, but each object gone, of another class, of another colour, or both."""
-    twin = []
+    twin, names, colors = [], world().objects, world().colors
     for item in scene:
         kind = rng.integers(4)
-        name = world().objects[rng.integers(len(world().objects))] if kind in (1, 3) else item.name
-        color = world().colors[rng.integers(len(world().colors))] if kind in (2, 3) else item.color
+        name = names[rng.integers(len(names))] if kind in (1, 3) else item.name
+        color = colors[rng.integers(len(colors))] if kind in (2, 3) else item.color
         if kind != 0:
             twin.append(SceneObject(name, color, item.x, item.y))
     return tuple(twin)
@@ -311,18 +287,19 @@ def _damaged_patches(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
     A part is one or two rows or columns of patches at a side, or one to six patches anywhere.
     """
-    damaged = np.zeros((world().grid, world().grid), dtype=bool)
+    grid, span = world().grid, world().span
+    damaged = np.zeros((grid, grid), dtype=bool)
     if rng.random() < 1 / 3:
         return damaged
     for item in scene:
-        part = np.zeros((world().span, world().span), dtype=bool)
+        part = np.zeros((span, span), dtype=bool)
         if rng.random() < 0.5:
-            part[: rng.integers(1, world().span)] = True
+            part[: rng.integers(1, span)] = True
             part = np.rot90(part, int(rng.integers(4)))
         else:
-            part.flat[rng.permutation(world().span * world().span)[: rng.integers(1, 7)]] = True
+            part.flat[rng.permutation(span * span)[: rng.integers(1, 7)]] = True
         row, column = item.y // world().lattice, item.x // world().lattice
-        damaged[row : row + world().span, column : column + world().span] = part & (rng.random() < 0.6)
+        damaged[row : row + span, column : column + span] = part & (rng.random() < 0.6)
     return damaged
 
 
@@ -331,28 +308,30 @@ def _per_pixel(patches: np.ndarray) -> np.ndarray:
 
 
 def _cell(item: SceneObject) -> tuple[slice, slice]:
-    return np.s_[item.y : item.y + world().object_size, item.x : item.x + world().object_size]
+    size = world().object_size
+    return np.s_[item.y : item.y + size, item.x : item.x + size]
 
 
 def _answers(ink: np.ndarray, hue: np.ndarray, scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What to say of each cell: in an object's middle cell, every class is held against what is drawn."""
-    icons = np.stack([icon_mask(name) for name in world().objects])
-    classes = np.zeros((len(world().objects), world().grid, world().grid), dtype=np.float32)
-    colors = np.full((world().grid, world().grid), -1)
-    boxes = np.zeros((4, world().grid, world().grid), dtype=np.float32)
+    names, unsure, grid, lattice = world().objects, len(world().colors), world().grid, world().lattice
+    icons = np.stack([icon_mask(name) for name in names])
+    classes = np.zeros((len(names), grid, grid), dtype=np.float32)
+    boxes = np.zeros((4, grid, grid), dtype=np.float32)
+    colors = np.full((grid, grid), -1)
     for item in scene:
         cell = _cell(item)
-        middle = (item.y // world().lattice + world().span // 2, item.x // world().lattice + world().span // 2)
+        middle = item.y // lattice + world().span // 2, item.x // lattice + world().span // 2
         overlap = np.minimum(icons, ink[cell]).sum((1, 2)) / np.maximum(icons, ink[cell]).sum((1, 2))
         classes[:, *middle] = ((overlap - BROKEN) / (WHOLE - BROKEN)).clip(0, 1)
-        x0, y0, x1, y1 = icon_box(world().objects[int(overlap.argmax())])
-        boxes[:, *middle] = (np.array([x0, y0, x1, y1]) - world().object_size / 2) / world().lattice
-        painted = np.bincount(hue[cell].ravel(), weights=ink[cell].ravel(), minlength=len(world().colors))
+        box = np.array(icon_box(names[int(overlap.argmax())]))
+        boxes[:, *middle] = (box - world().object_size / 2) / lattice
+        painted = np.bincount(hue[cell].ravel(), weights=ink[cell].ravel(), minlength=unsure)
         share = painted / max(painted.sum(), 1e-6)
         if share.max() >= ONE_COLOR:
             colors[middle] = share.argmax()
         elif share.max() <= MIXED_COLOR:
-            colors[middle] = len(world().colors)
+            colors[middle] = unsure
     return classes, colors, boxes
 
 
@@ -361,15 +340,9 @@ def train_judge(
 ) -> tuple[LearnedJudge, TrainingLog]:
     """Train the learned judge and save it to `work_dir` as fp16; an interrupted call goes on where it was.
 
-    Args:
-        work_dir: folder of the model and of the training's checkpoint.
-        steps: of 64 images each.
-        seed: of weights and scenes.
-        rebuild: maps uint8 images (B, 3, 64, 64) to their like, e.g. through the tokenizer and back; half of
-            every batch goes through it.
-
-    Returns:
-        The trained judge as it is after saving, in evaluation mode, and what its training was.
+    steps: of 64 images each. seed: of weights and scenes. rebuild: maps uint8 images (B, 3, 64, 64) to their like, e.g.
+    through the tokenizer and back; half of every batch goes through it. Returns the trained judge as it is after
+    saving, in evaluation mode, and what its training was.
     """
     folder = Path(work_dir)
     torch.manual_seed(seed)
@@ -395,18 +368,14 @@ def _loss(model: LearnedJudge, lessons: Lessons) -> Tensor:
     return class_loss + color_loss + box_loss
 
 
+# --- measuring ---
+
+
 def random_question(scene: Scene, tag: str, true: bool, rng: np.random.Generator) -> Prompt | None:
-    """A prompt of one tag that a scene shows, or narrowly does not show; None where the scene allows none.
+    """A prompt of one tag that a scene shows (`true`), or narrowly does not show; None where the scene allows none.
 
-    The false ones are near misses: another class, count, colour or relation, colours exchanged. Colour and
-    place are asked of classes that occur once, since GenEval looks at the likeliest object and equal ones
-    have no likeliest.
-
-    Args:
-        scene: what is there.
-        tag: one of GenEval's six.
-        true: whether the scene should show the prompt.
-        rng: draws the prompt.
+    The false ones are near misses: another class, count, colour or relation, colours exchanged. Colour and place are
+    asked of classes that occur once, since GenEval looks at the likeliest object and equal ones have no likeliest.
     """
     names = [item.name for item in scene]
     single = [item for item in scene if names.count(item.name) == 1]
@@ -421,17 +390,15 @@ def random_question(scene: Scene, tag: str, true: bool, rng: np.random.Generator
         return templates.single_object(some if true else absent)
     if tag == "counting":
         count = names.count(some)
-        counts = [count] if true else [count - 1, count + 1]
-        allowed = [n for n in counts if 2 <= n <= 4]
+        allowed = [n for n in ([count] if true else [count - 1, count + 1]) if 2 <= n <= 4]
         return templates.counting(some, int(rng.choice(allowed))) if allowed else None
     if tag == "two_object":
-        different = sorted(set(names) - {some})
         if not true:
             return templates.two_object(some, absent)
+        different = sorted(set(names) - {some})
         return templates.two_object(some, str(rng.choice(different))) if different else None
     if tag == "colors" and single:
-        item = pair[0]
-        return templates.colored(item.name, item.color if true else other_color(item.color))
+        return templates.colored(pair[0].name, pair[0].color if true else other_color(pair[0].color))
     if len(pair) < 2:
         return None
     a, b = pair
@@ -449,16 +416,9 @@ def random_question(scene: Scene, tag: str, true: bool, rng: np.random.Generator
 def measure_judge(detector: Detector, number: int, seed: int, rebuild: Rebuild | None = None) -> dict[str, float]:
     """How often a judge's verdict on a fresh scene is that of the scene's own boxes.
 
-    Each scene gets a question that it shows and a near miss, of the same random tag.
-
-    Args:
-        detector: the judge.
-        number: scenes.
-        seed: of scenes and questions.
-        rebuild: what the images go through first, if anything.
-
-    Returns:
-        Share of right verdicts by tag, and over all as "all".
+    Each scene gets a question that it shows and a near miss, of the same random tag; at least `number` scenes count.
+    rebuild: what the images go through first, if anything. Returns the share of right verdicts by tag, and over all as
+    "all".
     """
     rng = np.random.default_rng(seed)
     right: dict[str, list[bool]] = {tag: [] for tag in TAGS}
@@ -467,20 +427,9 @@ def measure_judge(detector: Detector, number: int, seed: int, rebuild: Rebuild |
         images = render(scenes)
         for scene, found in zip(scenes, detector.detect(rebuild(images) if rebuild else images), strict=True):
             tag = TAGS[rng.integers(len(TAGS))]
-            pair = [random_question(scene, tag, true, rng) for true in (True, False)]
-            for question in pair:
+            for question in [random_question(scene, tag, true, rng) for true in (True, False)]:
                 if question is not None:
                     truth = evaluate(question, scene_detections(scene)).correct
                     right[tag].append(evaluate(question, found).correct == truth)
     shares = {tag: float(np.mean(verdicts)) for tag, verdicts in right.items()}
     return shares | {"all": float(np.mean([verdict for verdicts in right.values() for verdict in verdicts]))}
-
-
-def load_judge(models: Path | None = None) -> LearnedJudge:
-    """The learned judge, which reports; the template judge needs no files. Arguments and errors as in `model_path`."""
-    return LearnedJudge.from_pretrained(model_path("judge", models))
-
-
-def load_judges(models: Path | None = None) -> dict[str, Detector]:
-    """Both judges: "learned", which reports, and "template", which labels; as `load_judge`."""
-    return {"learned": load_judge(models), "template": TemplateJudge()}

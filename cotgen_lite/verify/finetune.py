@@ -6,9 +6,9 @@ a tuned verifier is for stands in search.py.
 
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from cotgen_lite.hub import work_folder
 from cotgen_lite.training import (
     TrainerSettings,
     TrainingLog,
@@ -45,9 +45,6 @@ def finetune_verifier(
     steps take at the pace of the last). ValueError for an empty dataset, a chat template that does not mark answers or
     writes them elsewhere than where P(yes) is read, or a `work_dir` that holds another run. Paper: section 3.2.
     """
-    if work_dir is None:
-        with TemporaryDirectory() as temporary:
-            return finetune_verifier(verifier, dataset, settings, temporary, lora)
     from trl import SFTConfig
 
     if len(dataset) == 0:
@@ -61,22 +58,23 @@ def finetune_verifier(
     # Images are as dear to read as to train on; the columns beside them tell runs apart.
     rows = dataset.with_format(None)
     data = [rows[name][:] for name in rows.column_names if name != "images"]
-    check_same_run(Path(work_dir), fingerprint((verifier.model,), settings, lora, len(dataset), data))
-    arguments = SFTConfig(
-        **trainer_arguments(settings, len(dataset), Path(work_dir), verifier.model.device),
-        remove_unused_columns=False,
-        assistant_only_loss=True,
-        max_length=None,
-        activation_checkpointing=verifier.model.device.type == "cuda",
-    )
-    trainer = _answer_trainer()(
-        model=verifier.model,
-        args=arguments,
-        train_dataset=dataset,
-        processing_class=verifier.processor,
-        peft_config=lora,
-    )
-    model, log = run_trainer(trainer, "fine-tuning")
+    with work_folder(work_dir) as folder:
+        check_same_run(folder, fingerprint((verifier.model,), settings, lora, len(dataset), data))
+        arguments = SFTConfig(
+            **trainer_arguments(settings, len(dataset), folder, verifier.model.device),
+            remove_unused_columns=False,
+            assistant_only_loss=True,
+            max_length=None,
+            activation_checkpointing=verifier.model.device.type == "cuda",
+        )
+        trainer = _answer_trainer()(
+            model=verifier.model,
+            args=arguments,
+            train_dataset=dataset,
+            processing_class=verifier.processor,
+            peft_config=lora,
+        )
+        model, log = run_trainer(trainer, "fine-tuning")
     return Verifier(model.merge_and_unload() if lora is not None else model, verifier.processor), log
 
 
