@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from cotgen_lite.experiments import build
 from cotgen_lite.experiments.configs import LITE, QUICK
 from cotgen_lite.experiments.measure_sequential import teach_verifiers
-from cotgen_lite.experiments.report import finding_lines, found, table_lines, write_readme
+from cotgen_lite.experiments.report import finding_lines, rows_by_method, table_lines, write_readme
 from cotgen_lite.experiments.results import read_rows
 from cotgen_lite.generate.autoregressive import load_autoregressive
 from cotgen_lite.hub import data_root
@@ -25,6 +26,7 @@ def test_quick_build_makes_everything_once(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("cotgen_lite.experiments.measure_reflection.ROUNDS", 1)  # they are drawn one by one, and slow
+    make_models_small(monkeypatch)
     build.main(["--quick"])
     out = tmp_path / "build/quick/data"
     aligned = ("dpo", "it-dpo", "it-dpo-guided-orm", "it-dpo-guided-parm")
@@ -33,7 +35,7 @@ def test_quick_build_makes_everything_once(
     for name in ("tokenizer", "judge", "generator", *verifiers, *aligned, "self-correct", *sequential):
         manifest = json.loads((out / f"models/{name}/manifest.json").read_text())
         assert manifest["sha256"]["model.safetensors"]
-    rows = found(out)
+    rows = rows_by_method(out)
     alone = {"baseline", "random", "oracle", "zs-orm", "ft-orm", "zs-prm", "ft-prm", "dpo-guided-orm", *aligned}
     alone |= {
         "parm",
@@ -62,7 +64,7 @@ def test_quick_build_makes_everything_once(
         """Made nothing."""
 
     teach_by_chance(out)
-    for module in ("align.self_correction", "experiments.train_verifiers"):
+    for module in ("experiments.train_generators", "experiments.train_verifiers"):
         monkeypatch.setattr(f"cotgen_lite.{module}.find_reasons", reasons_by_chance)
     build.main(["orm", "prm", "parm", "parm-plus-plus", "dpo", "dpo_images", "self-correct", "--quick"])
     label_by_chance(out / "training/dpo_images/pool.safetensors")
@@ -103,6 +105,28 @@ def test_quick_build_makes_everything_once(
     done = {step.name for step in build.STEPS if step.last_file(out).exists()}
     assert done == {"prompts", "verifier"}  # what was made from the old one is to be made again, from nothing
     assert {path.name for path in (tmp_path / "build/quick/work").iterdir()} == {"verifier"}
+
+
+def make_models_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generators and verifiers of the course's own classes in a tenth of its sizes: ten steps teach them nothing."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+
+    def shrink(name: str, **also: int) -> None:
+        module, _, attribute = name.rpartition(".")
+        make = getattr(import_module(module), attribute)
+
+        def made(*given: object, **named: object) -> object:
+            config = make(*given, **named)
+            for size, value in (sizes | also).items():
+                setattr(config, size, value)
+            return config
+
+        monkeypatch.setattr(name, made)
+
+    shrink("cotgen_lite.experiments.pretrain.lite_config")
+    shrink("cotgen_lite.experiments.pretrain.lite_autoregressive_config", text_width=32)
+    shrink("cotgen_lite.lite.verifier.SiglipVisionConfig")
+    shrink("cotgen_lite.lite.verifier.Qwen2Config", num_key_value_heads=2)
 
 
 def teach_by_chance(out: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from cotgen_lite.course import predictions
 from cotgen_lite.course.ch11 import draw_findings, draw_guesses, draw_two, method_explorer
 from cotgen_lite.course.plots import to_png
-from cotgen_lite.experiments.report import LABELS, PAPER, TABLES, found, paper_table
+from cotgen_lite.experiments.report import LABELS, PAPER, TABLES, paper_table, rows_by_method
 from cotgen_lite.hub import data_root
 
 
@@ -36,7 +36,7 @@ def test_guesses_are_kept_and_changed(own_file: Path, capsys: pytest.CaptureFixt
 
 
 def test_each_guess_is_asked_for_in_its_chapter_and_has_a_result() -> None:
-    results = found(data_root())
+    results = rows_by_method(data_root())
     for method, chapter in predictions.GUESSED.items():
         (notebook,) = (data_root().parent / "notebooks").glob(f"{chapter}_*.ipynb")
         cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
@@ -45,7 +45,7 @@ def test_each_guess_is_asked_for_in_its_chapter_and_has_a_result() -> None:
 
 
 def test_tables_hold_the_papers_rows_and_ours() -> None:
-    results = found(data_root())
+    results = rows_by_method(data_root())
     assert {method for method in PAPER if method.startswith("seq:")} <= set(TABLES[4])
     assert set(PAPER) <= {method for methods in TABLES.values() for method in methods}
     for table, methods in TABLES.items():
@@ -81,7 +81,7 @@ def test_findings_are_told_apart_by_sign_too() -> None:
 
 
 def test_the_explorer_draws_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, labels = found(data_root()), {method: label.format(n=20) for method, label in LABELS.items()}
+    rows, labels = rows_by_method(data_root()), {method: label.format(n=20) for method, label in LABELS.items()}
     drawn = []
 
     def draw(*asked: object) -> object:

@@ -116,7 +116,7 @@ def paper_scores(method: str) -> dict[str, float]:
     return dict(zip((*TAGS, "overall"), PAPER[method], strict=True))
 
 
-def found(out: Path, judge: str = "learned") -> dict[str, dict]:
+def rows_by_method(out: Path, judge: str = "learned") -> dict[str, dict]:
     """The row of every method at its largest n, of the first training seed, from `results/scores.jsonl` under `out`.
 
     FileNotFoundError if that is missing.
@@ -128,7 +128,7 @@ def found(out: Path, judge: str = "learned") -> dict[str, dict]:
 
 def table_lines(out: Path) -> list[str]:
     """The table as lines of markdown: methods by tags, ours with its interval, the template judge's, the paper's."""
-    ours, template = found(out), found(out, "template")
+    ours, template = rows_by_method(out), rows_by_method(out, "template")
     lines = [
         f"| method | {' | '.join(COLUMNS)} | 95% interval | template judge | paper |",
         f"|{'---|' * (len(COLUMNS) + 4)}",
@@ -172,7 +172,7 @@ def rule_lines(out: Path) -> list[str]:
 def paper_table(out: Path, tables: Sequence[int]) -> list[str]:
     """Rows of the paper's tables as lines of markdown: ours by tag, overall with its interval, by the template judge,
     the paper's overall, and what one image costs in passes of generator and verifier."""
-    ours, template = found(out), found(out, "template")
+    ours, template = rows_by_method(out), rows_by_method(out, "template")
     head = (*COLUMNS, "95% interval", "template judge", "paper", "passes", "looks")
     lines = [f"| method | {' | '.join(head)} |", f"|{'---|' * (len(head) + 1)}"]
     for method in (method for table in tables for method in TABLES[table]):
@@ -197,7 +197,7 @@ def reading_lines(out: Path) -> list[str]:
 
 def profile_lines(out: Path) -> list[str]:
     """How our baseline's profile and the verifier's gain compare with the paper's, from the numbers alone."""
-    rows = found(out)
+    rows = rows_by_method(out)
     names = dict(zip((*TAGS, "overall"), COLUMNS, strict=True))
 
     def order(tags: Mapping[str, float]) -> str:
