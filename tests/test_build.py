@@ -17,7 +17,6 @@ from cotgen_lite.experiments.results import read_rows
 from cotgen_lite.generate.autoregressive import load_autoregressive
 from cotgen_lite.hub import data_root
 from cotgen_lite.pools import Pool, load_pool, save_pool
-from cotgen_lite.verify.training_data import StepLabels, load_steps, save_steps
 
 
 @pytest.mark.slow
@@ -134,10 +133,10 @@ def teach_by_chance(out: Path) -> None:
     rng = np.random.default_rng(0)
     label_by_chance(out / "training/images/pool.safetensors")
     rollouts = out / "training/rollouts/four.safetensors"
-    steps = load_steps(rollouts)
+    steps = load_pool(rollouts)
     # Two paths of one tag, so that a step can have both labels.
-    prompts, codes = (steps.prompts[0],) * 2, steps.codes[:1].repeat(2, 1, 1)
-    save_steps(StepLabels(prompts, codes, rng.random((2, 18, 4)) < 0.2), rollouts)
+    prompts, codes = (steps.prompts[0],) * 2, steps.tokens[:1].repeat(2, 1, 1)
+    save_pool(Pool(prompts, codes, {}, {"rollouts": rng.random((2, 18, 4)) < 0.2}), rollouts)
     ends = np.tile([[True], [False]], (1, 18))
     save_pool(Pool(prompts, codes, {}, {"template": ends}), out / "training/paths/pool.safetensors")
 

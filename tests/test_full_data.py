@@ -26,7 +26,7 @@ from cotgen_lite.generate.vq import Magvit, MagvitConfig
 from cotgen_lite.geneval import Detection, Detector, evaluate
 from cotgen_lite.pools import Pool, load_pool
 from cotgen_lite.prompts import GENEVAL, meaning_hash, parse_prompt
-from cotgen_lite.verify import training_data as ranking
+from cotgen_lite.verify import training_data
 
 PAGE = Path(__file__).resolve().parent.parent / "notebooks/FULL_SCALE.md"
 
@@ -95,7 +95,7 @@ def test_command_makes_a_pool_to_learn_from_and_resumes(
     pool = load_pool(tmp_path / "pool.safetensors")
     prompts = f.judgeable(full_prompts())[:3]
     assert pool.prompts == prompts and pool.tokens.shape == (3, 6, 16)
-    hot = SamplingSettings(1.75, steps=18, temperature=ranking.HOT)
+    hot = SamplingSettings(1.75, steps=18, temperature=training_data.HOT_TEMPERATURE)
     generator = Generator.from_pretrained(*folders[1:6:2], hot, device="cpu", dtype=torch.bfloat16)
     finals = generator([p.text for p in prompts], 6, seed=4).tokens.unflatten(0, (3, 6))
     assert torch.equal(pool.tokens.long(), finals)
@@ -103,7 +103,7 @@ def test_command_makes_a_pool_to_learn_from_and_resumes(
     for prompt, codes, right in zip(prompts, finals, labels, strict=True):
         found = coin.detect(generator.decode(codes))
         assert right.tolist() == [evaluate(prompt, detections).correct for detections in found]
-    examples = ranking.orm_examples(pool, most=6, seed=0, held_out=geneval_meanings())
+    examples = training_data.orm_examples(pool, most=6, seed=0, held_out=geneval_meanings())
     assert len(examples) == 2 * sum(min(row.sum(), (~row).sum()) for row in labels) > 0
     about = json.loads((tmp_path / "about.json").read_text())
     assert (about["temperature"], about["guidance_scale"], about["steps"], about["seed"]) == (1.3, 1.75, 18, 4)
@@ -155,7 +155,7 @@ def test_two_processes_make_the_same_pool(folders: list[str], tmp_path: Path) ->
         command = [sys.executable, "-c", job, *folders, "--prompts", "3", "--images-a-prompt", "2"]
         command += ["--out", str(tmp_path / name)]
         setting = os.environ | {"WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1"}
-        setting["PYTHONPATH"] = str(Path(__file__).parent)
+        setting["PYTHONPATH"] = os.pathsep.join(map(str, Path(__file__).parents[:2]))
         running = [
             subprocess.Popen(command, env=setting | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
             for rank in range(processes)

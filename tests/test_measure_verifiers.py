@@ -21,10 +21,9 @@ from cotgen_lite.experiments.measuring import time_search
 from cotgen_lite.experiments.results import SIZES
 from cotgen_lite.generate.pipeline import GeneratedPool
 from cotgen_lite.metrics import expected_best_of, roc_auc, score
-from cotgen_lite.pools import pool_prompts
+from cotgen_lite.pools import Pool, pool_prompts
 from cotgen_lite.prompts import TAGS, lite_prompts, parse_prompt
 from cotgen_lite.verify.search import Cost, SearchResult, stepwise_best_of_n
-from cotgen_lite.verify.training_data import StepLabels
 from cotgen_lite.verify.verifier import load_verifier
 
 PROMPTS = pool_prompts("dev")
@@ -189,8 +188,8 @@ def test_label_noise_compares_few_rollouts_with_many():
     many[0, 0, 0] = True  # seen by the first two rollouts, not by the next two
     many[1, 0, 7] = True  # seen by the last of eight only
     many[:, 2] = True
-    few = StepLabels(prompts, codes, many[:, :, :2])
-    found = label_noise(few, StepLabels(prompts, codes, many))
+    few = Pool(prompts, codes, {}, {"rollouts": many[:, :, :2]})
+    found = label_noise(few, Pool(prompts, codes, {}, {"rollouts": many}))
     assert found["yes_by_step"] == [0.5, 0, 1]
     assert found["rollouts_right_by_step"] == [0.25, 0, 1]
     assert found["few_agree_with_many_by_step"] == [0.5, 1, 1]

@@ -33,7 +33,7 @@ from cotgen_lite.lite.judges import TemplateJudge
 from cotgen_lite.lite.world import random_scene, render
 from cotgen_lite.metrics import expected_best_of, roc_auc
 from cotgen_lite.prompts import encode_text, lite_prompts, parse_prompt
-from cotgen_lite.verify import training_data as ranking
+from cotgen_lite.verify import training_data
 from cotgen_lite.verify.search import parm_search, reflect, stepwise_best_of_n
 from cotgen_lite.verify.training_data import balanced, label_steps
 from cotgen_lite.verify.verifier import (
@@ -113,10 +113,10 @@ def test_rollouts(toy_generator: Any, tmp_path: Path) -> None:
     space["generator"] = toy_generator
     prompt = parse_prompt("a photo of a red cat")
     labelled, _ = label_steps(toy_generator, TemplateJudge(), [prompt], 3, 5, tmp_path)
-    drawn = ranking._draw_rollouts(toy_generator, [(prompt.text, 0)], 3, 5)
+    drawn = training_data._roll_out(toy_generator, [(prompt.text, 0)], 3, 5)
     for step in (1, 3, 5):
         guess, ends = space["roll_out"](prompt.text, step, seed=5, rollouts=3)
-        assert torch.equal(guess.short(), labelled.codes[0, step - 1])
+        assert torch.equal(guess.short(), labelled.tokens[0, step - 1])
         assert torch.equal(ends.short(), drawn["ends"][0, step - 1])
 
 

@@ -25,7 +25,7 @@ from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.lite.judges import TemplateJudge
 from cotgen_lite.verify.pool_search import ask_of_paths
 from cotgen_lite.prompts import lite_prompts
-from cotgen_lite.verify.training_data import draw_labelled
+from cotgen_lite.verify.training_data import generate_labelled
 from cotgen_lite.generate.sampling import SamplingSettings
 
 torch.set_num_threads(1)
@@ -34,7 +34,7 @@ generator = Generator.from_pretrained(
     folder, model_path("words"), model_path("tokenizer"), SamplingSettings(1.5, steps=3), "cpu"
 )
 prompts = lite_prompts("train")[::400]
-pool, _ = draw_labelled(generator, TemplateJudge(), prompts, 2, 0, out / "images")
+pool, _ = generate_labelled(generator, TemplateJudge(), prompts, 2, 0, out / "images")
 guesses = pool.tokens[:10, :, None].expand(-1, -1, 3, -1).contiguous()
 opinions = ask_of_paths(generator, load_verifier("parm"), guesses, prompts[:10], out / "opinions")
 pairs = [Pair(prompt, *pool.tokens[row]) for row, prompt in enumerate(prompts[:16])]
@@ -56,9 +56,8 @@ def test_two_processes_make_what_one_makes(tmp_path: Path, toy_generator: Genera
     for name, command in (("one", [sys.executable]), ("two", launched)):
         (tmp_path / name).mkdir()
         job = [*command, str(tmp_path / "job.py"), str(tmp_path / "model"), str(tmp_path / name)]
-        done = subprocess.run(
-            job, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400
-        )
+        setting = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+        done = subprocess.run(job, env=setting, capture_output=True, text=True, timeout=400)
         assert done.returncode == 0, done.stderr[-3000:]
     one, *two = (
         load_file(tmp_path / path)

@@ -13,19 +13,17 @@ from cotgen_lite.full_scale.prompts import full_prompts, geneval_meanings
 from cotgen_lite.hub import data_path
 from cotgen_lite.pools import Pool, load_pool
 from cotgen_lite.prompts import GENEVAL, TAGS, lite_prompts, meaning, meaning_hash, parse_prompt, two_object
-from cotgen_lite.verify import training_data as ranking
+from cotgen_lite.verify import training_data
 from cotgen_lite.verify.finetune import FineTuning, finetune_verifier
 from cotgen_lite.verify.training_data import (
-    FEW,
-    MANY,
+    FOUR_ROLLOUTS,
+    SIXTEEN_ROLLOUTS,
     Example,
-    StepLabels,
     as_dataset,
     balanced,
-    draw_labelled,
-    draw_paths,
+    generate_labelled,
+    generate_paths,
     label_steps,
-    load_steps,
     orm_examples,
     parm_examples,
     prm_examples,
@@ -91,7 +89,7 @@ def test_orm_examples_carry_their_own_image_and_label():
     examples = orm_examples(Pool(prompts, codes, {}, {"template": labels}), most=2, seed=0)
     assert len(examples) == 2 * 3 + 2
     for example in examples:
-        code = int(example.codes)
+        code = int(example.tokens)
         row, column = divmod(code, 4)
         question, answer = example.turns[0]
         assert question == ORM_QUESTION.format(prompt=prompts[row].text)
@@ -120,14 +118,14 @@ def test_prm_examples_are_balanced_in_every_tag_and_step():
     prompts = train_prompts(dict.fromkeys(TAGS, 6), seed=0)
     number = len(prompts)
     codes = torch.arange(number * 5).view(number, 5, 1).to(torch.int16)
-    steps = StepLabels(prompts, codes, rng.random((number, 5, 4)) < 0.2)
+    steps = Pool(prompts, codes, {}, {"rollouts": rng.random((number, 5, 4)) < 0.2})
     examples = prm_examples(steps, seed=0)
     assert examples
     by_step = {}
     for example in examples:
-        path, step = divmod(int(example.codes), 5)
+        path, step = divmod(int(example.tokens), 5)
         assert example.turns[0][0] == PRM_QUESTION.format(prompt=prompts[path].text)
-        assert example.turns[0][1] == ("yes" if steps.ends_well[path, step].any() else "no")
+        assert example.turns[0][1] == ("yes" if steps.correct["rollouts"][path, step].any() else "no")
         by_step.setdefault((prompts[path].tag, step), []).append(example.turns[0][1])
     assert len(by_step) > 15
     assert all(answers.count("yes") == answers.count("no") for answers in by_step.values())
@@ -145,14 +143,14 @@ def test_parm_examples_ask_in_turns_and_give_nothing_away():
     paths = Pool(rows, codes, {}, {"template": verdicts})
     pool = Pool(prompts, torch.full((number, images, 1), -1), {}, {"template": rng.random((number, images)) < 0.4})
     examples = parm_examples(paths, pool, most=2, seed=0)
-    finished = [example for example in examples if example.codes < 0]
+    finished = [example for example in examples if example.tokens < 0]
     assert all(len(example.turns) == 1 and example.turns[0][0].startswith("This image is gen") for example in finished)
     assert sorted(example.turns for example in finished) == sorted(e.turns for e in orm_examples(pool, most=2, seed=0))
     seen = {}
     for example in examples:
-        if example.codes < 0:
+        if example.tokens < 0:
             continue
-        path, step = divmod(int(example.codes), steps)
+        path, step = divmod(int(example.tokens), steps)
         (question, clear), *later = example.turns
         assert question == CLARITY_QUESTION.format(prompt=rows[path].text)
         assert clear == ("yes" if step >= 11 else "no") and step not in (9, 10)  # counted from 0
@@ -172,9 +170,9 @@ def test_paths_are_a_right_and_a_wrong_one_of_each_prompt(toy_generator, tmp_pat
     finals = drawn.images.split(4)
     judged.bound = torch.cat(finals).float().mean(dim=(1, 2, 3)).median()
     ends = np.stack([judged(None, images, [None] * 4) for images in finals])
-    paths, seconds = draw_paths(toy_generator, None, prompts, 4, seed=1, work_dir=tmp_path)
+    paths, seconds = generate_paths(toy_generator, None, prompts, 4, seed=1, work_dir=tmp_path)
     usable = np.flatnonzero(ends.any(1) & ~ends.all(1))
-    assert len(usable) and draw_paths(toy_generator, None, prompts, 4, seed=1, work_dir=tmp_path)[1] == seconds > 0
+    assert len(usable) and generate_paths(toy_generator, None, prompts, 4, seed=1, work_dir=tmp_path)[1] == seconds > 0
     assert paths.prompts == tuple(prompts[row] for row in usable for _ in range(2))
     right = paths.correct["template"]
     assert right[::2, -1].all() and not right[1::2, -1].any()
@@ -194,7 +192,7 @@ def test_held_out_prompts_are_refused_whatever_their_wording(split):
     with pytest.raises(ValueError, match="dev or test"):
         orm_examples(Pool((turned,), torch.zeros(1, 2, 64, dtype=torch.int16), {}, {"template": labels}), 1, 0)
     with pytest.raises(ValueError, match="dev or test"):
-        prm_examples(StepLabels((turned,), torch.zeros(1, 2, 64, dtype=torch.int16), labels[..., None]), 0)
+        prm_examples(Pool((turned,), torch.zeros(1, 2, 64, dtype=torch.int16), {}, {"rollouts": labels[..., None]}), 0)
     paths = Pool((turned, turned), torch.zeros(2, 18, 64, dtype=torch.int16), {}, {"template": np.zeros((2, 18), bool)})
     fine = Pool(lite_prompts("train")[:1], torch.zeros(1, 2, 64, dtype=torch.int16), {}, {"template": labels})
     with pytest.raises(ValueError, match="dev or test"):
@@ -214,13 +212,15 @@ def test_full_scale_holds_out_geneval_and_not_the_lite_sets(tmp_path: Path):
     pool, paths = (Pool(pair, codes, {}, {"template": right}) for right in (labels, ends))
     assert orm_examples(pool, 1, 0, held_out) and parm_examples(paths, pool, 1, 0, held_out)
     assert preference_pairs(pool, 1, 0, held_out)
-    assert prm_examples(StepLabels(pair, codes, labels[..., None]), 0, held_out)
+    assert prm_examples(Pool(pair, codes, {}, {"rollouts": labels[..., None]}), 0, held_out)
     reasons = np.where(labels, "", "there is no bench")
     assert reflection_examples(pool, reasons, 5, 0, held_out) == []  # not refused, but there are too few wrong ones
     one = Pool((theirs[0],), codes[:1], {}, {"template": labels[:1]})
     for make in (
         lambda prompts, **scale: orm_examples(replace(one, prompts=prompts), 1, 0, **scale),
-        lambda prompts, **scale: prm_examples(StepLabels(prompts, codes[:1], labels[:1, :, None]), 0, **scale),
+        lambda prompts, **scale: prm_examples(
+            Pool(prompts, codes[:1], {}, {"rollouts": labels[:1, :, None]}), 0, **scale
+        ),
         lambda prompts, **scale: parm_examples(replace(one, prompts=prompts), one, 1, 0, **scale),
         lambda prompts, **scale: parm_examples(
             Pool(theirs[:1] * 2, codes, {}, {"template": ends}), replace(one, prompts=prompts), 1, 0, **scale
@@ -229,7 +229,7 @@ def test_full_scale_holds_out_geneval_and_not_the_lite_sets(tmp_path: Path):
             replace(one, prompts=prompts), np.array([["", "no"]]), 5, 0, **scale
         ),
         lambda prompts, **scale: preference_pairs(replace(one, prompts=prompts), 1, 0, **scale),
-        lambda prompts, **scale: draw_paths(None, None, prompts, 2, 0, tmp_path, **scale),
+        lambda prompts, **scale: generate_paths(None, None, prompts, 2, 0, tmp_path, **scale),
     ):
         with pytest.raises(ValueError, match=r"bench.*held_out=geneval_meanings\(\)"):
             make((bench,), held_out=held_out)
@@ -240,7 +240,7 @@ def test_full_scale_holds_out_geneval_and_not_the_lite_sets(tmp_path: Path):
 def test_the_dataset_decodes_when_it_is_read(toy_generator):
     codes = torch.randint(0, 1024, (3, 64), generator=torch.Generator().manual_seed(0)).to(torch.int16)
     turns = ((CLARITY_QUESTION, "yes"), (POTENTIAL_QUESTION, "no"))
-    dataset = as_dataset([Example(row, turns) for row in codes], toy_generator.image_tokenizer)
+    dataset = as_dataset([Example(row, turns) for row in codes], toy_generator)
     assert len(dataset) == 3
     row = dataset[1]
     assert set(row) == {"messages", "images"}
@@ -254,8 +254,8 @@ def test_the_dataset_decodes_when_it_is_read(toy_generator):
 
 def test_labelled_images_are_hot_ones(toy_generator, tmp_path: Path, judged):
     prompts = lite_prompts("train")[:2]
-    pool, seconds = draw_labelled(toy_generator, None, prompts, 3, seed=1, work_dir=tmp_path)
-    again, same = draw_labelled(toy_generator, None, prompts, 3, seed=1, work_dir=tmp_path)
+    pool, seconds = generate_labelled(toy_generator, None, prompts, 3, seed=1, work_dir=tmp_path)
+    again, same = generate_labelled(toy_generator, None, prompts, 3, seed=1, work_dir=tmp_path)
     assert seconds == same > 0 and torch.equal(again.tokens, pool.tokens)  # seconds are kept with the shards
     drawn = toy_generator([prompt.text for prompt in prompts], 3, temperature=1.3, seed=1)
     assert torch.equal(pool.tokens[1, 2].long(), drawn.tokens[5])
@@ -268,32 +268,32 @@ def test_steps_are_labelled_by_how_their_rollouts_end(toy_generator, tmp_path: P
     steps = toy_generator.settings.steps
     labels, seconds = label_steps(toy_generator, None, prompts, rollouts=3, seed=5, work_dir=tmp_path)
     assert label_steps(toy_generator, None, prompts, rollouts=3, seed=5, work_dir=tmp_path)[1] == seconds > 0
-    assert labels.codes.shape == (3, steps, 64) and labels.ends_well.shape == (3, steps, 3)
+    ends_well = labels.correct["rollouts"]
+    assert labels.tokens.shape == (3, steps, 64) and ends_well.shape == (3, steps, 3)
     # the paths are those that the generator draws, a prompt's second path being another candidate
     drawn = toy_generator(prompts[0].text, 3, seed=5).steps
-    assert torch.equal(labels.codes[0], drawn[0]) and torch.equal(labels.codes[2], drawn[2])
+    assert torch.equal(labels.tokens[0], drawn[0]) and torch.equal(labels.tokens[2], drawn[2])
     # after the last step, all rollouts are the finished image
-    finished = judged(None, toy_generator.decode(labels.codes[:, -1]), prompts)
-    np.testing.assert_array_equal(labels.ends_well[:, -1], np.repeat(finished[:, None], 3, axis=1))
-    np.testing.assert_array_equal(labels.labels, labels.ends_well.sum(axis=2) > 0)
+    finished = judged(None, toy_generator.decode(labels.tokens[:, -1]), prompts)
+    np.testing.assert_array_equal(ends_well[:, -1], np.repeat(finished[:, None], 3, axis=1))
     # an interrupted run gives the same
-    monkeypatch.setattr("cotgen_lite.verify.training_data.PATHS", 2)
+    monkeypatch.setattr("cotgen_lite.verify.training_data.PATHS_AT_ONCE", 2)
     label_steps(toy_generator, None, prompts, 3, 5, tmp_path / "parted")
     for shard in sorted((tmp_path / "parted").glob("*/shard-*"))[1:]:
         shard.unlink()
     drawn = []
-    made = ranking._draw_rollouts
-    monkeypatch.setattr(ranking, "_draw_rollouts", lambda *given: drawn.append(given[1]) or made(*given))
+    made = training_data._roll_out
+    monkeypatch.setattr(training_data, "_roll_out", lambda *given: drawn.append(given[1]) or made(*given))
     again, _ = label_steps(toy_generator, None, prompts, 3, 5, tmp_path / "parted")
     assert [len(shard) for shard in drawn] == [1]  # the first shard's two paths were there
-    assert torch.equal(again.codes, labels.codes)
-    np.testing.assert_array_equal(again.ends_well, labels.ends_well)
+    assert torch.equal(again.tokens, labels.tokens)
+    np.testing.assert_array_equal(again.correct["rollouts"], ends_well)
 
 
 def test_rollouts_keep_what_is_committed(toy_generator):
     """Every rollout's end agrees with its path wherever the path had committed codes by then."""
     prompt = lite_prompts("train")[0].text
-    drawn = ranking._draw_rollouts(toy_generator, [(prompt, 0)], rollouts=4, seed=2)
+    drawn = training_data._roll_out(toy_generator, [(prompt, 0)], rollouts=4, seed=2)
     out = toy_generator(prompt, seed=2)
     steps = toy_generator.settings.steps
     assert drawn["ends"].shape == (1, steps, 4, 64)
@@ -313,7 +313,7 @@ def test_examples_are_what_trl_learns_from(toy_generator, tmp_path: Path):
     single = ((ORM_QUESTION.format(prompt="a photo of a cat"), "yes"),)
     double = ((CLARITY_QUESTION.format(prompt="a photo of two dogs"), "yes"), (POTENTIAL_QUESTION, "no"))
     examples = [Example(row, turns) for row, turns in zip(codes, (single, double) * 2, strict=True)]
-    dataset = as_dataset(examples, toy_generator.image_tokenizer)
+    dataset = as_dataset(examples, toy_generator)
     _, log = finetune_verifier(verifier, dataset, FineTuning(1e-4, batch_size=2))
     assert log.steps == 2 and np.isfinite(log.losses).all()
 
@@ -334,12 +334,13 @@ def test_shipped_images_are_of_training_prompts_alone():
 
 
 def test_shipped_rollouts_are_of_training_prompts_alone():
-    few, many = (load_steps(data_path(f"training/rollouts/{name}")) for name in (FEW, MANY))
+    few, many = (load_pool(data_path(f"training/rollouts/{name}")) for name in (FOUR_ROLLOUTS, SIXTEEN_ROLLOUTS))
     held_out = {meaning(prompt) for split in ("dev", "test") for prompt in lite_prompts(split)}
     assert not {meaning(prompt) for prompt in few.prompts + many.prompts} & held_out
-    assert few.ends_well.shape == (500, 18, 4) and many.ends_well.shape == (50, 18, 16)
+    ends = few.correct["rollouts"]
+    assert ends.shape == (500, 18, 4) and many.correct["rollouts"].shape == (50, 18, 16)
     assert set(many.prompts) <= set(few.prompts) and {prompt.tag for prompt in few.prompts} == set(TAGS)
-    assert (few.ends_well[:, -1] == few.ends_well[:, -1, :1]).all()  # after the last step nothing is left to roll out
+    assert (ends[:, -1] == ends[:, -1, :1]).all()  # after the last step nothing is left to roll out
 
 
 def test_reflection_examples_are_four_wrong_for_a_right_of_every_prompt():
@@ -350,9 +351,9 @@ def test_reflection_examples_are_four_wrong_for_a_right_of_every_prompt():
     reasons[1, :9] = ""  # nine right, three wrong: none
     pool = Pool(prompts, codes, {}, {})
     examples = reflection_examples(pool, reasons, number=100, seed=0)
-    assert len(examples) == 10 and len({int(example.codes[0]) for example in examples}) == 10
+    assert len(examples) == 10 and len({int(example.tokens[0]) for example in examples}) == 10
     for example in examples:
-        column = int(example.codes[0])
+        column = int(example.tokens[0])
         ((asked, answer),) = example.turns
         assert column < 12 and asked == REFLECTION_QUESTION.format(prompt=prompts[0].text)
         assert answer == ("yes" if column < 2 else "no, there is no cat")

@@ -33,7 +33,14 @@ from cotgen_lite.verify.pool_search import (
     spent_by_search_of_runs,
     stop_paths,
 )
-from cotgen_lite.verify.training_data import Example, as_dataset, draw_paths, orm_examples, parm_examples, train_prompts
+from cotgen_lite.verify.training_data import (
+    Example,
+    as_dataset,
+    generate_paths,
+    orm_examples,
+    parm_examples,
+    train_prompts,
+)
 from cotgen_lite.verify.verifier import Verifier
 
 GUIDANCE_SCALES = (0.0, 0.5, 1.5, 3.0, 5.0)
@@ -86,7 +93,7 @@ def teach_verifiers(out: Path, generator: AutoregressiveGenerator, work: Path, c
     """
     images = draw_ranking_data(generator, work.parent / "sequential-dpo/images", config)
     prompts = train_prompts(config.parm_prompts, seed=3)
-    paths, _ = draw_paths(generator, TemplateJudge(), prompts, config.parm_paths, 8, work / "paths")
+    paths, _ = generate_paths(generator, TemplateJudge(), prompts, config.parm_paths, 8, work / "paths")
     lessons: dict[str, list[Example]] = {
         "orm": orm_examples(images, config.orm_images_per_label, seed=0),
         "parm": parm_examples(paths, images, config.orm_images_per_label, seed=0),

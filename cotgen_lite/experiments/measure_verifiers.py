@@ -37,11 +37,11 @@ from cotgen_lite.experiments.measuring import (
 from cotgen_lite.experiments.results import merge_json, read_rows, score_tokens, steps_profile
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.metrics import expected_best_of, roc_auc, roc_auc_within_prompts, telling_tags
-from cotgen_lite.pools import SHARD, Pool, in_shards
+from cotgen_lite.pools import SHARD, Pool, in_shards, load_pool
 from cotgen_lite.prompts import TAGS, Prompt
 from cotgen_lite.training import fingerprint
 from cotgen_lite.verify.search import best_of_n, stepwise_best_of_n
-from cotgen_lite.verify.training_data import FEW, MANY, StepLabels, load_steps
+from cotgen_lite.verify.training_data import FOUR_ROLLOUTS, SIXTEEN_ROLLOUTS
 from cotgen_lite.verify.verifier import ORM_QUESTION, PRM_QUESTION, Verifier
 
 QUESTIONS = {  # method → folder of the verifier, and what it is asked
@@ -111,7 +111,8 @@ def measure_prm(out: Path, work: Path, config: Config) -> None:
         "seconds_of_best_of_n": time_search(prompts, partial(best_of_n, generator, verifiers["orm"], n=n)),
     }
     bench.write("steps", found | others | likeness(generator, guesses["zs-prm"][kept]))
-    bench.write("labels", label_noise(*[load_steps(out / "training/rollouts" / name) for name in (FEW, MANY)]))
+    labels = [load_pool(out / "training/rollouts" / name) for name in (FOUR_ROLLOUTS, SIXTEEN_ROLLOUTS)]
+    bench.write("labels", label_noise(*labels))
 
 
 def draw_stepwise(
@@ -245,20 +246,21 @@ def likeness(generator: Generator, guesses: Tensor) -> dict[str, list[float]]:
     }
 
 
-def label_noise(few: StepLabels, many: StepLabels) -> dict[str, object]:
+def label_noise(few: Pool, many: Pool) -> dict[str, object]:
     """How often Math-Shepherd's label is yes at each step, and whether a few rollouts say what many say.
 
-    few: the training labels; many: fewer paths with more rollouts. Agreement is by step: of the label by the first
-    rollouts with that by all, and of two labels by rollouts that have none in common.
+    few: the training labels, from `label_steps`; many: fewer paths with more rollouts. Agreement is by step: of the
+    label by the first rollouts with that by all, and of two labels by rollouts that have none in common.
     """
-    rollouts = few.ends_well.shape[2]
-    first = many.ends_well[:, :, :rollouts].any(axis=2)
-    second = many.ends_well[:, :, rollouts : 2 * rollouts].any(axis=2)
+    ends, ends_of_many = few.correct["rollouts"], many.correct["rollouts"]
+    rollouts = ends.shape[2]
+    first = ends_of_many[:, :, :rollouts].any(axis=2)
+    second = ends_of_many[:, :, rollouts : 2 * rollouts].any(axis=2)
     return {
-        "rollouts": [rollouts, many.ends_well.shape[2]],
+        "rollouts": [rollouts, ends_of_many.shape[2]],
         "paths": [len(few.prompts), len(many.prompts)],
-        "yes_by_step": few.labels.mean(0).round(4).tolist(),
-        "rollouts_right_by_step": few.ends_well.mean((0, 2)).round(4).tolist(),
-        "few_agree_with_many_by_step": (first == many.labels).mean(0).round(4).tolist(),
+        "yes_by_step": ends.any(axis=2).mean(0).round(4).tolist(),
+        "rollouts_right_by_step": ends.mean((0, 2)).round(4).tolist(),
+        "few_agree_with_many_by_step": (first == ends_of_many.any(axis=2)).mean(0).round(4).tolist(),
         "few_agree_with_other_few_by_step": (first == second).mean(0).round(4).tolist(),
     }

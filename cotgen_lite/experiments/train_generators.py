@@ -45,7 +45,7 @@ from cotgen_lite.pools import Pool, load_pool, save_pool, stratified_subset
 from cotgen_lite.prompts import Prompt, lite_prompts
 from cotgen_lite.training import TrainingLog, subsample
 from cotgen_lite.verify.reasons import find_reasons
-from cotgen_lite.verify.training_data import HOT, IMAGES, draw_labelled, train_prompts
+from cotgen_lite.verify.training_data import HOT_TEMPERATURE, POOL_FILE, generate_labelled, train_prompts
 from cotgen_lite.verify.verifier import Verifier
 
 WATCHED_EVERY = 8  # one dev prompt in so many lends an image to the divergence
@@ -169,7 +169,7 @@ def _dev_prompts(config: Config) -> tuple[Prompt, ...]:
 
 def pairs_of(images: Path, config: Config, seed: int) -> Sequence[Pair]:
     """Pairs of a folder of labelled images: a right and a wrong one of a prompt each; one label only gives none."""
-    return preference_pairs(load_pool(images / IMAGES), config.pairs_per_prompt, seed)
+    return preference_pairs(load_pool(images / POOL_FILE), config.pairs_per_prompt, seed)
 
 
 def draw_second_round(generator: Generator, folder: Path, seed: int, work: Path, config: Config) -> None:
@@ -178,9 +178,14 @@ def draw_second_round(generator: Generator, folder: Path, seed: int, work: Path,
     As many prompts of each tag as the first round's, drawn anew from all training prompts.
     """
     prompts = train_prompts(config.round_two_prompts, seed=2)
-    labelled, seconds = draw_labelled(generator, TemplateJudge(), prompts, config.round_two_images, 10 + seed, work)
-    save_pool(labelled, folder / IMAGES)
-    about = {"judge": "template", "temperature": HOT, "images_a_pool": config.round_two_images, "pools": len(prompts)}
+    labelled, seconds = generate_labelled(generator, TemplateJudge(), prompts, config.round_two_images, 10 + seed, work)
+    save_pool(labelled, folder / POOL_FILE)
+    about = {
+        "judge": "template",
+        "temperature": HOT_TEMPERATURE,
+        "images_a_pool": config.round_two_images,
+        "pools": len(prompts),
+    }
     write_manifest(folder, about | {"seed": 10 + seed}, seconds)
 
 
@@ -196,11 +201,11 @@ def in_parts(values: Sequence[float], parts: int = 20) -> list[float]:
 
 
 def draw_ranking_data(
-    generator: AutoregressiveGenerator, work_dir: Path, config: Config, temperature: float = HOT
+    generator: AutoregressiveGenerator, work_dir: Path, config: Config, temperature: float = HOT_TEMPERATURE
 ) -> Pool:
     """Images of training prompts by a next-token generator, labelled; kept in `work_dir`, not shipped."""
     prompts = train_prompts(config.round_two_prompts, seed=0)
-    return draw_labelled(generator, TemplateJudge(), prompts, config.round_two_images, 20, work_dir, temperature)[0]
+    return generate_labelled(generator, TemplateJudge(), prompts, config.round_two_images, 20, work_dir, temperature)[0]
 
 
 def build_sequential_dpo(out: Path, work: Path, config: Config) -> None:
@@ -210,7 +215,8 @@ def build_sequential_dpo(out: Path, work: Path, config: Config) -> None:
     """
     start = load_autoregressive(models=out / "models")
     before = dev_verdicts(start, work, config)
-    drawn = {t: draw_ranking_data(start, work / "images", config, t) for t in (HOT, start.settings.temperature)}
+    temperatures = HOT_TEMPERATURE, start.settings.temperature
+    drawn = {t: draw_ranking_data(start, work / "images", config, t) for t in temperatures}
 
     def attempt(option: tuple[float, float]) -> tuple[AutoregressiveGenerator, dict]:
         temperature, rate = option
@@ -236,7 +242,7 @@ def build_sequential_dpo(out: Path, work: Path, config: Config) -> None:
 
 def build_self_correct(out: Path, work: Path, config: Config) -> None:
     """The generator that can correct an image."""
-    images, start = load_pool(out / "training/images" / IMAGES), load_generator(models=out / "models")
+    images, start = load_pool(out / "training/images" / POOL_FILE), load_generator(models=out / "models")
     wrong = ~images.correct["template"]
     lessons = corrections(start, TemplateJudge(), images, wrong, config.corrections_per_prompt, seed=0)
     settings = json.loads((out / f"models/generator/{MANIFEST}").read_text(encoding="utf-8"))["settings"]

@@ -25,23 +25,21 @@ from cotgen_lite.verify.finetune import FineTuning, finetune_verifier
 from cotgen_lite.verify.reasons import find_reasons
 from cotgen_lite.verify.training_data import (
     CLEAR_FROM,
-    FEW,
-    HOT,
-    IMAGES,
-    MANY,
+    FOUR_ROLLOUTS,
+    HOT_TEMPERATURE,
+    POOL_FILE,
     PROPORTIONS,
     REFLECTIONS,
+    SIXTEEN_ROLLOUTS,
     Example,
     as_dataset,
-    draw_labelled,
-    draw_paths,
+    generate_labelled,
+    generate_paths,
     label_steps,
-    load_steps,
     orm_examples,
     parm_examples,
     prm_examples,
     reflection_examples,
-    save_steps,
     train_prompts,
 )
 from cotgen_lite.verify.verifier import PRM_QUESTION, Verifier
@@ -78,9 +76,9 @@ def build_images(out: Path, work: Path, config: Config) -> None:
     prompts = train_prompts({tag: number for tag, (number, _) in config.orm_prompts.items()}, seed=0)
     pools = [prompt for prompt in prompts for _ in range(config.orm_prompts[prompt.tag][1])]
     generator = load_generator(models=out / "models")
-    labelled, seconds = draw_labelled(generator, TemplateJudge(), pools, config.orm_images, 0, work)
-    save_pool(labelled, out / "training/images" / IMAGES)
-    about = {"seed": 0, "temperature": HOT, "images_a_pool": config.orm_images, "pools": len(pools)}
+    labelled, seconds = generate_labelled(generator, TemplateJudge(), pools, config.orm_images, 0, work)
+    save_pool(labelled, out / "training/images" / POOL_FILE)
+    about = {"seed": 0, "temperature": HOT_TEMPERATURE, "images_a_pool": config.orm_images, "pools": len(pools)}
     _describe(out, "images", about | {"distinct_prompts": len(prompts)}, seconds)
 
 
@@ -90,11 +88,11 @@ def build_rollouts(out: Path, work: Path, config: Config) -> None:
     about: dict[str, object] = {"temperature": generator.settings.temperature}
     total = 0.0
     for name, some, rollouts, seed in (
-        (FEW, paths, ROLLOUTS, 1),
-        (MANY, paths[:: config.prm_recheck_stride], MANY_ROLLOUTS, 2),
+        (FOUR_ROLLOUTS, paths, ROLLOUTS, 1),
+        (SIXTEEN_ROLLOUTS, paths[:: config.prm_recheck_stride], MANY_ROLLOUTS, 2),
     ):
         labels, seconds = label_steps(generator, TemplateJudge(), some, rollouts, seed, work)
-        save_steps(labels, out / "training/rollouts" / name)
+        save_pool(labels, out / "training/rollouts" / name)
         about[name] = {"paths": len(some), "rollouts": rollouts, "seed": seed}
         total += seconds
     _describe(out, "rollouts", about, total)
@@ -104,8 +102,8 @@ def build_paths(out: Path, work: Path, config: Config) -> None:
     """Paths of training prompts, a right and a wrong one of each, all steps judged: what PARM learns from."""
     prompts = train_prompts(config.parm_prompts, seed=3)
     generator = load_generator(models=out / "models")
-    paths, seconds = draw_paths(generator, TemplateJudge(), prompts, config.parm_paths, 8, work)
-    save_pool(paths, out / "training/paths" / IMAGES)
+    paths, seconds = generate_paths(generator, TemplateJudge(), prompts, config.parm_paths, 8, work)
+    save_pool(paths, out / "training/paths" / POOL_FILE)
     about = {"seed": 8, "prompts": len(prompts), "drawn_of_each": config.parm_paths, "paths": len(paths.prompts)}
     _describe(out, "paths", about, seconds)
 
@@ -118,7 +116,7 @@ def build_orm(out: Path, work: Path, config: Config) -> None:
 
 def build_prm(out: Path, work: Path, config: Config) -> None:
     """The fine-tuned PRM, with the learning rate that serves best on every fourth step of images of dev prompts."""
-    examples = prm_examples(load_steps(out / "training/rollouts" / FEW), seed=0)
+    examples = prm_examples(load_pool(out / "training/rollouts" / FOUR_ROLLOUTS), seed=0)
     _finetune(out, work, config, "prm", examples, (EVERY_FOURTH,), config.verifier_learning_rates)
 
 
@@ -140,7 +138,7 @@ def build_parm_plus(out: Path, work: Path, config: Config) -> None:
 
 
 def _images(out: Path, name: str) -> Pool:
-    return load_pool(out / "training" / name / IMAGES)
+    return load_pool(out / "training" / name / POOL_FILE)
 
 
 def _describe(out: Path, name: str, about: Mapping[str, object], seconds: float) -> None:
@@ -168,7 +166,7 @@ def _finetune(
         publish_verifier(Verifier.from_pretrained(out / "models/verifier"), out / "models" / name, {"examples": 0}, 0)
         return
     generator = load_generator(models=out / "models")
-    data = as_dataset(examples, generator.image_tokenizer)
+    data = as_dataset(examples, generator)
     prompts = stratified_subset(lite_prompts("dev"), config.prompt_stride)
     guesses, _, _ = draw_pool(generator, prompts, config.verifier_dev_images, seed=3, work_dir=work)
     right = judge_tokens(generator, guesses[:, :, -1], prompts, TemplateJudge())

@@ -21,9 +21,9 @@ from cotgen_lite.geneval import Detector
 from cotgen_lite.hub import write_json
 from cotgen_lite.pools import rank_and_processes, save_pool
 from cotgen_lite.prompts import GENEVAL, Prompt, refuse_held_out
-from cotgen_lite.verify.training_data import HOT, IMAGES, draw_labelled
+from cotgen_lite.verify.training_data import HOT_TEMPERATURE, POOL_FILE, generate_labelled
 
-SETTINGS = SamplingSettings(guidance_scale=1.75)  # the paper's, but for the temperature, which is `HOT`
+SETTINGS = SamplingSettings(guidance_scale=1.75)  # the paper's, but for the temperature, which is `HOT_TEMPERATURE`
 IMAGES_A_PROMPT = 116  # 2,485 prompts x 116 = 288,260 images; the paper has 288 thousand
 GPUS = 8  # of the estimate
 BATCH = 20  # images that `Generator.draw` draws at once, whose first step is one pass
@@ -75,10 +75,10 @@ def make_full_data(
     asks what GenEval tests.
     """
     refuse_held_out(prompts, geneval_meanings())
-    pool, seconds = draw_labelled(generator, detector, prompts, n, seed, out / "shards")
+    pool, seconds = generate_labelled(generator, detector, prompts, n, seed, out / "shards")
     if rank_and_processes()[0] == 0:
-        save_pool(pool, out / IMAGES)
-        about = {"prompts": len(prompts), "images_a_prompt": n, "seed": seed, "temperature": HOT}
+        save_pool(pool, out / POOL_FILE)
+        about = {"prompts": len(prompts), "images_a_prompt": n, "seed": seed, "temperature": HOT_TEMPERATURE}
         about |= {"guidance_scale": generator.settings.guidance_scale, "steps": generator.settings.steps}
         about |= {"right": round(float(pool.correct["template"].mean()), 4), "gpu_seconds": round(seconds)}
         write_json(out / "about.json", about)
@@ -138,7 +138,7 @@ def main(arguments: list[str] | None = None) -> None:
         images = len(chosen) * options.images_a_prompt
         whole = len(every) * options.images_a_prompt
         hours = f"{whole * seconds / images / 3600:.3g} hours of one process, shared by as many as are started"
-        print(f"{options.out / IMAGES}: {images} images of {len(chosen)} prompts, {images / seconds:.3g} a second")
+        print(f"{options.out / POOL_FILE}: {images} images of {len(chosen)} prompts, {images / seconds:.3g} a second")
         print(f"all {len(every)} prompts at this rate: {hours}; {whole * IMAGE_BYTES / 1e6:.0f} MB of disk")
 
 
