@@ -1,0 +1,39 @@
+"""What importing the package loads; who imports whom inside it is import-linter's (`make lint`)."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent / "cotgen_lite"
+CORE = sorted(
+    [*PACKAGE.glob("*.py"), *(f for folder in ("generate", "verify", "align") for f in PACKAGE.glob(f"{folder}/*.py"))]
+)
+HEAVY = {"IPython", "datasets", "ipywidgets", "matplotlib", "trl"}  # the core imports these only where it needs them
+
+
+def imported_at_once(body: list[ast.stmt]) -> Iterator[str]:
+    """The packages that a file's code imports as soon as it is imported itself."""
+    for node in body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.split(".")[0]
+        elif isinstance(node, ast.ClassDef | ast.Try | ast.With):
+            yield from imported_at_once(node.body)
+        elif isinstance(node, ast.If) and ast.unparse(node.test) != "TYPE_CHECKING":
+            yield from imported_at_once([*node.body, *node.orelse])
+
+
+def test_the_core_loads_no_notebook_plot_or_training_library() -> None:
+    found = {
+        path.name: HEAVY & set(imported_at_once(ast.parse(path.read_text(encoding="utf-8")).body)) for path in CORE
+    }
+    assert not {name: heavy for name, heavy in found.items() if heavy}
+
+
+def test_importing_the_package_loads_no_torch() -> None:
+    loaded = "import cotgen_lite, sys; print({'torch', 'transformers', 'numpy', 'sklearn'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
