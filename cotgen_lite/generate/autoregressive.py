@@ -1,14 +1,14 @@
 """The next-token generator: LlamaGen, a Llama that reads a caption and writes the tokens of an image one by one.
 
 A sequence is the caption's features, padded at the left to a fixed length, and behind them the tokens in raster order.
-Positions turn (RoPE) by row and column. LlamaGen: arXiv 2406.06525; paper: section 6 of the course's chapter 09. Read
-next: memory.py, or verify/search.py, which drives this generator as it drives Show-o.
+Positions turn (RoPE) by row and column. LlamaGen: arXiv 2406.06525; chapter 09 compares it with Show-o. Read next:
+memory.py, or verify/search.py, which drives this generator as it drives Show-o.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -42,33 +42,17 @@ class AutoregressiveConfig(PretrainedConfig):
 
     model_type = "sequential"
 
-    def __init__(
-        self,
-        codebook_size: int = 16384,
-        grid: int = 16,
-        text_length: int = 120,
-        text_width: int = 2048,
-        text_vocab_size: int = 0,
-        text_pad_id: int = 0,
-        text_cosine: float = 0.0,
-        hidden_size: int = 1280,
-        num_hidden_layers: int = 36,
-        num_attention_heads: int = 20,
-        intermediate_size: int = 3584,
-        **kwargs: Any,
-    ) -> None:
-        self.codebook_size = codebook_size
-        self.grid = grid
-        self.text_length = text_length
-        self.text_width = text_width
-        self.text_vocab_size = text_vocab_size
-        self.text_pad_id = text_pad_id
-        self.text_cosine = text_cosine
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.intermediate_size = intermediate_size
-        super().__init__(**kwargs)
+    codebook_size: int = 16384
+    grid: int = 16
+    text_length: int = 120
+    text_width: int = 2048
+    text_vocab_size: int = 0
+    text_pad_id: int = 0
+    text_cosine: float = 0.0
+    hidden_size: int = 1280
+    num_hidden_layers: int = 36
+    num_attention_heads: int = 20
+    intermediate_size: int = 3584
 
     @property
     def num_image_tokens(self) -> int:
@@ -275,32 +259,11 @@ class AutoregressiveState:
     step: int = 0
 
 
-class NextTokenModel(Protocol):
-    """What drawing asks of a model: `AutoregressiveModel`, or another in its shape.
-
-    llama: a transformers language model, from embeddings to hidden states; head: from those to logits (K) over tokens.
-    """
-
-    @property
-    def llama(self) -> Any: ...
-
-    @property
-    def head(self) -> Any: ...
-
-    @property
-    def config(self) -> AutoregressiveConfig: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def embed(self, features: Tensor, visible: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
 @dataclass(frozen=True)
 class NextTokenGenerator(ImageGenerator[AutoregressiveState]):
     """How next-token generators draw, whatever model they hold and however it reads captions (`read`)."""
 
-    model: NextTokenModel
+    model: Any  # an `AutoregressiveModel`, or one in its shape
     text_tokenizer: PreTrainedTokenizerBase
     image_tokenizer: ImageTokenizer
     settings: AutoregressiveSettings

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from cotgen_lite.generate.showo import (
     Showo,
@@ -91,8 +92,8 @@ class PromptCache:
 
     prefixes: tuple[tuple[int, ...], ...]
     against: Tensor
-    keys: list[Tensor]
-    values: list[Tensor]
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
     visible: Tensor
 
 
@@ -168,22 +169,6 @@ class _PathCache:
         return self.prefix_length
 
 
-class _Recorder:
-    """Takes down each layer's keys and values during one pass over the prompts."""
-
-    def __init__(self) -> None:
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
-
-    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        self.keys.append(keys)
-        self.values.append(values)
-        return keys, values
-
-    def get_seq_length(self, layer: int = 0) -> int:
-        return 0
-
-
 @torch.inference_mode()
 def encode_prompts(
     model: Showo,
@@ -204,19 +189,20 @@ def encode_prompts(
     against = torch.tensor(
         [len(prefixes) + distinct.index(tuple(prefix)) for prefix in held_against], device=ids.device
     )
-    recorder = _Recorder()
+    cache = DynamicCache()
     model.showo.model(
         ids,
         attention_mask=attention_mask(model.config, ids, model.dtype),
         # RoPE sees only distances: with [soi] at 0 in every row, prompts of any length stand before it.
         position_ids=torch.arange(-ids.shape[1], 0, device=ids.device)[None],
-        past_key_values=recorder,
+        past_key_values=cache,
         use_cache=True,
     )
     cost.generator_passes += len(every)
     cost.tokens += sum(len(prefix) for prefix in every)
     visible = ids != model.config.pad_id
-    return PromptCache(tuple(tuple(prefix) for prefix in every), against, recorder.keys, recorder.values, visible)
+    keys, values = zip(*((layer.keys, layer.values) for layer in cache.layers), strict=True)
+    return PromptCache(tuple(tuple(prefix) for prefix in every), against, keys, values, visible)
 
 
 def path_noise(key: Sequence[object], steps: int, length: int) -> Tensor:

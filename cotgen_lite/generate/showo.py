@@ -40,24 +40,22 @@ class ShowoConfig(PretrainedConfig):
 
     model_type = "showo"
 
-    def __init__(
-        self,
-        text_vocab_size: int = 50295,
-        codebook_size: int = 8192,
-        num_image_tokens: int = 256,
-        max_text_length: int = 129,
-        bos_token_id: int = 50256,
-        eos_token_id: int = 50256,
-        hidden_size: int = 2048,
-        num_hidden_layers: int = 24,
-        num_attention_heads: int = 32,
-        intermediate_size: int = 8192,
-        max_position_embeddings: int = 2048,
-        qk_layernorm: bool = True,
-        partial_rotary_factor: float = 0.5,
-        tie_word_embeddings: bool = False,
-        **kwargs: Any,
-    ) -> None:
+    text_vocab_size: int = 50295
+    codebook_size: int = 8192
+    num_image_tokens: int = 256
+    max_text_length: int = 129
+    bos_token_id: int = 50256
+    eos_token_id: int = 50256
+    hidden_size: int = 2048
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 32
+    intermediate_size: int = 8192
+    max_position_embeddings: int = 2048
+    qk_layernorm: bool = True
+    partial_rotary_factor: float = 0.5
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
         for name in ORIGINAL_ONLY_FIELDS:
             kwargs.pop(name, None)
         if kwargs.pop("w_clip_vit", False):
@@ -65,36 +63,21 @@ class ShowoConfig(PretrainedConfig):
                 "This Show-o checkpoint reads images through CLIP (w_clip_vit), which cannot draw here: "
                 "use showlab/show-o or showlab/show-o-512x512."
             )
-        stated_vocab_size = kwargs.pop("vocab_size", None)
-        stated_mask_id = kwargs.pop("mask_token_id", None)
-        self.text_vocab_size = int(kwargs.pop("llm_vocab_size", text_vocab_size))
-        self.num_image_tokens = int(kwargs.pop("num_vq_tokens", num_image_tokens))
-        self.codebook_size = codebook_size
-        self.max_text_length = max_text_length
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.intermediate_size = intermediate_size
-        self.max_position_embeddings = max_position_embeddings
-        self.qk_layernorm = qk_layernorm
-        self.partial_rotary_factor = partial_rotary_factor
-        self.bos_token_id = bos_token_id
-        self.eos_token_id = eos_token_id
-        for name, stated, ours in (
-            ("vocab_size", stated_vocab_size, self.vocab_size),
-            ("mask_token_id", stated_mask_id, self.mask_id),
-        ):
+        self.text_vocab_size = int(kwargs.pop("llm_vocab_size", self.text_vocab_size))
+        self.num_image_tokens = int(kwargs.pop("num_vq_tokens", self.num_image_tokens))
+        for name, ours in (("vocab_size", self.vocab_size), ("mask_token_id", self.mask_id)):
+            stated = kwargs.pop(name, None)
             if stated is not None and stated != ours:
                 raise ValueError(
                     f"Config says {name} {stated}, but {self.text_vocab_size} words, pad, 9 special tokens, "
-                    f"{codebook_size} image codes and a mask make it {ours}: correct one of them."
+                    f"{self.codebook_size} image codes and a mask make it {ours}: correct one of them."
                 )
-        if self.max_text_length + self.num_image_tokens + 2 > max_position_embeddings:
+        if self.max_text_length + self.num_image_tokens + 2 > self.max_position_embeddings:
             raise ValueError(
-                f"max_position_embeddings {max_position_embeddings} is too small for {max_text_length} "
+                f"max_position_embeddings {self.max_position_embeddings} is too small for {self.max_text_length} "
                 f"text and {self.num_image_tokens + 2} image places: raise it."
             )
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        super().__post_init__(**kwargs)
 
     @property
     def pad_id(self) -> int:
