@@ -29,12 +29,10 @@ from cotgen_lite.align.self_correction import CorrectionTraining, train_correcti
 from cotgen_lite.experiments.configs import Config
 from cotgen_lite.experiments.train_verifiers import keep_best
 from cotgen_lite.generate.autoregressive import (
-    AnyGenerator,
     AutoregressiveGenerator,
     load_autoregressive,
 )
-from cotgen_lite.generate.drawing import draw_pool, judge_tokens
-from cotgen_lite.generate.pipeline import Generator, load_generator
+from cotgen_lite.generate.pipeline import Generator, ImageGenerator, generate_pool, judge_tokens, load_generator
 from cotgen_lite.hub import MANIFEST, publish, write_json, write_manifest
 from cotgen_lite.lite.edit_targets import corrections
 from cotgen_lite.lite.generator_training import make_captioned_tokens
@@ -129,11 +127,11 @@ def align(
     return generator, log
 
 
-def dev_verdicts(generator: AnyGenerator, work: Path, config: Config) -> npt.NDArray[np.float64]:
+def dev_verdicts(generator: ImageGenerator[Any], work: Path, config: Config) -> npt.NDArray[np.float64]:
     """Share of right images of each dev prompt (P,), by the training judge."""
     prompts = _dev_prompts(config)
-    guesses, _, _ = draw_pool(generator, prompts, config.generator_dev_images, seed=5, work_dir=work / "dev")
-    return judge_tokens(generator, guesses[:, :, -1], prompts, TemplateJudge()).mean(1)
+    pool = generate_pool(generator, prompts, config.generator_dev_images, seed=5, work_dir=work / "dev")
+    return judge_tokens(generator, pool.tokens, prompts, TemplateJudge()).mean(1)
 
 
 def dev_score(right: npt.NDArray[np.float64], config: Config) -> dict:
@@ -266,10 +264,7 @@ def try_on_dev(start: Generator, generator: Generator, work: Path, config: Confi
     ("corrected") or without reasons ("mute")."""
     prompts = stratified_subset(lite_prompts("dev"), config.prompt_stride)
     number, judge = config.generator_dev_images, TemplateJudge()
-    pools = [
-        draw_pool(one, prompts, number, seed=5, work_dir=work / "dev")[0][:, :, -1].contiguous()
-        for one in (start, generator)
-    ]
+    pools = [generate_pool(one, prompts, number, seed=5, work_dir=work / "dev").tokens for one in (start, generator)]
     right = [judge_tokens(generator, codes, prompts, judge) for codes in pools]
     reasons = find_reasons(start, judge, pools[0], prompts, seed=0)
     rows, columns = np.nonzero(~right[0])

@@ -12,8 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from cotgen_lite.experiments.configs import Config
-from cotgen_lite.generate.drawing import draw_pool, judge_tokens
-from cotgen_lite.generate.pipeline import load_generator
+from cotgen_lite.generate.pipeline import generate_pool, judge_tokens, load_generator
 from cotgen_lite.hub import file_sha256, write_manifest
 from cotgen_lite.lite.judges import TemplateJudge
 from cotgen_lite.lite.verifier import publish_verifier
@@ -168,14 +167,14 @@ def _finetune(
     generator = load_generator(models=out / "models")
     data = as_dataset(examples, generator)
     prompts = stratified_subset(lite_prompts("dev"), config.prompt_stride)
-    guesses, _, _ = draw_pool(generator, prompts, config.verifier_dev_images, seed=3, work_dir=work)
-    right = judge_tokens(generator, guesses[:, :, -1], prompts, TemplateJudge())
+    pool = generate_pool(generator, prompts, config.verifier_dev_images, seed=3, work_dir=work)
+    right = judge_tokens(generator, pool.tokens, prompts, TemplateJudge())
 
     def auc(verifier: Verifier) -> float:
         means = []
         for ask, steps in looks:
             areas = []
-            for seen in guesses[:, :, steps].unbind(dim=2):
+            for seen in pool.steps[:, :, steps].unbind(dim=2):
                 rows = zip(seen, prompts, strict=True)
                 odds = np.stack([ask(verifier, generator.decode(row), prompt.text).numpy() for row, prompt in rows])
                 areas.append(mean_roc_auc(prompts, odds, right))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cotgen_lite.generate.autoregressive import AnyGenerator
+from cotgen_lite.generate.pipeline import ImageGenerator
 from cotgen_lite.hub import in_place_of
 from cotgen_lite.metrics import expected_best_of
 from cotgen_lite.pools import SHARD, Pool, in_shards
@@ -51,7 +52,7 @@ class Outcome:
 
 
 def ask_of_paths(
-    generator: AnyGenerator,
+    generator: ImageGenerator[Any],
     verifier: Verifier,
     guesses: Tensor,
     prompts: Sequence[Prompt],
