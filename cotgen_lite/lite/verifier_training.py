@@ -2,22 +2,23 @@
 
 Three stages: the vision tower alone on what each patch shows; captions and open facts; matches in short wordings and,
 more often, in the paper's. The last two ask several questions an image, each of which sees the image and itself only:
-the image is read once, and its keys and values are shared by its questions.
+the image is read once, and its keys and values are shared by its questions (`read_together`).
 """
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
+from cotgen_lite.hub import in_place_of
 from cotgen_lite.lite.verifier import (
     Group,
     evaluation_set,
@@ -33,8 +34,10 @@ from cotgen_lite.lite.vocabulary import lite_tokenizer
 from cotgen_lite.lite.world import Scene, SceneObject, render, world
 from cotgen_lite.prompts import plural
 
-PEAK_RATE = 1.2e-3  # learning rate of the last two stages, after the warm-up
+TOWER_RATE, PEAK_RATE = 1e-3, 1.2e-3  # learning rates of the first stage and of the other two, after the warm-up
 PROBE_WEIGHT = 0.3
+FACTS, MATCHES = Mix(facts=1.0, official=0.0, caption=True), Mix(facts=0.25, official=0.65)
+SAVE_SECONDS = 180
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,6 @@ class VerifierLog:
     auc: dict[str, dict[str, float]]
     steps: int
     seconds: float
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of question answering: its steps and its mix of questions."""
-
-    name: str
-    steps: int
-    mix: Mix
 
 
 def train_verifier(
@@ -69,33 +63,21 @@ def train_verifier(
 ) -> VerifierLog:
     """Pre-train the lite verifier, going on from the last checkpoint in `work_dir` if there is one.
 
-    Stops early once it sees enough (`verifier_evaluation.sees_enough`): the zero-shot verifier is to be able, like
-    the paper's, and not perfect, so that later chapters have something to teach it.
+    Stops early once it sees enough (`sees_enough`): the zero-shot verifier is to be able, like the paper's, and not
+    perfect, so that later chapters have something to teach it.
 
-    Args:
-        work_dir: where checkpoints and `log.jsonl` are kept.
-        save_dir: where the best weights so far (fp16) and the processor are kept, as `from_pretrained` reads them.
-        tower_steps, fact_steps, match_steps: steps of the three stages.
-        images: a step; `questions` are asked of each.
-        evaluate_every: steps between two measurements on the dev prompts, with `scenes_per_tag` scenes each.
-        seed: of weights and data.
-
-    Returns:
-        How the saved weights do, by wording ("orm", "prm", "potential") and tag.
+    work_dir: of checkpoints and `log.jsonl`. save_dir: where the best weights so far (fp16) and the processor are kept,
+    as `from_pretrained` reads them. images: a step; `questions` are asked of each. evaluate_every: steps between two
+    measurements on the dev prompts, with `scenes_per_tag` scenes each. seed: of weights and data. Returns how the saved
+    weights do. ValueError if the checkpoint is another run's.
     """
-    work, save = Path(work_dir), Path(save_dir)
-    work.mkdir(parents=True, exist_ok=True)
+    work, checkpoint = Path(work_dir), Path(work_dir) / "checkpoint.pt"
     torch.manual_seed(seed)
-    tokenizer = lite_tokenizer()
-    model = lite_verifier(tokenizer)
-    stages = [
-        Stage("facts", fact_steps, Mix(facts=1.0, official=0.0, caption=True)),
-        Stage("matches", match_steps, Mix(facts=0.25, official=0.65)),
-    ]
-    started = time.monotonic()
-    trainer = _Trainer(model, tokenizer, stages, seed)
+    plan = [("facts", FACTS)] * fact_steps + [("matches", MATCHES)] * match_steps
+    trainer = _Trainer(len(plan), seed, repr((fact_steps, match_steps, images, questions, seed)))
+    model, tokenizer = trainer.model, trainer.tokenizer
     held_out = evaluation_set(scenes_per_tag, seed + 1)
-    checkpoint = work / "checkpoint.pt"
+    started = time.monotonic()
     if checkpoint.exists():
         trainer.load(checkpoint)
     else:
@@ -103,77 +85,70 @@ def train_verifier(
         trainer.seconds = time.monotonic() - started
         trainer.save(checkpoint)
     earlier_seconds = trainer.seconds
-    saved_at = started = time.monotonic()
-    plan = [stage for stage in stages for _ in range(stage.steps)]
-    remaining = range(0) if trainer.best["enough"] else range(trainer.step, len(plan))
-    bar = tqdm(remaining, initial=trainer.step, total=len(plan), desc="verifier")
-    for step in bar:
-        losses = trainer.learn(plan[step].mix, images, questions)
-        bar.set_postfix(stage=plan[step].name, **losses)
-        trainer.seconds = earlier_seconds + time.monotonic() - started
-        if trainer.step % evaluate_every == 0 or trainer.step == len(plan):
-            auc = measure_verifier(model, tokenizer, held_out)
-            mean = float(np.mean([value for tags in auc.values() for value in tags.values()]))
-            enough = sees_enough(auc)
-            if enough or mean > trainer.best["mean"]:
-                best = {"mean": mean, "auc": auc, "step": trainer.step, "seconds": trainer.seconds}
-                trainer.best = best | {"enough": enough}
-                save_verifier(model, tokenizer, save)
-            row = {
-                "step": trainer.step,
-                "stage": plan[step].name,
-                "seconds": round(trainer.seconds),
-                "mean": mean,
-            }
-            with (work / "log.jsonl").open("a", encoding="utf-8") as log:
-                log.write(json.dumps(row | losses | {"auc": auc}) + "\n")
-        if time.monotonic() - saved_at > 180 or trainer.step == len(plan) or trainer.best["enough"]:
-            trainer.save(checkpoint)
-            saved_at = time.monotonic()
-        if trainer.best["enough"]:
-            break
+    saved = started = time.monotonic()
+    with tqdm(initial=trainer.step, total=len(plan), desc="verifier") as bar:
+        while trainer.step < len(plan) and not trainer.best["enough"]:
+            stage, mix = plan[trainer.step]
+            losses = trainer.learn(mix, images, questions)
+            trainer.seconds = earlier_seconds + time.monotonic() - started
+            bar.update()
+            bar.set_postfix(stage=stage, **losses)
+            last = trainer.step == len(plan)
+            if trainer.step % evaluate_every == 0 or last:
+                auc = measure_verifier(model, tokenizer, held_out)
+                now = {"step": trainer.step, "seconds": trainer.seconds, "auc": auc, "enough": sees_enough(auc)}
+                now["mean"] = float(np.mean([value for tags in auc.values() for value in tags.values()]))
+                if now["enough"] or now["mean"] > trainer.best["mean"]:
+                    trainer.best = now
+                    save_verifier(model, tokenizer, Path(save_dir))
+                with (work / "log.jsonl").open("a", encoding="utf-8") as log:
+                    log.write(json.dumps({"stage": stage} | losses | now) + "\n")
+            if last or trainer.best["enough"] or time.monotonic() - saved > SAVE_SECONDS:
+                trainer.save(checkpoint)
+                saved = time.monotonic()
     return VerifierLog(trainer.best["auc"], trainer.best["step"], trainer.best["seconds"])
 
 
 def train_tower(model: LlavaForConditionalGeneration, probe: "PatchProbe", steps: int, seed: int, batch: int) -> None:
     """First stage: every patch says which class, colour and part of an icon it shows, and where that icon is."""
-    weights = [
-        *model.model.vision_tower.parameters(),
-        *model.model.multi_modal_projector.parameters(),
-        *probe.parameters(),
-    ]
-    optimizer = torch.optim.AdamW(weights, lr=1e-3, weight_decay=0.01)
+    parts = (model.model.vision_tower, model.model.multi_modal_projector, probe)
+    weights = [weight for part in parts for weight in part.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=TOWER_RATE, weight_decay=0.01)
     bar = tqdm(range(steps), desc="verifier: tower")
     for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * min(1, (step + 1) / 50, (steps - step) / (0.3 * steps))
+            group["lr"] = TOWER_RATE * _rate(step, steps, 50)
         rng = np.random.default_rng((seed, 0, step))
         scenes = [training_scene(rng) for _ in range(batch)]
         loss = probe(image_features(model, render(scenes)), scenes)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
+        _descend(loss, optimizer, weights)
         bar.set_postfix(loss=round(loss.item(), 4))
+
+
+def _rate(step: int, steps: int, warm_up: int) -> float:
+    """The share of the peak rate: up during the warm-up, down to 0 in the last three tenths."""
+    return min(1, (step + 1) / warm_up, (steps - step) / (0.3 * steps))
+
+
+def _descend(loss: Tensor, optimizer: torch.optim.Optimizer, clipped: Iterable[Tensor]) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(clipped, 1.0)
+    optimizer.step()
 
 
 class _Trainer:
     """The model with all that training needs beside it, so that it can stop and go on."""
 
-    def __init__(
-        self, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, stages: list[Stage], seed: int
-    ) -> None:
-        self.model, self.tokenizer, self.seed, self.about = model, tokenizer, seed, repr((stages, seed))
-        steps = sum(stage.steps for stage in stages)
-        width = model.config.text_config.hidden_size
-        self.patches, self.nouns = PatchProbe(width), NounProbe(tokenizer, width)
-        weights = [*model.parameters(), *self.nouns.parameters(), *self.patches.parameters()]
+    def __init__(self, steps: int, seed: int, about: str) -> None:
+        self.seed, self.about, self.tokenizer = seed, about, lite_tokenizer()
+        self.model = lite_verifier(self.tokenizer)
+        width = self.model.config.text_config.hidden_size
+        self.patches, self.nouns = PatchProbe(width), NounProbe(self.tokenizer, width)
+        weights = [*self.model.parameters(), *self.nouns.parameters(), *self.patches.parameters()]
         self.optimizer = torch.optim.AdamW(weights, lr=PEAK_RATE, weight_decay=0.01, betas=(0.9, 0.98))
         warm_up = min(100, max(1, steps // 10))
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer,
-            lambda t: min(1.0, (t + 1) / warm_up, (steps - t) / (0.3 * steps)),
-        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: _rate(step, steps, warm_up))
         self.step, self.seconds = 0, 0.0
         self.best: dict = {"mean": 0.0, "auc": {}, "step": 0, "seconds": 0.0, "enough": False}
 
@@ -195,10 +170,8 @@ class _Trainer:
             answer_loss = answer_loss + (losses / torch.bincount(row)[row]).sum()
             noun_loss = noun_loss + self.nouns(group, facts)
         answer_loss, noun_loss = answer_loss / len(encoded), noun_loss / len(encoded)
-        self.optimizer.zero_grad()
-        (answer_loss + PROBE_WEIGHT * (noun_loss + patch_loss)).backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        loss = answer_loss + PROBE_WEIGHT * (noun_loss + patch_loss)
+        _descend(loss, self.optimizer, self.model.parameters())
         self.schedule.step()
         self.step += 1
         parts = {"answers": answer_loss, "nouns": noun_loss, "patches": patch_loss}
@@ -206,22 +179,22 @@ class _Trainer:
 
     def save(self, path: Path) -> None:
         """Write everything, whole or not at all."""
-        state = {name: getattr(self, name).state_dict() for name in _SAVED}
-        state |= {name: getattr(self, name) for name in ("about", "step", "seconds", "best")}
-        torch.save(state, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
+        state = {name: getattr(self, name).state_dict() for name in _MODULES}
+        with in_place_of(path) as part:
+            torch.save(state | {name: getattr(self, name) for name in ("about", *_PLAIN)}, part)
 
     def load(self, path: Path) -> None:
         """Go on from what `save` wrote; ValueError if that was another run."""
         state = torch.load(path, weights_only=False)
         if state["about"] != self.about:
             raise ValueError(f"{path} is the checkpoint of another run: delete it to start afresh.")
-        for name in _SAVED:
+        for name in _MODULES:
             getattr(self, name).load_state_dict(state[name])
-        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        for name in _PLAIN:
+            setattr(self, name, state[name])
 
 
-_SAVED = ("model", "nouns", "patches", "optimizer", "schedule")
+_MODULES, _PLAIN = ("model", "nouns", "patches", "optimizer", "schedule"), ("step", "seconds", "best")
 
 
 class PatchProbe(nn.Module):
@@ -235,7 +208,7 @@ class PatchProbe(nn.Module):
         self.sizes = (len(world().objects) + 1, len(world().colors) + 1, world().span ** 2 + 1)
         self.head = nn.Linear(width, sum(self.sizes) + 2)
 
-    def forward(self, features: torch.Tensor, scenes: Sequence[Scene]) -> torch.Tensor:
+    def forward(self, features: Tensor, scenes: Sequence[Scene]) -> Tensor:
         """Mean loss over the patches of image features (B, 64, width)."""
         truth = torch.from_numpy(np.stack([_patch_truth(scene) for scene in scenes])).flatten(0, 1)
         labels, spots = truth[:, :3].long(), truth[:, 3:]
@@ -274,7 +247,7 @@ class NounProbe(nn.Module):
                 nouns[tokenizer.convert_tokens_to_ids(word)] = index
         self.nouns = nn.Buffer(nouns, persistent=False)  # of each token: its class, or -1
 
-    def forward(self, group: Group, facts: dict[str, torch.Tensor]) -> torch.Tensor:
+    def forward(self, group: Group, facts: dict[str, Tensor]) -> Tensor:
         """Sum over the group's questions of the mean loss over their nouns."""
         noun = self.nouns[group.ids]
         row, place = torch.nonzero(noun >= 0, as_tuple=True)
@@ -290,7 +263,7 @@ class NounProbe(nn.Module):
         return (loss * weight).sum()
 
 
-def scene_facts(scenes: Sequence[Scene]) -> dict[str, torch.Tensor]:
+def scene_facts(scenes: Sequence[Scene]) -> dict[str, Tensor]:
     """Per scene and class: how many (B, 16), colour of the last one (B, 16), and its place in -1..1 (B, 16, 2)."""
     count = torch.zeros(len(scenes), len(world().objects), dtype=torch.long)
     color, spot = torch.zeros_like(count), torch.zeros(*count.shape, 2)
