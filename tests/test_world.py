@@ -141,7 +141,7 @@ OTHER_WORLD = {
         "knife": {"glyph": "F09FB", "plural": "knives"},
         "oven": {"glyph": "F04DE", "plural": "ovens"},
         "star": {"glyph": "F04CE", "plural": "stars"},
-        "tree": {"glyph": "F0405", "plural": "trees"},
+        "teddy bear": {"glyph": "F18FB", "plural": "teddy bears"},
     },
     "colors": {"crimson": [200, 20, 60], "teal": [0, 150, 150], "black": [20, 20, 24]},
     "background": [250, 250, 250],

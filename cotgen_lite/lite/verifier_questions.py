@@ -14,33 +14,20 @@ from typing import TypeVar
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from cotgen_lite import prompts as templates
 from cotgen_lite.geneval import POSITION_COMPONENT, relation_components, relations
 from cotgen_lite.lite.judges import scene_detections
 from cotgen_lite.lite.vocabulary import ASSISTANT, END_OF_TEXT, USER
 from cotgen_lite.lite.world import Scene, SceneObject, random_scene, scene_for, world
-from cotgen_lite.prompts import (
-    OPPOSITE,
-    RELATIONS,
-    Prompt,
-    color_attr,
-    colored,
-    counting,
-    encode_text,
-    lite_prompts,
-    meaning,
-    plural,
-    position,
-    single_object,
-    two_object,
-    with_article,
-)
+from cotgen_lite.prompts import OPPOSITE, RELATIONS, Prompt, encode_text, lite_prompts, meaning, plural, with_article
 from cotgen_lite.verify.verifier import CLARITY_QUESTION, ORM_QUESTION, POTENTIAL_QUESTION, PRM_QUESTION
 
 T = TypeVar("T")
 Turn = tuple[str, str]  # a question and its answer
 Dialogue = tuple[Turn, ...]
 
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
+NUMBERS = tuple("zero one two three four five six seven eight nine ten".split())
+OFFICIAL = (ORM_QUESTION, PRM_QUESTION, POTENTIAL_QUESTION)
 PARAPHRASES = (
     "Is this {prompt}?",
     "Does this image show {prompt}?",
@@ -75,16 +62,16 @@ def random_prompt(tag: str, rng: np.random.Generator) -> Prompt:
     color, other = (world().colors[i] for i in rng.choice(len(world().colors), 2, replace=False))
     match tag:
         case "single_object":
-            return single_object(first)
+            return templates.single_object(first)
         case "two_object":
-            return two_object(first, second)
+            return templates.two_object(first, second)
         case "counting":
-            return counting(first, int(rng.integers(2, 5)))
+            return templates.counting(first, int(rng.integers(2, 5)))
         case "colors":
-            return colored(first, color)
+            return templates.colored(first, color)
         case "position":
-            return position(first, pick(RELATIONS, rng), second)
-    return color_attr(first, color, second, other)
+            return templates.position(first, pick(RELATIONS, rng), second)
+    return templates.color_attr(first, color, second, other)
 
 
 def draw_dialogues(scene: Scene, number: int, mix: Mix, rng: np.random.Generator) -> list[Dialogue]:
@@ -94,15 +81,9 @@ def draw_dialogues(scene: Scene, number: int, mix: Mix, rng: np.random.Generator
         if rng.random() < mix.facts:
             dialogues.append((_fact(scene, rng),))
             continue
-        asked = draw_match(scene, rng)
-        if asked is None:
-            continue
-        text, holds = asked
-        if rng.random() < mix.official:
-            wording = pick((ORM_QUESTION, PRM_QUESTION, POTENTIAL_QUESTION), rng)
-        else:
-            wording = pick(PARAPHRASES, rng)
-        dialogues.append(as_dialogue(wording, text, holds))
+        if asked := draw_match(scene, rng):
+            wording = pick(OFFICIAL if rng.random() < mix.official else PARAPHRASES, rng)
+            dialogues.append(as_dialogue(wording, *asked))
     return dialogues
 
 
@@ -127,12 +108,9 @@ def draw_match(scene: Scene, rng: np.random.Generator) -> tuple[str, bool] | Non
     model is weak at, ours is weak at too.
     """
     wanted = bool(rng.random() < 0.5)
-    kind = pick(_MATCH_KINDS, rng)
-    drawn = kind(scene, wanted, rng)
-    if drawn is None:
-        return None
-    if isinstance(drawn, str):
-        return drawn, wanted
+    drawn = pick(_MATCH_KINDS, rng)(scene, wanted, rng)
+    if drawn is None or isinstance(drawn, str):
+        return (drawn, wanted) if drawn else None
     return (drawn.text, wanted) if meaning(drawn) not in _held_out() else None
 
 
@@ -204,30 +182,30 @@ def _fact(scene: Scene, rng: np.random.Generator) -> Turn:
 
 
 def _match_single(scene: Scene, wanted: bool, rng: np.random.Generator) -> Prompt:
-    return single_object(_present(scene, rng) if wanted else _absent(scene, rng))
+    return templates.single_object(pick(scene, rng).name if wanted else _absent(scene, rng))
 
 
 def _match_two(scene: Scene, wanted: bool, rng: np.random.Generator) -> Prompt | None:
-    names = list({item.name for item in scene})
+    names = list(dict.fromkeys(item.name for item in scene))
     if wanted:
-        return two_object(*_pick_two(names, rng)) if len(names) > 1 else None
+        return templates.two_object(*_pick_two(names, rng)) if len(names) > 1 else None
     if len(names) < 2 and rng.random() < 0.6:  # else "no" would be far more frequent than "yes"
         return None
-    pair = [_present(scene, rng), _absent(scene, rng)]
-    return two_object(*_pick_two(pair, rng))
+    pair = [pick(scene, rng).name, _absent(scene, rng)]
+    return templates.two_object(*_pick_two(pair, rng))
 
 
 def _match_count(scene: Scene, wanted: bool, rng: np.random.Generator) -> Prompt | None:
-    name = _present(scene, rng)
+    name = pick(scene, rng).name
     count = _count(scene, name)
     if wanted:
-        return counting(name, count) if count > 1 else None
+        return templates.counting(name, count) if count > 1 else None
     if count == 1 and rng.random() < 0.8:
         return None
     if rng.random() < 0.1:
-        return counting(_absent(scene, rng), pick((2, 3, 4), rng))
+        return templates.counting(_absent(scene, rng), pick((2, 3, 4), rng))
     near = [n for n in (2, 3, 4) if abs(n - count) == 1]
-    return counting(name, pick(near if rng.random() < 0.7 else [n for n in (2, 3, 4) if n != count], rng))
+    return templates.counting(name, pick(near if rng.random() < 0.7 else [n for n in (2, 3, 4) if n != count], rng))
 
 
 def _match_color(scene: Scene, wanted: bool, rng: np.random.Generator) -> Prompt | None:
@@ -236,10 +214,10 @@ def _match_color(scene: Scene, wanted: bool, rng: np.random.Generator) -> Prompt
         return None
     item = pick(alone, rng)
     if wanted:
-        return colored(item.name, item.color)
+        return templates.colored(item.name, item.color)
     if rng.random() < 0.2:
-        return colored(_absent(scene, rng), item.color)
-    return colored(item.name, _wrong_color(scene, item, rng))
+        return templates.colored(_absent(scene, rng), item.color)
+    return templates.colored(item.name, _wrong_color(scene, item, rng))
 
 
 def _match_position(scene: Scene, wanted: bool, rng: np.random.Generator) -> Prompt | None:
@@ -248,19 +226,19 @@ def _match_position(scene: Scene, wanted: bool, rng: np.random.Generator) -> Pro
         if wanted or not alone or rng.random() < 0.7:
             return None
         pair = _pick_two([alone[0].name, _absent(scene, rng)], rng)
-        return position(pair[0], pick(RELATIONS, rng), pair[1])
+        return templates.position(pair[0], pick(RELATIONS, rng), pair[1])
     a, b = _pick_two(alone, rng)
     seen, clear = relations_seen(a, b)
     if not clear or (wanted and not seen):
         return None
     if wanted:
-        return position(a.name, pick(seen, rng), b.name)
+        return templates.position(a.name, pick(seen, rng), b.name)
     if rng.random() < 0.15:
         names = (a.name, _absent(scene, rng)) if rng.random() < 0.5 else (_absent(scene, rng), b.name)
-        return position(names[0], pick(seen or RELATIONS, rng), names[1])
+        return templates.position(names[0], pick(seen or RELATIONS, rng), names[1])
     opposite = [OPPOSITE[relation] for relation in seen]
     unseen = [relation for relation in RELATIONS if relation not in seen]
-    return position(a.name, pick(opposite if opposite and rng.random() < 0.6 else unseen, rng), b.name)
+    return templates.position(a.name, pick(opposite if opposite and rng.random() < 0.6 else unseen, rng), b.name)
 
 
 def _match_binding(scene: Scene, wanted: bool, rng: np.random.Generator) -> Prompt | None:
@@ -268,8 +246,7 @@ def _match_binding(scene: Scene, wanted: bool, rng: np.random.Generator) -> Prom
     if len(alone) < 2:
         return None
     a, b = _pick_two(alone, rng)
-    colors = [a.color, b.color]
-    names = [a.name, b.name]
+    names, colors = [a.name, b.name], [a.color, b.color]
     if not wanted:
         chance = rng.random()
         if chance < 0.5 and a.color != b.color:
@@ -279,12 +256,12 @@ def _match_binding(scene: Scene, wanted: bool, rng: np.random.Generator) -> Prom
             colors[one] = _wrong_color(scene, (a, b)[one], rng)
         else:
             names[int(rng.integers(2))] = _absent(scene, rng)
-    return color_attr(names[0], colors[0], names[1], colors[1])
+    return templates.color_attr(names[0], colors[0], names[1], colors[1])
 
 
 def _match_mixed(scene: Scene, wanted: bool, rng: np.random.Generator) -> str | None:
     """Two things of which one is counted or coloured and the other is not: outside the six templates."""
-    names = list({item.name for item in scene})
+    names = list(dict.fromkeys(item.name for item in scene))
     pair = _pick_two(names, rng) if len(names) > 1 else (names[0], _absent(scene, rng))
     if wanted and len(names) < 2:
         return None
@@ -294,17 +271,17 @@ def _match_mixed(scene: Scene, wanted: bool, rng: np.random.Generator) -> str | 
     special = int(rng.integers(2))
     parts = []
     for index, name in enumerate(pair):
-        if index != special:
-            parts.append(with_article(_absent(scene, rng) if index == broken and name in names else name))
-            continue
         count = _count(scene, name)
-        if count == 1 and rng.random() < 0.7:
+        if index != special:
+            parts.append(with_article(_absent(scene, rng) if index == broken and count else name))
+        elif count == 1 and rng.random() < 0.7:
             item = next(item for item in scene if item.name == name)
             color = _wrong_color(scene, item, rng) if index == broken else item.color
             parts.append(with_article(f"{color} {name}"))
         else:
-            count = count or 2
-            said = pick([n for n in (1, 2, 3, 4) if n != count], rng) if index == broken else count
+            said = count or 2
+            if index == broken:
+                said = pick([n for n in (1, 2, 3, 4) if n != said], rng)
             parts.append(f"{NUMBERS[said]} {name if said == 1 else plural(name)}")
     order = pick((0, 1), rng)
     return f"a photo of {parts[order]} and {parts[1 - order]}"
@@ -317,10 +294,7 @@ _MATCH_KINDS = (
     *(_match_position,) * 5,
     *(_match_binding,) * 2,
 )
-CROSSWISE = {
-    **dict.fromkeys(("left of", "right of"), ("above", "below")),
-    **dict.fromkeys(("above", "below"), ("left of", "right of")),
-}
+CROSSWISE = {relation: RELATIONS[2:] if relation in RELATIONS[:2] else RELATIONS[:2] for relation in RELATIONS}
 
 
 def _alone(scene: Scene) -> list[SceneObject]:
@@ -330,10 +304,6 @@ def _alone(scene: Scene) -> list[SceneObject]:
 
 def _count(scene: Scene, name: str) -> int:
     return sum(item.name == name for item in scene)
-
-
-def _present(scene: Scene, rng: np.random.Generator) -> str:
-    return pick(scene, rng).name
 
 
 def _absent(scene: Scene, rng: np.random.Generator) -> str:

@@ -244,7 +244,7 @@ class NounProbe(nn.Module):
         nouns = torch.full((len(tokenizer),), -1)
         for index, name in enumerate(world().objects):
             for word in (name, plural(name)):
-                nouns[tokenizer.convert_tokens_to_ids(word)] = index
+                nouns[tokenizer.convert_tokens_to_ids(word.split()[-1])] = index
         self.nouns = nn.Buffer(nouns, persistent=False)  # of each token: its class, or -1
 
     def forward(self, group: Group, facts: dict[str, Tensor]) -> Tensor:

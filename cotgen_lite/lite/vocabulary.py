@@ -35,8 +35,7 @@ half broken unclear blurry part complete incomplete image pictures prompt here""
 def lite_words() -> list[str]:
     """Every word and punctuation mark of the lite vocabulary, each once, in a fixed order."""
     names = [*world().objects, *(plural(name) for name in world().objects), *world().colors, *COUNTS]
-    spoken = f"{_TEMPLATES} {_QUESTIONS} {_ELSE}".split()
-    return list(dict.fromkeys([*names, *spoken]))
+    return list(dict.fromkeys(" ".join([*names, _TEMPLATES, _QUESTIONS, _ELSE]).split()))
 
 
 def lite_tokenizer() -> PreTrainedTokenizerFast:
