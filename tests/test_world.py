@@ -157,7 +157,7 @@ IN_ANOTHER_WORLD = """
 import numpy as np
 from cotgen_lite.geneval import evaluate
 from cotgen_lite.lite import judges, verifier, verifier_questions, vocabulary, world
-from cotgen_lite.lite.edit_targets import mend
+from cotgen_lite.lite.edit_targets import edit_target
 from cotgen_lite.pools import pool_prompts
 from cotgen_lite.prompts import encode_text, lite_prompts, parse_prompt
 
@@ -180,7 +180,7 @@ judges.LearnedJudge(judges.LearnedJudgeConfig(width=16, blocks=1)).eval().detect
 judges.draw_lessons(4, rng)
 for prompt in every[::9]:
     found = judges.scene_detections(world.random_scene(rng))
-    target = mend(prompt, found, rng)
+    target = edit_target(prompt, found, rng)
     assert evaluate(prompt, judges.scene_detections(target)).correct
 for mix in (verifier_questions.Mix(1, 0, caption=True), verifier_questions.Mix(0.2, 0.5)):
     for _ in range(20):

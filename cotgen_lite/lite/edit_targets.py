@@ -1,8 +1,8 @@
-"""The scene that a wrong image should have been: what is right in it stays, what is wrong is mended.
+"""The scene that a wrong image should have been: what is right in it stays, what is wrong is edited.
 
 The paper corrects an image towards another image of its prompt, chosen by preference (section 5). In the lite world two
-images of a prompt share little, and a reason says nothing about the other one; a mended scene is what the reasons ask
-for. What the prompt does not name is gone as well, which no reason asks for.
+images of a prompt share little, and a reason says nothing about the other one; an edited scene is what the reasons
+ask for. What the prompt does not name is gone as well, which no reason asks for.
 """
 
 from collections.abc import Sequence
@@ -18,16 +18,7 @@ from cotgen_lite.align.self_correction import Correction
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.geneval import Detection, evaluate, threshold_of
 from cotgen_lite.lite.judges import TemplateJudge
-from cotgen_lite.lite.world import (
-    Scene,
-    SceneObject,
-    apart,
-    clearly,
-    icon_box,
-    layouts,
-    render,
-    world,
-)
+from cotgen_lite.lite.world import Scene, SceneObject, apart, clearly, free_places, icon_box, layouts, render, world
 from cotgen_lite.pools import Pool
 from cotgen_lite.prompts import Prompt, Requirement, refuse_held_out
 from cotgen_lite.verify.reasons import write_reasons
@@ -35,7 +26,7 @@ from cotgen_lite.verify.reasons import write_reasons
 Place = tuple[int, int]
 
 
-def mend(prompt: Prompt, detections: Sequence[Detection], rng: np.random.Generator) -> Scene:
+def edit_target(prompt: Prompt, detections: Sequence[Detection], rng: np.random.Generator) -> Scene:
     """A scene that shows what the prompt asks for and nothing else, and changes what was seen as little as it can.
 
     detections: what is in the image that misses the prompt. An object that is asked for stays where it is, in its
@@ -44,12 +35,11 @@ def mend(prompt: Prompt, detections: Sequence[Detection], rng: np.random.Generat
     """
     limit = threshold_of(prompt)
     left = [_as_object(detection) for detection in detections if detection.score > limit]
-    items = [item for item in prompt.include for _ in range(item.count)]
+    items, palette = [item for item in prompt.include for _ in range(item.count)], world().colors
     own = [_take(left, item) for item in items]
     like = [one or (left.pop() if left else None) for one in own]
     colors = [
-        item.color
-        or (one.color if one and one.color in world().colors else world().colors[rng.integers(len(world().colors))])
+        item.color or (one.color if one and one.color in palette else palette[rng.integers(len(palette))])
         for item, one in zip(items, like, strict=True)
     ]
     were = [(one.x, one.y) if one else None for one in like]
@@ -94,7 +84,7 @@ def _stay(were: Sequence[Place | None], later: Sequence[bool], rng: np.random.Ge
             places[i] = was
     for i in range(len(were)):
         if i not in places:
-            free = [spot for spot in layouts() if all(apart(spot, other) for other in places.values())]
+            free = free_places(places.values())
             places[i] = free[rng.integers(len(free))]
     return [places[i] for i in range(len(were))]
 
@@ -125,15 +115,13 @@ def corrections(
 ) -> list[Correction]:
     """Lessons from the wrong images of a pool, at most so many of each row, in random order.
 
-    Each has what the judge finds wrong with it, in words, and what it sees, mended (`mend`) and drawn, as its
+    Each has what the judge finds wrong with it, in words, and what it sees, edited (`edit_target`) and drawn, as its
     target. wrong: (P, N), which images are. An image in which the judge finds nothing wrong gives none. ValueError if
     a dev or test prompt is among them.
     """
     refuse_held_out(pool.prompts)
     rng = np.random.default_rng(seed)
-    picks = [
-        (row, column) for row in range(len(wrong)) for column in rng.permutation(np.flatnonzero(wrong[row]))[:most]
-    ]
+    picks = [(row, column) for row, some in enumerate(wrong) for column in rng.permutation(np.flatnonzero(some))[:most]]
     picks, lessons = [picks[i] for i in rng.permutation(len(picks))], []
     for first in tqdm(range(0, len(picks), 64), desc="lessons", disable=len(picks) <= 64):
         rows, columns = map(list, zip(*picks[first : first + 64], strict=True))
@@ -141,7 +129,7 @@ def corrections(
         for row, seen in zip(rows, judge.detect(generator.decode(codes)), strict=True):
             found = evaluate(pool.prompts[row], seen).reasons
             whys.append(write_reasons(found, rng) if found else "")
-            scenes.append(mend(pool.prompts[row], seen, rng))
+            scenes.append(edit_target(pool.prompts[row], seen, rng))
         targets = generator.image_tokenizer.encode(render(scenes)).to("cpu", torch.int16)
         some = zip(rows, codes, whys, targets, strict=True)
         lessons += [Correction(pool.prompts[row], one, why, target) for row, one, why, target in some if why]

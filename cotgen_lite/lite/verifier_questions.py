@@ -26,7 +26,7 @@ T = TypeVar("T")
 Turn = tuple[str, str]  # a question and its answer
 Dialogue = tuple[Turn, ...]
 
-NUMBERS = tuple("zero one two three four five six seven eight nine ten".split())
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 OFFICIAL = (ORM_QUESTION, PRM_QUESTION, POTENTIAL_QUESTION)
 PARAPHRASES = (
     "Is this {prompt}?",

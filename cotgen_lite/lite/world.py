@@ -6,7 +6,7 @@ that of the image tokens: icons, lattice, tokenizer and judges were chosen toget
 well. Read on in `judges.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -185,14 +185,10 @@ def _what_is_there(caption: Prompt, rng: np.random.Generator, noise: CaptionNois
 
 def _place(names: Sequence[str], colors: Sequence[str], rng: np.random.Generator) -> Scene:
     """Cells on the lattice, drawn one after the other among the free places; starts over when none is left."""
-    free = layouts()
     while True:
         places: list[tuple[int, int]] = []
-        for _ in names:
-            open_places = [spot for spot in free if all(apart(spot, taken) for taken in places)]
-            if not open_places:
-                break
-            places.append(open_places[rng.integers(len(open_places))])
+        while len(places) < len(names) and (free := free_places(places)):
+            places.append(free[rng.integers(len(free))])
         if len(places) == len(names):
             return tuple(SceneObject(n, c, *p) for n, c, p in zip(names, colors, places, strict=True))
 
@@ -202,6 +198,11 @@ def layouts() -> list[tuple[int, int]]:
     """All places of an icon, x and y in pixels."""
     steps = range(0, world().image_size - world().object_size + 1, world().lattice)
     return list(product(steps, steps))
+
+
+def free_places(taken: Collection[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The places whose cells overlap with none that is taken."""
+    return [spot for spot in layouts() if all(apart(spot, other) for other in taken)]
 
 
 def apart(a: tuple[int, int], b: tuple[int, int]) -> bool:

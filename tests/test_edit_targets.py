@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cotgen_lite.geneval import Detection, evaluate
-from cotgen_lite.lite.edit_targets import mend
+from cotgen_lite.lite.edit_targets import edit_target
 from cotgen_lite.lite.judges import TemplateJudge, scene_detections
 from cotgen_lite.lite.world import Scene, SceneObject, clearly, layouts, random_scene, render
 from cotgen_lite.prompts import lite_prompts, parse_prompt
@@ -12,7 +12,7 @@ from cotgen_lite.prompts import lite_prompts, parse_prompt
 
 def test_mended_scenes_are_right() -> None:
     rng, prompts = np.random.default_rng(0), lite_prompts("dev")[::5]
-    scenes = [mend(prompt, scene_detections(random_scene(rng)), rng) for prompt in prompts]
+    scenes = [edit_target(prompt, scene_detections(random_scene(rng)), rng) for prompt in prompts]
     judged = TemplateJudge().detect(render(scenes))
     assert all(evaluate(prompt, found).correct for prompt, found in zip(prompts, judged, strict=True))
 
@@ -33,7 +33,7 @@ CUP, CAR, BUS = (SceneObject(*one) for one in (("cup", "red", 0, 8), ("car", "bl
     ],
 )
 def test_only_what_is_wrong_changes(prompt: str, wrong: Scene, wanted: set[SceneObject] | None, seed: int) -> None:
-    scene = mend(parse_prompt(prompt), scene_detections(wrong), np.random.default_rng(seed))
+    scene = edit_target(parse_prompt(prompt), scene_detections(wrong), np.random.default_rng(seed))
     if wanted is None:
         assert len(scene) == 2 and set(scene) < set(wrong)
     else:
@@ -46,7 +46,7 @@ def test_only_what_is_wrong_changes(prompt: str, wrong: Scene, wanted: set[Scene
 def test_for_a_relation_colours_stay_and_what_moves_moves_least(relation: str, car: SceneObject, seed: int) -> None:
     cup = SceneObject("cup", "red", 16, 40) if car.y == 16 else CUP
     prompt = parse_prompt(f"a photo of a cup {relation} a car")
-    scene = mend(prompt, scene_detections((cup, car)), np.random.default_rng(seed))
+    scene = edit_target(prompt, scene_detections((cup, car)), np.random.default_rng(seed))
     assert {(item.name, item.color) for item in scene} == {("cup", "red"), ("car", "blue")}
     assert evaluate(prompt, scene_detections(scene)).correct
     new_cup, new_car = sorted(scene, key=lambda item: item.name == "car")
@@ -69,24 +69,26 @@ def test_an_object_in_the_middle_can_not_stay_between_the_edges() -> None:
         SceneObject("car", "blue", 16, 16),
     )  # neither leaves room for the other
     assert not any(clearly("left of", spot, (car.x, car.y)) for spot in layouts())
-    scene = mend(parse_prompt("a photo of a cup left of a car"), scene_detections((cup, car)), np.random.default_rng(0))
+    scene = edit_target(
+        parse_prompt("a photo of a cup left of a car"), scene_detections((cup, car)), np.random.default_rng(0)
+    )
     assert {(item.name, item.color) for item in scene} == {("cup", "red"), ("car", "blue")}
     assert evaluate(parse_prompt("a photo of a cup left of a car"), scene_detections(scene)).correct
 
 
 def test_what_is_missing_is_drawn_beside_what_stays() -> None:
     cups = (CUP, SceneObject("cup", "blue", 40, 0))
-    scene = mend(parse_prompt("a photo of three cups"), scene_detections(cups), np.random.default_rng(2))
+    scene = edit_target(parse_prompt("a photo of three cups"), scene_detections(cups), np.random.default_rng(2))
     assert len(scene) == 3 and set(scene) > set(cups) and all(item.name == "cup" for item in scene)
 
 
 def test_an_empty_image_gets_a_scene_of_its_own() -> None:
     prompt = parse_prompt("a photo of a dog below a bus")
-    scene = mend(prompt, [], np.random.default_rng(3))
+    scene = edit_target(prompt, [], np.random.default_rng(3))
     assert evaluate(prompt, scene_detections(scene)).correct
 
 
 def test_doubtful_detections_do_not_count() -> None:
     doubtful = [Detection("cup", 0.2, (0, 8, 20, 28), "red")]
-    places = {mend(parse_prompt("a photo of a cup"), doubtful, np.random.default_rng(k))[0] for k in range(8)}
+    places = {edit_target(parse_prompt("a photo of a cup"), doubtful, np.random.default_rng(k))[0] for k in range(8)}
     assert len(places) > 4
