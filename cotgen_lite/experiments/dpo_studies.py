@@ -14,7 +14,7 @@ import torch
 from cotgen_lite.align.dpo import DpoTraining, Pair, draw_masks, log_probability, read_pairs
 from cotgen_lite.experiments.configs import Config
 from cotgen_lite.experiments.findings import difference
-from cotgen_lite.experiments.measuring import Bench, cost_of_best_of, cost_of_drawing
+from cotgen_lite.experiments.measuring import Bench, cost_of_best_of
 from cotgen_lite.experiments.results import score_tokens
 from cotgen_lite.experiments.train_generators import (
     align,
@@ -28,7 +28,7 @@ from cotgen_lite.experiments.train_generators import (
 from cotgen_lite.generate.pipeline import Generator, load_generator
 from cotgen_lite.hub import write_json
 from cotgen_lite.metrics import expected_best_of, score
-from cotgen_lite.pools import stratified_subset
+from cotgen_lite.pools import Pool, stratified_subset
 from cotgen_lite.prompts import Prompt, lite_prompts
 
 FAR = (1, 2, 5, 10, 20, 50, 100, 200)  # the n of best-of-n far beyond the usual
@@ -109,10 +109,10 @@ def measure_spread(out: Path, work: Path, config: Config) -> None:
 
     def score_few(generator: Generator, log: dict, name: str, seed: int) -> None:
         drawn, images = bench.generate(generator, prompts, n), len(prompts) * n
-        correct = bench.judge(generator, drawn.tokens, prompts)
-        cost = cost_of_best_of(*cost_of_drawing(generator, prompts[0].text), drawn.cost.seconds / images)
-        bench.add_rows(name, name, prompts, correct, cost, seed=seed, images=images)
-        runs.setdefault(name, []).append(correct["learned"].mean(1))
+        pool = Pool(prompts, drawn.tokens, {}, bench.judge(generator, drawn.tokens, prompts))
+        cost = cost_of_best_of(generator, prompts[0].text, drawn.cost.seconds / images)
+        bench.add_rows(name, name, pool, cost, seed=seed, images=images)
+        runs.setdefault(name, []).append(pool.correct["learned"].mean(1))
         logs[f"{name}, seed {seed}"] = log
 
     labelled = out / "training/images"

@@ -54,8 +54,7 @@ def measure_all(out: Path, work: Path, config: Config) -> None:
     bench.write("findings", {})  # what was found on older pools is worth nothing now
     write_rows(out / "results/scores.jsonl", [])
     prompts = stratified_subset(pool_prompts("test"), config.prompt_stride)
-    alone = {"baseline": 1, "random": n}
-    pool, drawn = measure_pool(bench, generator, "baseline", {"zs-orm": verifier}, prompts, alone, "")
+    pool, drawn = measure_pool(bench, generator, "baseline", {"zs-orm": verifier}, prompts)
     save_steps_of_pool(out / "pools/baseline_steps.safetensors", prompts, drawn)
     save_overview(out / "figures/overview.png", generator, pool, drawn.steps)
     log_odds, learned = pool.scores["zs-orm"], pool.correct["learned"]

@@ -22,7 +22,7 @@ from cotgen_lite.experiments.configs import Config
 from cotgen_lite.experiments.findings import brief, decide, decide_best, decide_f7, write_findings
 from cotgen_lite.experiments.measure import load_steps_of_pool
 from cotgen_lite.experiments.measure_alignment import ALIGNED
-from cotgen_lite.experiments.measuring import Bench, by_step, measure_pool
+from cotgen_lite.experiments.measuring import Bench, by_step, measure_pool, method_name
 from cotgen_lite.experiments.results import SIZES
 from cotgen_lite.generate.pipeline import ImageGenerator
 from cotgen_lite.metrics import expected_best_of, roc_auc_within_prompts, tag_means
@@ -121,8 +121,7 @@ def measure_paths(bench: Bench, name: str, parm: Verifier, units: Units) -> Meas
     opinions = ask_of_paths(generator, parm, drawn.steps, pool.prompts, bench.work / "opinions")
     outcome = stop_paths(opinions)
     bench.save_pool(name, replace(pool, scores=pool.scores | {"parm": order_within_rows(outcome.order)}))
-    method = "parm" if name == "baseline" else f"{name}+parm"
-    add_rows(bench, method, name, pool, outcome, units, drawn.steps.shape[2])
+    add_rows(bench, method_name(name, "parm"), name, pool, outcome, units, drawn.steps.shape[2])
     return Measured(pool, drawn.steps, opinions, outcome, in_numbers(pool, opinions, outcome, bench.config.pool_size))
 
 
@@ -147,7 +146,7 @@ def add_rows(bench: Bench, method: str, generator: str, pool: Pool, outcome: Out
     def cost(n: int) -> dict[str, float]:
         return priced(spent_by_search(outcome, n, steps), units)
 
-    bench.add_rows(method, generator, pool.prompts, pool.correct, cost, outcome.order, bench.sizes, verifier="PARM")
+    bench.add_rows(method, generator, pool, cost, outcome.order, verifier="PARM")
 
 
 def unit_costs(

@@ -5,7 +5,7 @@ Paper: section 5. How: measuring.py; one reflection: `reflect` in verify/search.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cotgen_lite.experiments.configs import Config
 from cotgen_lite.experiments.findings import decide_f11, decide_f12, write_findings
-from cotgen_lite.experiments.measuring import Bench, cost_of_drawing, measure_pool
+from cotgen_lite.experiments.measuring import Bench, cost_of_drawing, measure_pool, method_name
 from cotgen_lite.experiments.results import write_rows
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.geneval import evaluate
@@ -54,8 +54,7 @@ def measure_reflection(out: Path, work: Path, config: Config) -> None:
             reads = round(spent["guesses_read"] + spent["finished_read"], 4)
             return {"generator_passes": spent["generator_passes"], "verifier_passes": reads}
 
-        method = f"{name}+{verifier.lower()}"
-        bench.add_rows(method, name, prompts, correct, searched, outcome.order, bench.sizes, verifier=verifier)
+        bench.add_rows(method_name(name, verifier.lower()), name, pool, searched, outcome.order, verifier=verifier)
     # What follows goes on from PARM++'s choice, after its search among all candidates.
     best, cost = outcome.order.argmax(axis=1), searched(bench.sizes[-1])
     first = pool.tokens[torch.arange(len(prompts)), torch.from_numpy(best)]
@@ -79,9 +78,8 @@ def measure_reflection(out: Path, work: Path, config: Config) -> None:
     for kind, suffix in NAMES.items():
         of_one = each if kind == "more" else each + once  # a correction reads a prompt of its own
         spent = spent_with_rounds(cost, runs.get(kind, own).rounds, of_one, explained=kind == "reflect")
-        shown = {judge: one[:, None] for judge, one in right[kind].items()}
-        method, n = f"{name}+parm++{suffix}", config.pool_size
-        bench.add_rows(method, name, prompts, shown, spent, verifier="PARM++", n=n)
+        shown = replace(pool, correct={judge: one[:, None] for judge, one in right[kind].items()})
+        bench.add_rows(f"{name}+parm++{suffix}", name, shown, spent, verifier="PARM++", n=config.pool_size)
 
     def decide_by(judge: str) -> dict[str, dict]:
         gain = correct[judge].mean(1) - bench.pool().correct[judge].mean(1)

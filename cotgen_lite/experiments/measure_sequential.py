@@ -56,9 +56,9 @@ def measure_sequential(out: Path, work: Path, config: Config) -> None:
     taught = teach_verifiers(out, generator, work, config)
     parms = {"parm": bench.verifier("parm"), "parm-retaught": taught["parm"]}
     orms = bench.orms
-    pool, drawn = measure_pool(bench, generator, "sequential", orms, alone={"seq:baseline": 1}, on_top="seq:")
-    dpo, _ = measure_pool(bench, tuned, "sequential-dpo", orms, alone={"seq:dpo": 1}, on_top="seq:dpo+")
-    orders = {"ft-orm-retaught": score_pool(generator, taught["orm"], pool.tokens, pool.prompts)[0]}
+    pool, drawn = measure_pool(bench, generator, "sequential", orms)
+    dpo, _ = measure_pool(bench, tuned, "sequential-dpo", orms)
+    orders = {"ft-orm-retaught": score_pool(generator, taught["orm"], pool)[0]}
     found, outcomes = {}, {}
     for name, verifier in parms.items():
         opinions = ask_of_paths(generator, verifier, drawn.steps, pool.prompts, work / "opinions")
@@ -122,10 +122,7 @@ def add_choices(
 
     for name in (*outcomes, "ft-orm-retaught"):
         order, by = pool.scores[name], VERIFIERS[name]
-        priced_by_n = partial(cost, name)
-        bench.add_rows(
-            f"seq:{name}", "sequential", pool.prompts, pool.correct, priced_by_n, order, bench.sizes, verifier=by
-        )
+        bench.add_rows(f"seq:{name}", "sequential", pool, partial(cost, name), order, verifier=by)
 
 
 def measure_fills(

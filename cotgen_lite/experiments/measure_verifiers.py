@@ -4,7 +4,6 @@ Paper: section 3.2. How: measuring.py; the search itself: verify/search.py.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -15,25 +14,9 @@ import torch
 from torch import Tensor
 
 from cotgen_lite.experiments.configs import Config
-from cotgen_lite.experiments.findings import (
-    decide_f2,
-    decide_f3,
-    decide_f4,
-    difference,
-    resampled,
-    write_findings,
-)
+from cotgen_lite.experiments.findings import decide_f2, decide_f3, decide_f4, difference, resampled, write_findings
 from cotgen_lite.experiments.measure import load_steps_of_pool
-from cotgen_lite.experiments.measuring import (
-    VERIFIER_NAMES,
-    Bench,
-    by_step,
-    cost_of_best_of,
-    cost_of_drawing,
-    rounded,
-    score_pool,
-    time_search,
-)
+from cotgen_lite.experiments.measuring import VERIFIER_NAMES, Bench, by_step, let_choose, rounded, time_search
 from cotgen_lite.experiments.results import merge_json, read_rows, score_tokens, steps_profile
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.metrics import expected_best_of, roc_auc, roc_auc_within_prompts, telling_tags
@@ -55,14 +38,10 @@ QUESTIONS = {  # method → folder of the verifier, and what it is asked
 def measure_orm(out: Path, work: Path, config: Config) -> None:
     """Scores and findings of the fine-tuned ORM on the baseline's pool, which keeps its scores."""
     bench = Bench(out, work, config, "orm_results")
-    generator, pool = bench.generator(), bench.pool()
-    prompts, correct, zero_shot = pool.prompts, pool.correct, pool.scores["zs-orm"]
-    tuned, reading = score_pool(generator, bench.verifier("orm"), pool.tokens, prompts)
-    bench.save_pool("baseline", replace(pool, scores=pool.scores | {"ft-orm": tuned}))
     drawn = next(row["cost"] for row in read_rows(out / "results/scores.jsonl") if row["method"] == "baseline")
-    cost = cost_of_best_of(*cost_of_drawing(generator, prompts[0].text), drawn["seconds"] + reading, verifier_passes=1)
-    name = VERIFIER_NAMES["ft-orm"]
-    bench.add_rows("ft-orm", "baseline", prompts, correct, cost, tuned, bench.sizes, verifier=name)
+    orm, pool = bench.verifier("orm"), bench.pool()
+    pool = let_choose(bench, bench.generator(), "baseline", pool, "ft-orm", orm, drawn["seconds"])
+    prompts, correct, zero_shot, tuned = pool.prompts, pool.correct, pool.scores["zs-orm"], pool.scores["ft-orm"]
     write_findings(out, lambda judge: {"F2": decide_f2(prompts, zero_shot, tuned, correct[judge])})
     bench.write("orm_auc", compare_areas(prompts, tuned, zero_shot, correct["learned"]))
 
@@ -83,11 +62,10 @@ def measure_prm(out: Path, work: Path, config: Config) -> None:
         run, cost = draw_stepwise(generator, verifier, prompts, n, first_step, work / "stepwise")
         search = partial(stepwise_best_of_n, generator, verifier, n=n, first_step=first_step)
         spent = {key: round(value, 4) for key, value in (cost | {"seconds": time_search(prompts, search)}).items()}
-        tokens = run["codes"][:, None]
-        guesses[label], right = run["guesses"], bench.judge(generator, tokens, prompts)
-        pools[label] = Pool(prompts, tokens, {}, right)
-        bench.add_rows(label, "baseline", prompts, right, spent, verifier=VERIFIER_NAMES[method], n=n)
-        gains[label] = difference(prompts, right["learned"][:, 0] - learned.mean(1))  # paired
+        tokens, guesses[label] = run["codes"][:, None], run["guesses"]
+        pools[label] = chosen = Pool(prompts, tokens, {}, bench.judge(generator, tokens, prompts))
+        bench.add_rows(label, "baseline", chosen, spent, verifier=VERIFIER_NAMES[method], n=n)
+        gains[label] = difference(prompts, chosen.correct["learned"][:, 0] - learned.mean(1))  # paired
     prm = pools["ft-prm"]
     bench.save_pool("ft-prm", prm)
 

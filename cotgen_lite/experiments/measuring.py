@@ -5,7 +5,7 @@ special: what is drawn, who verifies, which rows. Rows are made in results.py, f
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,11 @@ from cotgen_lite.verify.verifier import Verifier
 
 AnyGenerator = ImageGenerator[Any]
 ORMS = {"zs-orm": "verifier", "ft-orm": "orm"}  # method → folder of the verifier
+SHORT_NAMES = {  # generator → its images alone, and what stands before a verifier's name
+    "baseline": ("baseline", ""),
+    "sequential": ("seq:baseline", "seq:"),
+    "sequential-dpo": ("seq:dpo", "seq:dpo+"),
+}
 VERIFIER_NAMES = {"zs-orm": "zero-shot", "ft-orm": "fine-tuned ORM", "zs-prm": "zero-shot", "ft-prm": "fine-tuned PRM"}
 
 
@@ -98,25 +103,28 @@ class Bench:
         self,
         method: str,
         generator: str,
-        prompts: Sequence[Prompt],
-        correct: Mapping[str, npt.NDArray],
+        pool: Pool,
         cost: Price,
         order: npt.NDArray | Mapping[str, npt.NDArray] | None = None,
-        sizes: Sequence[int] = (1,),
+        by_chance: int = 1,
         **fields: object,
     ) -> None:
-        """Write a method's rows into scores.jsonl; arguments as in `score_rows`, generator by name.
+        """Write a method's rows into scores.jsonl: for every n by an order, or for one n by chance.
 
-        fields: what else a row says ("verifier", "seed"), or says otherwise.
+        generator: its name; pool: prompts and verdicts; cost, order: as in `score_rows`. fields: what else a row says
+        ("verifier", "seed"), or says otherwise.
         """
-        about = {
-            "generator": generator,
-            "verifier": None,
-            "seed": 0,
-            "command": f"python -m cotgen_lite.build {self.step}",
-        }
-        rows = score_rows(method, prompts, correct, sizes, about, cost, order)
+        command = f"python -m cotgen_lite.build {self.step}"
+        about = {"generator": generator, "verifier": None, "seed": 0, "command": command}
+        sizes = (by_chance,) if order is None else self.sizes
+        rows = score_rows(method, pool.prompts, pool.correct, sizes, about, cost, order)
         merge_rows(self.out / "results/scores.jsonl", [row | fields for row in rows])
+
+
+def method_name(generator: str, verifier: str = "") -> str:
+    """How rows name a generator's images alone, and those that a verifier chose among them."""
+    alone, on_top = SHORT_NAMES.get(generator, (generator, f"{generator}+"))
+    return on_top + verifier if verifier else alone
 
 
 def measure_pool(
@@ -125,40 +133,45 @@ def measure_pool(
     name: str,
     verifiers: Mapping[str, Verifier],
     prompts: Sequence[Prompt] | None = None,
-    alone: Mapping[str, int] | None = None,
-    on_top: str | None = None,
 ) -> tuple[Pool, GeneratedPool]:
     """Draw a generator's pool, judge it, let verifiers choose in it; the pool and its rows go under `bench.out`.
 
-    name: the pool's. verifiers: by method. prompts: by default the baseline's pools, whose seeds are the same. alone:
-    methods without a choice, and the n that they say; by default the name. on_top: what stands before the methods that
-    choose; by default the name and a plus. Returns the pool, with all its steps.
+    name: the pool's and the generator's. verifiers: by method. prompts: by default those of the baseline's pools, whose
+    seeds are the same. Returns the pool, with all its steps.
     """
-    prompts, alone = tuple(prompts or bench.pool().prompts), alone or {name: 1}
-    on_top = f"{name}+" if on_top is None else on_top
-    drawn = bench.generate(generator, prompts, bench.config.pool_size)
-    tokens, correct = drawn.tokens, bench.judge(generator, drawn.tokens, prompts)
-    spent, seconds = cost_of_drawing(generator, prompts[0].text), drawn.cost.seconds / correct["learned"].size
-    cost = cost_of_best_of(*spent, seconds)
-    for method, n in alone.items():
-        bench.add_rows(method, name, prompts, correct, cost, sizes=(n,))
-    bench.add_rows(f"{on_top}oracle", name, prompts, correct, cost, correct, bench.sizes)
-    scores = {}
+    prompts, n = tuple(prompts or bench.pool().prompts), bench.config.pool_size
+    drawn = bench.generate(generator, prompts, n)
+    pool = Pool(prompts, drawn.tokens, {}, bench.judge(generator, drawn.tokens, prompts))
+    seconds = drawn.cost.seconds / (len(prompts) * n)
+    cost = cost_of_best_of(generator, prompts[0].text, seconds)
+    bench.add_rows(method_name(name), name, pool, cost)
+    if name == "baseline":
+        bench.add_rows("random", name, pool, cost, by_chance=n)
+    bench.add_rows(method_name(name, "oracle"), name, pool, cost, pool.correct)
     for method, verifier in verifiers.items():
-        scores[method], reading = score_pool(generator, verifier, tokens, prompts)
-        cost, by = cost_of_best_of(*spent, seconds + reading, verifier_passes=1), VERIFIER_NAMES[method]
-        bench.add_rows(f"{on_top}{method}", name, prompts, correct, cost, scores[method], bench.sizes, verifier=by)
-    pool = Pool(prompts, tokens, scores, correct)
-    bench.save_pool(name, pool)
+        pool = let_choose(bench, generator, name, pool, method, verifier, seconds)
     return pool, drawn
 
 
-def score_pool(
-    generator: AnyGenerator, verifier: Verifier, tokens: Tensor, prompts: Sequence[Prompt]
-) -> tuple[npt.NDArray[np.float32], float]:
+def let_choose(
+    bench: Bench, generator: AnyGenerator, name: str, pool: Pool, method: str, verifier: Verifier, seconds: float
+) -> Pool:
+    """A verifier's choice in a generator's pool: its rows, and the pool saved and returned with its scores.
+
+    method, name: of verifier and generator; seconds: that drawing one image took.
+    """
+    log_odds, reading = score_pool(generator, verifier, pool)
+    cost = cost_of_best_of(generator, pool.prompts[0].text, seconds + reading, verifier_passes=1)
+    bench.add_rows(method_name(name, method), name, pool, cost, log_odds, verifier=VERIFIER_NAMES[method])
+    pool = replace(pool, scores=pool.scores | {method: log_odds})
+    bench.save_pool(name, pool)
+    return pool
+
+
+def score_pool(generator: AnyGenerator, verifier: Verifier, pool: Pool) -> tuple[npt.NDArray[np.float32], float]:
     """Log-odds (P, N) in half precision, as a pool keeps them, so that its file gives these very results; and seconds
-    for each image of tokens (P, N, L)."""
-    log_odds, seconds = score_tokens(generator, verifier, tokens, prompts)
+    for each image."""
+    log_odds, seconds = score_tokens(generator, verifier, pool.tokens, pool.prompts)
     return log_odds.astype(np.float16).astype(np.float32), seconds / log_odds.size
 
 
@@ -170,11 +183,12 @@ def cost_of_drawing(generator: AnyGenerator, prompt: str) -> tuple[dict[str, flo
 
 
 def cost_of_best_of(
-    each: Mapping[str, float], once: Mapping[str, float], seconds: float, verifier_passes: float = 0.0
+    generator: AnyGenerator, prompt: str, seconds: float, verifier_passes: float = 0.0
 ) -> Callable[[int], dict[str, float]]:
-    """From n to the cost of n candidates: each and once from `cost_of_drawing`, the rest for each candidate."""
-    of_one = {**each, "seconds": seconds, "verifier_passes": verifier_passes}
-    return lambda n: {key: round(value * n + once.get(key, 0), 4) for key, value in of_one.items()}
+    """From n to the cost of n candidates, of each of which seconds and verifier passes are told."""
+    each, once = cost_of_drawing(generator, prompt)
+    each |= {"seconds": seconds, "verifier_passes": verifier_passes}
+    return lambda n: {key: round(value * n + once.get(key, 0), 4) for key, value in each.items()}
 
 
 def time_search(prompts: Sequence[Prompt], search: Callable[..., SearchResult | StepwiseResult]) -> float:
