@@ -22,7 +22,6 @@ from cotgen_lite.generate.sampling import (
     path_noise,
     predict,
     start,
-    stream,
 )
 from cotgen_lite.generate.showo import Showo, ShowoConfig, image_logits, masked_loss, text_prefix
 from cotgen_lite.generate.vq import Magvit, lite_config
@@ -66,12 +65,16 @@ def begin(model: Showo, paths: list[tuple[int, int]], settings: SamplingSettings
     return start(model, encode_prompts(model, prefixes(model), cost), paths, settings, 3, cost)
 
 
+def whole(model: Showo) -> Generator:
+    return Generator(model, WORDS, Magvit(lite_config()), SETTINGS)
+
+
 def generate(model: Showo, prompts: str | list[str], n: int, seed: int = 1, **changes) -> GeneratorOutput:
-    return Generator(model, WORDS, Magvit(lite_config()), SETTINGS)(prompts, n, seed=seed, **changes)
+    return whole(model)(prompts, n, seed=seed, **changes)
 
 
 def run(model: Showo, state: DecodingState) -> torch.Tensor:
-    return list(stream(model, state))[-1].guess
+    return list(whole(model).stream(state))[-1].guess
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.75])
@@ -135,7 +138,7 @@ def test_schedule_is_the_closed_form():
 
 
 def test_steps_commit_by_schedule_and_keep_what_they_committed(model):
-    steps = list(stream(model, begin(model, [(0, 0), (1, 4)])))
+    steps = list(whole(model).stream(begin(model, [(0, 0), (1, 4)])))
     assert [step.index for step in steps] == list(range(6))
     open_places = 16
     for before, after in pairwise(steps):
@@ -259,7 +262,7 @@ def test_generated_tokens_can_be_trained_on(model):
     loss.backward()
     model.zero_grad()
     state = begin(model, [(0, 0)])
-    for step in stream(model, state):
+    for step in whole(model).stream(state):
         assert not step.guess.is_inference()
 
 

@@ -33,11 +33,11 @@ from cotgen_lite.hub import chosen_device, load_exactly, model_path
 class AutoregressiveConfig(PretrainedConfig):
     """Sizes of a next-token generator; the defaults are those of LlamaGen's released text-to-image model (GPT-XL).
 
-    Ids: image codes 0..K-1, then the words of the caption. grid: tokens along one side. text_length: places for the
+    Ids: image codes 0..K-1, then the words of the caption. grid: tokens along one side. text_length: positions for the
     caption; text_width: width of its features. text_vocab_size: of the words, whose features are learned here; 0 if
-    they come from another model (LlamaGen's from T5). text_cosine: how the caption's places are turned. LlamaGen's
-    table holds zeros there, which leaves them queries and keys of 0: an image place cannot choose among the words, only
-    take their mean. 1 leaves them as they are.
+    they come from another model (LlamaGen's from T5). text_cosine: how the caption's positions are turned. LlamaGen's
+    table holds zeros there, which leaves them queries and keys of 0: an image position cannot choose among the words,
+    only take their mean. 1 leaves them as they are.
     """
 
     model_type = "sequential"
@@ -105,11 +105,11 @@ class _GridTurning(nn.Module):
         self.quarter = config.hidden_size // config.num_attention_heads // 4
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        place = (position_ids - self.text_length)[..., None]
+        position = (position_ids - self.text_length)[..., None]
         speed = 10000.0 ** (-torch.arange(self.quarter, device=x.device) / self.quarter)
-        turns = torch.cat([place // self.grid * speed, place % self.grid * speed], dim=-1)
+        turns = torch.cat([position // self.grid * speed, position % self.grid * speed], dim=-1)
         turns = torch.cat([turns, turns], dim=-1)
-        cosine, sine = turns.cos().where(place >= 0, self.text_cosine), turns.sin().where(place >= 0, 0.0)
+        cosine, sine = turns.cos().where(position >= 0, self.text_cosine), turns.sin().where(position >= 0, 0.0)
         return cosine.to(x.dtype), sine.to(x.dtype)
 
 

@@ -33,23 +33,23 @@ def drawing_bytes(
 ) -> int:
     """Most bytes in use, beyond the weights, while `candidates` images are drawn at once.
 
-    n: candidates of each prompt; prefix_length: places before the image, of the longest prompt; guided: whether each
+    n: candidates of each prompt; prefix_length: positions before the image, of the longest prompt; guided: whether each
     candidate has a second row, without its prompt. Three things add up:
     keys and values of every layer, of the prompts and once more, with the image behind them, of every row;
-    one layer's activations, 2 of the MLP's width and 6 of the model's at each place, and the mask; or, if that is more,
+    one layer's activations, 2 of the MLP's width and 6 of the model's at each position, and the mask; or, if more,
     four float32 tables of each candidate's logits over the codes, of which sampling makes probabilities.
     Attention is taken to be fused, as it is on CPUs and on any GPU that knows bfloat16: it stores no scores.
     """
     rows = candidates * (2 if guided else 1)
     prompt_rows = max(1, candidates // n) * (2 if guided else 1)
-    image_places = config.num_image_tokens + 2
-    cached_places = prompt_rows * prefix_length + rows * (prefix_length + image_places)
-    cache = 2 * config.num_hidden_layers * config.hidden_size * cached_places * dtype.itemsize
+    image_positions = config.num_image_tokens + 2
+    cached_positions = prompt_rows * prefix_length + rows * (prefix_length + image_positions)
+    cache = 2 * config.num_hidden_layers * config.hidden_size * cached_positions * dtype.itemsize
     # Prompts are read once for all their candidates; where they hold images, it may be they that are dearer to read.
-    places = max(prompt_rows * prefix_length, rows * image_places)
-    activations = 2 * config.intermediate_size + 6 * config.hidden_size + prefix_length + image_places
+    positions = max(prompt_rows * prefix_length, rows * image_positions)
+    activations = 2 * config.intermediate_size + 6 * config.hidden_size + prefix_length + image_positions
     logits = 4 * candidates * config.num_image_tokens * config.codebook_size * torch.float32.itemsize
-    return cache + max(places * activations * dtype.itemsize, logits)
+    return cache + max(positions * activations * dtype.itemsize, logits)
 
 
 def decoding_bytes(config: MagvitConfig, images: int, dtype: torch.dtype = torch.float32) -> int:

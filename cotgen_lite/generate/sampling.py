@@ -6,7 +6,7 @@ Paper: section 2.1 (MaskGIT, arXiv 2202.04200, as in Show-o, arXiv 2408.12528). 
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -22,7 +22,7 @@ from cotgen_lite.generate.showo import (
     text_prefix,
 )
 
-MASKED = -1  # marks a place without a code yet
+MASKED = -1  # marks a position without a token yet
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class DecodingState:
 @dataclass(frozen=True)
 class Step:
     """What one step did. index from 0; guess: codes (P, L), committed ones and a sample everywhere else, before
-    re-masking; committed: bool (P, L), the places that keep their code from here on."""
+    re-masking; committed: bool (P, L), the positions that keep their code from here on."""
 
     index: int
     guess: Tensor
@@ -142,21 +142,21 @@ class Trajectory:
 
 
 class _PathCache:
-    """Keys and values of R rows' prompts, with room behind them that each step's image places overwrite.
+    """Keys and values of R rows' prompts, with room behind them that each step's image positions overwrite.
 
     Phi calls `update` as on transformers' own caches, which would copy the prompts again at every step.
     """
 
-    def __init__(self, prompts: PromptCache, rows: Tensor, image_places: int) -> None:
-        used = int(prompts.visible[rows].any(dim=0).sum())  # places of these rows' longest prompt
+    def __init__(self, prompts: PromptCache, rows: Tensor, image_positions: int) -> None:
+        used = int(prompts.visible[rows].any(dim=0).sum())  # positions of these rows' longest prompt
         self.prefix_length = used
-        self.visible = torch.nn.functional.pad(prompts.visible[rows, -used:], (0, image_places), value=True)
-        self.keys = [self._with_room(keys[rows, :, -used:], image_places) for keys in prompts.keys]
-        self.values = [self._with_room(values[rows, :, -used:], image_places) for values in prompts.values]
+        self.visible = torch.nn.functional.pad(prompts.visible[rows, -used:], (0, image_positions), value=True)
+        self.keys = [self._with_room(keys[rows, :, -used:], image_positions) for keys in prompts.keys]
+        self.values = [self._with_room(values[rows, :, -used:], image_positions) for values in prompts.values]
 
     @staticmethod
-    def _with_room(prefix: Tensor, image_places: int) -> Tensor:
-        buffer = prefix.new_empty(*prefix.shape[:2], prefix.shape[2] + image_places, prefix.shape[3])
+    def _with_room(prefix: Tensor, image_positions: int) -> Tensor:
+        buffer = prefix.new_empty(*prefix.shape[:2], prefix.shape[2] + image_positions, prefix.shape[3])
         buffer[:, :, : prefix.shape[2]] = prefix
         return buffer
 
@@ -269,7 +269,7 @@ def branch(state: DecodingState, paths: Sequence[int], seeds: Sequence[int]) -> 
 
 @torch.inference_mode()
 def predict(model: Showo, state: DecodingState) -> Tensor:
-    """Guided logits over the codes at each path's open places, float32 (P, U, K), places in raster order.
+    """Guided logits over the codes at each path's open positions, float32 (P, U, K), positions in raster order.
 
     Before the first step all paths of a prompt are alike: one pass per prompt, and one for what it is guided against.
     """
@@ -286,7 +286,7 @@ def predict(model: Showo, state: DecodingState) -> Tensor:
     rows, row_tokens = torch.cat([prompts, against]), torch.cat([tokens, tokens[: len(against)]])
     if not cache:
         cache.append(_PathCache(state.prompts, rows, tokens.shape[1] + 2))
-    hidden = _hidden_at_open_places(model, row_tokens, cache[0])
+    hidden = _hidden_at_open_positions(model, row_tokens, cache[0])
     state.cost.generator_passes += len(rows)
     state.cost.tokens += len(rows) * (tokens.shape[1] + 2)
 
@@ -298,8 +298,8 @@ def predict(model: Showo, state: DecodingState) -> Tensor:
     return logits[member] if state.step == 0 else logits
 
 
-def _hidden_at_open_places(model: Showo, tokens: Tensor, cache: _PathCache) -> Tensor:
-    """Last hidden states (R, U, D) where tokens (R, L) are MASKED, computing the image places only."""
+def _hidden_at_open_positions(model: Showo, tokens: Tensor, cache: _PathCache) -> Tensor:
+    """Last hidden states (R, U, D) where tokens (R, L) are MASKED, computing the image positions only."""
     span = image_span(model.config, tokens, tokens == MASKED)
     mask = torch.zeros(cache.visible.shape, dtype=model.dtype, device=span.device)
     mask.masked_fill_(~cache.visible, torch.finfo(model.dtype).min)
@@ -311,52 +311,52 @@ def _hidden_at_open_places(model: Showo, tokens: Tensor, cache: _PathCache) -> T
         use_cache=True,
     )
     hidden = output.last_hidden_state[:, 1:-1]
-    return hidden.gather(1, _open_places(tokens)[..., None].expand(-1, -1, hidden.shape[-1]))
+    return hidden.gather(1, _open_positions(tokens)[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
-def _open_places(tokens: Tensor) -> Tensor:
-    """Indices (R, U) of the MASKED places of tokens (R, L), in raster order; every row has equally many."""
+def _open_positions(tokens: Tensor) -> Tensor:
+    """Indices (R, U) of the MASKED positions of tokens (R, L), in raster order; every row has equally many."""
     return (tokens == MASKED).nonzero()[:, 1].view(len(tokens), -1)
 
 
-def masked_after(step: int, steps: int, open_places: int, length: int) -> int:
-    """How many places stay masked after step 0..steps-1: the cosine schedule, at least one committed and one left.
+def masked_after(step: int, steps: int, open_positions: int, length: int) -> int:
+    """How many positions stay masked after step 0..steps-1: the cosine schedule, at least one committed and one left.
 
     After the last step none is left. Show-o: max(1, min(open − 1, ⌊L·cos(π(s+1)/2T)⌋)).
     """
     if step == steps - 1:
         return 0
     # 1e-9: with some T (39, 51, ...) the cosine that is one half comes out a hair below it.
-    return max(1, min(open_places - 1, math.floor(length * math.cos(math.pi * (step + 1) / (2 * steps)) + 1e-9)))
+    return max(1, min(open_positions - 1, math.floor(length * math.cos(math.pi * (step + 1) / (2 * steps)) + 1e-9)))
+
+
+def remasking_temperature(step: int, settings: SamplingSettings) -> float:
+    """How much chance decides what step 0..T-1 masks again: τ(1 − (s+1)/T), which falls linearly to 0 within a call.
+
+    As in Show-o; unlike the released code of the paper, it starts afresh at each call. Another schedule stands here.
+    """
+    return settings.temperature * (1 - (step + 1) / settings.steps)
 
 
 @torch.no_grad()
 def advance(state: DecodingState, logits: Tensor) -> tuple[DecodingState, Step]:
-    """Sample every open place, commit the surest, mask the rest again.
+    """Sample every open position, commit the surest, mask the rest again.
 
-    logits: (P, U, K) from `predict`. Confidence is log p + τ(1 − (s+1)/T)·Gumbel (Show-o; unlike the released code of
-    the paper, the temperature starts afresh at each call). Returns the next state and what the step did.
+    logits: (P, U, K) from `predict`. Confidence is log p + `remasking_temperature`·Gumbel. How many are masked again is
+    `masked_after`'s to say. Returns the next state and what the step did.
     """
-    settings, places = state.settings, _open_places(state.tokens)
-    uniform = state.noise[:, state.step].to(state.tokens.device).gather(2, places[:, None].expand(-1, 2, -1))
+    settings, positions = state.settings, _open_positions(state.tokens)
+    uniform = state.noise[:, state.step].to(state.tokens.device).gather(2, positions[:, None].expand(-1, 2, -1))
     log_p = (logits / settings.temperature).log_softmax(dim=-1)
     cumulative = log_p.exp().cumsum(dim=-1)
     target = uniform[:, 0, :, None] * cumulative[..., -1:]
     sampled = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
     gumbel = -torch.log(-torch.log(uniform[:, 1].clamp(min=1e-20)))
-    heat = settings.temperature * (1 - (state.step + 1) / settings.steps)
-    confidence = log_p.gather(2, sampled)[..., 0] + heat * gumbel
+    confidence = log_p.gather(2, sampled)[..., 0] + remasking_temperature(state.step, settings) * gumbel
 
-    guess = state.tokens.scatter(1, places, sampled[..., 0])
-    left = masked_after(state.step, settings.steps, places.shape[1], guess.shape[1])
+    guess = state.tokens.scatter(1, positions, sampled[..., 0])
+    left = masked_after(state.step, settings.steps, positions.shape[1], guess.shape[1])
     lowest = confidence.argsort(dim=1, stable=True)[:, :left]
-    tokens = guess.scatter(1, places.gather(1, lowest), MASKED)
+    tokens = guess.scatter(1, positions.gather(1, lowest), MASKED)
     step = Step(state.step, guess, tokens != MASKED)
     return replace(state, tokens=tokens, step=state.step + 1), step
-
-
-def stream(model: Showo, state: DecodingState) -> Iterator[Step]:
-    """Decode to the end, one step at a time. To stop paths on the way, loop over predict, advance, keep instead."""
-    while state.step < state.settings.steps:
-        state, step = advance(state, predict(model, state))
-        yield step

@@ -75,7 +75,7 @@ class ShowoConfig(PretrainedConfig):
         if self.max_text_length + self.num_image_tokens + 2 > self.max_position_embeddings:
             raise ValueError(
                 f"max_position_embeddings {self.max_position_embeddings} is too small for {self.max_text_length} "
-                f"text and {self.num_image_tokens + 2} image places: raise it."
+                f"text and {self.num_image_tokens + 2} image positions: raise it."
             )
         super().__post_init__(**kwargs)
 
@@ -173,8 +173,8 @@ class Showo(PreTrainedModel):
     def forward(self, input_ids: Tensor, masked: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Logits over the whole vocabulary for full sequences, as the original model gives them.
 
-        input_ids: (B, S) from `build_sequences`. Returns (B, S, vocab_size); or, if `masked` says which places of the
-        last image are hidden, bool (B, L), logits over the codes there alone, (number of hidden places, K).
+        input_ids: (B, S) from `build_sequences`. Returns (B, S, vocab_size); or, if `masked`, bool (B, L), says which
+        positions of the last image are hidden, logits over the codes there alone, (number of hidden positions, K).
         """
         if masked is not None:
             hidden = self.hidden_states(input_ids)[:, -masked.shape[1] - 1 : -1]
@@ -220,7 +220,7 @@ def correction_prefix(
         fits = len(prefix) - len(reason_ids) <= longest
         advice = "shorten the reasons" if fits else "only a model of smaller images, as of 256 px, can correct them"
         raise ValueError(
-            f"Prompt, reasons and image take {len(prefix)} places; this model reads at most {longest} before a new "
+            f"Prompt, reasons and image take {len(prefix)} positions; this model reads at most {longest} before a new "
             f"image: {advice}."
         )
     return prefix
@@ -235,7 +235,7 @@ def pad_prefixes(config: ShowoConfig, prefixes: Sequence[Sequence[int]], length:
     longest = max(len(prefix) for prefix in prefixes)
     length = longest if length is None else length
     if longest > length:
-        raise ValueError(f"A prefix has {longest} tokens but only {length} places: ask for a larger length.")
+        raise ValueError(f"A prefix has {longest} tokens but only {length} positions: ask for a larger length.")
     return torch.tensor([[config.pad_id] * (length - len(prefix)) + list(prefix) for prefix in prefixes])
 
 
@@ -260,7 +260,7 @@ def build_sequences(
     """Full input of the model: left-padded prefixes, then the images.
 
     prefixes: B lists of ids (`text_prefix`, or longer ones, earlier images included); tokens: codes (B, L);
-    masked: bool (B, L), the places to hide; prefix_length: places before [soi]. Returns ids (B, S + L + 2).
+    masked: bool (B, L), the positions to hide; prefix_length: positions before [soi]. Returns ids (B, S + L + 2).
     """
     if len(prefixes) != tokens.shape[0]:
         raise ValueError(f"{len(prefixes)} prompts for {tokens.shape[0]} images: give one prompt per image.")
@@ -269,22 +269,22 @@ def build_sequences(
 
 
 def attention_mask(config: ShowoConfig, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Additive mask: text sees what stands before it, an image place also all of its image; nobody sees pads.
+    """Additive mask: text sees what stands before it, an image position also all of its image; nobody sees pads.
 
     ids: (B, S). Returns (B, 1, S, S): 0 where the row may look at the column, else the dtype's lowest number
     (boolean masks are silently wrong under eager attention). With one image at the end this is Show-o's rule;
     an earlier image, in a prefix, does not see what follows it, so that prefixes can be cached. A pad sees
     itself, lest its row be empty.
     """
-    place = torch.arange(ids.shape[1], device=ids.device)
+    position = torch.arange(ids.shape[1], device=ids.device)
     starts = (ids == config.soi_id).cumsum(dim=1)
     ends = (ids == config.eoi_id).cumsum(dim=1)
-    # Which image a place belongs to, counted from 1; 0 is text.
+    # Which image a position belongs to, counted from 1; 0 is text.
     image = torch.where((starts > ends) | (ids == config.eoi_id), starts, 0)
     same_image = (image[:, :, None] == image[:, None, :]) & (image > 0)[:, :, None]
-    before = place[:, None] >= place[None, :]
+    before = position[:, None] >= position[None, :]
     seen = (before | same_image) & (ids != config.pad_id)[:, None, :]
-    seen = seen | (place[:, None] == place[None, :])
+    seen = seen | (position[:, None] == position[None, :])
     mask = torch.zeros(seen.shape, dtype=dtype, device=ids.device)
     return mask.masked_fill(~seen, torch.finfo(dtype).min).unsqueeze(1)
 
@@ -299,16 +299,16 @@ def code_logits(model: Showo, hidden: Tensor) -> Tensor:
 def image_logits(
     model: Any, prefixes: Sequence[Sequence[int]], tokens: Tensor, masked: Tensor, config: ShowoConfig | None = None
 ) -> Tensor:
-    """Logits over the codes at the masked places only; differentiable, nothing cached.
+    """Logits over the codes at the masked positions only; differentiable, nothing cached.
 
     model: a Showo, or with its `config` one that accelerate has wrapped. prefixes: B lists of ids; tokens: codes
-    (B, L); masked: bool (B, L). Returns (number of masked places, K), in the order of `tokens[masked]`.
+    (B, L); masked: bool (B, L). Returns (number of masked positions, K), in the order of `tokens[masked]`.
     """
     return model(build_sequences(config or model.config, prefixes, tokens, masked), masked=masked)
 
 
 def draw_mask(batch: int, length: int, generator: torch.Generator) -> Tensor:
-    """Training masks: round(L·cos(πU/2)) random places of each image, at least one, U uniform on 0..1.
+    """Training masks: round(L·cos(πU/2)) random positions of each image, at least one, U uniform on 0..1.
 
     Returns bool (batch, length) on the generator's device. Show-o section 3 (MaskGIT's cosine schedule).
     """
@@ -325,7 +325,7 @@ def masked_loss(
     generator: torch.Generator,
     condition_dropout: float | Sequence[float] = 0.1,
 ) -> Tensor:
-    """Masked-token loss: mean cross-entropy over the codes at hidden places, unshifted.
+    """Masked-token loss: mean cross-entropy over the codes at hidden positions, unshifted.
 
     prefixes: B lists of ids, whatever stands before the image; tokens: codes (B, L); generator: a CPU generator for
     masks and dropped prefixes; condition_dropout: share of prefixes replaced by the empty prompt, which guidance needs
