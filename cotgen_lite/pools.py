@@ -1,4 +1,8 @@
-"""Candidate pools: N images of every prompt, drawn once, scored by any verifier, read for every best-of-n at once."""
+"""Candidate pools: N images of every prompt, drawn once, scored by any verifier, read for every best-of-n at once.
+
+Section 3.1 of the paper compares verifiers on the same images: a pool keeps these as tokens, with scores and verdicts,
+in one small file. `metrics.py` reads accuracies off it. Long jobs keep their parts on disk, too (`in_shards`).
+"""
 
 import json
 import os
@@ -26,8 +30,8 @@ PACKED_AT_ONCE = 4096  # images whose bits lie side by side, unpacked, at once
 class Pool:
     """The candidates of P prompts, N each; a prompt that occurs several times has independent pools.
 
-    tokens: final image codes, int16 (P, N, L). scores: per verifier, log-odds of yes, float32 (P, N), of PARM its order
-    of the paths; none in a set for training or where nothing was to be chosen. correct: per judge ("learned",
+    tokens: of the final images, int16 (P, N, L). scores: per verifier, log-odds of yes, float32 (P, N), of PARM its
+    order of the paths; none in a set for training or where nothing was to be chosen. correct: per judge ("learned",
     "template"), bool (P, N).
     """
 
@@ -60,17 +64,15 @@ def stratified_subset(prompts: Sequence[Prompt], one_in: int = 1, most: int | No
 
 
 def save_pool(pool: Pool, path: Path) -> None:
-    """Write a pool as one safetensors file, atomically; scores in float16, codes bit by bit, prompts as metadata.
+    """Write a pool as one safetensors file, atomically; scores in float16, tokens bit by bit, prompts as metadata.
 
     Prompts are lines: of a lite prompt its text, which says all, of any other its record as JSON. ValueError for open
-    places (MASKED): a pool has room for codes alone.
+    positions (MASKED): a pool keeps whole images.
     """
     if pool.prompts and int(pool.tokens.min()) < 0:
-        raise ValueError(
-            "A pool keeps whole images: some of these have places without a code; save the last step only."
-        )
+        raise ValueError("A pool keeps whole images: some of these have positions without a token; save the last step.")
     bits = max(1, int(pool.tokens.max()).bit_length()) if pool.prompts else 1
-    arrays = {"codes": pack_codes(pool.tokens, bits)}
+    arrays = {"codes": pack_tokens(pool.tokens, bits)}
     arrays |= {f"scores.{name}": torch.from_numpy(np.float16(values)) for name, values in pool.scores.items()}
     arrays |= {f"correct.{name}": torch.from_numpy(values) for name, values in pool.correct.items()}
     lines = "\n".join(map(_as_line, pool.prompts))
@@ -91,7 +93,7 @@ def load_pool(path: Path) -> Pool:
         raise ValueError(f"The pool {path} is damaged ({error}): restore it with `git checkout -- data`.") from error
     if not {"prompts", "bits", "length"} <= about.keys():
         raise ValueError(f"{path} is not a pool: give a file that `save_pool` wrote.")
-    tokens = unpack_codes(arrays["codes"], int(about["bits"]), int(about["length"]))
+    tokens = unpack_tokens(arrays["codes"], int(about["bits"]), int(about["length"]))
     parts: dict[str, dict[str, npt.NDArray]] = {"scores": {}, "correct": {}}
     for key, values in arrays.items():
         kind, _, name = key.partition(".")
@@ -113,25 +115,25 @@ def _from_line(line: str) -> Prompt:
     return from_record(json.loads(line)) if line.startswith("{") else parse_prompt(line)
 
 
-def pack_codes(tokens: torch.Tensor, bits: int) -> torch.Tensor:
-    """Codes (..., L) below 2**bits as bytes, uint8 (..., ⌈L·bits/8⌉): 10-bit codes take five eighths of int16."""
+def pack_tokens(tokens: torch.Tensor, bits: int) -> torch.Tensor:
+    """Tokens (..., L) below 2**bits as bytes, uint8 (..., ⌈L·bits/8⌉): 10-bit tokens take five eighths of int16."""
     length = tokens.shape[-1]
-    rows, places = tokens.numpy().reshape(-1, length), np.arange(bits - 1, -1, -1)
+    rows, shifts = tokens.numpy().reshape(-1, length), np.arange(bits - 1, -1, -1)
     packed = np.empty((len(rows), -(-length * bits // 8)), dtype=np.uint8)
     for at in range(0, len(rows), PACKED_AT_ONCE):
-        spread = (rows[at : at + PACKED_AT_ONCE, :, None] >> places) & 1
+        spread = (rows[at : at + PACKED_AT_ONCE, :, None] >> shifts) & 1
         packed[at : at + PACKED_AT_ONCE] = np.packbits(spread.reshape(len(spread), -1).astype(np.uint8), axis=1)
     return torch.from_numpy(packed.reshape(*tokens.shape[:-1], packed.shape[1]))
 
 
-def unpack_codes(packed: torch.Tensor, bits: int, length: int) -> torch.Tensor:
-    """What `pack_codes` packed: codes int16 (..., length)."""
+def unpack_tokens(packed: torch.Tensor, bits: int, length: int) -> torch.Tensor:
+    """What `pack_tokens` packed: tokens int16 (..., length)."""
     rows, worth = packed.numpy().reshape(-1, packed.shape[-1]), (1 << np.arange(bits - 1, -1, -1)).astype(np.int16)
-    codes = np.empty((len(rows), length), dtype=np.int16)
+    tokens = np.empty((len(rows), length), dtype=np.int16)
     for at in range(0, len(rows), PACKED_AT_ONCE):
         spread = np.unpackbits(rows[at : at + PACKED_AT_ONCE], axis=1, count=length * bits)
-        codes[at : at + PACKED_AT_ONCE] = spread.reshape(len(spread), length, bits) @ worth
-    return torch.from_numpy(codes.reshape(*packed.shape[:-1], length))
+        tokens[at : at + PACKED_AT_ONCE] = spread.reshape(len(spread), length, bits) @ worth
+    return torch.from_numpy(tokens.reshape(*packed.shape[:-1], length))
 
 
 SHARD = 8  # prompts drawn between two savings

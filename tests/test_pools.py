@@ -13,7 +13,7 @@ from cotgen_lite import pools
 from cotgen_lite.full_scale.prompts import full_prompts
 from cotgen_lite.hub import data_path, data_root
 from cotgen_lite.metrics import expected_best_of
-from cotgen_lite.pools import Pool, load_pool, pack_codes, pool_prompts, save_pool, unpack_codes
+from cotgen_lite.pools import Pool, load_pool, pack_tokens, pool_prompts, save_pool, unpack_tokens
 
 
 def brute_force(score: np.ndarray, right: np.ndarray, n: int) -> float:
@@ -133,18 +133,18 @@ def test_two_processes_may_write_the_same_pool(tmp_path: Path, monkeypatch: pyte
 def test_unfinished_images_are_refused(tmp_path: Path) -> None:
     tokens = torch.zeros(1, 2, 4, dtype=torch.int16)
     tokens[0, 1, 3] = -1
-    with pytest.raises(ValueError, match="places without a code"):
+    with pytest.raises(ValueError, match="positions without a token"):
         save_pool(Pool(pool_prompts("dev")[:1], tokens, {}, {}), tmp_path / "pool.safetensors")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("at_once", [4, 4096])
 @pytest.mark.parametrize(("bits", "length"), [(1, 9), (10, 64), (13, 5)])
-def test_codes_are_packed_bit_by_bit(bits: int, length: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_are_packed_bit_by_bit(bits: int, length: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pools, "PACKED_AT_ONCE", at_once)
     tokens = torch.randint(0, 2**bits, (3, 2, length), generator=torch.Generator().manual_seed(bits)).to(torch.int16)
-    packed = pack_codes(tokens, bits)
+    packed = pack_tokens(tokens, bits)
     assert packed.shape == (3, 2, -(-length * bits // 8))
     text = "".join(format(code, f"0{bits}b") for code in tokens[0, 0].tolist())
     assert packed[0, 0, 0] == int(text[:8].ljust(8, "0"), 2)
-    assert torch.equal(unpack_codes(packed, bits, length), tokens)
+    assert torch.equal(unpack_tokens(packed, bits, length), tokens)

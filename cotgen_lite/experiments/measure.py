@@ -29,7 +29,7 @@ from cotgen_lite.metrics import (
     roc_auc_within_prompts,
     score,
 )
-from cotgen_lite.pools import Pool, pack_codes, pool_prompts, stratified_subset, unpack_codes
+from cotgen_lite.pools import Pool, pack_tokens, pool_prompts, stratified_subset, unpack_tokens
 from cotgen_lite.prompts import TAGS, Prompt
 
 GUIDANCE_SCALES = (0.0, 1.5, 3.0, 5.0)
@@ -112,7 +112,7 @@ def save_steps_of_pool(path: Path, prompts: Sequence[Prompt], drawn: GeneratedPo
     """Write all steps' guesses of `kept_indices`, and when each position got its token."""
     chosen = kept_indices(prompts)
     kept, bits = drawn.steps[chosen].contiguous(), max(1, int(drawn.steps.max()).bit_length())
-    arrays = {"codes": pack_codes(kept, bits), "committed_at": drawn.committed_at[chosen].contiguous()}
+    arrays = {"codes": pack_tokens(kept, bits), "committed_at": drawn.committed_at[chosen].contiguous()}
     about = {"bits": str(bits), "length": str(kept.shape[-1])}
     with in_place_of(path) as part:
         save_file(arrays | {"pool_row": torch.tensor(chosen)}, part, metadata=about)
@@ -125,7 +125,7 @@ def load_steps_of_pool(path: Path) -> tuple[Tensor, list[int]]:
     """
     with safe_open(path, framework="pt") as file:
         about = file.metadata()
-        codes = unpack_codes(file.get_tensor("codes"), int(about["bits"]), int(about["length"]))
+        codes = unpack_tokens(file.get_tensor("codes"), int(about["bits"]), int(about["length"]))
         return codes, file.get_tensor("pool_row").tolist()
 
 

@@ -125,12 +125,12 @@ def corrections(
     picks, lessons = [picks[i] for i in rng.permutation(len(picks))], []
     for first in tqdm(range(0, len(picks), 64), desc="lessons", disable=len(picks) <= 64):
         rows, columns = map(list, zip(*picks[first : first + 64], strict=True))
-        codes, scenes, whys = pool.tokens[rows, columns], [], []
-        for row, seen in zip(rows, judge.detect(generator.decode(codes)), strict=True):
+        tokens, scenes, reasons = pool.tokens[rows, columns], [], []
+        for row, seen in zip(rows, judge.detect(generator.decode(tokens)), strict=True):
             found = evaluate(pool.prompts[row], seen).reasons
-            whys.append(write_reasons(found, rng) if found else "")
+            reasons.append(write_reasons(found, rng) if found else "")
             scenes.append(edit_target(pool.prompts[row], seen, rng))
         targets = generator.image_tokenizer.encode(render(scenes)).to("cpu", torch.int16)
-        some = zip(rows, codes, whys, targets, strict=True)
-        lessons += [Correction(pool.prompts[row], one, why, target) for row, one, why, target in some if why]
+        made = map(Correction, [pool.prompts[row] for row in rows], tokens, reasons, targets)
+        lessons += [correction for correction in made if correction.reasons]
     return lessons
