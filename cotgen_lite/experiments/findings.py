@@ -1,8 +1,8 @@
 """The paper's twelve findings: what each says, and by which rule it counts as seen here.
 
-A finding F13 is added here alone: its words to `FINDINGS`, its rule as a function `decide_f13`, and the call of
-`write_findings` in the step that measures what the rule asks for. Rules take verdicts and scores of pools, not models,
-so that each is computed again from shipped files in a moment. Read on in `report.py`, which prints them.
+A finding F13 is added here: its words to `FINDINGS`, its rule as a function `decide_f13`, most often one call of
+`compare`; then the step that measures what it asks for gives it to `write_findings`. Rules take verdicts and scores of
+pools, not models, so that each is computed again from shipped files in a moment. Read on in `report.py`.
 """
 
 import json
@@ -47,6 +47,10 @@ INTEGRATIONS = {
 BEST = "it-dpo-guided-parm+parm"  # F8
 HARD = ("two_object", "position", "color_attr")  # F9
 SLIGHT = (-0.06, 0.02)  # F11: what correction may cost the generator
+REFLECTING = {  # F12
+    **{"reflect": "reflecting", "not": "not reflecting", "more": "more samples"},
+    **{"empty": "no reasons", "shuffled": "shuffled reasons", "judge": "the judge's reasons"},
+}
 
 
 def findings(out: Path) -> dict[str, dict]:
@@ -109,21 +113,36 @@ def decide(
     }
 
 
-def summed_up(claim: str, parts: Sequence[dict], beside: Sequence[dict], paper: str) -> dict:
-    """A finding of several comparisons, as sure as the least sure of them, whose numbers it takes."""
+def compare(
+    claim: str,
+    prompts: Sequence[Prompt],
+    right: Mapping[str, npt.NDArray],
+    parts: Sequence[tuple[str, str]],
+    beside: Sequence[tuple[str, str]] = (),
+    paper: str = "",
+    reported: Sequence[dict] = (),
+) -> dict:
+    """A finding that methods are better than others, as sure as the least sure of its parts, whose numbers it takes.
+
+    right: how often each method is right for each pool (P,). parts: pairs, of which the first is to be better than the
+    second; beside: pairs that are told too, but decide nothing; reported: findings that are told in the same way.
+    """
+
+    def over(pair: tuple[str, str]) -> dict:
+        return decide(f"{pair[0]} − {pair[1]} > 0", prompts, right[pair[0]] - right[pair[1]], paper="")
 
     def said(found: dict) -> str:
         low, high = found["ci"]
         return f"{found['claim']}: {found['seen']}, {found['delta']:+.3f} [{low:+.3f}, {high:+.3f}]"
 
-    weakest = min(parts, key=lambda found: found["ci"][0])
-    note = [*map(said, parts), *(f"(reported: {said(found)})" for found in beside)]
-    return weakest | {
+    decisive, told = [*map(over, parts)], [*map(over, beside), *reported]
+    note = [*map(said, decisive), *(f"(reported: {said(found)})" for found in told)]
+    return min(decisive, key=lambda found: found["ci"][0]) | {
         "claim": claim,
-        "seen": _least(parts),
+        "seen": _least(decisive),
         "paper": paper,
         "note": "; ".join(["the weakest part's difference", *note]),
-        "parts": {found["claim"].removesuffix(" > 0"): brief(found) for found in (*parts, *beside)},
+        "parts": {found["claim"].removesuffix(" > 0"): brief(found) for found in (*decisive, *told)},
     }
 
 
@@ -133,13 +152,13 @@ def _least(parts: Sequence[Mapping]) -> str:
 
 
 def decide_f1(prompts: Sequence[Prompt], log_odds: npt.NDArray, correct: npt.NDArray) -> dict:
-    """F1 by its rule: the zero-shot ORM's choice among all N is better than chance; log_odds, correct: (P, N)."""
+    """F1: the zero-shot ORM's choice among all N is better than chance; log_odds, correct: (P, N)."""
     gain = expected_best_of(log_odds, correct, correct.shape[1]) - correct.mean(1)
     return decide("zs-orm − baseline > 0", prompts, gain, paper="0.53 → 0.61")
 
 
 def decide_f2(prompts: Sequence[Prompt], zero_shot: npt.NDArray, tuned: npt.NDArray, correct: npt.NDArray) -> dict:
-    """F2 by its rule: best of all N is better, and accuracy rises more steeply with log n.
+    """F2: best of all N is better, and accuracy rises more steeply with log n.
 
     zero_shot, tuned: log-odds (P, N); correct: (P, N), the reporting judge's.
     """
@@ -158,7 +177,7 @@ def decide_f2(prompts: Sequence[Prompt], zero_shot: npt.NDArray, tuned: npt.NDAr
 
 
 def decide_f3(prompts: Sequence[Prompt], stepwise: npt.NDArray, best: npt.NDArray, base: npt.NDArray) -> dict:
-    """F3 by its rule: the fine-tuned PRM gains less than half of what the fine-tuned ORM gains.
+    """F3: the fine-tuned PRM gains less than half of what the fine-tuned ORM gains.
 
     For each pool (P,): stepwise, whether the image that the PRM led to is right; best, accuracy of the ORM's best of N;
     base, that of the baseline.
@@ -168,7 +187,7 @@ def decide_f3(prompts: Sequence[Prompt], stepwise: npt.NDArray, best: npt.NDArra
 
 
 def decide_f4(log_odds: npt.NDArray, correct: npt.NDArray, guesses: Tensor) -> dict:
-    """F4 by its rule: the early AUC is low, the late one higher, most tokens final by then; bootstrap over prompts.
+    """F4: the early AUC is low, the late one higher, most tokens final by then; bootstrap over prompts.
 
     log_odds: (P, N, T), the zero-shot ORM's; correct: (P, N), verdicts on the final images; guesses: (P, N, T, L). The
     rule takes the AUC of all images together, to which hard and easy prompts contribute; the note has that within
@@ -221,64 +240,53 @@ def decide_alignment(pools: Mapping[str, Pool], n: int, judge: str) -> dict[str,
     pools: of the baseline and every aligned generator, drawn with the same seeds; n: what a verifier chooses among.
     """
     prompts, right = pools["baseline"].prompts, right_by_method(pools, n, judge)
-
-    def over(a: str, b: str) -> dict:
-        return decide(f"{a} − {b} > 0", prompts, right[a] - right[b], paper="")
-
-    f5 = summed_up(
+    f5 = compare(
         "dpo − baseline > 0 and it-dpo − dpo > 0",
-        [over("dpo", "baseline"), over("it-dpo", "dpo")],
-        [over("it-dpo", "ft-orm")],
+        prompts,
+        right,
+        [("dpo", "baseline"), ("it-dpo", "dpo")],
+        [("it-dpo", "ft-orm")],
         paper="0.53 → 0.62 → 0.65",
     )
-    f6 = summed_up(
+    f6 = compare(
         "each integration − each of its parts > 0",
-        [over(whole, part) for whole, parts in INTEGRATIONS.items() for part in parts],
-        [over("it-dpo-guided-orm+ft-orm", "it-dpo+ft-orm")],
+        prompts,
+        right,
+        [(whole, part) for whole, parts in INTEGRATIONS.items() for part in parts],
+        [("it-dpo-guided-orm+ft-orm", "it-dpo+ft-orm")],
         paper="0.65 (it. DPO), 0.63 (ft. ORM) → 0.67, 0.72, 0.75",
     )
     return {"F5": f5, "F6": f6}
 
 
 def decide_f7(pool: Pool, prm: Pool, outcome: Outcome, n: int, equal: Mapping[str, Sequence[dict]], judge: str) -> dict:
-    """F7 by its rule: PARM's choice among n is better than the fine-tuned ORM's and the PRM's; at equal cost beside it.
+    """F7: PARM's choice among n is better than the fine-tuned ORM's and the PRM's; at equal cost beside it.
 
     prm: what the PRM came to for each entry of the pool, one image each. equal: from `at_equal_cost`, of which the
     largest n is told.
     """
-    correct = pool.correct[judge]
-    parm = expected_best_of(outcome.order, correct, n)
-    others = {
+    correct, claim = pool.correct[judge], "at equal {}, ORM's n {}, PARM's {:.1f}: parm − ft-orm > 0"
+    right = {
+        "parm": expected_best_of(outcome.order, correct, n),
         "ft-orm": expected_best_of(pool.scores["ft-orm"], correct, n),
         "ft-prm": prm.correct[judge][:, 0].astype(float),
     }
-    over_orm, over_prm = (
-        decide(f"parm − {name} > 0", pool.prompts, parm - right, paper="") for name, right in others.items()
-    )
-    beside = [
-        found[-1]
-        | {
-            "claim": f"at equal {measure.replace('_', ' ')}, ORM's n {found[-1]['orm_n']}, PARM's "
-            f"{found[-1]['parm_n']:.1f}: parm − ft-orm > 0"
-        }
-        for measure, found in equal.items()
-        if found
+    at_largest = {measure.replace("_", " "): found[-1] for measure, found in equal.items() if found}
+    reported = [
+        one | {"claim": claim.format(measure, one["orm_n"], one["parm_n"])} for measure, one in at_largest.items()
     ]
-    return summed_up("parm − ft-orm > 0 and parm − ft-prm > 0", [over_orm, over_prm], beside, paper="0.63 → 0.67")
+    parts = [("parm", "ft-orm"), ("parm", "ft-prm")]
+    both = "parm − ft-orm > 0 and parm − ft-prm > 0"
+    return compare(both, pool.prompts, right, parts, paper="0.63 → 0.67", reported=reported)
 
 
 def decide_best(pools: Mapping[str, Pool], n: int, judge: str) -> dict[str, dict]:
-    """F8 and F9 by their rules: is PARM with PARM's guidance the best of all, and which tags gain most by it?"""
+    """F8: PARM with PARM's guidance is the best of all. F9: two objects, position and attribute gain most by it."""
     prompts, right = pools["baseline"].prompts, right_by_method(pools, n, judge)
-    others = {
-        label: decide(f"{BEST} − {label} > 0", prompts, right[BEST] - one, paper="")
-        for label, one in right.items()
-        if label != BEST
-    }
-    above = [label for label, one in others.items() if one["seen"] == "yes"]
-    f8 = summed_up(
-        f"{BEST} − each of {len(others)} others > 0", list(others.values()), [], paper="0.77, the best of all"
-    )
+    others = [label for label in right if label != BEST]
+    claim = f"{BEST} − each of {len(others)} others > 0"
+    f8 = compare(claim, prompts, right, [(BEST, label) for label in others], paper="0.77, the best of all")
+    above = [label for label in others if f8["parts"][f"{BEST} − {label}"]["seen"] == "yes"]
     told = f"surely above {len(above)} of {len(others)} rows: {', '.join(above)}"
     f8["note"] = f"the weakest difference; {told}; PRMs and self-correction are not among them"
     # The mean over tags of a difference, doubled and with its sign turned for half of them, is that of their means.
@@ -294,28 +302,24 @@ def decide_best(pools: Mapping[str, Pool], n: int, judge: str) -> dict[str, dict
 
 
 def decide_f10(pool: Pool, aligned: Pool, n: int, judge: str) -> dict:
-    """F10 by its rule: each method on the next-token generator above the generator alone; retaught verifiers beside it.
+    """F10: each method on the next-token generator is better than the generator alone; retaught verifiers beside it.
 
     pool: the generator's, with every verifier's order; aligned: the same prompts and seeds after DPO.
     """
-    correct, base = pool.correct[judge], pool.correct[judge].mean(1)
-    right = {name: expected_best_of(order, correct, n) for name, order in pool.scores.items()}
-    right["dpo"] = aligned.correct[judge].mean(1)
-
-    def over(a: str, b: str) -> dict:
-        below = base if b == "seq:baseline" else right[b]
-        return decide(f"{a} − {b} > 0", pool.prompts, right[a] - below, paper="")
-
-    return summed_up(
+    right = {name: expected_best_of(order, pool.correct[judge], n) for name, order in pool.scores.items()}
+    right |= {"seq:baseline": pool.correct[judge].mean(1), "dpo": aligned.correct[judge].mean(1)}
+    return compare(
         "each method − seq:baseline > 0",
-        [over(name, "seq:baseline") for name in ("zs-orm", "ft-orm", "dpo", "parm")],
-        [over("parm", "ft-orm"), over("ft-orm-retaught", "ft-orm"), over("parm-retaught", "parm")],
+        pool.prompts,
+        right,
+        [(name, "seq:baseline") for name in ("zs-orm", "ft-orm", "dpo", "parm")],
+        [("parm", "ft-orm"), ("ft-orm-retaught", "ft-orm"), ("parm-retaught", "parm")],
         paper="LlamaGen .32 → .35, .39, .41, .46 (zs ORM, ft ORM, DPO, PARM); Janus-Pro .80 → .84, .89, .83, .91",
     )
 
 
 def decide_f11(prompts: Sequence[Prompt], difference: npt.NDArray) -> dict:
-    """F11 by its rule: the interval of self-correct − baseline lies within `SLIGHT`; "no" if it lies wholly outside."""
+    """F11: the interval of self-correct − baseline lies within `SLIGHT`; "no" if it lies wholly outside."""
     found = decide("self-correct − baseline > 0", prompts, difference, paper="0.53 → 0.51")
     low, high = bootstrap_interval(prompts, difference)
     inside, outside = SLIGHT[0] < low and high < SLIGHT[1], high < SLIGHT[0] or low > SLIGHT[1]
@@ -324,15 +328,16 @@ def decide_f11(prompts: Sequence[Prompt], difference: npt.NDArray) -> dict:
 
 
 def decide_f12(prompts: Sequence[Prompt], right: Mapping[str, npt.NDArray]) -> dict:
-    """F12 by its rule: reflecting is better than not, and than each control at equal calls.
+    """F12: reflecting is better than not, and than each control at equal calls.
 
-    right: "not", "reflect", "more", "empty", "shuffled", "judge" → (P,), whether the image that is kept is right.
+    right: by the keys of `REFLECTING` → (P,), whether the image that is kept is right.
     """
-    names = {"not": "not reflecting", "more": "more samples", "empty": "no reasons", "shuffled": "shuffled reasons"}
-    parts = [
-        decide(f"reflecting − {name} > 0", prompts, right["reflect"] - right[kind], paper="")
-        for kind, name in names.items()
-    ]
-    claim = "reflecting − not reflecting > 0, and above the controls at equal calls"
-    true = decide("the judge's reasons − no reasons > 0", prompts, right["judge"] - right["empty"], paper="")
-    return summed_up(claim, parts, [true], paper="0.61 → 0.70")
+    named = {REFLECTING[kind]: values for kind, values in right.items() if kind in REFLECTING}
+    return compare(
+        "reflecting − not reflecting > 0, and above the controls at equal calls",
+        prompts,
+        named,
+        [("reflecting", REFLECTING[kind]) for kind in ("not", "more", "empty", "shuffled")],
+        [("the judge's reasons", "no reasons")],
+        paper="0.61 → 0.70",
+    )
