@@ -18,10 +18,10 @@ from torch import Tensor
 
 from cotgen_lite.align.dpo import DpoTraining, Pair, draw_masks, log_probability, reward_margins, train_dpo
 from cotgen_lite.generate.pipeline import Generator
-from cotgen_lite.generate.sampling import MASKED, SamplingSettings
+from cotgen_lite.generate.sampling import SamplingSettings
 from cotgen_lite.generate.showo import correction_prefix, masked_loss, text_prefix
 from cotgen_lite.prompts import encode_text, parse_prompt
-from cotgen_lite.verify.search import best_of_n, parm_search, reflect, stepwise_best_of_n
+from cotgen_lite.verify.search import best_of_n, parm_search, prm_search, reflect
 from cotgen_lite.verify.verifier import (
     PRM_QUESTION,
     REFLECTION_QUESTION,
@@ -123,7 +123,7 @@ def test_best_of_n_keeps_the_favourite(full: Full) -> None:
     found = best_of_n(full.generator, full.verifier, PROMPT, 3, seed=5)
     cost = found.cost
     assert found.images.shape == (3, 3, full.size, full.size)
-    assert torch.equal(torch.stack([path.final for path in found.trajectories]), finals(full, PROMPT, 3, seed=5))
+    assert torch.equal(found.candidates.tokens, finals(full, PROMPT, 3, seed=5))
     odds = full.verifier.score(found.images, PROMPT)
     torch.testing.assert_close(found.log_odds, odds, atol=1e-4, rtol=1e-4)
     assert found.chosen == int(odds.argmax()) and torch.equal(found.image, found.images[found.chosen])
@@ -136,17 +136,18 @@ def test_best_of_n_keeps_the_favourite(full: Full) -> None:
 
 def test_step_by_step_goes_on_from_the_favourite(full: Full) -> None:
     before = full.verifier.passes
-    found = stepwise_best_of_n(full.generator, full.verifier, PROMPT, 2, seed=5, first_step=2)
+    found = prm_search(full.generator, full.verifier, PROMPT, 2, seed=5, first_step=2)
     assert found.guesses.shape == (STEPS, 2, full.length) and found.image.shape == (3, full.size, full.size)
-    assert found.log_odds[0].isnan().all() and found.log_odds[1:].isfinite().all() and found.chosen[0] == 0
-    assert torch.equal(found.chosen[1:], found.log_odds[1:].argmax(dim=1))
+    assert found.step_log_odds[0].isnan().all() and found.step_log_odds[1:].isfinite().all() and found.taken[0] == 0
+    assert torch.equal(found.taken[1:], found.step_log_odds[1:].argmax(dim=1))
+    assert torch.equal(found.log_odds, found.step_log_odds[-1]) and found.chosen == found.taken[-1]
     images = full.generator.decode(found.guesses[2])
     odds = full.verifier.score(images, PROMPT, PRM_QUESTION)
-    torch.testing.assert_close(found.log_odds[2], odds, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.step_log_odds[2], odds, atol=1e-4, rtol=1e-4)
     for step in range(1, STEPS):  # both draws keep what the favourite of the step before had committed
-        kept = found.trajectory.committed[step - 1]
-        assert (found.guesses[step][:, kept] == found.trajectory.tokens[step - 1][kept]).all()
-    assert torch.equal(found.trajectory.final, found.guesses[-1, found.chosen[-1]].long())
+        kept = found.committed[step - 1]
+        assert (found.guesses[step][:, kept] == found.path[step - 1][kept]).all()
+    assert torch.equal(found.path[-1], found.guesses[-1, found.chosen])
     assert found.cost.generator_passes == 2 + 2 * STEPS
     assert found.cost.verifier_passes == 2 * (STEPS - 1) == full.verifier.passes - before - 2
 
@@ -175,19 +176,20 @@ def test_parm_stops_what_is_clear_and_hopeless(full: Full) -> None:
     verifier.bars = torch.stack([enough, lowest[widest : widest + 2].mean()])
     found = parm_search(full.generator, verifier, PROMPT, n, seed)
     survivors = n - 1 - widest
-    assert found.survived.sum() == survivors < n and found.survived[found.chosen]
-    for path in range(n):
-        below = (heard[:, path] <= verifier.bars[1]).nonzero().flatten()
-        ran = int(below[0]) + 1 if len(below) else STEPS
-        assert found.steps[path] == ran and bool(found.survived[path]) == (ran == STEPS)
-        assert torch.equal(found.guesses[:ran, path], guesses[:ran, path])
-        assert (found.guesses[ran:, path] == MASKED).all()
-    finished = full.generator.decode(found.guesses[-1, found.survived])
+    alive = [path for path in found.paths if path.stopped_at is None]
+    assert len(alive) == survivors < n and found.kept in alive
+    for path in found.paths:
+        below = (heard[:, path.candidate] <= verifier.bars[1]).nonzero().flatten()
+        stopped_at = int(below[0]) + 1 if len(below) else None
+        assert path.stopped_at == stopped_at and len(path.guesses) == (stopped_at or STEPS)
+        assert torch.equal(torch.stack(path.guesses), guesses[: len(path.guesses), path.candidate])
+    finished = full.generator.decode(torch.stack([path.guesses[-1] for path in alive]))
     best = full.verifier.score(finished, PROMPT)
-    torch.testing.assert_close(found.log_odds[found.survived], best, atol=1e-4, rtol=1e-4)
-    assert found.chosen == int(found.survived.nonzero()[int(best.argmax())])
-    assert found.cost.generator_passes == 2 + 2 + 2 * int((found.steps - 1).sum())
-    assert found.cost.verifier_passes == int(found.steps.clamp(max=STEPS - 1).sum()) + survivors == verifier.passes
+    torch.testing.assert_close(found.log_odds, best, atol=1e-4, rtol=1e-4)
+    assert found.kept is alive[int(best.argmax())] and torch.equal(found.image, finished[int(best.argmax())])
+    ran = [len(path.guesses) for path in found.paths]
+    assert found.cost.generator_passes == 2 + 2 + 2 * sum(steps - 1 for steps in ran)
+    assert found.cost.verifier_passes == sum(min(steps, STEPS - 1) for steps in ran) + survivors == verifier.passes
 
 
 # --- alignment and self-correction ---
@@ -195,7 +197,7 @@ def test_parm_stops_what_is_clear_and_hopeless(full: Full) -> None:
 
 def test_one_dpo_step_prefers_the_chosen_image(full: Full, tmp_path: Path) -> None:
     found = best_of_n(full.generator, full.verifier, PROMPT, 2, seed=5)
-    codes = [found.trajectories[i].final for i in (int(found.log_odds.argmax()), int(found.log_odds.argmin()))]
+    codes = found.candidates.tokens[[int(found.log_odds.argmax()), int(found.log_odds.argmin())]]
     pair = Pair(parse_prompt(PROMPT), *codes)
     policy, log = train_dpo(full.generator, [pair], DpoTraining(1e-3, masks=2, warmup=0), tmp_path)
     assert log.steps == 1
@@ -260,11 +262,11 @@ def test_reflection_corrects_until_it_hears_yes(full: Full) -> None:
     assert rounds == 2 or found.log_odds[-1] > 0
     # Alone an image may be decoded otherwise by one in 255, and the verifier be that much surer or less sure.
     assert found.log_odds[0].item() == pytest.approx(odds[first].item(), abs=1e-2)
-    assert torch.equal(found.codes[0].long(), codes[first]) and not torch.equal(found.codes[1], found.codes[0])
-    assert (found.images.int() - full.generator.decode(found.codes).int()).abs().max() <= 1
+    assert torch.equal(found.tokens[0].long(), codes[first]) and not torch.equal(found.tokens[1], found.tokens[0])
+    assert (found.images.int() - full.generator.decode(found.tokens).int()).abs().max() <= 1
     assert found.chosen == int(found.log_odds.argmax())
-    again = full.generator.correct(PROMPT, found.codes[0], found.reasons[0], seed=2001)
-    assert torch.equal(again.tokens[0], found.codes[1].long())
+    again = full.generator.correct(PROMPT, found.tokens[0], found.reasons[0], seed=2001)
+    assert torch.equal(again.tokens[0], found.tokens[1].long())
     # A round: its prefix and that of the image alone, then a pass with and one without the words for each step.
     assert found.cost.generator_passes == rounds * (2 + 2 * STEPS)
     assert found.cost.verifier_passes == 2 * rounds + 1 == full.verifier.passes - before

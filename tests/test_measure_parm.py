@@ -50,13 +50,14 @@ def test_a_pool_tells_what_the_search_does(
     passes = []
     for row, prompt in enumerate(PROMPTS):
         found = parm_search(toy_generator, verifier, prompt.text, n, 3, assess, first_step)  # type: ignore[arg-type]
-        np.testing.assert_array_equal(outcome.survived[row], found.survived.numpy())
-        assert int(outcome.order[row].argmax()) == found.chosen
+        survived = [path.stopped_at is None for path in found.paths]
+        assert outcome.survived[row].tolist() == survived
+        assert int(outcome.order[row].argmax()) == found.kept.candidate
         ran = outcome.steps[row].copy()
-        if not found.survived.any():
-            ran[found.chosen] = guesses.shape[2]
-        np.testing.assert_array_equal(ran, found.steps.numpy())
-        passes.append([found.cost.generator_passes, found.cost.verifier_passes, not found.survived.any()])
+        if not any(survived):
+            ran[found.kept.candidate] = guesses.shape[2]
+        assert ran.tolist() == [len(path.guesses) for path in found.paths]
+        passes.append([found.cost.generator_passes, found.cost.verifier_passes, not any(survived)])
     spent = spent_by_search(outcome, n, guesses.shape[2])
     told = [spent["generator_passes"], spent["guesses_read"] + spent["finished_read"], spent["none_left"]]
     assert told == pytest.approx(np.mean(passes, axis=0), abs=1e-4)

@@ -53,7 +53,7 @@ def test_rows_are_reflections_and_resume(toy_generator: Any, tmp_path: Path) -> 
         found = reflect(toy_generator, critic, prompt.text, first[row], row)
         assert run.reasons[row] == found.reasons and run.rounds[row] == len(found.reasons)
         assert run.chosen[row] == found.chosen
-        assert torch.equal(run.codes[row, run.chosen[row]], found.codes[found.chosen])
+        assert torch.equal(run.codes[row, run.chosen[row]], found.tokens[found.chosen])
         np.testing.assert_allclose(run.log_odds[row, : len(found.log_odds)], found.log_odds, atol=1e-6)
         costs.append([found.cost.generator_passes, found.cost.verifier_passes])
     of_one = sum(cost["generator_passes"] for cost in cost_of_drawing(toy_generator, PROMPTS[0].text))

@@ -69,11 +69,10 @@ def test_a_pool_tells_what_the_search_does(
     outcome, passes = stop_paths(opinions), []
     for row, prompt in enumerate(PROMPTS):
         found = parm_search(filled, verifier, prompt.text, n, seed=3)  # type: ignore[arg-type]
-        np.testing.assert_array_equal(outcome.survived[row], found.survived.numpy())
-        assert int(outcome.order[row].argmax()) == found.chosen
-        for path in range(n):
-            ran = int(found.steps[path])
-            assert torch.equal(found.guesses[:ran, path], guesses[row, path, :ran])
+        assert outcome.survived[row].tolist() == [path.stopped_at is None for path in found.paths]
+        assert int(outcome.order[row].argmax()) == found.kept.candidate
+        for path in found.paths:
+            assert torch.equal(torch.stack(path.guesses), guesses[row, path.candidate, : len(path.guesses)])
         passes.append([found.cost.generator_passes, found.cost.verifier_passes])
     preview, few = fill == "likeliest", []
     spent = spent_by_search_of_runs(outcome, n, 8, 64, preview)

@@ -23,7 +23,7 @@ from cotgen_lite.generate.pipeline import GeneratedPool
 from cotgen_lite.metrics import expected_best_of, roc_auc, score
 from cotgen_lite.pools import Pool, pool_prompts
 from cotgen_lite.prompts import TAGS, lite_prompts, parse_prompt
-from cotgen_lite.verify.search import Cost, SearchResult, stepwise_best_of_n
+from cotgen_lite.verify.search import Cost, SearchResult, prm_search
 from cotgen_lite.verify.verifier import load_verifier
 
 PROMPTS = pool_prompts("dev")
@@ -117,7 +117,7 @@ def test_a_search_is_timed_on_one_prompt_of_each_tag():
     def search(prompt: str, seed: int) -> SearchResult:
         asked.append(prompt)
         cost = Cost(1, 1, 1, generator_seconds=float(len(asked)), verifier_seconds=0.5)
-        return SearchResult(prompt, [], torch.empty(0), torch.empty(0), 0, cost)
+        return SearchResult(prompt, torch.empty(0), torch.empty(0), 0, cost)
 
     assert time_search(PROMPTS, search) == 4.0  # the mean of 1 to 6, and a half
     assert [parse_prompt(text).tag for text in asked] == list(TAGS)
@@ -202,8 +202,8 @@ def test_a_prompt_that_is_listed_again_is_searched_anew(tmp_path, toy_generator)
     assert prompts[0] == prompts[1]
     run, cost = draw_stepwise(toy_generator, verifier, prompts, 2, 1, tmp_path)
     assert not torch.equal(run["guesses"][0], run["guesses"][1])
-    alone = stepwise_best_of_n(toy_generator, verifier, prompts[1].text, 2, 1)
-    assert torch.equal(run["codes"][1], alone.trajectory.tokens[-1])
+    alone = prm_search(toy_generator, verifier, prompts[1].text, 2, 1)
+    assert torch.equal(run["codes"][1], alone.path[-1])
     assert cost["verifier_passes"] == 2 * toy_generator.settings.steps and cost["tokens"] == alone.cost.tokens > 0
 
 

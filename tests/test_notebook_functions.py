@@ -34,7 +34,7 @@ from cotgen_lite.lite.world import random_scene, render
 from cotgen_lite.metrics import expected_best_of, roc_auc
 from cotgen_lite.prompts import encode_text, lite_prompts, parse_prompt
 from cotgen_lite.verify import training_data
-from cotgen_lite.verify.search import parm_search, reflect, stepwise_best_of_n
+from cotgen_lite.verify.search import parm_search, prm_search, reflect
 from cotgen_lite.verify.training_data import balanced, label_steps
 from cotgen_lite.verify.verifier import (
     ORM_QUESTION,
@@ -125,8 +125,8 @@ def test_search_step_by_step(toy_generator: Any) -> None:
     verifier = load_verifier()
     space |= {"generator": toy_generator, "PRM_QUESTION": PRM_QUESTION}
     prompt = "a photo of a red cat"
-    found = stepwise_best_of_n(toy_generator, verifier, prompt, 3, 2)
-    assert torch.equal(space["search_step_by_step"](verifier, prompt, 3, seed=2).short(), found.trajectory.tokens[-1])
+    found = prm_search(toy_generator, verifier, prompt, 3, 2)
+    assert torch.equal(space["search_step_by_step"](verifier, prompt, 3, seed=2).short(), found.path[-1])
 
 
 def test_log_probability_under_a_mask(toy_generator: Any) -> None:
@@ -193,9 +193,9 @@ def test_parm_search(toy_generator: Any) -> None:
         kept, running = ours(one, prompt, 5, cost)
         found = parm_search(toy_generator, one, prompt, 5, seed=0)  # type: ignore[arg-type]
         stopped += 5 - len(running)
-        assert running == found.survived.nonzero()[:, 0].tolist()
+        assert running == [path.candidate for path in found.paths if path.stopped_at is None]
         if kept is not None:
-            assert kept == found.chosen
+            assert kept == found.kept.candidate
             assert cost.generator_passes == found.cost.generator_passes
     assert stopped
 
@@ -217,7 +217,7 @@ def test_reflect(toy_generator: Any) -> None:
     for seed, codes in enumerate(toy_generator(prompt, 6, seed=4).tokens):
         seen, why, kept = ours(toy_generator, Moody(), prompt, codes, seed)
         found = reflect(toy_generator, Moody(), prompt, codes, seed)  # type: ignore[arg-type]
-        assert torch.equal(torch.stack(seen), found.codes) and (why, kept) == (found.reasons, found.chosen)
+        assert torch.equal(torch.stack(seen), found.tokens) and (why, kept) == (found.reasons, found.chosen)
         lengths.add(len(why))
     assert len(lengths) > 1
 

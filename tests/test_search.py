@@ -1,12 +1,12 @@
 """Best-of-n and its step-by-step form: keep the favourite, say what it cost, draw the same whatever n."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
 
-from cotgen_lite.generate.sampling import MASKED
-from cotgen_lite.verify.search import best_of_n, parm_search, reflect, stepwise_best_of_n
+from cotgen_lite.verify.search import Path, best_of_n, parm_search, prm_search, reflect, shows_no_potential
 from cotgen_lite.verify.verifier import ORM_QUESTION, REFLECTION_QUESTION
 
 PROMPT = "a photo of a red cat and a blue dog"
@@ -43,23 +43,23 @@ def test_smaller_n_has_the_first_candidates_of_a_larger(toy_generator: Any) -> N
 
 
 def test_needs_a_candidate(toy_generator: Any) -> None:
-    with pytest.raises(ValueError, match="n must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="got n = 0, first_step = 1"):
         best_of_n(toy_generator, Favourite(), PROMPT, n=0, seed=0)  # type: ignore[arg-type]
 
 
 def test_step_by_step_goes_on_from_the_favourite(toy_generator: Any) -> None:
     verifier, steps = Favourite(), toy_generator.settings.steps
-    result = stepwise_best_of_n(toy_generator, verifier, PROMPT, n=4, seed=3)  # type: ignore[arg-type]
-    assert result.guesses.shape == (steps, 4, 64) and result.log_odds.shape == (steps, 4)
+    result = prm_search(toy_generator, verifier, PROMPT, n=4, seed=3)  # type: ignore[arg-type]
+    assert result.guesses.shape == (steps, 4, 64) and result.step_log_odds.shape == (steps, 4)
     for step in range(steps):
         images = toy_generator.decode(result.guesses[step])
-        assert int(result.chosen[step]) == int(images.float().mean(dim=(1, 2, 3)).argmin())
-        assert torch.equal(result.trajectory.tokens[step], result.guesses[step, result.chosen[step]])
+        assert int(result.taken[step]) == int(images.float().mean(dim=(1, 2, 3)).argmin())
+        assert torch.equal(result.path[step], result.guesses[step, result.taken[step]])
         if step:  # every draw keeps what the favourite of the step before had committed
-            kept = result.trajectory.committed[step - 1]
-            before = result.trajectory.tokens[step - 1]
+            kept = result.committed[step - 1]
+            before = result.path[step - 1]
             assert (result.guesses[step][:, kept] == before[kept]).all()
-    assert torch.equal(result.image, toy_generator.decode(result.trajectory.tokens[-1])[0])
+    assert torch.equal(result.images, images) and torch.equal(result.image, images[result.taken[-1]])
     # one guided pass a step serves all draws; the verifier looks at each draw of each step
     assert result.cost.generator_passes == 2 + 2 * steps
     assert verifier.asked == result.cost.verifier_passes == 4 * steps
@@ -67,17 +67,17 @@ def test_step_by_step_goes_on_from_the_favourite(toy_generator: Any) -> None:
 
 def test_a_verifier_that_may_speak_later_changes_nothing_before(toy_generator: Any) -> None:
     verifier, steps = Favourite(), toy_generator.settings.steps
-    late = stepwise_best_of_n(toy_generator, verifier, PROMPT, 4, seed=3, first_step=3)  # type: ignore[arg-type]
-    alone = stepwise_best_of_n(toy_generator, Favourite(), PROMPT, 1, seed=3)  # type: ignore[arg-type]
-    assert torch.equal(late.trajectory.tokens[:2], alone.trajectory.tokens[:2])
-    assert late.log_odds[:2].isnan().all() and not late.log_odds[2:].isnan().any()
+    late = prm_search(toy_generator, verifier, PROMPT, 4, seed=3, first_step=3)  # type: ignore[arg-type]
+    alone = prm_search(toy_generator, Favourite(), PROMPT, 1, seed=3)  # type: ignore[arg-type]
+    assert torch.equal(late.path[:2], alone.path[:2])
+    assert late.step_log_odds[:2].isnan().all() and not late.step_log_odds[2:].isnan().any()
     assert verifier.asked == late.cost.verifier_passes == 4 * (steps - 2)
 
 
 @pytest.mark.parametrize(("n", "first_step"), [(0, 1), (2, 0), (2, 6)])
 def test_step_by_step_needs_draws_and_a_step(toy_generator: Any, n: int, first_step: int) -> None:
     with pytest.raises(ValueError, match=f"got n = {n}, first_step = {first_step}"):
-        stepwise_best_of_n(toy_generator, Favourite(), PROMPT, n, 0, first_step=first_step)  # type: ignore[arg-type]
+        prm_search(toy_generator, Favourite(), PROMPT, n, 0, first_step=first_step)  # type: ignore[arg-type]
 
 
 class Doubter(Favourite):
@@ -98,62 +98,62 @@ def test_parm_that_never_objects_is_best_of_n(toy_generator: Any) -> None:
     best = best_of_n(toy_generator, Favourite(), PROMPT, n=5, seed=3)  # type: ignore[arg-type]
     for verifier in (Doubter(), Doubter(-1e9, clear=-1.0)):  # sees potential in all; finds nothing clear
         found = parm_search(toy_generator, verifier, PROMPT, n=5, seed=3)  # type: ignore[arg-type]
-        assert torch.equal(found.guesses[-1], torch.stack([t.tokens[-1] for t in best.trajectories]))
-        assert torch.equal(found.guesses[:, 2], best.trajectories[2].tokens)
-        assert found.chosen == best.chosen and torch.equal(found.image, best.image)
-        assert torch.equal(found.log_odds, best.log_odds) and found.survived.all()
+        for path in found.paths:
+            assert torch.equal(torch.stack(path.guesses), best.candidates.steps[path.candidate])
+        assert found.kept.candidate == found.chosen == best.chosen and torch.equal(found.image, best.image)
+        assert torch.equal(found.log_odds, best.log_odds) and not any(path.stopped_at for path in found.paths)
         assert found.cost.generator_passes == best.cost.generator_passes
         assert verifier.asked == found.cost.verifier_passes == 5 * toy_generator.settings.steps
 
 
-def lightness(generator: Any, found: Any) -> torch.Tensor:
-    """Mean of each guess (T, N), NaN where there is none."""
-    means = torch.full(found.guesses.shape[:2], torch.nan)
-    for t, n in (found.guesses[..., 0] != MASKED).nonzero().tolist():
-        means[t, n] = generator.decode(found.guesses[t, n][None]).float().mean()
-    return means
+def lightness(generator: Any, path: Path) -> list[float]:
+    """Mean of each guess."""
+    return [float(generator.decode(guess).float().mean()) for guess in path.guesses]
 
 
 def test_stopped_paths_cost_nothing_afterwards(toy_generator: Any) -> None:
     whole = parm_search(toy_generator, Doubter(), PROMPT, n=6, seed=3)  # type: ignore[arg-type]
-    steps, means = toy_generator.settings.steps, lightness(toy_generator, whole)
-    limit = float(means[: steps - 1].max(dim=0).values.sort().values[2]) + 1e-3  # three of six paths stay below it
+    steps, means = toy_generator.settings.steps, [lightness(toy_generator, path)[:-1] for path in whole.paths]
+    limit = sorted(map(max, means))[2] + 1e-3  # three of six paths stay below it
     verifier = Doubter(limit)
     found = parm_search(toy_generator, verifier, PROMPT, n=6, seed=3)  # type: ignore[arg-type]
-    for path in range(6):
-        above = (means[: steps - 1, path] > limit).nonzero().flatten()
-        ran = int(above[0]) + 1 if len(above) else steps
-        assert found.steps[path] == ran and bool(found.survived[path]) == (ran == steps)
-        assert torch.equal(found.guesses[:ran, path], whole.guesses[:ran, path])
-        assert (found.guesses[ran:, path] == MASKED).all() and found.potential[ran:, path].isnan().all()
-    assert found.survived.sum() == 3 and found.survived[found.chosen]
-    running = [int((found.steps > t).sum()) for t in range(steps)]
+    for path, before, light in zip(found.paths, whole.paths, means, strict=True):
+        stopped_at = next((step for step, mean in enumerate(light, start=1) if mean > limit), None)
+        ran = stopped_at or steps
+        assert path.stopped_at == stopped_at and len(path.guesses) == ran and len(path.potential) == min(ran, steps - 1)
+        assert torch.equal(torch.stack(path.guesses), torch.stack(before.guesses[:ran]))
+    alive = [path for path in found.paths if path.stopped_at is None]
+    assert len(alive) == len(found.images) == 3 and found.kept is alive[found.chosen]
+    running = [sum(len(path.guesses) > t for path in found.paths) for t in range(steps)]
     assert verifier.heard == running[:-1]
     # prompt and empty prompt; the first step, shared by all; then both passes of every path that still runs
     assert found.cost.generator_passes == 2 + 2 + 2 * sum(running[1:]) < whole.cost.generator_passes
-    assert found.log_odds.isnan().tolist() == (~found.survived).tolist()
 
 
 def test_if_none_is_left_the_least_doubted_is_resumed(toy_generator: Any) -> None:
     whole = parm_search(toy_generator, Doubter(), PROMPT, n=4, seed=3)  # type: ignore[arg-type]
-    darkest = lightness(toy_generator, whole)[0].argmin()
+    firsts = [lightness(toy_generator, path)[0] for path in whole.paths]
+    darkest = firsts.index(min(firsts))
     found = parm_search(toy_generator, Doubter(-1.0), PROMPT, n=4, seed=3)  # type: ignore[arg-type]
-    assert not found.survived.any() and found.chosen == darkest
-    assert torch.equal(found.guesses[-1, darkest], whole.guesses[-1, darkest])
+    assert all(path.stopped_at == 1 for path in found.paths) and found.kept.candidate == darkest
+    assert torch.equal(found.kept.guesses[-1], whole.paths[darkest].guesses[-1])
     steps = toy_generator.settings.steps
-    assert found.steps.tolist() == [steps if path == darkest else 1 for path in range(4)]
+    assert [len(path.guesses) for path in found.paths] == [steps if path == darkest else 1 for path in range(4)]
     assert found.cost.generator_passes == 2 + 2 + 2 * (steps - 1)
     assert found.cost.verifier_passes == 4 + 1
 
 
-def test_assessed_at_the_first_clear_step_only(toy_generator: Any) -> None:
-    found = parm_search(toy_generator, Doubter(), PROMPT, n=3, seed=3, assess="first")  # type: ignore[arg-type]
-    assert not found.potential[0].isnan().any() and found.potential[1:].isnan().all()
-    assert not found.clarity[:-1].isnan().any()
+def test_what_is_clear_and_without_potential_is_stopped() -> None:
+    nan, clarity = math.nan, [[-1.0, 2.0, 0.5, 0.0], [math.nan, 1.0, 1.0, 1.0]]
+    potential = [[-1.0, 1.0, -0.1, -1.0], [nan, 0.0, 3.0, -3.0]]
+    every = [[False, False, True, False], [False, True, False, True]]
+    assert shows_no_potential(clarity, potential).tolist() == every
+    first = [[False] * 4, [False, True, False, False]]  # the second step is the first clear one of both
+    assert shows_no_potential(clarity, potential, "first").tolist() == first
 
 
 def test_parm_needs_a_path(toy_generator: Any) -> None:
-    with pytest.raises(ValueError, match="n must be 1 or more and first_step 1 to 5; got n = 0"):
+    with pytest.raises(ValueError, match="n must be 1 or more, and first_step 1 to 5; got n = 0"):
         parm_search(toy_generator, Doubter(), PROMPT, n=0, seed=0)  # type: ignore[arg-type]
 
 
@@ -182,7 +182,7 @@ def test_reflection_stops_at_a_yes_and_else_keeps_the_best(
 ) -> None:
     first, critic = torch.full((64,), 5), Critic(*odds)
     result = reflect(toy_generator, critic, PROMPT, first, seed=2)  # type: ignore[arg-type]
-    assert len(result.reasons) == rounds and len(result.images) == len(result.codes) == rounds + 1
+    assert len(result.reasons) == rounds and len(result.images) == len(result.tokens) == rounds + 1
     assert result.chosen == chosen and torch.equal(result.image, result.images[chosen])
     assert result.log_odds.tolist() == pytest.approx(list(odds))
     assert all(torch.equal(a, b) for a, b in zip(critic.seen, result.images, strict=True))
@@ -190,8 +190,8 @@ def test_reflection_stops_at_a_yes_and_else_keeps_the_best(
     # A round: its prefix and that of the image alone, then a conditional and an unconditional pass a step.
     assert cost.generator_passes == rounds * (2 + 2 * steps) and cost.verifier_passes == 2 * rounds + 1
     for done in range(rounds):  # each image is drawn from the one before it and the reasons given for that
-        again = toy_generator.correct(PROMPT, result.codes[done], result.reasons[done], seed=2001 + done)
-        assert torch.equal(again.tokens[0], result.codes[done + 1])
+        again = toy_generator.correct(PROMPT, result.tokens[done], result.reasons[done], seed=2001 + done)
+        assert torch.equal(again.tokens[0], result.tokens[done + 1])
 
 
 def test_reasons_may_come_from_elsewhere_and_rounds_be_fewer(toy_generator: Any) -> None:

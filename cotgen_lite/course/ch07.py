@@ -12,6 +12,7 @@ from torch import Tensor
 from cotgen_lite.course.checker import compare, expect, expect_shape
 from cotgen_lite.course.explorer import Game, explorer, menu
 from cotgen_lite.course.plots import OURS, RIGHT, WRONG, draw_flow, draw_row, new_chart, sign
+from cotgen_lite.verify.search import Path
 
 UNCLEAR, PROMISING, HOPELESS = "#D9D9D9", "#56B4E9", "#D55E00"
 FIRST_LOOK, STRIDE = 2, 2  # the step that the game shows first, and how many steps lie between two looks
@@ -36,26 +37,21 @@ def draw_parm() -> Figure:
     return draw_flow(boxes, arrows, (9, 3.1))
 
 
-def draw_lanes(
-    clarity: npt.ArrayLike, potential: npt.ArrayLike, right: npt.ArrayLike, chosen: int, title: str
-) -> Figure:
+def draw_lanes(paths: Sequence[Path], right: npt.ArrayLike, kept: int, steps: int, title: str) -> Figure:
     """Paths as lanes, a row each: what PARM says at every step, where it stops a path, and how each would have ended.
-    clarity, potential: log-odds (T, N), NaN where not asked, as in `ParmResult`; right: (N,), verdicts on where all
-    paths lead; chosen: the path that PARM keeps."""
-    clear, promise = np.asarray(clarity, dtype=float), np.asarray(potential, dtype=float)
-    truth, (steps, number) = np.asarray(right, dtype=bool), clear.shape
+    paths: of a `ParmResult`; right: (N,), verdicts on where all paths lead; kept: the one PARM keeps; steps: T."""
+    truth, number = np.asarray(right, dtype=bool), len(paths)
     limits = (0.4, steps + 3), (number - 0.4, -0.6)
     figure, axis = new_chart(7, 0.24 * number + 1.3, xlabel="step", ylabel="path", xlim=limits[0], ylim=limits[1])
-    for path in range(number):
-        for step in np.flatnonzero(~np.isnan(clear[:-1, path])).tolist():
-            asked = not np.isnan(promise[step, path])
-            color = (PROMISING if promise[step, path] > 0 else HOPELESS) if asked else UNCLEAR
+    for path, said in enumerate(paths):
+        for step, (clarity, potential) in enumerate(zip(said.clarity, said.potential, strict=True)):
+            color = UNCLEAR if clarity <= 0 else PROMISING if potential > 0 else HOPELESS
             axis.add_patch(Rectangle((step + 0.54, path - 0.4), 0.92, 0.8, fc=color, ec="none"))
             if color == HOPELESS:
                 axis.text(step + 1, path, "×", ha="center", va="center", color="white", fontsize=9, fontweight="bold")
         color = RIGHT if truth[path] else WRONG
         axis.text(steps + 0.2, path, sign(truth[path]), ha="center", va="center", color=color, fontsize=11)
-        if path == chosen:
+        if path == kept:
             axis.text(steps + 1.1, path, "◀ kept", ha="left", va="center", color=OURS, fontsize=9)
     names = {UNCLEAR: "not clear yet", PROMISING: "clear, has potential", HOPELESS: "clear, no potential: stopped"}
     handles, below = [Rectangle((0, 0), 1, 1, fc=color) for color in names], (0.5, -0.14)

@@ -140,7 +140,7 @@ def run_reflections(
 
             speaker = say if explain else None
             found = reflect(generator, verifier, prompts[row].text, first[row], row, ROUNDS, speaker)
-            codes[place] = found.codes[[min(k, len(found.codes) - 1) for k in range(ROUNDS + 1)]]
+            codes[place] = found.tokens[[min(k, len(found.tokens) - 1) for k in range(ROUNDS + 1)]]
             odds[place, : len(found.log_odds)] = found.log_odds
             told.append(found.reasons)
         text = torch.frombuffer(bytearray(json.dumps(told).encode()), dtype=torch.uint8)

@@ -23,7 +23,7 @@ from cotgen_lite.metrics import expected_best_of, roc_auc, roc_auc_within_prompt
 from cotgen_lite.pools import SHARD, Pool, in_shards, load_pool
 from cotgen_lite.prompts import TAGS, Prompt
 from cotgen_lite.training import fingerprint
-from cotgen_lite.verify.search import best_of_n, stepwise_best_of_n
+from cotgen_lite.verify.search import best_of_n, prm_search
 from cotgen_lite.verify.training_data import FOUR_ROLLOUTS, SIXTEEN_ROLLOUTS
 from cotgen_lite.verify.verifier import ORM_QUESTION, PRM_QUESTION, Verifier
 
@@ -60,7 +60,7 @@ def measure_prm(out: Path, work: Path, config: Config) -> None:
         label = method if first_step == 1 else f"{method}-from-{first_step}"
         verifier = verifiers[QUESTIONS[method][0]]
         run, cost = draw_stepwise(generator, verifier, prompts, n, first_step, work / "stepwise")
-        search = partial(stepwise_best_of_n, generator, verifier, n=n, first_step=first_step)
+        search = partial(prm_search, generator, verifier, n=n, first_step=first_step)
         spent = {key: round(value, 4) for key, value in (cost | {"seconds": time_search(prompts, search)}).items()}
         tokens, guesses[label] = run["codes"][:, None], run["guesses"]
         pools[label] = chosen = Pool(prompts, tokens, {}, bench.judge(generator, tokens, prompts))
@@ -96,7 +96,7 @@ def measure_prm(out: Path, work: Path, config: Config) -> None:
 def draw_stepwise(
     generator: Generator, verifier: Verifier, prompts: Sequence[Prompt], n: int, first_step: int, work_dir: Path
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """`stepwise_best_of_n` for every entry of `prompts`, a repeated one with its own seed; resumes from `work_dir`.
+    """`prm_search` for every entry of `prompts`, a repeated one with its own seed; resumes from `work_dir`.
 
     Returns the final codes int16 (P, L) with each step's guesses int16 (P, T, N, L), and the cost of one image.
     """
@@ -106,9 +106,9 @@ def draw_stepwise(
     names = ("generator_passes", "verifier_passes", "tokens", "seconds")
 
     def draw(shard: Sequence[tuple[str, int]]) -> dict[str, Tensor]:
-        found = [stepwise_best_of_n(generator, verifier, text, n, seed, first_step=first_step) for text, seed in shard]
+        found = [prm_search(generator, verifier, text, n, seed, first_step=first_step) for text, seed in shard]
         return {
-            "codes": torch.stack([one.trajectory.tokens[-1] for one in found]),
+            "codes": torch.stack([one.path[-1] for one in found]),
             "guesses": torch.stack([one.guesses for one in found]),
             "cost": torch.tensor([[getattr(one.cost, name) for name in names] for one in found], dtype=torch.float64),
         }

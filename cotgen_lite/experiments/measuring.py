@@ -29,7 +29,7 @@ from cotgen_lite.hub import write_json
 from cotgen_lite.lite.judges import load_judges
 from cotgen_lite.pools import Pool, load_pool, save_pool, stratified_subset
 from cotgen_lite.prompts import Prompt, lite_prompts
-from cotgen_lite.verify.search import SearchResult, StepwiseResult
+from cotgen_lite.verify.search import SearchResult
 from cotgen_lite.verify.verifier import Verifier
 
 AnyGenerator = ImageGenerator[Any]
@@ -191,7 +191,7 @@ def cost_of_best_of(
     return lambda n: {key: round(value * n + once.get(key, 0), 4) for key, value in each.items()}
 
 
-def time_search(prompts: Sequence[Prompt], search: Callable[..., SearchResult | StepwiseResult]) -> float:
+def time_search(prompts: Sequence[Prompt], search: Callable[..., SearchResult]) -> float:
     """Mean seconds of a search, on a prompt of each tag. Timed anew: shards may be of other hours."""
     texts = [prompt.text for prompt in stratified_subset(list(dict.fromkeys(prompts)), most=1)]
     return round(float(np.mean([search(prompt=text, seed=0).cost.seconds for text in texts])), 4)

@@ -22,7 +22,7 @@ from cotgen_lite.metrics import expected_best_of
 from cotgen_lite.pools import SHARD, Pool, in_shards
 from cotgen_lite.prompts import Prompt
 from cotgen_lite.training import fingerprint
-from cotgen_lite.verify.search import Assess
+from cotgen_lite.verify.search import Assess, shows_no_potential
 from cotgen_lite.verify.verifier import Verifier
 
 
@@ -76,10 +76,10 @@ def ask_of_paths(
                 if not len(running):
                     break
                 images = generator.decode(guesses[row, running, step])
-                said = torch.stack(verifier.clarity_and_potential(images, prompt), dim=1)
-                odds[place, running, step] = said = said.half().float()
+                said = torch.stack(verifier.clarity_and_potential(images, prompt)).half().float()
+                odds[place, running, step] = said.T
                 if stop:
-                    running = running[(said[:, 0] <= 0) | (said[:, 1] > 0)]
+                    running = running[torch.from_numpy(~shows_no_potential(*said[..., None])[:, 0])]
             images = generator.decode(guesses[row, :, -1])
             final.append(verifier.score(images, prompt))
         return {"odds": odds.half(), "final": torch.stack(final).half()}
@@ -95,11 +95,9 @@ def ask_of_paths(
 
 def stop_paths(opinions: Opinions, assess: Assess = "every", first_step: int = 1) -> Outcome:
     """How `parm_search` would treat the paths of a pool; exact, because paths do not depend on each other."""
-    clear = opinions.clarity > 0
-    clear[:, :, : first_step - 1] = False
-    if assess == "first":
-        clear &= np.cumsum(clear, axis=2) == 1
-    hopeless = clear & (opinions.potential <= 0)
+    clarity = opinions.clarity.copy()
+    clarity[:, :, : first_step - 1] = np.nan  # PARM would not have asked
+    hopeless = shows_no_potential(clarity, opinions.potential, assess)
     last = hopeless.argmax(axis=2)
     survived = np.logical_not(np.logical_or.reduce(hopeless, axis=2))
     steps = np.where(survived, hopeless.shape[2] + 1, last + 1)
