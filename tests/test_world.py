@@ -215,3 +215,25 @@ def test_another_world_file_is_another_world(tmp_path: Path) -> None:
         text=True,
     )
     assert run.stdout == "another world\n", run.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"sizes": {"image_size": 60, "object_size": 24, "lattice": 8}}, "do not fit"),
+        ({"sizes": {"image_size": 64, "object_size": 40, "lattice": 8}}, "do not fit"),
+        ({"caption_noise": {"count_off": 0.3}}, "does not describe a world"),
+        ({"background": None}, "does not describe a world"),
+    ],
+)
+def test_a_wrong_world_file_is_explained(change: dict, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cotgen_lite.lite.world.world_file", lambda: p.world_file() | change)
+    with pytest.raises(ValueError, match=says):
+        world.__wrapped__()
+
+
+def test_dev_and_test_prompts_must_leave_some_to_train_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = p.world_file()["prompts"] | {"test": p.world_file()["prompts"]["test"] | {"counting": 40}}
+    monkeypatch.setattr(p, "world_file", lambda: {"prompts": sizes})
+    with pytest.raises(ValueError, match="48 counting prompts, of which 48"):
+        p.lite_prompts.__wrapped__("train")

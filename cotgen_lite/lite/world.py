@@ -82,17 +82,29 @@ class World:
 
 @cache
 def world() -> World:
-    """The world of this process: that of the folder which COTGEN_DATA names, by default the shipped one."""
-    file, names = world_file(), lite_names()
-    return World(
-        objects=names.objects,
-        colors=names.colors,
-        glyphs={name: chr(int(about["glyph"], 16)) for name, about in file["objects"].items()},
-        palette={name: tuple(rgb) for name, rgb in file["colors"].items()},
-        background=tuple(file["background"]),
-        **file["sizes"],
-        caption_noise=CaptionNoise(**file["caption_noise"]),
-    )
+    """The world of this process: that of the folder which COTGEN_DATA names, by default the shipped one.
+
+    ValueError if its file lacks something or four icons do not fit into a picture.
+    """
+    file = world_file()
+    try:
+        here = World(
+            objects=lite_names().objects,
+            colors=lite_names().colors,
+            glyphs={name: chr(int(about["glyph"], 16)) for name, about in file["objects"].items()},
+            palette={name: tuple(rgb) for name, rgb in file["colors"].items()},
+            background=tuple(file["background"]),
+            **file["sizes"],
+            caption_noise=CaptionNoise(**file["caption_noise"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"world.json does not describe a world ({error}): compare it with the shipped one.") from error
+    if here.image_size % here.lattice or here.object_size % here.lattice or here.image_size < 2 * here.object_size:
+        raise ValueError(
+            f"The sizes {file['sizes']} of world.json do not fit: pictures and icons are multiples of the lattice, "
+            "and a picture is at least two icons wide."
+        )
+    return here
 
 
 @cache
@@ -115,9 +127,7 @@ def icon_box(name: str) -> tuple[int, int, int, int]:
 @cache
 def _painted_cell(name: str, color: str) -> np.ndarray:
     mask = icon_mask(name)[None]
-    ink, ground = (
-        np.array(rgb, dtype=np.float32)[:, None, None] for rgb in (world().palette[color], world().background)
-    )
+    ink, ground = (np.array(rgb, np.float32)[:, None, None] for rgb in (world().palette[color], world().background))
     return np.round(mask * ink + (1 - mask) * ground).astype(np.uint8)
 
 
