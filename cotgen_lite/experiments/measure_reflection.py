@@ -4,8 +4,10 @@ Paper: section 5. How: measuring.py; one reflection: `reflect` in verify/search.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -132,13 +134,7 @@ def run_reflections(
         odds = torch.full((len(shard), ROUNDS + 1), torch.nan)
         told: list[list[str]] = []
         for place, row in enumerate(shard):
-            done: list[str] = []
-
-            def say(image: Tensor, text: str, row: int = row, done: list[str] = done) -> str:
-                done.append(explain(row, len(done), image, text) if explain else "")
-                return done[-1]
-
-            speaker = say if explain else None
+            speaker = explain and partial(_in_turn, explain, row, count())
             found = reflect(generator, verifier, prompts[row].text, first[row], row, ROUNDS, speaker)
             codes[place] = found.tokens[[min(k, len(found.tokens) - 1) for k in range(ROUNDS + 1)]]
             odds[place, : len(found.log_odds)] = found.log_odds
@@ -156,6 +152,10 @@ def run_reflections(
     return Reflections(torch.cat([part["codes"] for part in parts]), odds, rounds, chosen, reasons)
 
 
+def _in_turn(explain: Explain, row: int, rounds: Iterator[int], image: Tensor, prompt: str) -> str:
+    return explain(row, next(rounds), image, prompt)
+
+
 def spent_with_rounds(
     searched: Mapping[str, float], rounds: npt.NDArray[np.int64], of_one: float, explained: bool
 ) -> dict[str, float]:
@@ -166,8 +166,7 @@ def spent_with_rounds(
     `reflect`, however long they are.
     """
     mean = float(rounds.mean())
-    looks = 1 + mean * (2 if explained else 1)
-    spent = {"generator_passes": of_one * mean, "verifier_passes": looks}
+    spent = {"generator_passes": of_one * mean, "verifier_passes": 1 + mean * (2 if explained else 1)}
     return {key: round(searched[key] + more, 4) for key, more in spent.items()}
 
 

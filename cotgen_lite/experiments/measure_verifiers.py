@@ -163,14 +163,18 @@ def compare_areas(prompts: Sequence[Prompt], a: npt.NDArray, b: npt.NDArray, cor
     any); "mean_of_all_tags", with the others; and "pooled", of all images together, which prompts of easy and hard tags
     help to tell apart. The intervals resample whole prompts within each tag.
     """
-    groups = {tag: _rows_by_prompt(prompts, tag) for tag in TAGS}
-    present, names = [tag for tag in TAGS if groups[tag]], ("fine_tuned", "zero_shot")
+    groups: dict[str, dict[str, list[int]]] = {tag: {} for tag in TAGS}  # of each tag: rows of each prompt
+    for row, prompt in enumerate(prompts):
+        groups[prompt.tag].setdefault(prompt.text, []).append(row)
+    rows_of_prompts = {tag: list(rows.values()) for tag, rows in groups.items() if rows}
+    present, names = list(rows_of_prompts), ("fine_tuned", "zero_shot")
     counted = telling_tags(prompts, correct)
     of_counted, of_all = [present.index(tag) for tag in counted], [*range(len(present))]
     means = {"mean": of_counted, "mean_of_all_tags": of_all, "pooled": [-1]}
 
     def rows_of(*chosen: npt.NDArray) -> list[npt.NDArray]:
-        return [np.concatenate([groups[tag][i] for i in some]) for tag, some in zip(present, chosen, strict=True)]
+        pairs = zip(rows_of_prompts.values(), chosen, strict=True)
+        return [np.concatenate([rows[i] for i in some]) for rows, some in pairs]
 
     def areas(rows: list[npt.NDArray]) -> npt.NDArray:
         """AUC of both, (tags and all together, 2)."""
@@ -180,8 +184,9 @@ def compare_areas(prompts: Sequence[Prompt], a: npt.NDArray, b: npt.NDArray, cor
         each = areas(rows_of(*chosen)) @ [1, -1]
         return [float(np.nanmean(each[kept])) if kept else np.nan for kept in means.values()]
 
-    _, intervals = resampled(deltas, *(len(groups[tag]) for tag in present))
-    rows = rows_of(*(np.arange(len(groups[tag])) for tag in present))
+    sizes = [len(rows) for rows in rows_of_prompts.values()]
+    _, intervals = resampled(deltas, *sizes)
+    rows = rows_of(*map(np.arange, sizes))
     whole, found = areas(rows), {}
     for (name, kept), interval in zip(means.items(), intervals.T, strict=True):
         if not kept:
@@ -196,14 +201,6 @@ def compare_areas(prompts: Sequence[Prompt], a: npt.NDArray, b: npt.NDArray, cor
         for tag, pair, some in zip(present, whole[:-1], rows, strict=True)
     }
     return {"by_tag": by_tag, "tags": list(counted)} | found
-
-
-def _rows_by_prompt(prompts: Sequence[Prompt], tag: str) -> list[npt.NDArray]:
-    rows: dict[str, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        if prompt.tag == tag:
-            rows.setdefault(prompt.text, []).append(row)
-    return [np.array(group) for group in rows.values()]
 
 
 def likeness(generator: Generator, guesses: Tensor) -> dict[str, list[float]]:
