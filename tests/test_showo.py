@@ -74,7 +74,7 @@ def test_sequence_layout():
     pads = [config.pad_id] * 2
     empty = [*pads, config.t2i_id, 1, 2]
     assert ids[1].tolist() == [*empty, config.soi_id, config.mask_id, *image[1][1:], config.eoi_id]
-    assert pad_prefixes(config, prefixes, 12).shape == (2, 12)
+    assert torch.equal(pad_prefixes(config, prefixes), ids[:, :5])
 
 
 @pytest.mark.parametrize("text", [[3] * 10, [20], [-1]])
@@ -149,8 +149,8 @@ def test_loss_equals_the_whole_computation(dropout):
 
     masked = draw_mask(3, 9, torch.Generator().manual_seed(3))
     prefixes = [text_prefix(config, [] if dropout else text) for text in texts]
-    ids = build_sequences(config, prefixes, tokens, masked, prefix_length=12)
-    logits = model(ids)[:, 13:-1, config.image_offset : config.mask_id]
+    ids = build_sequences(config, prefixes, tokens, masked)
+    logits = model(ids)[:, -10:-1, config.image_offset : config.mask_id]
     terms = [-logits[b, i].log_softmax(-1)[tokens[b, i]] for b in range(3) for i in range(9) if masked[b, i]]
     torch.testing.assert_close(loss, torch.stack(terms).mean(), atol=1e-5, rtol=1e-5)
 
@@ -231,7 +231,7 @@ def test_original_checkpoint_format(tmp_path):
     assert (config.text_vocab_size, config.num_image_tokens, config.mask_id) == (20, 9, 46)
     prefixes = [text_prefix(config, [4, 5]), text_prefix(config, [])]
     tokens = torch.randint(0, 16, (2, 9), generator=torch.Generator().manual_seed(6))
-    ids = build_sequences(config, prefixes, tokens, torch.ones_like(tokens, dtype=torch.bool), prefix_length=12)
+    ids = build_sequences(config, prefixes, tokens, torch.ones_like(tokens, dtype=torch.bool))
     expected = phi(ids, attention_mask=attention_mask(config, ids)).logits
     torch.testing.assert_close(model(ids), expected, atol=1e-5, rtol=1e-5)
     model.save_pretrained(tmp_path / "again")

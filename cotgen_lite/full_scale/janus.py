@@ -13,17 +13,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import (
-    JanusForConditionalGeneration,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import JanusForConditionalGeneration, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from cotgen_lite.generate.autoregressive import (
-    AutoregressiveConfig,
-    AutoregressiveSettings,
-    NextTokenGenerator,
-)
+from cotgen_lite.generate.autoregressive import AutoregressiveConfig, AutoregressiveSettings, NextTokenGenerator
 from cotgen_lite.generate.vq import VqTokenizer
 from cotgen_lite.hub import chosen_device, first_line
 from cotgen_lite.prompts import encode_text

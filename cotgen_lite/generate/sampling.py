@@ -13,14 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from cotgen_lite.generate.showo import (
-    Showo,
-    attention_mask,
-    code_logits,
-    image_span,
-    pad_prefixes,
-    text_prefix,
-)
+from cotgen_lite.generate.showo import Showo, attention_mask, code_logits, image_span, pad_prefixes, text_prefix
 
 MASKED = -1  # marks a position without a token yet
 
@@ -171,10 +164,7 @@ class _PathCache:
 
 @torch.inference_mode()
 def encode_prompts(
-    model: Showo,
-    prefixes: Sequence[Sequence[int]],
-    cost: Cost,
-    unguided: Sequence[Sequence[int]] | None = None,
+    model: Showo, prefixes: Sequence[Sequence[int]], cost: Cost, unguided: Sequence[Sequence[int]] | None = None
 ) -> PromptCache:
     """One pass over Q prefixes (`text_prefix`, or longer ones) and what they are guided against, charged to `cost`.
 

@@ -226,16 +226,9 @@ def correction_prefix(
     return prefix
 
 
-def pad_prefixes(config: ShowoConfig, prefixes: Sequence[Sequence[int]], length: int | None = None) -> Tensor:
-    """Left-pad prefixes to one length, by default the longest one's.
-
-    Returns ids (B, length). RoPE is relative and pads are never seen, so the length changes nothing but cost.
-    ValueError if `length` is too short.
-    """
-    longest = max(len(prefix) for prefix in prefixes)
-    length = longest if length is None else length
-    if longest > length:
-        raise ValueError(f"A prefix has {longest} tokens but only {length} positions: ask for a larger length.")
+def pad_prefixes(config: ShowoConfig, prefixes: Sequence[Sequence[int]]) -> Tensor:
+    """Prefixes padded at the left to the longest one's length, ids (B, S); RoPE is relative, and nobody sees pads."""
+    length = max(len(prefix) for prefix in prefixes)
     return torch.tensor([[config.pad_id] * (length - len(prefix)) + list(prefix) for prefix in prefixes])
 
 
@@ -251,21 +244,17 @@ def image_span(config: ShowoConfig, tokens: Tensor, masked: Tensor | None = None
 
 
 def build_sequences(
-    config: ShowoConfig,
-    prefixes: Sequence[Sequence[int]],
-    tokens: Tensor,
-    masked: Tensor | None = None,
-    prefix_length: int | None = None,
+    config: ShowoConfig, prefixes: Sequence[Sequence[int]], tokens: Tensor, masked: Tensor | None = None
 ) -> Tensor:
     """Full input of the model: left-padded prefixes, then the images.
 
     prefixes: B lists of ids (`text_prefix`, or longer ones, earlier images included); tokens: codes (B, L);
-    masked: bool (B, L), the positions to hide; prefix_length: positions before [soi]. Returns ids (B, S + L + 2).
+    masked: bool (B, L), the positions to hide. Returns ids (B, S + L + 2).
     """
     if len(prefixes) != tokens.shape[0]:
         raise ValueError(f"{len(prefixes)} prompts for {tokens.shape[0]} images: give one prompt per image.")
     span = image_span(config, tokens, masked)
-    return torch.cat([pad_prefixes(config, prefixes, prefix_length).to(span.device), span], dim=1)
+    return torch.cat([pad_prefixes(config, prefixes).to(span.device), span], dim=1)
 
 
 def attention_mask(config: ShowoConfig, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -307,32 +307,29 @@ class Magvit(PreTrainedModel):
         """
         return load_exactly(super().from_pretrained, path, "image tokenizer", **kwargs)
 
+    @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Tokens int64 (B, L), row by row, of uint8 images (B, 3, H, W); ValueError for another dtype or size."""
         _check_images(images, self.config.image_size)
-        tokens = [self._encode_chunk(chunk) for chunk in images.split(images_at_once(self.config))]
+        tokens = []
+        for chunk in images.split(images_at_once(self.config)):
+            values = self.encoder(to_pixels(chunk.to(self.device)).to(self.dtype))
+            tokens.append(bits_to_tokens(values.permute(0, 2, 3, 1)).flatten(1))
         return torch.cat(tokens)
 
+    @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
         """uint8 images (B, 3, H, W) of tokens int64 (B, L); ValueError for another length or a token out of range."""
         _check_tokens(tokens, self.config.length, self.config.codebook_size)
-        return torch.cat([self._decode_chunk(chunk) for chunk in tokens.split(images_at_once(self.config))])
+        bits, grid, images = self.config.bits, self.config.grid, []
+        for chunk in tokens.split(images_at_once(self.config)):
+            codes = tokens_to_bits(chunk.to(self.device), bits).to(self.dtype).transpose(1, 2)
+            images.append(to_images(self.decoder(codes.reshape(len(chunk), bits, grid, grid))))
+        return torch.cat(images)
 
     def rebuild(self, images: Tensor) -> Tensor:
         """What is left of images after encoding and decoding; uint8 (B, 3, H, W) in and out, errors as in `encode`."""
         return self.decode(self.encode(images))
-
-    @torch.no_grad()
-    def _encode_chunk(self, images: Tensor) -> Tensor:
-        values = self.encoder(to_pixels(images.to(self.device)).to(self.dtype))
-        return bits_to_tokens(values.permute(0, 2, 3, 1)).flatten(1)
-
-    @torch.no_grad()
-    def _decode_chunk(self, tokens: Tensor) -> Tensor:
-        grid = self.config.grid
-        codes = tokens_to_bits(tokens.to(self.device), self.config.bits).to(self.dtype)
-        codes = codes.transpose(1, 2).reshape(len(tokens), self.config.bits, grid, grid)
-        return to_images(self.decoder(codes))
 
 
 CHUNK = 8  # images that pass through the image tokenizer at once: one feature map of a 384 px image takes 75 MB
