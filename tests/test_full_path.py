@@ -206,7 +206,7 @@ def test_one_dpo_step_prefers_the_chosen_image(full: Full, tmp_path: Path) -> No
     masks = draw_masks(2, full.length, 4, "sum", torch.Generator().manual_seed(7))
     with torch.no_grad():
         after, before = (
-            log_probability(one.model, one.model.config, [full.prefix(PROMPT)] * 2, torch.stack(codes), masks)
+            log_probability(one.model, one.model.config, [full.prefix(PROMPT)] * 2, codes, masks)
             for one in (policy, full.generator)
         )
     chosen, rejected = after - before
