@@ -25,10 +25,10 @@ _PUBLIC = {
         "CLARITY_QUESTION ORM_QUESTION POTENTIAL_QUESTION PRM_QUESTION REFLECTION_QUESTION Verifier load_verifier "
         "probability_yes"
     ),
-    "verify.search": "best_of_n parm_search reflect",
+    "verify.search": "best_of_n parm_search prm_search reflect",
     "verify.finetune": "FineTuning finetune_verifier",
     "verify.reasons": "write_reasons",
-    "align.dpo": "DpoTraining reward_margins train_dpo",
+    "align.dpo": "DpoTraining preference_pairs reward_margins train_dpo",
     "lite.world": "CaptionNoise render scene_for world",
     "lite.judges": "TemplateJudge load_judge",
     "lite.edit_targets": "corrections",
@@ -37,8 +37,9 @@ _PUBLIC = {
     "full_scale.llamagen": "LlamaGenGenerator",
     "full_scale.janus": "JanusGenerator",
     "full_scale.mask2former": "Mask2FormerDetector self_check write_geneval_results",
-    "experiments.results": "results",
-    "experiments.report": "found paper_scores paper_table",
+    "experiments.results": "read_rows results",
+    "experiments.findings": "FINDINGS",
+    "experiments.report": "JANUS LABELS PAPER paper_scores paper_table rows_by_method",
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 __all__ = [*_MODULE_OF]
