@@ -1,8 +1,8 @@
-"""Trains a MAGVIT-v2 tokenizer: rebuild the picture through ±1 codes, decidedly, with many different codes.
+"""Trains a MAGVIT-v2 tokenizer: rebuild the picture through bits of ±1, decidedly, with many different tokens.
 
 Lookup-free quantisation needs three terms beside the reconstruction (Yu et al. 2024, section 3.1): every token
 certain (its entropy low), all of them used (the entropy of their mean high), encoder values near ±1
-(commitment). No adversarial loss: icons on a plain ground need none.
+(commitment). No adversarial loss: icons on a plain ground need none. The model itself is in `generate/vq.py`.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ class TokenizerTraining:
     foreground: float = 4.0  # what a pixel on or beside an object counts more than plain ground
     squared: float = 1.0  # L2 beside L1
     diversity: float = 0.02  # entropy of the mean token on objects, to be high
-    # Both small while codes are being found; then large, or a bit near zero flips with whatever stands nearby.
+    # Both small while tokens are being found; then large, or a bit near zero flips with whatever stands nearby.
     certainty: float = 0.002  # entropy of each token on objects, to be low
     commitment: float = 0.03
     seed: int = 0
@@ -46,16 +46,16 @@ def train_tokenizer(
 
     def loss_at(step: int) -> Tensor:
         images = draw(np.random.default_rng((config.seed, step)), config.batch).to(model.device)
-        return tokenizer_losses(model, images, config)["total"]
+        return tokenizer_loss(model, images, config)
 
     return train(model, loss_at, config.steps, config.learning_rate, work, "tokenizer", config.weight_decay, warmup=0.1)
 
 
-def tokenizer_losses(model: Magvit, images: Tensor, config: TokenizerTraining) -> dict[str, Tensor]:
-    """The terms of the training loss on one batch, and their weighted sum "total".
+def tokenizer_loss(model: Magvit, images: Tensor, config: TokenizerTraining) -> Tensor:
+    """The training loss on one batch, uint8 (B, 3, H, W): a scalar with a gradient.
 
-    images: uint8 (B, 3, H, W). Returns scalars with a gradient: l1 and l2 per pixel (pixels in [-1, 1]),
-    certainty and diversity in nats, commitment per bit. Source: Yu et al. 2024, section 3.1.
+    Reconstruction is per pixel, in [-1, 1]; certainty and diversity are in nats, commitment is per bit. Source: Yu et
+    al. 2024, section 3.1.
     """
     pixels = to_pixels(images)
     marked = foreground(pixels)
@@ -67,7 +67,7 @@ def tokenizer_losses(model: Magvit, images: Tensor, config: TokenizerTraining) -
     l2 = (weight * error**2).sum() / (3 * weight.sum())
     commitment = ((values - signs) ** 2).mean()
 
-    # Plain ground needs few codes: only patches with something on them are asked to differ.
+    # Plain ground needs few tokens: only patches with something on them are asked to differ.
     share = F.avg_pool2d(marked, model.config.patch_size).flatten()
     vectors = values.permute(0, 2, 3, 1).flatten(0, 2)[share > 0]
     share = share[share > 0] / share.sum().clamp(min=1e-8)
@@ -75,9 +75,7 @@ def tokenizer_losses(model: Magvit, images: Tensor, config: TokenizerTraining) -
     diversity = mean_token_entropy(vectors, share)
 
     total = l1 + config.squared * l2 + config.commitment * commitment
-    total = total + config.certainty * certainty - config.diversity * diversity
-    terms = {"l1": l1, "l2": l2, "certainty": certainty, "diversity": diversity, "commitment": commitment}
-    return {"total": total, **terms}
+    return total + config.certainty * certainty - config.diversity * diversity
 
 
 def foreground(pixels: Tensor) -> Tensor:

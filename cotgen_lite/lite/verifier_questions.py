@@ -52,8 +52,7 @@ def training_scene(rng: np.random.Generator) -> Scene:
     if rng.random() < 0.25:
         return random_scene(rng)
     tags = ("two_object", "colors", *("counting",) * 3, *("position",) * 3, *("color_attr",) * 2)
-    tag = pick(tags, rng)
-    return scene_for(random_prompt(tag, rng), rng)
+    return scene_for(random_prompt(pick(tags, rng), rng), rng)
 
 
 def random_prompt(tag: str, rng: np.random.Generator) -> Prompt:
@@ -80,8 +79,7 @@ def draw_dialogues(scene: Scene, number: int, mix: Mix, rng: np.random.Generator
     while len(dialogues) < number:
         if rng.random() < mix.facts:
             dialogues.append((_fact(scene, rng),))
-            continue
-        if asked := draw_match(scene, rng):
+        elif asked := draw_match(scene, rng):
             wording = pick(OFFICIAL if rng.random() < mix.official else PARAPHRASES, rng)
             dialogues.append(as_dialogue(wording, *asked))
     return dialogues
@@ -130,22 +128,21 @@ def encode_dialogue(
     clarity: whether the first of two answers is learned too, or only stands there.
     Returns the token ids and the places of those that are to be predicted (answers and their ends).
     """
-    encode = _encoder(tokenizer)
     user, assistant, end = (tokenizer.convert_tokens_to_ids(token) for token in (USER, ASSISTANT, END_OF_TEXT))
     ids: list[int] = []
     learned: list[int] = []
     for turn, (question, answer) in enumerate(dialogue):
-        ids += [*([user] if turn else []), *encode(question), assistant]
+        ids += [*([user] if turn else []), *_ids(tokenizer, question), assistant]
         start = len(ids)
-        ids += [*encode(answer), end]
+        ids += [*_ids(tokenizer, answer), end]
         if clarity or turn == len(dialogue) - 1:
             learned += range(start, len(ids))
     return ids, learned
 
 
-@cache
-def _encoder(tokenizer: PreTrainedTokenizerBase):  # type: ignore[no-untyped-def]
-    return lru_cache(maxsize=200_000)(lambda text: tuple(encode_text(tokenizer, text)))
+@lru_cache(maxsize=200_000)
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return encode_text(tokenizer, text)
 
 
 @cache
