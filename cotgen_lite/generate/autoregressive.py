@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutput
 
-from cotgen_lite.generate.pipeline import Generator, ImageGenerator, check_parts
+from cotgen_lite.generate.pipeline import ImageGenerator, check_parts
 from cotgen_lite.generate.sampling import MASKED, Cost, SamplingSettings, Step, path_noise
 from cotgen_lite.generate.vq import ImageTokenizer, Magvit
 from cotgen_lite.hub import chosen_device, load_exactly, model_path
@@ -409,9 +409,6 @@ def _draw(logits: Tensor, settings: AutoregressiveSettings, noise: Tensor) -> Te
     cumulative = (logits / settings.temperature).softmax(dim=1).cumsum(dim=1)
     token = torch.searchsorted(cumulative, noise[:, None] * cumulative[:, -1:], right=True)[:, 0]
     return token.clamp(max=logits.shape[1] - 1)
-
-
-AnyGenerator = Generator | AutoregressiveGenerator  # goes: `pipeline.ImageGenerator` says what all can do
 
 
 # Guidance, top-k and fill were chosen on the dev prompts as well (data/results/sequential.json).

@@ -27,7 +27,6 @@ from cotgen_lite.generate.sampling import (
     DecodingState,
     SamplingSettings,
     Step,
-    Trajectory,
     advance,
     encode_prompts,
     keep,
@@ -151,26 +150,6 @@ class ImageGenerator(Protocol[State]):
 
         keys = [tuple(one.encode(text)) for text in prompts]
         return _generate(one, prompts, keys, begin, num_images_per_prompt, first_candidate, batch_size, progress_bar)
-
-    def draw(
-        self,
-        prompts: Sequence[str],
-        n: int,
-        seed: int,
-        first_candidate: int = 0,
-        batch_size: int = 20,
-        ledger: Cost | None = None,
-        progress: bool = False,
-    ) -> list[list[Trajectory]]:
-        """The old call, until nobody uses it any more."""
-        out = self(prompts, n, seed=seed, first_candidate=first_candidate, batch_size=batch_size, progress_bar=progress)
-        if ledger is not None:
-            ledger += out.cost
-        paths = [
-            Trajectory(text, at, *both)
-            for at, (text, *both) in enumerate(zip(out.prompts, out.steps, out.committed, strict=True))
-        ]
-        return [paths[at : at + n] for at in range(0, len(paths), n)]
 
 
 def _generate(

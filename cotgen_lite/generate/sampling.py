@@ -59,21 +59,6 @@ class Cost:
             setattr(self, name, getattr(self, name) + value)
         return self
 
-    @property  # the old names go when nobody asks for them any more
-    def passes(self) -> int:
-        return self.generator_passes
-
-    @property
-    def prefix_passes(self) -> int:
-        return 0
-
-    @property
-    def places(self) -> int:
-        return self.tokens
-
-
-Ledger = Cost
-
 
 @dataclass(frozen=True)
 class PromptCache:
@@ -117,21 +102,6 @@ class Step:
     index: int
     guess: Tensor
     committed: Tensor
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """How one image came into being: the guess (T, L) int16 of each step and what it committed, bool (T, L)."""
-
-    prompt: str
-    candidate: int
-    tokens: Tensor
-    committed: Tensor
-
-    @property
-    def final(self) -> Tensor:
-        """Codes (L,) int64 of the finished image."""
-        return self.tokens[-1].long()
 
 
 class _PathCache:
