@@ -28,7 +28,7 @@ from cotgen_lite.lite.vocabulary import lite_tokenizer
 from cotgen_lite.metrics import roc_auc_within_prompts
 from cotgen_lite.pools import Pool, stratified_subset
 from cotgen_lite.prompts import TAGS, lite_prompts
-from cotgen_lite.verify.pool_search import Outcome, ask_of_paths, spent_by_search_of_runs, stop_paths
+from cotgen_lite.verify.pool_search import Outcome, ask_of_paths, spent_by_search, stop_paths
 from cotgen_lite.verify.search import best_of_n, parm_search
 
 PROMPTS = lite_prompts("train")[:9:4]
@@ -75,14 +75,14 @@ def test_a_pool_tells_what_the_search_does(
             assert torch.equal(torch.stack(path.guesses), guesses[row, path.candidate, : len(path.guesses)])
         passes.append([found.cost.generator_passes, found.cost.verifier_passes])
     preview, few = fill == "likeliest", []
-    spent = spent_by_search_of_runs(outcome, n, 8, 64, preview)
+    spent = spent_by_search(outcome, n, 8, 64, preview)
     told = [spent["generator_passes"], spent["guesses_read"] + spent["finished_read"]]
     assert told == pytest.approx(np.mean(passes, axis=0), abs=1e-4)
     assert outcome.survived.any() == (doubt < 0) and not outcome.survived.all()
     for some in combinations(range(n), 2):  # what two of the paths cost is the mean over all pairs
         part = Outcome(*(values[:, some] for values in (outcome.steps, outcome.survived, outcome.order)))
-        few.append(list(spent_by_search_of_runs(part, 2, 8, 64, preview).values()))
-    two = spent_by_search_of_runs(outcome, 2, 8, 64, preview)
+        few.append(list(spent_by_search(part, 2, 8, 64, preview).values()))
+    two = spent_by_search(outcome, 2, 8, 64, preview)
     assert list(two.values()) == pytest.approx(np.mean(few, axis=0), abs=2e-4)
 
 

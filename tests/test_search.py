@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from cotgen_lite.verify.search import Path, best_of_n, parm_search, prm_search, reflect, shows_no_potential
+from cotgen_lite.verify.search import ParmPath, best_of_n, parm_search, prm_search, reflect, shows_no_potential
 from cotgen_lite.verify.verifier import ORM_QUESTION, REFLECTION_QUESTION
 
 PROMPT = "a photo of a red cat and a blue dog"
@@ -106,7 +106,7 @@ def test_parm_that_never_objects_is_best_of_n(toy_generator: Any) -> None:
         assert verifier.asked == found.cost.verifier_passes == 5 * toy_generator.settings.steps
 
 
-def lightness(generator: Any, path: Path) -> list[float]:
+def lightness(generator: Any, path: ParmPath) -> list[float]:
     """Mean of each guess."""
     return [float(generator.decode(guess).float().mean()) for guess in path.guesses]
 

@@ -8,7 +8,7 @@ from cotgen_lite.course.ch07 import be_the_parm, draw_lanes, draw_parm, tally
 from cotgen_lite.course.ch08 import draw_parm_plus_plus, reflection_explorer
 from cotgen_lite.course.plots import draw_first_clear, to_png
 from cotgen_lite.lite.world import random_scene, render
-from cotgen_lite.verify.search import Path
+from cotgen_lite.verify.search import ParmPath
 
 RNG = np.random.default_rng(0)
 IMAGES = [render([random_scene(RNG) for _ in range(3 * 6)]).view(3, 6, 3, 64, 64) for _ in range(2)]
@@ -64,7 +64,7 @@ def test_reflections_are_shown_round_by_round() -> None:
 def test_figures_are_drawn_from_a_search() -> None:
     clarity, potential = (torch.randn(4, 5, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     rows = zip(clarity.tolist(), potential.tolist(), strict=True)
-    paths = [Path(path, [], clear, promise) for path, (clear, promise) in enumerate(rows)]
+    paths = [ParmPath(path, [], clear, promise) for path, (clear, promise) in enumerate(rows)]
     figures: list[Figure] = [
         draw_lanes(paths, [True, False, True, False], 2, 6, PROMPTS[0]),
         draw_first_clear({"paths": [0.5, 0.3, 0.2]}, {"paper": (1, 2)}),

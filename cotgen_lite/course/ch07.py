@@ -12,7 +12,7 @@ from torch import Tensor
 from cotgen_lite.course.checker import compare, expect, expect_shape
 from cotgen_lite.course.explorer import Game, explorer, menu
 from cotgen_lite.course.plots import OURS, RIGHT, WRONG, draw_flow, draw_row, new_chart, sign
-from cotgen_lite.verify.search import Path
+from cotgen_lite.verify.search import ParmPath
 
 UNCLEAR, PROMISING, HOPELESS = "#D9D9D9", "#56B4E9", "#D55E00"
 FIRST_LOOK, STRIDE = 2, 2  # the step that the game shows first, and how many steps lie between two looks
@@ -37,7 +37,7 @@ def draw_parm() -> Figure:
     return draw_flow(boxes, arrows, (9, 3.1))
 
 
-def draw_lanes(paths: Sequence[Path], right: npt.ArrayLike, kept: int, steps: int, title: str) -> Figure:
+def draw_lanes(paths: Sequence[ParmPath], right: npt.ArrayLike, kept: int, steps: int, title: str) -> Figure:
     """Paths as lanes, a row each: what PARM says at every step, where it stops a path, and how each would have ended.
     paths: of a `ParmResult`; right: (N,), verdicts on where all paths lead; kept: the one PARM keeps; steps: T."""
     truth, number = np.asarray(right, dtype=bool), len(paths)

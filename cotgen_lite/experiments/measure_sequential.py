@@ -30,7 +30,7 @@ from cotgen_lite.verify.pool_search import (
     Outcome,
     ask_of_paths,
     spent_by_best_of_n,
-    spent_by_search_of_runs,
+    spent_by_search,
     stop_paths,
 )
 from cotgen_lite.verify.training_data import (
@@ -117,7 +117,7 @@ def add_choices(
 
     def cost(name: str, n: int) -> dict[str, float]:
         if name in outcomes:
-            return priced(spent_by_search_of_runs(outcomes[name], n, steps, length, preview), units)
+            return priced(spent_by_search(outcomes[name], n, steps, length, preview), units)
         return priced(spent_by_best_of_n(n, steps) | {"generator_passes": 2 + 2.0 * n * (length - 1)}, units)
 
     for name in (*outcomes, "ft-orm-retaught"):

@@ -1,6 +1,7 @@
 """PARM read off a pool: what it says of all paths, which of them it stops and keeps for any n, and what that spends.
 
-Exact, because paths do not depend on each other: `search.parm_search` would do the same. Paper: section 4.
+Exact, because paths do not depend on each other: `search.parm_search` would do the same, by the same stopping rule.
+Paper: section 4. Next: training_data.py, where PARM's examples come from.
 """
 
 import hashlib
@@ -8,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cotgen_lite.generate.pipeline import ImageGenerator
+from cotgen_lite.generate.pipeline import ImageGenerator, State
 from cotgen_lite.hub import in_place_of
 from cotgen_lite.metrics import expected_best_of
 from cotgen_lite.pools import SHARD, Pool, in_shards
@@ -52,7 +52,7 @@ class Outcome:
 
 
 def ask_of_paths(
-    generator: ImageGenerator[Any],
+    generator: ImageGenerator[State],
     verifier: Verifier,
     guesses: Tensor,
     prompts: Sequence[Prompt],
@@ -113,44 +113,39 @@ def _squeeze(log_odds: npt.NDArray) -> npt.NDArray[np.float64]:
     return ranks / (ranks.max() + 1)
 
 
-def spent_by_search(outcome: Outcome, n: int, steps: int) -> dict[str, float]:
-    """What `parm_search` with n paths spends on one image, in expectation over any n of a pool's: generator passes,
-    guesses read with both questions, finished images read, and how often no path is left.
+def spent_by_search(
+    outcome: Outcome, n: int, steps: int, length: int | None = None, preview: bool = False
+) -> dict[str, float]:
+    """What `parm_search` with n paths and guidance spends on one image, in expectation over any n of a pool's paths:
+    generator passes, guesses read with both questions, finished images read, and how often no path is left.
 
-    steps: T. The generator's: prompt and empty prompt, the first step for all paths together, then two passes a path
-    and step; a resumed path's remaining steps on top.
+    steps: T. The generator's passes: prompt and empty prompt, the first step for all paths together, then two passes a
+    path and step; a resumed path's remaining steps on top. length: given for a next-token generator, tokens of an
+    image; its passes are over one position each, the last token of an image needs none, and with `preview`, where every
+    guess is filled with the likeliest tokens, each of those takes one.
     """
-    ran = outcome.steps
-    number = ran.shape[1]
-    dead = number - outcome.survived.sum(axis=1)
-    none_left = np.array([comb(int(d), n) / comb(number, n) for d in dead])
-    remaining = np.where(outcome.survived, 0, steps - ran) / steps
-    resumed = expected_best_of(outcome.order, remaining, n) * steps  # 0 wherever a survivor is among the n
-    guesses = n * (np.minimum(ran, steps - 1) - outcome.first_step + 1).mean(axis=1)
-    finished = n * outcome.survived.mean(axis=1) + none_left
-    generator = 2 + 2 + 2 * n * (ran.mean(axis=1) - 1) + 2 * resumed
-    found = {"generator_passes": generator, "guesses_read": guesses, "finished_read": finished, "none_left": none_left}
-    return {key: round(float(value.mean()), 4) for key, value in found.items()}
-
-
-def spent_by_search_of_runs(outcome: Outcome, n: int, steps: int, length: int, preview: bool) -> dict[str, float]:
-    """The same of a next-token generator with guidance, whose passes are over one place each.
-
-    length: L, codes of an image; preview: whether every guess is filled with the likeliest codes, which takes a pass
-    for each. The last code of an image needs none.
-    """
-    run, whole = length // steps, length - 1
 
     def passes(ran: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Of one path, with its prompt, after so many steps."""
+        if length is None:
+            return ran - 1
+        run, whole = length // steps, length - 1
         drawn = np.minimum(ran * run, whole)
         return drawn + (ran * whole - run * ran * (ran + 1) // 2 + (ran == steps) if preview else 0)
 
-    number, ran = outcome.steps.shape[1], outcome.steps
+    ran, number = outcome.steps, outcome.steps.shape[1]
+    dead = number - outcome.survived.sum(axis=1)
+    none_left = np.array([comb(int(d), n) / comb(number, n) for d in dead])
     to_come = np.where(outcome.survived, 0, passes(np.full_like(ran, steps)) - passes(ran))
     most = max(1, int(to_come.max()))
     resumed = expected_best_of(outcome.order, to_come / most, n) * most  # 0 wherever a survivor is among the n
-    spent = 2 + 2 * n * passes(ran).sum(axis=1) / number + 2 * resumed
-    return spent_by_search(outcome, n, steps) | {"generator_passes": round(float(spent.mean()), 4)}
+    found = {
+        "generator_passes": (4 if length is None else 2) + 2 * n * passes(ran).mean(axis=1) + 2 * resumed,
+        "guesses_read": n * (np.minimum(ran, steps - 1) - outcome.first_step + 1).mean(axis=1),
+        "finished_read": n * outcome.survived.mean(axis=1) + none_left,
+        "none_left": none_left,
+    }
+    return {key: round(float(value.mean()), 4) for key, value in found.items()}
 
 
 def spent_by_best_of_n(n: int, steps: int) -> dict[str, float]:

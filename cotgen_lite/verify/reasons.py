@@ -1,7 +1,7 @@
 """Why an image misses its prompt, in words: what PARM++ learns to write, and the generator to correct itself by.
 
 The paper has GPT-4o write the reasons; here they are composed, in varied plain sentences, from a judge's findings.
-Paper: section 5.
+Paper: section 5. Next: `reflection_examples` in training_data.py, and align/self_correction.py.
 """
 
 from collections.abc import Sequence
@@ -84,8 +84,8 @@ def find_reasons(
 ) -> npt.NDArray[np.object_]:
     """What is wrong with each image of a pool, in words; "" where nothing is. tokens (P, N, L); returns str (P, N)."""
     rng, found = np.random.default_rng(seed), np.full(tokens.shape[:2], "", dtype=object)
-    for row, (codes, prompt) in enumerate(zip(tqdm(tokens, desc="reasons"), prompts, strict=True)):
-        for column, detections in enumerate(detector.detect(generator.decode(codes))):
+    for row, (candidates, prompt) in enumerate(zip(tqdm(tokens, desc="reasons"), prompts, strict=True)):
+        for column, detections in enumerate(detector.detect(generator.decode(candidates))):
             reasons = evaluate(prompt, detections).reasons
             found[row, column] = write_reasons(reasons, rng) if reasons else ""
     return found

@@ -171,7 +171,7 @@ def shows_no_potential(
 
 
 @dataclass
-class Path:
+class ParmPath:
     """One of PARM's paths, and what PARM said of it.
 
     guesses: of each step that it ran, tokens int16 (L,); clarity, potential: log-odds at each step at which it ran on
@@ -190,8 +190,8 @@ class ParmResult(SearchResult):
     """PARM's paths and choice; its images are the finished ones: of the paths that were not stopped, or of the resumed
     one. kept: the path of the chosen image."""
 
-    paths: list[Path]
-    kept: Path
+    paths: list[ParmPath]
+    kept: ParmPath
 
 
 def parm_search(
@@ -212,7 +212,7 @@ def parm_search(
     """
     _check(generator, n, first_step)
     unasked = [math.nan] * (first_step - 1)
-    paths = [Path(candidate, [], [*unasked], [*unasked]) for candidate in range(n)]
+    paths = [ParmPath(candidate, [], [*unasked], [*unasked]) for candidate in range(n)]
     running, least_doubted, steps = paths, None, generator.settings.steps
     with _searching() as cost:
         state = generator.begin([prompt], [(0, path.candidate) for path in paths], seed, cost)

@@ -2,7 +2,7 @@
 
 The paper's verifier (section 3) is LLaVA-OneVision asked a question whose answer is yes or no. Here the answer is
 never sampled: one forward pass gives the log-odds of yes, so that images can be ranked and no score saturates. The
-lite verifier and the paper's own are loaded by the same call; only the path differs.
+lite verifier and the paper's own are loaded by the same call; only the path differs. Next: search.py.
 """
 
 import copy
@@ -21,6 +21,8 @@ from transformers import (
     BitsAndBytesConfig,
     DynamicCache,
     LlavaOnevisionProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
 )
 from transformers.utils import is_accelerate_available, is_bitsandbytes_available, logging
 
@@ -69,7 +71,7 @@ class Verifier:
     passes: how often an image was read with a question so far.
     """
 
-    def __init__(self, model: Any, processor: Any) -> None:
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin) -> None:
         self.model, self.processor = model.eval(), processor
         self.passes = 0
         self._yes = _single_tokens(processor.tokenizer, YES_WORDS)
