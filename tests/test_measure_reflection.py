@@ -14,9 +14,9 @@ from cotgen_lite.experiments.findings import decide_f11, decide_f12
 from cotgen_lite.experiments.measure_reflection import (
     Reflections,
     by_round,
-    draw_more,
     reasons_told,
     run_reflections,
+    sample_more,
     shuffled,
     spent_with_rounds,
 )
@@ -53,7 +53,7 @@ def test_rows_are_reflections_and_resume(toy_generator: Any, tmp_path: Path) -> 
         found = reflect(toy_generator, critic, prompt.text, first[row], row)
         assert run.reasons[row] == found.reasons and run.rounds[row] == len(found.reasons)
         assert run.chosen[row] == found.chosen
-        assert torch.equal(run.codes[row, run.chosen[row]], found.tokens[found.chosen])
+        assert torch.equal(run.tokens[row, run.chosen[row]], found.tokens[found.chosen])
         np.testing.assert_allclose(run.log_odds[row, : len(found.log_odds)], found.log_odds, atol=1e-6)
         costs.append([found.cost.generator_passes, found.cost.verifier_passes])
     of_one = sum(cost["generator_passes"] for cost in cost_of_drawing(toy_generator, PROMPTS[0].text))
@@ -62,7 +62,7 @@ def test_rows_are_reflections_and_resume(toy_generator: Any, tmp_path: Path) -> 
     np.testing.assert_allclose(list(spent.values()), np.add(np.mean(costs, axis=0), [100, 10]), atol=1e-4)
     assert spent_with_rounds(searched, run.rounds, of_one, False)["verifier_passes"] == 11 + run.rounds.mean()
     again = run_reflections(toy_generator, critic, PROMPTS, first, lambda *_: 1 / 0, tmp_path)  # type: ignore[return-value]
-    assert again.reasons == run.reasons and torch.equal(again.codes, run.codes)
+    assert again.reasons == run.reasons and torch.equal(again.tokens, run.tokens)
     heard = []
 
     def hear(row: int, done: int, image: torch.Tensor, text: str) -> str:
@@ -86,8 +86,8 @@ def test_shuffled_reasons_are_of_another_prompt_of_the_same_tag() -> None:
 def a_run(log_odds: list[list[float]]) -> Reflections:
     odds = np.array(log_odds, dtype=np.float32)
     rounds = (~np.isnan(odds)).sum(axis=1) - 1
-    codes = torch.zeros(len(odds), 4, 64, dtype=torch.int16)
-    return Reflections(codes, odds, rounds, np.nanargmax(odds, axis=1), [["x"] * k for k in rounds])
+    tokens = torch.zeros(len(odds), 4, 64, dtype=torch.int16)
+    return Reflections(tokens, odds, rounds, np.nanargmax(odds, axis=1), [["x"] * k for k in rounds])
 
 
 def test_rounds_are_counted_by_hand() -> None:
@@ -134,12 +134,12 @@ def test_more_samples_are_as_many_as_rounds(toy_generator: Any, tmp_path: Path, 
 
     kept: list[torch.Tensor] = []
     monkeypatch.setattr(
-        measuring, "judge_tokens", lambda g, codes, *_: (kept.append(codes), np.ones((2, 1), dtype=bool))[1]
+        measuring, "judge_tokens", lambda g, tokens, *_: (kept.append(tokens), np.ones((2, 1), dtype=bool))[1]
     )
     monkeypatch.setattr(measuring, "load_judges", lambda _: {"learned": None})
     run = a_run([[1, np.nan, np.nan, np.nan], [-1, -2, 1, np.nan]])
     bench = Bench(tmp_path, tmp_path, QUICK, "test")
-    found = draw_more(bench, toy_generator, Counting(), PROMPTS[:2], first, run.rounds)  # type: ignore[arg-type]
+    found = sample_more(bench, toy_generator, Counting(), PROMPTS[:2], first, run.rounds)  # type: ignore[arg-type]
     assert seen == [1, 3] and found["learned"].tolist() == [True, True]
     assert torch.equal(kept[0][0, 0], first[0]) and not torch.equal(kept[0][1, 0], first[1])
 
@@ -147,10 +147,10 @@ def test_more_samples_are_as_many_as_rounds(toy_generator: Any, tmp_path: Path, 
 def test_reasons_are_held_against_the_judges() -> None:
     prompt = parse_prompt("a photo of a red cat and a blue dog")
     pictures = render([(SceneObject("cat", "red", 0, 0),), (SceneObject("cat", "green", 0, 0),)])
-    generator: Any = SimpleNamespace(decode=lambda codes: pictures[codes[:, 0].long()])
-    codes = torch.arange(2, dtype=torch.int16)[:, None, None].repeat(1, 4, 64)
+    generator: Any = SimpleNamespace(decode=lambda tokens: pictures[tokens[:, 0].long()])
+    tokens = torch.arange(2, dtype=torch.int16)[:, None, None].repeat(1, 4, 64)
     said = [["there is no dog"], ["the dog is missing, and there is no cat"]]
-    run = Reflections(codes, np.zeros((2, 4), dtype=np.float32), np.array([1, 1]), np.zeros(2, dtype=int), said)
+    run = Reflections(tokens, np.zeros((2, 4), dtype=np.float32), np.array([1, 1]), np.zeros(2, dtype=int), said)
     assert len(TemplateJudge().detect(pictures)[0]) == 1
     # The first says all and nothing else; the second tells one of two faults, and one that is none.
     assert reasons_told(generator, run, [prompt] * 2) == {"given": 2, "of_wrong": 2, "true": 0.75, "told": 0.75}

@@ -12,9 +12,9 @@ from cotgen_lite.experiments.findings import decide_f2, decide_f3, decide_f4, di
 from cotgen_lite.experiments.measure import load_steps_of_pool, save_steps_of_pool
 from cotgen_lite.experiments.measure_verifiers import (
     compare_areas,
-    draw_stepwise,
     label_noise,
     likeness,
+    run_prm_search,
     tuning_gains_early,
 )
 from cotgen_lite.experiments.measuring import time_search
@@ -167,11 +167,11 @@ def test_intervals_of_areas_resample_prompts_and_not_pools():
 
 
 def test_likeness_is_the_mean_over_pairs(toy_generator):
-    codes = torch.randint(0, 1024, (2, 3, 4, 64), generator=torch.Generator().manual_seed(0)).to(torch.int16)
-    codes[:, 2, 1:] = codes[:, 2, :1]  # at the last step all draws are one
-    found = likeness(toy_generator, codes)
+    tokens = torch.randint(0, 1024, (2, 3, 4, 64), generator=torch.Generator().manual_seed(0)).to(torch.int16)
+    tokens[:, 2, 1:] = tokens[:, 2, :1]  # at the last step all draws are one
+    found = likeness(toy_generator, tokens)
     equal, distance = [], []
-    for path in codes:
+    for path in tokens:
         images = toy_generator.decode(path[1]).float()
         for a, b in combinations(range(4), 2):
             equal.append((path[1, a] == path[1, b]).double().mean())
@@ -183,13 +183,13 @@ def test_likeness_is_the_mean_over_pairs(toy_generator):
 
 def test_label_noise_compares_few_rollouts_with_many():
     prompts = lite_prompts("train")[:2]
-    codes = torch.zeros(2, 3, 64, dtype=torch.int16)
+    tokens = torch.zeros(2, 3, 64, dtype=torch.int16)
     many = np.zeros((2, 3, 8), dtype=bool)
     many[0, 0, 0] = True  # seen by the first two rollouts, not by the next two
     many[1, 0, 7] = True  # seen by the last of eight only
     many[:, 2] = True
-    few = Pool(prompts, codes, {}, {"rollouts": many[:, :, :2]})
-    found = label_noise(few, Pool(prompts, codes, {}, {"rollouts": many}))
+    few = Pool(prompts, tokens, {}, {"rollouts": many[:, :, :2]})
+    found = label_noise(few, Pool(prompts, tokens, {}, {"rollouts": many}))
     assert found["yes_by_step"] == [0.5, 0, 1]
     assert found["rollouts_right_by_step"] == [0.25, 0, 1]
     assert found["few_agree_with_many_by_step"] == [0.5, 1, 1]
@@ -200,10 +200,10 @@ def test_label_noise_compares_few_rollouts_with_many():
 def test_a_prompt_that_is_listed_again_is_searched_anew(tmp_path, toy_generator):
     prompts, verifier = pool_prompts("dev")[:2], load_verifier()
     assert prompts[0] == prompts[1]
-    run, cost = draw_stepwise(toy_generator, verifier, prompts, 2, 1, tmp_path)
+    run, cost = run_prm_search(toy_generator, verifier, prompts, 2, 1, tmp_path)
     assert not torch.equal(run["guesses"][0], run["guesses"][1])
     alone = prm_search(toy_generator, verifier, prompts[1].text, 2, 1)
-    assert torch.equal(run["codes"][1], alone.path[-1])
+    assert torch.equal(run["tokens"][1], alone.path[-1])
     assert cost["verifier_passes"] == 2 * toy_generator.settings.steps and cost["tokens"] == alone.cost.tokens > 0
 
 

@@ -64,7 +64,7 @@ def estimator_noise(out: Path, pairs: Sequence[Pair]) -> dict[str, dict[str, flo
 
     For each: "mean" margin of pairs that this policy was trained on, "scatter", the standard deviation over masks, and
     "between", that of the pairs' own margins, without what is left of the scatter in their means; in nats, before β.
-    Sums over all 64 places (ELBO) and over the hidden ones alone are of different size: compare ratios. Nothing
+    Sums over all 64 positions (ELBO) and over the hidden ones alone are of different size: compare ratios. Nothing
     without pairs.
     """
     baseline, aligned = load_generator(models=out / "models"), load_generator("dpo", models=out / "models")

@@ -125,8 +125,8 @@ def load_steps_of_pool(path: Path) -> tuple[Tensor, list[int]]:
     """
     with safe_open(path, framework="pt") as file:
         about = file.metadata()
-        codes = unpack_tokens(file.get_tensor("codes"), int(about["bits"]), int(about["length"]))
-        return codes, file.get_tensor("pool_row").tolist()
+        tokens = unpack_tokens(file.get_tensor("codes"), int(about["bits"]), int(about["length"]))
+        return tokens, file.get_tensor("pool_row").tolist()
 
 
 def save_overview(path: Path, generator: Generator, pool: Pool, steps: Tensor) -> None:

@@ -71,8 +71,8 @@ def measure_reflection(out: Path, work: Path, config: Config) -> None:
         kind: run_reflections(generator, critic, prompts, first, explain, work / kind)
         for kind, explain in controls.items()
     }
-    verdicts = {kind: bench.judge(generator, run.codes, prompts) for kind, run in runs.items()}
-    more = draw_more(bench, generator, critic, prompts, first, own.rounds)
+    verdicts = {kind: bench.judge(generator, run.tokens, prompts) for kind, run in runs.items()}
+    more = sample_more(bench, generator, critic, prompts, first, own.rounds)
     right = {"not": {judge: one[every, best] for judge, one in correct.items()}, "more": more} | {
         kind: {judge: one[every, run.chosen] for judge, one in verdicts[kind].items()} for kind, run in runs.items()
     }
@@ -90,7 +90,7 @@ def measure_reflection(out: Path, work: Path, config: Config) -> None:
 
     write_findings(out, decide_by)
     lines = [
-        {"prompt": prompt.text, "codes": own.codes[row].tolist(), "reasons": own.reasons[row], "kind": "reflect"}
+        {"prompt": prompt.text, "codes": own.tokens[row].tolist(), "reasons": own.reasons[row], "kind": "reflect"}
         | {"log_odds": [round(float(x), 3) for x in own.log_odds[row] if not np.isnan(x)]}
         | {"right": verdicts["reflect"]["learned"][row].tolist(), "chosen": int(own.chosen[row])}
         for row, prompt in enumerate(prompts)
@@ -104,11 +104,11 @@ def measure_reflection(out: Path, work: Path, config: Config) -> None:
 class Reflections:
     """What became of P images in up to `ROUNDS` rounds each.
 
-    codes: int16 (P, ROUNDS + 1, L), a row's last image repeated where it had fewer rounds. log_odds: (P, ROUNDS + 1),
+    tokens: int16 (P, ROUNDS + 1, L), a row's last image repeated where it had fewer rounds. log_odds: (P, ROUNDS + 1),
     NaN there. rounds: (P,). chosen: (P,), the image kept. reasons: of each row and round.
     """
 
-    codes: Tensor
+    tokens: Tensor
     log_odds: npt.NDArray[np.float32]
     rounds: npt.NDArray[np.int64]
     chosen: npt.NDArray[np.int64]
@@ -125,22 +125,22 @@ def run_reflections(
 ) -> Reflections:
     """`reflect` for one image of every prompt; resumes from shards in `work_dir`.
 
-    first: codes (P, L). explain: who gives the reasons, by default the verifier.
+    first: tokens (P, L). explain: who gives the reasons, by default the verifier.
     """
     shards = [range(i, min(i + SHARD, len(prompts))) for i in range(0, len(prompts), SHARD)]
 
     def run(shard: range) -> dict[str, Tensor]:
-        codes = torch.empty(len(shard), ROUNDS + 1, first.shape[1], dtype=torch.int16)
+        tokens = torch.empty(len(shard), ROUNDS + 1, first.shape[1], dtype=torch.int16)
         odds = torch.full((len(shard), ROUNDS + 1), torch.nan)
         told: list[list[str]] = []
-        for place, row in enumerate(shard):
+        for at, row in enumerate(shard):
             speaker = explain and partial(_in_turn, explain, row, count())
             found = reflect(generator, verifier, prompts[row].text, first[row], row, ROUNDS, speaker)
-            codes[place] = found.tokens[[min(k, len(found.tokens) - 1) for k in range(ROUNDS + 1)]]
-            odds[place, : len(found.log_odds)] = found.log_odds
+            tokens[at] = found.tokens[[min(k, len(found.tokens) - 1) for k in range(ROUNDS + 1)]]
+            odds[at, : len(found.log_odds)] = found.log_odds
             told.append(found.reasons)
         text = torch.frombuffer(bytearray(json.dumps(told).encode()), dtype=torch.uint8)
-        return {"codes": codes, "odds": odds, "reasons": text}
+        return {"tokens": tokens, "odds": odds, "reasons": text}
 
     about = generator.settings, [prompt.text for prompt in prompts], first.tolist()
     folder = work_dir / fingerprint((generator.model, verifier.model), *about)
@@ -149,7 +149,7 @@ def run_reflections(
     reasons = [texts for part in parts for texts in json.loads(bytes(part["reasons"].tolist()))]
     rounds = (~np.isnan(odds)).sum(axis=1) - 1
     chosen = np.nanargmax(odds, axis=1)
-    return Reflections(torch.cat([part["codes"] for part in parts]), odds, rounds, chosen, reasons)
+    return Reflections(torch.cat([part["tokens"] for part in parts]), odds, rounds, chosen, reasons)
 
 
 def _in_turn(explain: Explain, row: int, rounds: Iterator[int], image: Tensor, prompt: str) -> str:
@@ -181,7 +181,7 @@ def shuffled(prompts: Sequence[Prompt], reasons: Sequence[Sequence[str]]) -> lis
     return found
 
 
-def draw_more(
+def sample_more(
     bench: Bench,
     generator: Generator,
     verifier: Verifier,
@@ -192,10 +192,10 @@ def draw_more(
     """The control at equal calls: instead of each round of a reflection one more image from the prompt alone, and of
     all the one with the highest log-odds of yes to the reflection question. Returns judge → verdicts (P,)."""
     fresh = bench.generate(generator, prompts, ROUNDS, seed=1)
-    codes = torch.cat([first[:, None], fresh.tokens], dim=1)
+    tokens = torch.cat([first[:, None], fresh.tokens], dim=1)
     kept = []
     for row, prompt in enumerate(prompts):
-        some = codes[row, : rounds[row] + 1]
+        some = tokens[row, : rounds[row] + 1]
         kept.append(some[verifier.score(generator.decode(some), prompt.text, REFLECTION_QUESTION).argmax()])
     return {name: right[:, 0] for name, right in bench.judge(generator, torch.stack(kept)[:, None], prompts).items()}
 
@@ -218,7 +218,7 @@ def reasons_told(generator: Generator, run: Reflections, prompts: Sequence[Promp
     """How true the verifier's first reasons are by the training judge: the share of their parts that are, the share of
     what is wrong that they tell, over images that are wrong; and how many images they were given for."""
     rows = [row for row, texts in enumerate(run.reasons) if texts]
-    found = TemplateJudge().detect(generator.decode(run.codes[rows, 0])) if rows else []
+    found = TemplateJudge().detect(generator.decode(run.tokens[rows, 0])) if rows else []
     told = [
         share_told(run.reasons[row][0], verdict.reasons)
         for row, seen in zip(rows, found, strict=True)

@@ -128,7 +128,7 @@ def add_choices(
 def measure_fills(
     bench: Bench, generator: AutoregressiveGenerator, verifiers: Mapping[str, Verifier]
 ) -> dict[str, dict]:
-    """Unfinished images with grey, and with the likeliest codes, where no code is yet: which can be read better?
+    """Unfinished images with grey, and with the likeliest tokens, where no token is yet: which can be read better?
 
     On dev prompts, by the training judge: at each run but the last, AUC against the final verdict of what the verifiers
     say ("zs-orm": its question; "parm": that about potential), all prompts together and within them; share of paths

@@ -59,10 +59,10 @@ def measure_prm(out: Path, work: Path, config: Config) -> None:
     for method, first_step in [(name, step) for name, firsts in config.prm_first_steps.items() for step in firsts]:
         label = method if first_step == 1 else f"{method}-from-{first_step}"
         verifier = verifiers[QUESTIONS[method][0]]
-        run, cost = draw_stepwise(generator, verifier, prompts, n, first_step, work / "stepwise")
+        run, cost = run_prm_search(generator, verifier, prompts, n, first_step, work / "stepwise")
         search = partial(prm_search, generator, verifier, n=n, first_step=first_step)
         spent = {key: round(value, 4) for key, value in (cost | {"seconds": time_search(prompts, search)}).items()}
-        tokens, guesses[label] = run["codes"][:, None], run["guesses"]
+        tokens, guesses[label] = run["tokens"][:, None], run["guesses"]
         pools[label] = chosen = Pool(prompts, tokens, {}, bench.judge(generator, tokens, prompts))
         bench.add_rows(label, "baseline", chosen, spent, verifier=VERIFIER_NAMES[method], n=n)
         gains[label] = difference(prompts, chosen.correct["learned"][:, 0] - learned.mean(1))  # paired
@@ -93,12 +93,12 @@ def measure_prm(out: Path, work: Path, config: Config) -> None:
     bench.write("labels", label_noise(*labels))
 
 
-def draw_stepwise(
+def run_prm_search(
     generator: Generator, verifier: Verifier, prompts: Sequence[Prompt], n: int, first_step: int, work_dir: Path
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """`prm_search` for every entry of `prompts`, a repeated one with its own seed; resumes from `work_dir`.
 
-    Returns the final codes int16 (P, L) with each step's guesses int16 (P, T, N, L), and the cost of one image.
+    Returns the final tokens int16 (P, L) with each step's guesses int16 (P, T, N, L), and the cost of one image.
     """
     seeds = [list(prompts[:i]).count(prompt) for i, prompt in enumerate(prompts)]
     jobs = list(zip([prompt.text for prompt in prompts], seeds, strict=True))
@@ -108,7 +108,7 @@ def draw_stepwise(
     def draw(shard: Sequence[tuple[str, int]]) -> dict[str, Tensor]:
         found = [prm_search(generator, verifier, text, n, seed, first_step=first_step) for text, seed in shard]
         return {
-            "codes": torch.stack([one.path[-1] for one in found]),
+            "tokens": torch.stack([one.path[-1] for one in found]),
             "guesses": torch.stack([one.guesses for one in found]),
             "cost": torch.tensor([[getattr(one.cost, name) for name in names] for one in found], dtype=torch.float64),
         }
@@ -206,7 +206,7 @@ def compare_areas(prompts: Sequence[Prompt], a: npt.NDArray, b: npt.NDArray, cor
 def likeness(generator: Generator, guesses: Tensor) -> dict[str, list[float]]:
     """How alike the N draws of one step are: equal tokens, and distance of pixels in 0..255, means over pairs, by step.
 
-    guesses: codes (P, T, N, L) of step-by-step searches. Paper: figure 5.
+    guesses: tokens (P, T, N, L) of step-by-step searches. Paper: figure 5.
     """
     pairs = np.array(list(combinations(range(guesses.shape[2]), 2))).T
     equal = (guesses[:, :, pairs[0]] == guesses[:, :, pairs[1]]).double().mean(dim=(0, 2, 3))
