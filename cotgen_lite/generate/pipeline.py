@@ -41,6 +41,10 @@ from cotgen_lite.pools import SHARD, in_shards
 from cotgen_lite.prompts import Prompt, encode_text
 from cotgen_lite.training import fingerprint
 
+PAPER_SETTINGS = SamplingSettings()
+# Guidance was chosen on the dev prompts (data/results/dev.json).
+LITE_SETTINGS = SamplingSettings(guidance_scale=1.5)
+
 
 @dataclass(frozen=True)
 class GeneratorOutput:
@@ -213,7 +217,7 @@ class Generator(ImageGenerator[DecodingState]):
         model: str | Path,
         text_tokenizer: str | Path,
         image_tokenizer: str | Path,
-        settings: SamplingSettings,
+        settings: SamplingSettings = PAPER_SETTINGS,
         device: str = "auto",
         dtype: torch.dtype = torch.float32,
     ) -> "Generator":
@@ -285,10 +289,6 @@ class Generator(ImageGenerator[DecodingState]):
 
         keys = [tuple(prefix) for prefix in prefixes]
         return _generate(self, prompts, keys, begin, num_images_per_prompt, 0, batch_size, progress_bar)
-
-
-# Guidance was chosen on the dev prompts (data/results/dev.json).
-LITE_SETTINGS = SamplingSettings(guidance_scale=1.5)
 
 
 def load_generator(name: str = "generator", device: str = "auto", models: Path | None = None) -> Generator:

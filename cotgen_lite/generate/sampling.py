@@ -20,13 +20,13 @@ MASKED = -1  # marks a position without a token yet
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How images are decoded; the paper's full-scale values are guidance 1.75, 18 steps, temperature 1.
+    """How images are decoded; by default as the paper has it.
 
     guidance_scale g >= 0 in Show-o's form, (1+g)·conditional − g·unconditional. temperature > 0 divides the logits
     and scales the Gumbel noise of re-masking, which falls linearly to 0 within a call. ValueError otherwise.
     """
 
-    guidance_scale: float
+    guidance_scale: float = 1.75
     steps: int = 18
     temperature: float = 1.0
 
