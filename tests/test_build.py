@@ -2,21 +2,24 @@
 
 import json
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from transformers import PretrainedConfig
 
-from cotgen_lite.experiments import build
+from cotgen_lite.experiments import build, pretrain
 from cotgen_lite.experiments.configs import LITE, QUICK
 from cotgen_lite.experiments.measure_sequential import teach_verifiers
 from cotgen_lite.experiments.report import finding_lines, rows_by_method, table_lines, write_readme
 from cotgen_lite.experiments.results import read_rows
 from cotgen_lite.generate.autoregressive import load_autoregressive
 from cotgen_lite.hub import data_root
+from cotgen_lite.lite import verifier
 from cotgen_lite.pools import Pool, load_pool, save_pool
+from cotgen_lite.prompts import Prompt, lite_prompts
 
 
 @pytest.mark.slow
@@ -25,6 +28,7 @@ def test_quick_build_makes_everything_once(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("cotgen_lite.experiments.measure_reflection.ROUNDS", 1)  # they are drawn one by one, and slow
+    monkeypatch.setattr("cotgen_lite.experiments.measure.pool_prompts", two_pools_for_counting)
     make_models_small(monkeypatch)
     build.main(["--quick"])
     out = tmp_path / "build/quick/data"
@@ -110,22 +114,26 @@ def make_models_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Generators and verifiers of the course's own classes in a tenth of its sizes: ten steps teach them nothing."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
-    def shrink(name: str, **also: int) -> None:
-        module, _, attribute = name.rpartition(".")
-        make = getattr(import_module(module), attribute)
+    def shrink(module: ModuleType, name: str, **also: object) -> None:
+        make = getattr(module, name)
 
-        def made(*given: object, **named: object) -> object:
-            config = make(*given, **named)
+        def made(*ids: int, **settings: object) -> PretrainedConfig:
+            config = make(*ids, **settings)
             for size, value in (sizes | also).items():
                 setattr(config, size, value)
             return config
 
-        monkeypatch.setattr(name, made)
+        monkeypatch.setattr(module, name, made)
 
-    shrink("cotgen_lite.experiments.pretrain.lite_config")
-    shrink("cotgen_lite.experiments.pretrain.lite_autoregressive_config", text_width=32)
-    shrink("cotgen_lite.lite.verifier.SiglipVisionConfig")
-    shrink("cotgen_lite.lite.verifier.Qwen2Config", num_key_value_heads=2)
+    shrink(pretrain, "lite_config")
+    shrink(pretrain, "lite_autoregressive_config", text_width=32)
+    shrink(verifier, "SiglipVisionConfig")
+    shrink(verifier, "Qwen2Config", num_key_value_heads=2, layer_types=["full_attention"] * 2)
+
+
+def two_pools_for_counting(split: str) -> tuple[Prompt, ...]:
+    """The prompts of one tag have two pools, the others one each."""
+    return tuple(prompt for prompt in lite_prompts(split) for _ in range(1 + (prompt.tag == "counting")))
 
 
 def teach_by_chance(out: Path) -> None:

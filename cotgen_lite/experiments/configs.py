@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cotgen_lite.lite.tokenizer_training import TokenizerTraining
-from cotgen_lite.prompts import TAGS
+from cotgen_lite.pools import stratified_subset
+from cotgen_lite.prompts import TAGS, Prompt, lite_prompts
 
 
 def _per_tag(*amounts: Any) -> Callable[[], dict[str, Any]]:
@@ -79,13 +80,18 @@ class Config:
     correction_learning_rate: float = 1e-3
     replay_pictures: int = 8000  # of pre-training, mixed in
 
+    @property
+    def dev_prompts(self) -> tuple[Prompt, ...]:
+        """The dev prompts on which settings are chosen."""
+        return stratified_subset(lite_prompts("dev"), self.prompt_stride)
+
 
 LITE = Config()
 # fmt: off
 QUICK = Config(
     tokenizer=(TokenizerTraining(20, batch=16), TokenizerTraining(20, batch=16, seed=1)), judge_steps=10,
     captioned_pictures=256, generator_steps=10, autoregressive_steps=10,
-    verifier={"tower_steps": 10, "fact_steps": 5, "match_steps": 10, "evaluate_every": 15},
+    verifier={"tower_steps": 4, "fact_steps": 2, "match_steps": 4, "evaluate_every": 6, "scenes_per_tag": 8},
     prompt_stride=30, pool_size=2, judge_test_scenes=20, verifier_test_scenes=4, estimator_pairs=4,
     prm_first_steps={"zs-prm": (1,), "ft-prm": (1,)}, extra_seeds=(1,), extra_seed_images=1,
     best_of_many_prompts=1, best_of_many_images=6, orm_prompts=dict.fromkeys(TAGS, (1, 1)), orm_images=6,

@@ -51,7 +51,7 @@ def measure_estimators(out: Path, work: Path, config: Config) -> None:
     """
     settings, pairs = settings_of(out, "dpo"), pairs_of(out / "training/images", config, seed=0)
     noise, found = estimator_noise(out, pairs[: config.estimator_pairs]), {}
-    prompts, right = stratified_subset(lite_prompts("dev"), config.prompt_stride), {}
+    prompts, right = config.dev_prompts, {}
     for name, change in ESTIMATORS.items():
         generator, log = attempt(out, pairs, replace(settings, **change), work, config)
         right[name] = dev_verdicts(generator, work, config)

@@ -28,7 +28,7 @@ from cotgen_lite.geneval import Detector
 from cotgen_lite.hub import write_json
 from cotgen_lite.lite.judges import load_judges
 from cotgen_lite.pools import Pool, load_pool, save_pool, stratified_subset
-from cotgen_lite.prompts import Prompt, lite_prompts
+from cotgen_lite.prompts import Prompt
 from cotgen_lite.verify.search import SearchResult
 from cotgen_lite.verify.verifier import Verifier
 
@@ -95,7 +95,7 @@ class Bench:
         self, generator: AnyGenerator, n: int, seed: int = 0
     ) -> tuple[tuple[Prompt, ...], GeneratedPool, npt.NDArray]:
         """The dev prompts, n candidates of each, and the training judge's verdicts (P, N)."""
-        prompts = stratified_subset(lite_prompts("dev"), self.config.prompt_stride)
+        prompts = self.config.dev_prompts
         drawn = self.generate(generator, prompts, n, seed)
         return prompts, drawn, judge_tokens(generator, drawn.tokens, prompts, self.judges["template"])
 

@@ -27,6 +27,7 @@ from cotgen_lite.align.dpo import (
 )
 from cotgen_lite.align.self_correction import CorrectionTraining, train_correction
 from cotgen_lite.experiments.configs import Config
+from cotgen_lite.experiments.findings import difference
 from cotgen_lite.experiments.train_verifiers import keep_best
 from cotgen_lite.generate.autoregressive import (
     AutoregressiveGenerator,
@@ -38,9 +39,8 @@ from cotgen_lite.lite.edit_targets import corrections
 from cotgen_lite.lite.generator_training import make_captioned_tokens
 from cotgen_lite.lite.judges import TemplateJudge
 from cotgen_lite.lite.world import CaptionNoise
-from cotgen_lite.metrics import paired_interval, score
-from cotgen_lite.pools import Pool, load_pool, save_pool, stratified_subset
-from cotgen_lite.prompts import Prompt, lite_prompts
+from cotgen_lite.metrics import score
+from cotgen_lite.pools import Pool, load_pool, save_pool
 from cotgen_lite.training import TrainingLog, subsample
 from cotgen_lite.verify.reasons import find_reasons
 from cotgen_lite.verify.training_data import HOT_TEMPERATURE, POOL_FILE, generate_labelled, train_prompts
@@ -71,7 +71,7 @@ def attempt(
     name = f"{settings.learning_rate:g}-{settings.masks}-{settings.weighting}-{'' if settings.shared else 'not-'}shared"
     generator, log = align(baseline, pairs, settings, work / name, config)
     before, right = (dev_verdicts(one, work, config) for one in (baseline, generator))
-    return generator, log | {"dev": dev_score(right, config), "gain": dev_gain(right, before, config)}
+    return generator, log | {"dev": dev_score(right, config), "gain": difference(config.dev_prompts, right - before)}
 
 
 def build_dpo_images(out: Path, work: Path, config: Config) -> None:
@@ -109,7 +109,7 @@ def align(
     """
     generator, run = start, TrainingLog()
     if pairs:
-        watch = divergence_on_samples(start, _dev_prompts(config)[::WATCHED_EVERY], n=1, seed=6)
+        watch = divergence_on_samples(start, config.dev_prompts[::WATCHED_EVERY], n=1, seed=6)
         generator, run = train_dpo(start, pairs, settings, work / "run", online, watch)
     kept = ("loss", "margin", "accuracy", *(("online_margin",) if online else ()))
     looks = [(done, row["watched"]) for done, row in enumerate(run.rows[:-1]) if "watched" in row]
@@ -129,24 +129,16 @@ def align(
 
 def dev_verdicts(generator: ImageGenerator[Any], work: Path, config: Config) -> npt.NDArray[np.float64]:
     """Share of right images of each dev prompt (P,), by the training judge."""
-    prompts = _dev_prompts(config)
+    prompts = config.dev_prompts
     pool = generate_pool(generator, prompts, config.generator_dev_images, seed=5, work_dir=work / "dev")
     return judge_tokens(generator, pool.tokens, prompts, TemplateJudge()).mean(1)
 
 
 def dev_score(right: npt.NDArray[np.float64], config: Config) -> dict:
     """What `dev_verdicts` come to: accuracy by tag, overall, and its interval."""
-    result = score(_dev_prompts(config), right)
+    result = score(config.dev_prompts, right)
     tags = {tag: round(value, 4) for tag, value in result.tags.items()}
     return {"overall": round(result.overall, 4), "ci": [round(bound, 4) for bound in result.ci], "tags": tags}
-
-
-def dev_gain(right: npt.NDArray[np.float64], before: npt.NDArray[np.float64], config: Config) -> dict:
-    """What one generator's `dev_verdicts` are above another's, with the paired interval."""
-    prompts = _dev_prompts(config)
-    delta = score(prompts, right).overall - score(prompts, before).overall
-    interval = [round(bound, 4) for bound in paired_interval(prompts, right, before)]
-    return {"delta": round(delta, 4), "ci": interval}
 
 
 def guidance(start: Generator, verifier: Verifier, config: Config) -> Online:
@@ -159,10 +151,6 @@ def settings_of(out: Path, name: str) -> DpoTraining:
     """What a shipped generator was aligned with."""
     log = json.loads((out / f"models/{name}/{MANIFEST}").read_text(encoding="utf-8"))["settings"]
     return DpoTraining(**{field: log[field] for field in asdict(DpoTraining(0.0)) if field in log})
-
-
-def _dev_prompts(config: Config) -> tuple[Prompt, ...]:
-    return stratified_subset(lite_prompts("dev"), config.prompt_stride)
 
 
 def pairs_of(images: Path, config: Config, seed: int) -> Sequence[Pair]:
@@ -228,7 +216,10 @@ def build_sequential_dpo(out: Path, work: Path, config: Config) -> None:
             log |= {"steps": run.steps, "seconds": round(run.seconds)}
             log |= {key: in_parts([row[key] for row in run.rows]) for key in run.rows[0]}
         right = dev_verdicts(generator, work, config)
-        return generator, log | {"dev": dev_score(right, config), "gain": dev_gain(right, before, config)}
+        return generator, log | {
+            "dev": dev_score(right, config),
+            "gain": difference(config.dev_prompts, right - before),
+        }
 
     options = product(drawn, config.autoregressive_dpo_learning_rates)
     best, generator, logs = keep_best(options, attempt, lambda log: log["dev"]["overall"])
@@ -262,7 +253,7 @@ def try_on_dev(start: Generator, generator: Generator, work: Path, config: Confi
     """What a corrected generator can do on dev prompts, by the training judge: accuracy of its "plain" images, and of
     the starting generator's images ("before") after each wrong one was corrected once, by the judge's reasons
     ("corrected") or without reasons ("mute")."""
-    prompts = stratified_subset(lite_prompts("dev"), config.prompt_stride)
+    prompts = config.dev_prompts
     number, judge = config.generator_dev_images, TemplateJudge()
     pools = [generate_pool(one, prompts, number, seed=5, work_dir=work / "dev").tokens for one in (start, generator)]
     right = [judge_tokens(generator, codes, prompts, judge) for codes in pools]

@@ -17,8 +17,7 @@ from cotgen_lite.hub import file_sha256, write_manifest
 from cotgen_lite.lite.judges import TemplateJudge
 from cotgen_lite.lite.verifier import publish_verifier
 from cotgen_lite.metrics import mean_roc_auc
-from cotgen_lite.pools import Pool, load_pool, save_pool, stratified_subset
-from cotgen_lite.prompts import lite_prompts
+from cotgen_lite.pools import Pool, load_pool, save_pool
 from cotgen_lite.training import subsample
 from cotgen_lite.verify.finetune import FineTuning, finetune_verifier
 from cotgen_lite.verify.reasons import find_reasons
@@ -166,7 +165,7 @@ def _finetune(
         return
     generator = load_generator(models=out / "models")
     data = as_dataset(examples, generator)
-    prompts = stratified_subset(lite_prompts("dev"), config.prompt_stride)
+    prompts = config.dev_prompts
     pool = generate_pool(generator, prompts, config.verifier_dev_images, seed=3, work_dir=work)
     right = judge_tokens(generator, pool.tokens, prompts, TemplateJudge())
 
