@@ -83,10 +83,10 @@ def test_verdicts_are_kept_by_detector_and_images(tmp_path: Path) -> None:
             asked.append(len(images))
             return super().detect(images)
 
-    first, again = (judge_tokens(generator, tokens, prompts, Counting(), tmp_path) for _ in range(2))
+    first, again = (label_tokens(generator, tokens, prompts, Counting(), tmp_path)[0] for _ in range(2))
     assert len(asked) == 10 and np.array_equal(first, again)
     assert np.array_equal(first, judge_tokens(generator, tokens, prompts, TemplateJudge()))
-    judge_tokens(generator, tokens.flip(0), prompts, Counting(), tmp_path)
+    label_tokens(generator, tokens.flip(0), prompts, Counting(), tmp_path)
     assert len(asked) == 20
     # Seconds are kept as well: a later call tells how long the judging took, not the reading.
     verdicts, seconds = label_tokens(generator, tokens, prompts, Counting(), tmp_path)
@@ -95,7 +95,7 @@ def test_verdicts_are_kept_by_detector_and_images(tmp_path: Path) -> None:
     for scale in (1.0, 1.1):
         learned = load_judge()
         next(learned.parameters()).data.mul_(scale)
-        judge_tokens(generator, tokens[:1], prompts[:1], learned, tmp_path / "learned")
+        label_tokens(generator, tokens[:1], prompts[:1], learned, tmp_path / "learned")
     assert len(list((tmp_path / "learned").iterdir())) == 2
 
 

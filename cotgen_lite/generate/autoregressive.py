@@ -218,7 +218,6 @@ def next_token_loss(
 
 GREY = 128  # of positions without a token, in 0..255
 Fill = Literal["grey", "likeliest"]
-KeysAndValues = tuple[tuple[Tensor, Tensor], ...]
 
 
 @dataclass(frozen=True)
@@ -253,7 +252,7 @@ class AutoregressiveState:
     visible: Tensor
     tokens: Tensor
     logits: Tensor
-    past: KeysAndValues = field(repr=False)
+    past: tuple[tuple[Tensor, Tensor], ...] = field(repr=False)
     noise: Tensor
     cost: Cost
     step: int = 0
@@ -282,10 +281,8 @@ class NextTokenGenerator(ImageGenerator[AutoregressiveState]):
     ) -> AutoregressiveState:
         """As in `ImageGenerator`. ValueError if the image cannot be cut into that many equal runs."""
         model, settings, length = self.model, self.settings, self.num_image_tokens
-        if length % settings.steps:
-            raise ValueError(
-                f"{length} tokens cannot be cut into {settings.steps} equal runs: take a divisor of {length}."
-            )
+        if length % (runs := settings.steps):
+            raise ValueError(f"{length} tokens cannot be cut into {runs} equal runs: take a divisor of {length}.")
         texts = [self.encode(prompt) for prompt in prompts]
         features, nothing, visible = self.read(texts)
         both = torch.cat([features, nothing.expand_as(features)]) if settings.guidance_scale else features
@@ -313,8 +310,7 @@ class NextTokenGenerator(ImageGenerator[AutoregressiveState]):
         for _ in range(length // self.settings.steps):
             noise = state.noise[:, state.tokens.shape[1]].to(state.logits.device)
             state = self._append(state, _draw(state.logits, self.settings, noise))
-        done = state.tokens.shape[1]
-        whole = state
+        done, whole = state.tokens.shape[1], state
         if self.settings.fill == "likeliest":
             while whole.tokens.shape[1] < length:
                 whole = self._append(whole, whole.logits.argmax(dim=1))

@@ -97,19 +97,15 @@ class ImageGenerator(Protocol[State]):
 
     def begin(self, prompts: Sequence[str], paths: Sequence[tuple[int, int]], seed: int, cost: Cost) -> State:
         """Paths without a token yet, one for each (row of `prompts`, candidate number); prompts are read once."""
-        ...
 
     def advance(self, state: State) -> tuple[State, Step]:
         """The next step of every path."""
-        ...
 
     def keep(self, state: State, paths: Sequence[int]) -> State:
         """The state with only these paths, in this order; the others cost nothing from here on."""
-        ...
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Images of tokens: any (..., L) becomes uint8 (B, 3, H, W), in row order, on the CPU."""
-        ...
 
     def encode(self, prompt: str) -> list[int]:
         """A prompt as ids. ValueError for words that the model does not know."""
@@ -172,7 +168,7 @@ def _generate(
     """
     if n < 1 or batch_size < 1 or not prompts:
         raise ValueError(
-            f"Generating needs at least one prompt, image and batch, got {len(prompts)}, {n} and {batch_size}."
+            f"Generating needs at least one prompt, image and batch, got {len(prompts)}, {n}, {batch_size}."
         )
     cost, started = Cost(), time.perf_counter()
     firsts = [first_candidate + n * keys[:row].count(key) for row, key in enumerate(keys)]
@@ -351,12 +347,11 @@ def generate_pool(
     def draw(shard: list[Prompt]) -> dict[str, Tensor]:
         out = generator([prompt.text for prompt in shard], n, seed=seed)
         guesses, committed = (whole.unflatten(0, (len(shard), n)) for whole in (out.steps, out.committed))
+        spent = out.cost
         return {
             "guesses": guesses[:, :, kept].contiguous(),
             "committed_at": committed.to(torch.uint8).argmax(dim=2).to(torch.uint8),
-            "cost": torch.tensor(
-                [out.cost.generator_passes, out.cost.tokens, out.cost.generator_seconds], dtype=torch.float64
-            ),
+            "cost": torch.tensor([spent.generator_passes, spent.tokens, spent.generator_seconds], dtype=torch.float64),
         }
 
     parts = in_shards(shards, draw, folder, "pool")
@@ -367,20 +362,12 @@ def generate_pool(
 
 
 def judge_tokens(
-    generator: ImageGenerator[Any],
-    tokens: Tensor,
-    prompts: Sequence[Prompt],
-    detector: Detector,
-    work_dir: Path | None = None,
+    generator: ImageGenerator[Any], tokens: Tensor, prompts: Sequence[Prompt], detector: Detector
 ) -> npt.NDArray[np.bool_]:
-    """A judge's verdicts on a pool's finished images; tokens (P, N, L), returns bool (P, N).
-
-    With a `work_dir` verdicts are kept there in shards, as `label_tokens` does.
-    """
-    if work_dir is not None:
-        return label_tokens(generator, tokens, prompts, detector, work_dir)[0]
-    rows = tqdm(list(zip(prompts, tokens, strict=True)), desc=f"judge {type(detector).__name__}")
-    return np.stack([judge(detector, generator.decode(row), [prompt] * len(row)) for prompt, row in rows])
+    """A judge's verdicts on a pool's finished images; tokens (P, N, L), returns bool (P, N)."""
+    rows = list(zip(prompts, tokens, strict=True))
+    bar = tqdm(rows, desc=f"judge {type(detector).__name__}", disable=len(rows) <= SHARD)
+    return np.stack([judge(detector, generator.decode(row), [prompt] * len(row)) for prompt, row in bar])
 
 
 def label_tokens(
@@ -391,18 +378,15 @@ def label_tokens(
     Verdicts are kept in `work_dir`, by detector, images and prompts; a detector's weights count, its settings do not.
     Returns bool (P, N), and seconds, of earlier calls and other processes too.
     """
-    rows = list(zip(prompts, tokens, strict=True))
 
-    def verdicts(some: Sequence[tuple[Prompt, Tensor]]) -> dict[str, Tensor]:
+    def verdicts(rows: slice) -> dict[str, Tensor]:
         started = time.perf_counter()
-        right = [judge(detector, generator.decode(row), [prompt] * len(row)) for prompt, row in some]
-        seconds = torch.tensor(time.perf_counter() - started, dtype=torch.float64)
-        return {"right": torch.from_numpy(np.stack(right)), "seconds": seconds}
+        right = torch.from_numpy(judge_tokens(generator, tokens[rows], prompts[rows], detector))
+        return {"right": right, "seconds": torch.tensor(time.perf_counter() - started, dtype=torch.float64)}
 
     name = type(detector).__name__
     networks = [part for part in (detector, *getattr(detector, "__dict__", {}).values()) if isinstance(part, nn.Module)]
-    shards = [rows[at : at + SHARD] for at in range(0, len(rows), SHARD)]
     digest = hashlib.sha256(tokens.contiguous().numpy().tobytes()).hexdigest()
     folder = work_dir / fingerprint((generator.image_tokenizer, *networks), name, list(prompts), digest, SHARD)
-    parts = in_shards(shards, verdicts, folder, name)
+    parts = in_shards([slice(at, at + SHARD) for at in range(0, len(prompts), SHARD)], verdicts, folder, name)
     return torch.cat([part["right"] for part in parts]).numpy(), sum(float(part["seconds"]) for part in parts)

@@ -70,8 +70,8 @@ class PromptCache:
 
     prefixes: tuple[tuple[int, ...], ...]
     against: Tensor
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
+    keys: list[Tensor]
+    values: list[Tensor]
     visible: Tensor
 
 
@@ -111,8 +111,7 @@ class _PathCache:
     """
 
     def __init__(self, prompts: PromptCache, rows: Tensor, image_positions: int) -> None:
-        used = int(prompts.visible[rows].any(dim=0).sum())  # positions of these rows' longest prompt
-        self.prefix_length = used
+        self.prefix_length = used = int(prompts.visible[rows].any(dim=0).sum())  # of these rows' longest prompt
         self.visible = torch.nn.functional.pad(prompts.visible[rows, -used:], (0, image_positions), value=True)
         self.keys = [self._with_room(keys[rows, :, -used:], image_positions) for keys in prompts.keys]
         self.values = [self._with_room(values[rows, :, -used:], image_positions) for values in prompts.values]
@@ -146,9 +145,7 @@ def encode_prompts(
     distinct = list(dict.fromkeys(tuple(prefix) for prefix in held_against))
     every = [*prefixes, *distinct]
     ids = pad_prefixes(model.config, every).to(model.device)
-    against = torch.tensor(
-        [len(prefixes) + distinct.index(tuple(prefix)) for prefix in held_against], device=ids.device
-    )
+    against = [len(prefixes) + distinct.index(tuple(prefix)) for prefix in held_against]
     cache = DynamicCache()
     model.showo.model(
         ids,
@@ -160,9 +157,13 @@ def encode_prompts(
     )
     cost.generator_passes += len(every)
     cost.tokens += sum(len(prefix) for prefix in every)
-    visible = ids != model.config.pad_id
-    keys, values = zip(*((layer.keys, layer.values) for layer in cache.layers), strict=True)
-    return PromptCache(tuple(tuple(prefix) for prefix in every), against, keys, values, visible)
+    return PromptCache(
+        tuple(tuple(prefix) for prefix in every),
+        torch.tensor(against, device=ids.device),
+        [layer.keys for layer in cache.layers],
+        [layer.values for layer in cache.layers],
+        ids != model.config.pad_id,
+    )
 
 
 def path_noise(key: Sequence[object], steps: int, length: int) -> Tensor:

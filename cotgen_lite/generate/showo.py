@@ -85,15 +85,15 @@ class ShowoConfig(PretrainedConfig):
 
     @property
     def soi_id(self) -> int:
-        return self._special_id("soi")
+        return self.pad_id + 1 + SPECIAL_TOKENS.index("soi")
 
     @property
     def eoi_id(self) -> int:
-        return self._special_id("eoi")
+        return self.pad_id + 1 + SPECIAL_TOKENS.index("eoi")
 
     @property
     def t2i_id(self) -> int:
-        return self._special_id("t2i")
+        return self.pad_id + 1 + SPECIAL_TOKENS.index("t2i")
 
     @property
     def image_offset(self) -> int:
@@ -107,9 +107,6 @@ class ShowoConfig(PretrainedConfig):
     @property
     def vocab_size(self) -> int:
         return self.mask_id + 1
-
-    def _special_id(self, name: str) -> int:
-        return self.text_vocab_size + 1 + SPECIAL_TOKENS.index(name)
 
     def phi_config(self) -> PhiConfig:
         """The config of the language model inside."""

@@ -267,16 +267,13 @@ def _check_images(images: Tensor, size: int) -> None:
         )
 
 
-def _check_tokens(tokens: Tensor, length: int, codebook_size: int) -> None:
-    if tokens.dtype != torch.int64 or tokens.dim() != 2 or tokens.shape[1] != length:
+def _check_tokens(tokens: Tensor, length: int, size: int) -> None:
+    wrong = tokens.dtype != torch.int64 or tokens.dim() != 2 or tokens.shape[1] != length
+    if wrong or bool(((tokens < 0) | (tokens >= size)).any()):
         raise ValueError(
-            f"Tokens are {tokens.dtype} {tuple(tokens.shape)}, but this tokenizer draws an image from "
-            f"torch.int64 (batch, {length}): pass {length} tokens an image."
-        )
-    if len(tokens) and (int(tokens.min()) < 0 or int(tokens.max()) >= codebook_size):
-        raise ValueError(
-            f"Tokens run from {int(tokens.min())} to {int(tokens.max())}, but this tokenizer knows 0 to "
-            f"{codebook_size - 1}: take off the generator's vocabulary offset and leave no mask token."
+            f"Tokens are {tokens.dtype} {tuple(tokens.shape)}, but this tokenizer draws an image from torch.int64 "
+            f"(batch, {length}), and knows 0 to {size - 1}: pass {length} tokens an image, without the generator's "
+            "vocabulary offset or a mask token."
         )
 
 
