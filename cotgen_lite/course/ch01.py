@@ -19,8 +19,7 @@ from cotgen_lite.course.plots import RIGHT, WRONG, draw_images, new_chart
 def draw_beliefs(log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> Figure:
     """How the verifier's P(yes) is spread over right and over wrong images. log_odds: (B,) of yes; correct: (B,)
     verdicts of a judge."""
-    belief = 1 / (1 + np.exp(-np.asarray(log_odds, dtype=float)))
-    truth = np.asarray(correct, dtype=bool)
+    belief, truth = 1 / (1 + np.exp(-np.asarray(log_odds, dtype=float))), np.asarray(correct, dtype=bool)
     figure, axis = new_chart(6.5, 3)
     bins = np.linspace(0, 1, 26).tolist()
     right, wrong = (np.full(part.sum(), 1 / max(part.sum(), 1)) for part in (truth, ~truth))
@@ -38,34 +37,30 @@ def draw_choice(
     images: uint8 (N, 3, H, W); picked: the learner's choice or None; chosen: the verifier's; beliefs: P(yes) (N,);
     right: (N,) verdicts."""
     if picked is None:
-        titles = [str(number + 1) for number in range(len(images))]
-        figure = draw_images(images, titles, columns=8, size=1.25)
+        figure = draw_images(images, [str(number + 1) for number in range(len(images))], 8, size=1.25)
         figure.suptitle(f"{prompt}: which one would you keep?", fontsize=10)
         return figure
     names = {picked: "YOU", chosen: "VERIFIER"} if picked != chosen else {picked: "YOU, VERIFIER"}
-    titles = [f"P(yes) {belief:.2f}\n{names.get(i, '')}" for i, belief in enumerate(np.asarray(beliefs, dtype=float))]
-    verdicts = [bool(verdict) for verdict in np.asarray(right)]
-    figure = draw_images(images, titles, columns=8, right=verdicts, size=1.25, chosen=(picked, chosen))
+    titles = [f"P(yes) {belief:.2f}\n{names.get(i, '')}" for i, belief in enumerate(np.asarray(beliefs))]
+    figure = draw_images(images, titles, 8, right, (picked, chosen), 1.25)
     figure.suptitle(prompt, fontsize=10)
     return figure
 
 
-def pick_the_best(
-    prompts: Sequence[str], images: Sequence[Tensor], beliefs: npt.ArrayLike, right: npt.ArrayLike
-) -> VBox:
+def pick_the_best(prompts: Sequence[str], images: Sequence[Tensor], beliefs: np.ndarray, right: np.ndarray) -> VBox:
     """Pick the best of a prompt's candidates, then see the verifier's choice; a score is kept. images: per prompt,
     uint8 (N, 3, H, W); beliefs: P(yes) (P, N); right: verdicts (P, N)."""
-    belief, verdict = np.asarray(beliefs, dtype=float), np.asarray(right, dtype=bool)
-    options = [(str(i + 1), i) for i in range(belief.shape[1])]
+    options, best = [(str(i + 1), i) for i in range(beliefs.shape[1])], beliefs.argmax(axis=1)
     picks = ToggleButtons(options=options, value=None, description="you keep", style={"button_width": "4.5em"})
     onward = Button(description="next prompt")
-    game = Game(0, None, {})  # the round, what is picked in it, and the first pick of each round: only that counts
+    game = Game(
+        value=(0, None, {})
+    )  # the round, what is picked in it, and the first pick of each round: only that counts
 
     def draw(state: tuple[int, int | None, dict[int, int]]) -> tuple[Figure, str]:
         row, rows = state[0] % len(prompts), [number % len(prompts) for number in state[2]]
-        best = belief.argmax(axis=1)
-        figure = draw_choice(images[row], prompts[row], state[1], int(best[row]), belief[row], verdict[row])
-        you, verifier = verdict[rows, list(state[2].values())].sum(), verdict[rows, best[rows]].sum()
+        figure = draw_choice(images[row], prompts[row], state[1], int(best[row]), beliefs[row], right[row])
+        you, verifier = right[rows, list(state[2].values())].sum(), right[rows, best[rows]].sum()
         return figure, f"you {you}, verifier {verifier} of {len(rows)} prompts right"
 
     def picked(change: dict) -> None:
@@ -95,26 +90,24 @@ def check_probability(function: Callable[[Tensor, Sequence[int], Sequence[int]],
     }
     compare(float(function(logits, [0, 1], [2, 3])), wanted, mistakes)
     large = float(function(logits + 1000, [0, 1], [2, 3]))
-    compare(round(large, 3), round(wanted, 3), {}, "Large logits overflow: use torch.logsumexp, not exp")
+    compare(round(large, 3), round(wanted, 3), case="Large logits overflow: use torch.logsumexp, not exp")
 
 
 def check_best_of_n(function: Callable[[np.ndarray, np.ndarray, int], float]) -> None:
     """The expected accuracy of best-of-n over all n-subsets of one prompt's candidates (no ties)."""
     scores, correct = np.array([0.3, -1.0, 2.0, 0.9, 0.1]), np.array([1, 1, 0, 1, 0])
+    told = {1: "nothing is chosen (it is the mean accuracy)", 5: "the candidate with the highest score is always taken"}
     for n in range(1, 6):
         chosen = [max(subset, key=lambda i: scores[i]) for subset in combinations(range(5), n)]
-        got, case = float(function(scores, correct, n)), f"For n = {n}"
-        case += ", where nothing is chosen (it is the mean accuracy)" if n == 1 else ""
-        case += ", where the candidate with the highest score is always taken" if n == 5 else ""
         hint = f"For n = {n}, that is the first n candidates only: average over all subsets."
         mistakes = {hint: correct[scores[:n].argmax()]} if n == 2 else {}
-        compare(got, np.mean(correct[chosen]), mistakes, case)
+        case = f"For n = {n}" + (f", where {told[n]}" if n in told else "")
+        compare(float(function(scores, correct, n)), np.mean(correct[chosen]), mistakes, case)
 
 
 def check_oracle(function: Callable[[np.ndarray], float]) -> None:
     """The ceiling of any choice: the share of prompts with at least one right candidate; (P, N)."""
-    correct = np.array([[0, 0, 1], [0, 0, 0], [1, 1, 0], [0, 1, 1]], dtype=bool)
-    share = correct.mean()
+    correct, share = np.array([[0, 0, 1], [0, 0, 0], [1, 1, 0], [0, 1, 1]], dtype=bool), 5 / 12
     mistakes = {
         "That is the mean over all images, the random choice: the oracle needs one right image a prompt.": share,
         "That is over candidates: the axis of candidates is the last one.": correct.any(axis=0).mean(),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cotgen_lite.course.checker import compare, expect
 from cotgen_lite.course.explorer import explorer, slider
-from cotgen_lite.course.plots import CHANCE, MARKERS, OTHER, OURS, Series, new_chart
+from cotgen_lite.course.plots import CHANCE, MARKERS, OTHER, OURS, new_chart
 from cotgen_lite.metrics import calibration, calibration_error
 
 
@@ -22,27 +22,27 @@ def draw_calibration(bins: Mapping[str, Sequence[npt.ArrayLike]], colors: Mappin
     axis.set_xlabel("the verifier's P(yes), mean of a bin")
     axis.set_title(title, fontsize=10)
     axis.plot([0, 1], [0, 1], color=CHANCE, ls="--", lw=1, label="means what it says")
-    for number, (label, columns) in enumerate(bins.items()):
+    for marker, (label, columns) in zip(MARKERS, bins.items(), strict=False):
         belief, share, count = (np.asarray(column) for column in columns)
-        sizes = 12 + 160 * count / max(np.sum(count), 1)
         axis.plot(belief, share, color=colors[label], lw=1.2, alpha=0.7)
-        axis.scatter(belief, share, sizes, color=colors[label], marker=MARKERS[number % 4], label=label)
+        sizes = 12 + 160 * count / max(count.sum(), 1)
+        axis.scatter(belief, share, sizes, color=colors[label], marker=marker, label=label)
     axis.legend(frameon=False, fontsize=8)
     return figure
 
 
-def calibration_explorer(log_odds: Series, correct: npt.ArrayLike, tags: Sequence[str]) -> VBox:
+def calibration_explorer(log_odds: Mapping[str, np.ndarray], correct: np.ndarray, tags: Sequence[str]) -> VBox:
     """Choose a tag and a number of bins, and see how far two verifiers mean what they say. log_odds: verifier → (P, N);
     correct: verdicts (P, N); tags: (P,) of the prompts."""
     tag = Dropdown(options=["all", *dict.fromkeys(tags)], description="tag")
-    colors, truth = dict(zip(log_odds, (OTHER, OURS), strict=True)), np.asarray(correct, dtype=bool)
+    colors = dict(zip(log_odds, (OTHER, OURS), strict=True))
 
     def draw(chosen: str, number: int) -> tuple[Figure, str]:
-        rows = np.array([chosen in ("all", name) for name in tags])
-        scores = {name: np.asarray(odds)[rows] for name, odds in log_odds.items()}
-        curves = {name: calibration(odds, truth[rows], number) for name, odds in scores.items()}
-        off = [f"{name} {calibration_error(odds, truth[rows], number):.3f}" for name, odds in scores.items()]
-        return draw_calibration(curves, colors, chosen), f"mean distance from the diagonal: {', '.join(off)}"
+        rows = [chosen in ("all", name) for name in tags]
+        asked = {name: (odds[rows], correct[rows], number) for name, odds in log_odds.items()}
+        figure = draw_calibration({name: calibration(*one) for name, one in asked.items()}, colors, chosen)
+        off = ", ".join(f"{name} {calibration_error(*one):.3f}" for name, one in asked.items())
+        return figure, f"mean distance from the diagonal: {off}"
 
     return explorer(draw, (tag, slider("bins", 10, 2, 20)))
 

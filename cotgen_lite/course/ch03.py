@@ -12,20 +12,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from cotgen_lite.course.checker import compare, expect_shape
+from cotgen_lite.course.checker import compare
 from cotgen_lite.course.explorer import explorer, menu, slider
 from cotgen_lite.course.plots import OTHER, OURS, TAG_NAMES, draw_picture, sign
 
 
-def draw_step_labels(labels: npt.ArrayLike, groups: Sequence[str]) -> Figure:
+def draw_step_labels(labels: np.ndarray, groups: Sequence[str]) -> Figure:
     """Labels of all steps of many paths, a row a path, sorted within each group by how many steps are yes. labels:
     share of rollouts that end well, 0..1 (P, T); groups: (P,) the group of each path, e.g. its tag."""
-    share = np.asarray(labels, dtype=float)
-    names = list(dict.fromkeys(groups))
-    order = sorted(range(len(share)), key=lambda row: (names.index(groups[row]), share[row].sum()))
+    names, steps = list(dict.fromkeys(groups)), range(labels.shape[1])
+    order = sorted(range(len(labels)), key=lambda row: (names.index(groups[row]), labels[row].sum()))
     figure, axis = plt.subplots(figsize=(6.5, 5), layout="constrained")
-    picture = axis.imshow(share[order], aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
-    axis.set_xticks(range(share.shape[1]), [str(step + 1) for step in range(share.shape[1])], fontsize=8)
+    picture = axis.imshow(labels[order], aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+    axis.set_xticks(steps, [str(step + 1) for step in steps], fontsize=8)
     axis.set_xlabel("step")
     edges = np.cumsum([0, *(list(groups).count(name) for name in names)])
     shown = [TAG_NAMES.get(name, name).replace("\n", " ") for name in names]
@@ -37,21 +36,16 @@ def draw_step_labels(labels: npt.ArrayLike, groups: Sequence[str]) -> Figure:
 
 
 def draw_rollouts(
-    guess: Tensor, ends: Tensor, right: npt.ArrayLike, beliefs: npt.ArrayLike, step: int, title: str
+    guess: Tensor, ends: Tensor, right: npt.ArrayLike, belief: np.ndarray, step: int, title: str
 ) -> Figure:
     """One step of a path: its guess, the images that rollouts from it end in, and the verifier's belief at every step.
-    guess: uint8 (3, H, W); ends: uint8 (R, 3, H, W); right: (R,) verdicts; beliefs: P(yes) (T,); step: 1 to T."""
+    guess: uint8 (3, H, W); ends: uint8 (R, 3, H, W); right: (R,) verdicts; belief: P(yes) (T,); step: 1 to T."""
     figure = plt.figure(figsize=(1.35 * (len(ends) + 1), 3.6), layout="constrained")
     grid = figure.add_gridspec(2, len(ends) + 1, height_ratios=(1.2, 1))
-    axis = figure.add_subplot(grid[0, 0])
-    draw_picture(axis, guess)
-    axis.set_title(f"guess at\nstep {step}", fontsize=8)
-    for number, (end, good) in enumerate(zip(ends, np.asarray(right), strict=True), start=1):
-        axis = figure.add_subplot(grid[0, number])
-        draw_picture(axis, end, bool(good), 1.5)
-        axis.set_title(f"rollout {number}\n{sign(good)}", fontsize=8)
+    draw_picture(figure.add_subplot(grid[0, 0]), guess, f"guess at\nstep {step}")
+    for number, (end, good) in enumerate(zip(ends, np.asarray(right).tolist(), strict=True), start=1):
+        draw_picture(figure.add_subplot(grid[0, number]), end, f"rollout {number}\n{sign(good)}", good)
     axis = figure.add_subplot(grid[1, :])
-    belief = np.asarray(beliefs, dtype=float)
     axis.plot(range(1, len(belief) + 1), belief, color=OURS, marker="o", ms=3, lw=1.5)
     axis.axvline(step, color=OTHER, lw=1.5)
     axis.set(xlabel="step", ylabel="P(yes)", ylim=(-0.05, 1.05))
@@ -62,30 +56,27 @@ def draw_rollouts(
 
 
 def rollout_explorer(
-    prompts: Sequence[str], beliefs: npt.ArrayLike, look: Callable[[int, int], tuple[Tensor, Tensor, npt.ArrayLike]]
+    prompts: Sequence[str], beliefs: np.ndarray, look: Callable[[int, int], tuple[Tensor, Tensor, npt.ArrayLike]]
 ) -> VBox:
     """Move along a path and see the verifier's belief, and where rollouts from that step end. prompts: of P paths;
     beliefs: P(yes) (P, T); look: (path, step from 1) → the guess (3, H, W), the rollouts' ends (R, 3, H, W) and their
     verdicts (R,)."""
-    belief = np.asarray(beliefs, dtype=float)
-
-    def draw(row: int, at: int) -> tuple[Figure, str]:
-        return draw_rollouts(*look(row, at), belief[row], at, prompts[row]), ""
-
-    return explorer(draw, (menu(prompts, "path"), slider("step", 1, 1, belief.shape[1])))
+    return explorer(
+        lambda row, at: draw_rollouts(*look(row, at), beliefs[row], at, prompts[row]),
+        (menu(prompts, "path"), slider("step", 1, 1, beliefs.shape[1])),
+    )
 
 
 def check_step_labels(function: Callable[[np.ndarray], np.ndarray]) -> None:
     """Math-Shepherd's labels (P, T) from how rollouts end, bool (P, T, R): yes if any ends well."""
     ends = np.array([[[0, 0, 0], [0, 1, 0], [1, 1, 0]], [[1, 1, 1], [1, 0, 0], [0, 0, 1]]], dtype=bool)
-    got, all_well = np.asarray(function(ends)), ends.all(axis=2)
-    expect_shape(got, (2, 3), "One label a step of each path")
+    all_well = ends.all(axis=2)
     mistakes = {
         "That asks for all rollouts to end well: one is enough to show that it is still possible.": all_well,
         "That is the majority: one rollout that ends well is enough.": ends.mean(axis=2) > 0.5,
         "That looks at the first rollout only.": ends[:, :, 0],
     }
-    compare(got, ends.any(axis=2), mistakes)
+    compare(function(ends), ends.any(axis=2), mistakes, shape="One label a step of each path")
 
 
 def check_chance_of_yes(function: Callable[[float, int], float]) -> None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cotgen_lite.course.checker import compare, expect_shape
+from cotgen_lite.course.checker import compare
 from cotgen_lite.course.plots import draw_images, wrap
 
 
@@ -15,9 +15,8 @@ def draw_pairs(chosen: Tensor, rejected: Tensor, prompts: Sequence[str]) -> Figu
     """Pairs of preference data, one a column: what is preferred above, what is not below. chosen, rejected: uint8 (B,
     3, H, W); prompts: B."""
     number = len(prompts)
-    titles = [wrap(prompt) for prompt in prompts] + [""] * number
-    verdicts = [True] * number + [False] * number
-    figure = draw_images(torch.cat([chosen, rejected]), titles, columns=number, right=verdicts, size=1.6)
+    titles, right = [wrap(prompt) for prompt in prompts] + [""] * number, [True] * number + [False] * number
+    figure = draw_images(torch.cat([chosen, rejected]), titles, number, right, size=1.6)
     figure.axes[0].set_ylabel("chosen")
     figure.axes[number].set_ylabel("rejected")
     return figure
@@ -42,9 +41,8 @@ def check_margin(function: Callable[[float, float, float, float, float], float])
 def check_pull(function: Callable[[Tensor, float], Tensor]) -> None:
     """How hard a pair pulls: minus the derivative of the loss by the log-ratio; margins (B,), β."""
     margin, beta = torch.tensor([-2.0, 0.0, 3.0]), 0.1
-    got, wanted = torch.as_tensor(function(margin, beta)).float(), beta * torch.sigmoid(-margin)
-    expect_shape(got, (3,), "One number a pair")
-    right_already, loss = beta * torch.sigmoid(margin), "That is the loss itself, not how it changes"
+    wanted, right_already = beta * torch.sigmoid(-margin), beta * torch.sigmoid(margin)
+    loss = "That is the loss itself, not how it changes"
     mistakes = {
         "That pulls hardest at pairs that are right already: the sign inside the sigmoid.": right_already,
         "The chain rule: the margin is β times the log-ratio, so β comes out as a factor.": torch.sigmoid(-margin),
@@ -52,7 +50,7 @@ def check_pull(function: Callable[[Tensor, float], Tensor]) -> None:
         f"{loss}.": -F.logsigmoid(margin),
         f"{loss}, and has the wrong sign.": F.logsigmoid(margin),
     }
-    compare(got, wanted, mistakes)
+    compare(function(margin, beta), wanted, mistakes, shape="One number a pair")
 
 
 def check_elbo(function: Callable[[Tensor, Tensor], float]) -> None:

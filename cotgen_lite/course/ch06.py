@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from ipywidgets import FloatLogSlider, SelectionSlider, VBox
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 
 from cotgen_lite.course.checker import compare, expect
@@ -21,20 +21,18 @@ def draw_budget(seconds: Series, accuracy: Series, budget: float, upfront: Mappi
     accuracy: generator → (len(n),); budget: seconds for one picture, drawn as a line, the best point within it circled;
     upfront: generator → each picture's share of what training took, already in `seconds`, named in the legend."""
     figure, axis = new_chart(6.5, 3.8, "both", xlabel="seconds for one picture", ylabel="GenEval accuracy")
-    for number, (name, spent) in enumerate(seconds.items()):
-        color = (CHANCE, OTHER, OURS, CEILING)[number % 4]
+    for name, color, marker in zip(seconds, (CHANCE, OTHER, OURS, CEILING), MARKERS, strict=False):
         label = f"{name} ({upfront[name]:,.2f} s of it for training)" if upfront[name] else name
-        x, y = np.asarray(spent, dtype=float), np.asarray(accuracy[name], dtype=float)
-        axis.plot(x, y, color=color, marker=MARKERS[number % 4], ms=4, lw=1.8, label=label)
-        within = np.flatnonzero(x <= budget)
-        if len(within):
-            best = within[y[within].argmax()]
+        x, y = np.asarray(seconds[name]), np.asarray(accuracy[name])
+        axis.plot(x, y, color=color, marker=marker, ms=4, lw=1.8, label=label)
+        if (x <= budget).any():
+            best = np.where(x <= budget, y, -1).argmax()
             axis.plot(x[best], y[best], "o", ms=13, mfc="none", mec=color, mew=2)
     axis.axvline(budget, color="#333333", lw=1, ls=":")
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_major_formatter("{x:g}")
     axis.legend(frameon=False, fontsize=8)
     return figure
 
@@ -48,15 +46,13 @@ def budget_explorer(sizes: Sequence[int], accuracy: Series, seconds_each: float,
     budget = FloatLogSlider(value=10**0.4, min=-1, max=2, step=0.1, description="seconds", continuous_update=False)
 
     def draw(number: int, seconds: float) -> tuple[Figure, str]:
-        share = {name: np.asarray(training[name], dtype=float) / number for name in accuracy}
+        share = {name: np.asarray(training[name]) / number for name in accuracy}
         spent = {name: share[name] + np.asarray(sizes) * seconds_each for name in accuracy}
         figure = draw_budget(spent, accuracy, seconds, {name: part[-1] for name, part in share.items()})
-        fits = {name: np.asarray(accuracy[name])[spent[name] <= seconds] for name in accuracy}
-        best = {name: float(values.max()) for name, values in fits.items() if len(values)}
-        if not best:
-            return figure, "nothing fits this budget"
-        name = max(best, key=lambda one: best[one])
-        return figure, f"best within the budget: {name}, {best[name]:.3f}"
+        most = {name: np.asarray(accuracy[name])[spent[name] <= seconds].max(initial=-1) for name in accuracy}
+        best = max(most, key=lambda one: most[one])
+        said = f"best within the budget: {best}, {most[best]:.3f}" if most[best] >= 0 else "nothing fits this budget"
+        return figure, said
 
     return explorer(draw, (pictures, budget))
 
@@ -73,16 +69,13 @@ def check_online_pair(function: Callable[[Tensor], tuple[int, int]]) -> None:
 
 def check_guided(function: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     """The guided loss from offline margins (B,), online margins (K,) and λ."""
-    offline = torch.tensor([0.5, -1.0, 2.0], requires_grad=True)
-    online = torch.tensor([1.0, -0.5], requires_grad=True)
+    offline, online = torch.tensor([0.5, -1.0, 2.0], requires_grad=True), torch.tensor([1.0, -0.5], requires_grad=True)
     got, weight = function(offline, online, 0.5), 0.5
     first, second = -F.logsigmoid(offline).mean(), -F.logsigmoid(online).mean()
-    both = -F.logsigmoid(torch.cat([offline, online])).mean()
-    plain = first - weight * online.mean()
     mistakes = {
-        "That is one mean over all pairs: λ has no part in it.": both,
+        "That is one mean over all pairs: λ has no part in it.": (3 * first + 2 * second) / 5,
         "The weight λ of the online pairs is missing.": first + second,
-        "That adds the margin itself: the online pairs have DPO's loss too, −log σ.": plain,
+        "That adds the margin itself: the online pairs have DPO's loss too, −log σ.": first - weight * online.mean(),
     }
     compare(got, first + weight * second, mistakes)
     expect(bool(got.requires_grad), "The loss has no gradient: do not turn it into a number on the way.")

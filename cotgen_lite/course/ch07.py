@@ -1,6 +1,7 @@
 """Chapter 07, PARM: its figures, its game and its exercises' checkers."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,13 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from cotgen_lite.course.checker import compare, expect, expect_shape
+from cotgen_lite.course.checker import compare
 from cotgen_lite.course.explorer import Game, explorer, menu
-from cotgen_lite.course.plots import OURS, RIGHT, WRONG, draw_flow, draw_row, new_chart, sign
+from cotgen_lite.course.plots import OURS, RIGHT, WRONG, draw_flow, draw_grid, new_chart, sign
 from cotgen_lite.verify.search import ParmPath
 
 UNCLEAR, PROMISING, HOPELESS = "#D9D9D9", "#56B4E9", "#D55E00"
 FIRST_LOOK, STRIDE = 2, 2  # the step that the game shows first, and how many steps lie between two looks
+EACH = "One number a path, found along its steps,"
 # Log-odds (P, T) of four paths for the exercises.
 CLARITY = np.array([[-1.0, 2.0, 1.0, 3.0], [-2.0, -1.0, -1.0, -3.0], [1.0, -1.0, 2.0, 1.0], [-1.0, -2.0, 0.5, 2.0]])
 POTENTIAL = np.array([[-3.0, 1.0, -1.0, 2.0], [-1.0, -1.0, -1.0, -1.0], [2.0, -4.0, 1.0, 0.5], [9.0, -1.0, -2.0, 1.0]])
@@ -37,28 +39,26 @@ def draw_parm() -> Figure:
     return draw_flow(boxes, arrows, (9, 3.1))
 
 
-def draw_lanes(paths: Sequence[ParmPath], right: npt.ArrayLike, kept: int, steps: int, title: str) -> Figure:
+def draw_lanes(paths: Sequence[ParmPath], right: Sequence[bool], kept: int | None, steps: int, title: str) -> Figure:
     """Paths as lanes, a row each: what PARM says at every step, where it stops a path, and how each would have ended.
     paths: of a `ParmResult`; right: (N,), verdicts on where all paths lead; kept: the one PARM keeps; steps: T."""
-    truth, number = np.asarray(right, dtype=bool), len(paths)
-    limits = (0.4, steps + 3), (number - 0.4, -0.6)
-    figure, axis = new_chart(7, 0.24 * number + 1.3, xlabel="step", ylabel="path", xlim=limits[0], ylim=limits[1])
-    for path, said in enumerate(paths):
+    figure, axis = new_chart(7, 0.24 * len(paths) + 1.3, xlabel="step", ylabel="path", xlim=(0.4, steps + 3))
+    axis.set_ylim(len(paths) - 0.4, -0.6)
+    middle: dict[str, Any] = {"ha": "center", "va": "center"}
+    for path, (said, good) in enumerate(zip(paths, right, strict=True)):
         for step, (clarity, potential) in enumerate(zip(said.clarity, said.potential, strict=True)):
-            color = UNCLEAR if clarity <= 0 else PROMISING if potential > 0 else HOPELESS
+            color = (PROMISING if potential > 0 else HOPELESS) if clarity > 0 else UNCLEAR
             axis.add_patch(Rectangle((step + 0.54, path - 0.4), 0.92, 0.8, fc=color, ec="none"))
             if color == HOPELESS:
-                axis.text(step + 1, path, "×", ha="center", va="center", color="white", fontsize=9, fontweight="bold")
-        color = RIGHT if truth[path] else WRONG
-        axis.text(steps + 0.2, path, sign(truth[path]), ha="center", va="center", color=color, fontsize=11)
+                axis.text(step + 1, path, "×", color="white", fontsize=9, fontweight="bold", **middle)
+        axis.text(steps + 0.2, path, sign(good), color=RIGHT if good else WRONG, fontsize=11, **middle)
         if path == kept:
             axis.text(steps + 1.1, path, "◀ kept", ha="left", va="center", color=OURS, fontsize=9)
     names = {UNCLEAR: "not clear yet", PROMISING: "clear, has potential", HOPELESS: "clear, no potential: stopped"}
-    handles, below = [Rectangle((0, 0), 1, 1, fc=color) for color in names], (0.5, -0.14)
-    style = {"ncols": 3, "frameon": False, "fontsize": 8}
-    axis.legend(handles, list(names.values()), loc="upper center", bbox_to_anchor=below, **style)
+    handles, style = [Rectangle((0, 0), 1, 1, fc=color) for color in names], {"frameon": False, "fontsize": 8}
+    axis.legend(handles, list(names.values()), ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14), **style)
     axis.set_xticks([*range(1, steps), steps + 0.2], [*map(str, range(1, steps)), "end"], fontsize=8)
-    axis.set_yticks(range(number), [str(path + 1) for path in range(number)], fontsize=7)
+    axis.set_yticks(range(len(paths)), [str(path + 1) for path in range(len(paths))], fontsize=7)
     axis.set_title(title, fontsize=10)
     return figure
 
@@ -73,8 +73,8 @@ def draw_paths_now(
     words = [f"stopped at {at}" if at else "runs" if right is None else "kept" for at in stopped]
     signs = [""] * len(images) if right is None else [f" {sign(one)}" for one in right]
     titles = [f"path {path + 1}\n{words[path]}{signs[path]}" for path in range(len(images))]
-    alphas = [0.35 if at else 1 for at in stopped]
-    figure = draw_row(shown, titles, (1.35 * len(images), 1.9), right, alphas, 8)
+    size, alphas = (1.35 * len(images), 1.9), [0.35 if at else 1 for at in stopped]
+    figure = draw_grid(shown, titles, size, right=() if right is None else right, fontsize=8, width=2, alphas=alphas)
     figure.suptitle(f"{title}, step {step} of {images.shape[1]}", fontsize=10)
     return figure
 
@@ -83,38 +83,34 @@ def tally(stopped: Sequence[int | None], right: npt.ArrayLike, steps: int) -> di
     """What stopping paths by hand came to: "hits", stopped wrong ones; "misses", wrong ones kept; "lost", right ones
     stopped; "steps", that all paths ran together. stopped: the step of each path, or None; right: verdicts (N,)."""
     truth, halted = np.asarray(right, dtype=bool), np.array([at is not None for at in stopped])
-    return {
-        "hits": int((halted & ~truth).sum()),
-        "misses": int((~halted & ~truth).sum()),
-        "lost": int((halted & truth).sum()),
-        "steps": sum(steps if at is None else at for at in stopped),
-    }
+    counts = {"hits": halted & ~truth, "misses": ~halted & ~truth, "lost": halted & truth}
+    return {name: int(which.sum()) for name, which in counts.items()} | {"steps": sum(at or steps for at in stopped)}
 
 
 def be_the_parm(
-    prompts: Sequence[str], images: Sequence[Tensor], right: npt.ArrayLike, parm: Sequence[Sequence[int | None]]
+    prompts: Sequence[str],
+    images: Sequence[Tensor],
+    right: Sequence[Sequence[bool]],
+    parm: Sequence[Sequence[int | None]],
 ) -> VBox:
     """Look at paths as they run, stop those without potential, then compare with PARM. For each of P prompts: images
     uint8 (N, T, 3, H, W), the guesses of all steps; right: (P, N), verdicts on where the paths lead; parm: for each
     path the step at which PARM stopped it, or None."""
-    truth, number, steps = np.asarray(right, dtype=bool), len(images[0]), images[0].shape[1]
+    number, steps = images[0].shape[:2]
     prompt, onward, again = menu(prompts), Button(description="go on"), Button(description="start again")
     stops = [Button(description=f"stop {path + 1}", layout={"width": "6.5em"}) for path in range(number)]
     fresh = FIRST_LOOK, (None,) * number
-    game = Game(0, *fresh)  # the prompt, the step, and at which step each path was stopped
+    game = Game(value=(0, *fresh))  # the prompt, the step, and at which step each path was stopped
 
     def draw(state: tuple[int, int, tuple[int | None, ...]]) -> tuple[Figure, str]:
         row, step, stopped = state
         over, lines = step == steps, []
-        for path, button in enumerate(stops):
-            button.disabled = over or stopped[path] is not None
-        onward.disabled = over
-        for who, at in (("you", stopped), ("PARM", parm[row])) if over else ():
-            found = tally(at, truth[row], steps)
-            said = f"{found['hits']} wrong paths stopped, {found['misses']} wrong paths kept"
-            said += f", {found['lost']} right paths stopped; {found['steps']} of {number * steps} steps run"
-            lines.append(f"{who}: {said}")
-        figure = draw_paths_now(images[row], step, stopped, truth[row] if over else None, prompts[row])
+        for button, at in zip((*stops, onward), (*stopped, None), strict=True):
+            button.disabled = over or at is not None
+        for who, halted in (("you", stopped), ("PARM", parm[row])) if over else ():
+            said = "{hits} wrong paths stopped, {misses} wrong paths kept, {lost} right paths stopped; {steps} of "
+            lines.append(f"{who}: {said.format(**tally(halted, right[row], steps))}{number * steps} steps run")
+        figure = draw_paths_now(images[row], step, stopped, right[row] if over else None, prompts[row])
         return figure, "<br>".join(lines) or "stop what has no potential, then go on"
 
     def stop(path: int) -> None:
@@ -130,29 +126,26 @@ def be_the_parm(
 
 def check_first_clear(function: Callable[[np.ndarray], np.ndarray]) -> None:
     """The step, counted from 1, at which each path is clear for the first time; 0 for never."""
-    got = np.asarray(function(CLARITY.copy()))
-    expect_shape(got, (4,), "One number a path", "look along the steps")
     never = "The second path is never clear: argmax gives 0 for it, as for one that is clear at once."
-    expect(got[1] != 1, never)
-    mistakes = {
+    mistakes: dict[str, object] = {
+        never: lambda got: got[1] == 1,
         "Steps are counted from 1 here: add one, but keep 0 for paths that never are.": [1, 0, 0, 2],
         "That is where each path is clearest: the first step above zero is asked for.": [4, 0, 3, 4],
         "That counts how many steps are clear: which is the first?": [3, 0, 3, 2],
     }
-    compare(got, [2, 0, 1, 3], mistakes, "Clear means log-odds above 0")
+    compare(function(CLARITY.copy()), [2, 0, 1, 3], mistakes, "Clear means log-odds above 0", EACH)
 
 
 def check_stops(function: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
     """The step, counted from 1, at which PARM stops each path; 0 for paths that it lets live."""
-    got = np.asarray(function(CLARITY.copy(), POTENTIAL.copy()))
-    expect_shape(got, (4,), "One number a path", "look along the steps")
+    got = function(CLARITY.copy(), POTENTIAL.copy())
     mistakes = {
         "Potential counts only where the path is clear: path 2 never is, and is never stopped.": [1, 1, 2, 2],
         "That asks at the first clear step only; the paper's text asks at every clear step.": [0, 0, 0, 3],
         "Steps are counted from 1 here.": [2, 0, 0, 2],
         "The sign: paths *without* potential are stopped, log-odds of 0 or less.": [2, 0, 1, 4],
     }
-    compare(got, [3, 0, 0, 3], mistakes, "Clear, and potential not above 0")
+    compare(got, [3, 0, 0, 3], mistakes, "Clear, and potential not above 0", EACH)
 
 
 def check_saved(function: Callable[[np.ndarray, int], float]) -> None:

@@ -7,9 +7,9 @@ from ipywidgets import IntSlider, VBox
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cotgen_lite.course.checker import compare, expect, expect_shape
+from cotgen_lite.course.checker import compare, expect
 from cotgen_lite.course.explorer import explorer, menu
-from cotgen_lite.course.plots import draw_flow, draw_row, sign, wrap
+from cotgen_lite.course.plots import draw_flow, draw_grid, sign, wrap
 
 
 def draw_parm_plus_plus() -> Figure:
@@ -31,7 +31,7 @@ def draw_reflection(images: Tensor, right: Sequence[bool], reasons: Sequence[str
     uint8 (R + 1, 3, H, W); right, beliefs: verdict and P(yes) of each; reasons: R texts, of all but the last."""
     names = ["first", *(f"round {number}" for number in range(1, len(images)))]
     titles = [f"{name} {sign(right[n])}\nP(yes) {beliefs[n]:.2f}" for n, name in enumerate(names)]
-    figure = draw_row(images, titles, (2.2 * len(images), 3.1), right)
+    figure = draw_grid(images, titles, (2.2 * len(images), 3.1), right=right, width=2)
     for axis, text in zip(figure.axes, reasons, strict=False):
         axis.set_xlabel(wrap(text or "(no reasons)", 26) + " →", fontsize=8)
     return figure
@@ -47,9 +47,9 @@ def reflection_explorer(
     """Step through the rounds of a reflection. For each of P prompts what `draw_reflection` takes: images, verdicts,
     reasons and P(yes) of its rounds."""
 
-    def draw(row: int, done: int) -> tuple[Figure, str]:
+    def draw(row: int, done: int) -> Figure:
         end = min(done, len(reasons[row])) + 1
-        return draw_reflection(images[row][:end], right[row][:end], reasons[row][:end], beliefs[row][:end]), ""
+        return draw_reflection(images[row][:end], right[row][:end], reasons[row][:end], beliefs[row][:end])
 
     return explorer(draw, (menu(prompts), IntSlider(value=0, min=0, max=3, description="round")))
 
@@ -72,8 +72,7 @@ def check_changed(function: Callable[[np.ndarray, np.ndarray], tuple[int, int]])
     """How many images a reflection mended, and how many it spoiled; from verdicts before and after."""
     before = np.array([True, True, True, False, False, False, False, True, False])
     after = np.array([True, False, True, True, True, False, True, False, False])
-    got = np.asarray(function(before.copy(), after.copy()), dtype=float)
-    expect_shape(got, (2,), "Two numbers, mended and spoiled", "their difference hides how many of each")
+    got, two = function(before.copy(), after.copy()), "A pair of numbers (their difference hides how many of each)"
     mistakes = {
         "The other way round: mended first, then spoiled.": [2, 3],
         "That counts all that are right, and wrong, afterwards: some were so before.": [5, 4],
@@ -81,7 +80,7 @@ def check_changed(function: Callable[[np.ndarray, np.ndarray], tuple[int, int]])
         "Those are shares: counts are wanted.": [3 / 9, 2 / 9],
         "Those are shares of the wrong and of the right ones: counts are wanted.": [3 / 5, 2 / 4],
     }
-    compare(got, [3, 2], mistakes, "Mended was wrong and is right")
+    compare(got, [3, 2], mistakes, "Mended was wrong and is right", two)
 
 
 def check_others_reasons(function: Callable[[Sequence[str], Sequence[str]], Sequence[str]]) -> None:

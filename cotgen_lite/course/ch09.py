@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy.typing as npt
 import torch
 from ipywidgets import IntSlider, VBox
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cotgen_lite.course.checker import compare, expect_shape
+from cotgen_lite.course.checker import compare
 from cotgen_lite.course.explorer import explorer, menu
-from cotgen_lite.course.plots import draw_picture, sign
+from cotgen_lite.course.plots import draw_grid, sign
 
 
 def draw_rows(
@@ -24,19 +23,16 @@ def draw_rows(
     """Rows of pictures under common column heads. rows: label → uint8 (N, 3, H, W), equally many in each; heads: N, of
     the columns; notes: label → N texts, written under that row's pictures; right: N verdicts, drawn as frames and a
     check or cross in the heads."""
-    number = len(heads)
+    number, marks = len(heads), [f"{sign(good)} " for good in right] or [""] * len(heads)
     size = (1.35 * number + 1.2, (1.35 + 0.3 * bool(notes)) * len(rows) + 0.4 + 0.3 * bool(title))
-    figure, axes = plt.subplots(len(rows), number, figsize=size, squeeze=False)
+    titles = [mark + head for mark, head in zip(marks, heads, strict=True)] + [""] * number * (len(rows) - 1)
+    figure = draw_grid(torch.cat(list(rows.values())), titles, size, number, [*right] * len(rows))
     figure.set_layout_engine("constrained", h_pad=0.08 if notes else 0.04)  # notes belong to the pictures above them
-    for row, (label, images) in enumerate(rows.items()):
-        for column, axis in enumerate(axes[row]):
-            draw_picture(axis, images[column], bool(right[column]) if len(right) else None, 1.5)
-            if row == 0:
-                verdict = f"{sign(right[column])} " if len(right) else ""
-                axis.set_title(verdict + heads[column], fontsize=9)
-            if notes:
-                axis.set_xlabel(notes[label][column], fontsize=8, labelpad=1)
-        axes[row, 0].set_ylabel(label, fontsize=9)
+    for row, label in enumerate(rows):
+        some = figure.axes[row * number : (row + 1) * number]
+        some[0].set_ylabel(label, fontsize=9)
+        for axis, note in zip(some, notes[label] if notes else (), strict=False):
+            axis.set_xlabel(note, fontsize=8, labelpad=1)
     if title:
         figure.suptitle(title, fontsize=10)
     return figure
@@ -49,10 +45,9 @@ def draw_run(
     W); beliefs: of both, (N, T); right: verdicts on where the paths lead, shown at the last run only."""
     number, runs = grey.shape[:2]
     rows = {"grey": grey[:, run - 1], "likeliest": likeliest[:, run - 1]}
-    notes = [[f"P(yes) {belief:.2f}" for belief in one[:, run - 1]] for one in beliefs]
-    heads = [f"path {path + 1}" for path in range(number)]
-    known = right if run == runs else ()
-    return draw_rows(rows, heads, dict(zip(rows, notes, strict=True)), known, f"{title}: run {run} of {runs}")
+    notes = {name: [f"P(yes) {p:.2f}" for p in one[:, run - 1]] for name, one in zip(rows, beliefs, strict=True)}
+    heads, known = [f"path {path + 1}" for path in range(number)], right if run == runs else ()
+    return draw_rows(rows, heads, notes, known, f"{title}: run {run} of {runs}")
 
 
 def run_explorer(
@@ -64,11 +59,10 @@ def run_explorer(
 ) -> VBox:
     """Move from run to run; how each path ends is shown with the last. For each of P prompts what `draw_run` takes."""
     runs = grey[0].shape[1]
-
-    def draw(row: int, at: int) -> tuple[Figure, str]:
-        return draw_run(grey[row], likeliest[row], beliefs[row], right[row], at, prompts[row]), ""
-
-    return explorer(draw, (menu(prompts), IntSlider(value=runs // 2, min=1, max=runs, description="run")))
+    return explorer(
+        lambda row, run: draw_run(grey[row], likeliest[row], beliefs[row], right[row], run, prompts[row]),
+        (menu(prompts), IntSlider(value=runs // 2, min=1, max=runs, description="run")),
+    )
 
 
 def check_whole_after(function: Callable[[int, int, int, int], int]) -> None:
@@ -109,8 +103,6 @@ def check_image_log_probability(function: Callable[[Tensor, Tensor], Tensor]) ->
     L)."""
     torch.manual_seed(0)
     logits, codes = torch.randn(3, 5 + 4, 7), torch.randint(7, (3, 4))
-    got = torch.as_tensor(function(logits.clone(), codes.clone())).float()
-    expect_shape(got, (3,), "One number an image", "add up over places")
 
     def told(seen: Tensor, first: int = 4) -> Tensor:
         return seen[:, first : first + 4].gather(2, codes[..., None])[..., 0].sum(1)
@@ -126,4 +118,6 @@ def check_image_log_probability(function: Callable[[Tensor, Tensor], Tensor]) ->
         "The first places belong to the words: the image's codes stand at the end.": told(log_p, 0),
         "The sign: that is the loss, a log-probability is at most 0.": -wanted,
     }
-    compare(got, wanted, mistakes)
+    compare(
+        function(logits.clone(), codes.clone()), wanted, mistakes, shape="One number an image, all places added up,"
+    )

@@ -62,9 +62,9 @@ def memory_explorer(parts_of: Callable[[int, int, int], Mapping[str, float]], ca
     size = ToggleButtons(options=sizes, description="images", style={"button_width": "5em"})
     bits = ToggleButtons(options=widths, description="verifier", style={"button_width": "4em"})
 
-    def draw(name: str, number: int, pixels: int, width: int) -> tuple[Figure, str]:
+    def draw(name: str, number: int, pixels: int, width: int) -> Figure:
         title = f"{number} paths of {pixels} px at once, the verifier in {width} bits"
-        return draw_fit(parts_of(pixels, number, width), name, cards[name], title), ""
+        return draw_fit(parts_of(pixels, number, width), name, cards[name], title)
 
     return explorer(draw, (card, n), (size, bits))
 

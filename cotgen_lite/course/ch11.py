@@ -7,7 +7,7 @@ import numpy.typing as npt
 from ipywidgets import Dropdown, VBox
 from matplotlib.figure import Figure
 
-from cotgen_lite.course.checker import compare, expect, expect_shape
+from cotgen_lite.course.checker import compare, expect
 from cotgen_lite.course.explorer import explorer
 from cotgen_lite.course.plots import CHANCE, OTHER, OURS, PAPER, WRONG, draw_profile, legend_below, new_chart, wrap
 
@@ -60,15 +60,12 @@ def draw_two(rows: Mapping[str, Mapping], labels: Mapping[str, str], first: str,
 def method_explorer(rows: Mapping[str, Mapping], labels: Mapping[str, str], first: str, second: str) -> VBox:
     """Choose two methods; arguments as in `draw_two`, and which two are shown at the start."""
     options = [(labels[method], method) for method in labels if method in rows]
-    one, other = (
-        Dropdown(options=options, value=value, description=name, layout={"width": "40em"})
-        for name, value in (("first", first), ("second", second))
-    )
-
-    def draw(a: str, b: str) -> tuple[Figure, str]:
-        return draw_two(rows, labels, a, b), ""
-
-    return explorer(draw, (one,), (other,))
+    wide = {"options": options, "layout": {"width": "40em"}}
+    menus = [
+        (Dropdown(value=first, description="first", **wide),),
+        (Dropdown(value=second, description="second", **wide),),
+    ]
+    return explorer(lambda one, other: draw_two(rows, labels, one, other), *menus)
 
 
 def check_verdict(function: Callable[[float, float], str]) -> None:
@@ -90,8 +87,7 @@ def check_paired_difference(function: Callable[[npt.NDArray, npt.NDArray, npt.ND
     the prompts drawn in each sample, (R, P)."""
     a, b = np.array([1.0, 0.0, 1.0, 1.0]), np.array([0.0, 0.0, 1.0, 0.5])
     rows = np.array([[0, 0, 1, 2], [3, 3, 3, 3], [1, 2, 1, 2]])
-    got, wanted = np.asarray(function(a.copy(), b.copy(), rows.copy()), dtype=float), (a - b)[rows].mean(axis=1)
-    expect_shape(got, (3,), "One difference a sample", "average over prompts")
+    got, wanted = function(a.copy(), b.copy(), rows.copy()), (a - b)[rows].mean(axis=1)
     apart = a[rows].mean(axis=1) - b.mean()
     mistakes = {
         "The other way around: the first method minus the second.": -wanted,
@@ -99,4 +95,4 @@ def check_paired_difference(function: Callable[[npt.NDArray, npt.NDArray, npt.ND
         "Both methods are measured on the *same* drawn prompts: that is what makes it paired.": apart,
         "Accuracies are means over prompts, not sums.": (a - b)[rows].sum(axis=1),
     }
-    compare(got, wanted, mistakes)
+    compare(got, wanted, mistakes, shape="One difference a sample (average over prompts)")

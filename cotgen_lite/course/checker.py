@@ -5,7 +5,6 @@ raises AssertionError with a hint unless the function does what its docstring sa
 """
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
@@ -29,19 +28,17 @@ def expect(condition: bool, hint: str) -> None:
         raise AssertionError(hint)
 
 
-def expect_shape(got: np.ndarray | Tensor, shape: tuple[int, ...], what: str, hint: str = "") -> None:
-    """AssertionError unless an answer has this shape."""
-    found = tuple(got.shape)
-    expect(found == shape, f"{what}, shape {shape}, is wanted; got {found}{': ' + hint if hint else ''}.")
-
-
-def compare(got: object, wanted: object, mistakes: Mapping[str, object] = MappingProxyType({}), case: str = "") -> None:
+def compare(
+    got: object, wanted: object, mistakes: Mapping[str, object] | None = None, case: str = "", shape: str = ""
+) -> None:
     """AssertionError unless an answer is what is wanted, give or take a rounding error. got, wanted: numbers, lists,
-    arrays or tensors; mistakes: hint → the answer that calls for it, unless it happens to be right; case: what was
-    asked, said where no hint fits."""
+    arrays or tensors; mistakes: hint → the answer that calls for it, unless it happens to be right, or a test of the
+    answer; case: what was asked, said where no hint fits; shape: what is to be given, said of a wrong shape."""
     answer, right = as_array(got), as_array(wanted)
-    for hint, wrong in mistakes.items():
-        expect(not same(answer, as_array(wrong)) or same(as_array(wrong), right), hint)
+    fits = not shape or answer.shape == right.shape
+    expect(fits, f"{shape} is wanted: shape {right.shape}, got {answer.shape}.")
+    for hint, wrong in (mistakes or {}).items():
+        expect(not (wrong(answer) if callable(wrong) else same(answer, wrong) and not same(wrong, right)), hint)
     said = [(part.round(4) if part.dtype.kind == "f" else part).tolist() for part in (right, answer)]
     expect(same(answer, right), f"{f'{case}: expected' if case else 'Expected'} {said[0]}, got {said[1]}.")
 
@@ -51,6 +48,7 @@ def as_array(values: object) -> np.ndarray:
     return np.asarray(values.detach() if isinstance(values, Tensor) else values)
 
 
-def same(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two arrays have the same shape and, give or take a rounding error, the same numbers."""
-    return one.shape == other.shape and bool(np.allclose(one, other, rtol=1e-5, atol=1e-6))
+def same(one: object, other: object) -> bool:
+    """Whether numbers of any kind have the same shape and, give or take a rounding error, the same values."""
+    first, second = as_array(one), as_array(other)
+    return first.shape == second.shape and bool(np.allclose(first, second, rtol=1e-5, atol=1e-6))

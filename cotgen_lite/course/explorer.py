@@ -2,50 +2,44 @@
 
 from collections.abc import Callable, Sequence
 from threading import Lock, RLock
-from typing import Any
 
 import numpy.typing as npt
 from ipywidgets import HTML, Dropdown, HBox, Image, IntSlider, VBox, Widget
 from matplotlib.figure import Figure
 from torch import Tensor
+from traitlets import Any, HasTraits
 
 from cotgen_lite.course.plots import draw_side_by_side, to_png
 
-WIDE = {"width": "30em"}
 OWN_SIZE = {"align_self": "flex-start", "max_width": "100%"}  # a box would stretch a picture to its own width
 
 
-class Game:
+class Game(HasTraits):
     """What a game remembers between clicks, for `explorer` to draw; only `play` changes it."""
 
-    def __init__(self, *start: Any) -> None:
-        self.value, self.acting = start, RLock()  # the kernel calls back on several threads at once
-        self.watchers: list[Callable[[], None]] = []
-
-    def observe(self, watcher: Callable[[], None], names: str = "value") -> None:
-        """Call this after each move, as a control would."""
-        self.watchers.append(watcher)
+    value, acting = Any(), RLock()  # the kernel calls back on several threads at once
 
     def play(self, move: Callable[..., tuple]) -> None:
         """Go on to what a move makes of what is remembered."""
         with self.acting:
-            before, self.value = self.value, move(*self.value)
-            for watcher in self.watchers if self.value != before else ():
-                watcher()
+            self.value = move(*self.value)
 
 
-def explorer(draw: Callable[..., tuple[Figure, str]], *rows: Sequence[Widget], game: Game | None = None) -> VBox:
+def explorer(
+    draw: Callable[..., Figure | tuple[Figure, str]], *rows: Sequence[Widget], game: Game | None = None
+) -> VBox:
     """Rows of controls above a picture and words: drawn now and whenever a control moves, always of the last values.
-    draw: the controls' values, in order, or what a game remembers → figure and words. The kernel calls back on several
-    threads at once, so values are read once, one drawing is made at a time, and what the controls have left behind
-    meanwhile is not shown."""
+    draw: the controls' values, in order, or what a game remembers → figure, and words if there are any. The kernel
+    calls back on several threads at once, so values are read once, one drawing is made at a time, and what the controls
+    have left behind meanwhile is not shown."""
     picture, words, drawing = Image(format="png", layout=OWN_SIZE), HTML(), Lock()
     controls = [game] if game else [control for row in rows for control in row]
 
     def redraw(_: object = None) -> None:
         with drawing:
             values = [control.value for control in controls]
-            figure, text = draw(*values)
+            made = draw(*values)
+            figure, text = made if isinstance(made, tuple) else (made, "")
             drawn = to_png(figure)
             if values == [control.value for control in controls]:  # else the move that came meanwhile draws next
                 picture.value, words.value = drawn, text
@@ -58,7 +52,9 @@ def explorer(draw: Callable[..., tuple[Figure, str]], *rows: Sequence[Widget], g
 
 def menu(texts: Sequence[str], description: str = "prompt") -> Dropdown:
     """A choice among texts; its value is the number of the one that is chosen."""
-    return Dropdown(options=[(text, number) for number, text in enumerate(texts)], description=description, layout=WIDE)
+    return Dropdown(
+        options=[(text, number) for number, text in enumerate(texts)], description=description, layout={"width": "30em"}
+    )
 
 
 def slider(description: str, value: int, least: int, most: int) -> IntSlider:
@@ -71,8 +67,7 @@ def generators_explorer(
 ) -> VBox:
     """Chapters 04 and 05: choose prompt and seed, and see what each generator makes of the same noise. look: (prompt,
     seed) → by generator, images (N, 3, H, W) and verdicts (N,), drawn anew at a change."""
-
-    def draw(row: int, seed: int) -> tuple[Figure, str]:
-        return draw_side_by_side(*look(prompts[row], seed), f"{prompts[row]}, seed {seed}"), ""
-
-    return explorer(draw, (menu(prompts), slider("seed", 0, 0, 20)))
+    return explorer(
+        lambda row, seed: draw_side_by_side(*look(prompts[row], seed), f"{prompts[row]}, seed {seed}"),
+        (menu(prompts), slider("seed", 0, 0, 20)),
+    )

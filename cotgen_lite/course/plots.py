@@ -19,6 +19,8 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from cotgen_lite.prompts import TAGS
+
 # Okabe and Ito's palette, one meaning each throughout the course.
 OURS, PAPER, CHANCE, CEILING = "#0072B2", "#D55E00", "#8C8C8C", "#009E73"
 OTHER = "#CC79A7"  # what has no meaning of its own
@@ -27,14 +29,8 @@ MARKERS = "osD^vP"
 Curve = tuple[Sequence[int], npt.ArrayLike, npt.ArrayLike | None]  # n, accuracy (len(n),), bounds (2, len(n))
 Box = tuple[float, float, str, str]  # x and y of its centre, text, colour
 Series = Mapping[str, npt.ArrayLike]  # label → numbers
-TAG_NAMES = {
-    "single_object": "single\nobject",
-    "two_object": "two\nobjects",
-    "counting": "counting",
-    "colors": "colors",
-    "position": "position",
-    "color_attr": "attribute\nbinding",
-}
+TAG_NAMES = {tag: tag.replace("_", "\n") for tag in TAGS}
+TAG_NAMES |= {"two_object": "two\nobjects", "color_attr": "attribute\nbinding"}
 
 
 def to_png(figure: Figure) -> bytes:
@@ -75,81 +71,81 @@ def new_chart(
     return figure, axis
 
 
-def draw_picture(axis: Axes, image: Tensor, right: bool | None = None, width: float = 2, alpha: float = 1) -> None:
-    """One picture (3, H, W) without ticks; with a verdict, in a frame so many points wide, dashed if it is wrong."""
-    axis.set(xticks=[], yticks=[])
-    axis.imshow(image.permute(1, 2, 0).cpu().numpy(), interpolation="nearest", alpha=alpha)
-    if right is not None:
-        frame(axis, RIGHT if right else WRONG, width, "-" if right else "--")
-
-
-def frame(axis: Axes, color: str, width: float, style: str = "-") -> None:
-    """Frame a picture."""
-    for spine in axis.spines.values():
-        spine.set(color=color, linewidth=width, linestyle=style)
-
-
-def draw_row(
-    images: Tensor | Sequence[Tensor],
-    titles: Sequence[str],
-    size: tuple[float, float],
-    right: Sequence[bool] | None = None,
-    alphas: Sequence[float] = (),
-    fontsize: float = 9,
-) -> Figure:
-    """Pictures (3, H, W) side by side. right: verdicts, drawn as frames; alphas: how opaque each is."""
-    figure, axes = plt.subplots(1, len(images), figsize=size, squeeze=False, layout="constrained")
-    for number, axis in enumerate(axes[0]):
-        verdict = None if right is None else bool(right[number])
-        draw_picture(axis, images[number], verdict, alpha=alphas[number] if alphas else 1)
-        axis.set_title(titles[number], fontsize=fontsize)
-    return figure
-
-
 def legend_below(figure: Figure, axis: Axes, columns: int = 3, size: int = 9) -> None:
     """A chart's legend beneath it."""
     names = axis.get_legend_handles_labels()
     figure.legend(*names, loc="outside lower center", ncols=columns, frameon=False, fontsize=size)
 
 
+def draw_picture(
+    axis: Axes,
+    image: Tensor,
+    title: str = "",
+    right: bool | None = None,
+    fontsize: float = 8,
+    width: float = 1.5,
+    alpha: float = 1,
+) -> None:
+    """One picture (3, H, W) without ticks; with a verdict, in a frame so many points wide, dashed if it is wrong."""
+    axis.set(xticks=[], yticks=[])
+    axis.set_title(title, fontsize=fontsize)
+    axis.imshow(image.permute(1, 2, 0).cpu().numpy(), interpolation="nearest", alpha=alpha)
+    if right is not None:
+        axis.spines[:].set(color=RIGHT if right else WRONG, linewidth=width, linestyle="-" if right else "--")
+
+
+def draw_grid(
+    images: Tensor | Sequence[Tensor],
+    titles: Sequence[str],
+    size: tuple[float, float],
+    columns: int = 0,
+    right: npt.ArrayLike = (),
+    fontsize: float = 9,
+    width: float = 1.5,
+    alphas: Sequence[float] = (),
+) -> Figure:
+    """Pictures (3, H, W), so many a row, 0 for one row of all. size: inches of the whole; right: verdicts, drawn as
+    frames so many points wide; alphas: how opaque each is."""
+    columns = columns or len(images)
+    figure = plt.figure(figsize=size, layout="constrained")
+    grid = figure.add_gridspec(-(-len(images) // columns), columns)
+    verdicts, alphas = np.asarray(right, dtype=bool).tolist() or [None] * len(images), alphas or [1] * len(images)
+    for index, (image, title) in enumerate(zip(images, titles, strict=True)):
+        axis = figure.add_subplot(grid[divmod(index, columns)])
+        draw_picture(axis, image, title, verdicts[index], fontsize, width, alphas[index])
+    return figure
+
+
 def draw_images(
     images: Tensor,
     titles: Sequence[str] = (),
     columns: int = 10,
-    right: Sequence[bool] = (),
+    right: npt.ArrayLike = (),
     chosen: int | Sequence[int] | None = None,
     size: float = 1.1,
 ) -> Figure:
     """A grid of pictures. images: uint8 (B, 3, H, W). titles: one a picture. right: verdicts, drawn as a frame and a
     check or cross. chosen: the picture or pictures to mark with a thick frame. size: inches a picture."""
     columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    thick = {chosen} if isinstance(chosen, int) else set(chosen or ())
     lines = max((title.count("\n") + 1 for title in titles), default=0)
-    shape = (size * columns, (size + 0.17 * lines) * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=shape, squeeze=False, layout="constrained")
-    for index, axis in enumerate(axes.flat):
-        if index >= len(images):
-            axis.set_visible(False)
-            continue
-        verdict = bool(right[index]) if len(right) else None
-        draw_picture(axis, images[index], verdict, 4 if index in thick else 1.5)
-        if verdict is None and index in thick:
-            frame(axis, OURS, 4)
-        words = ["" if verdict is None else sign(verdict), titles[index] if titles else ""]
-        axis.set_title(" ".join(words).strip(), fontsize=8)
+    shape = (size * columns, (size + 0.17 * lines) * -(-len(images) // columns))
+    signs = [sign(good) for good in np.asarray(right)] or [""] * len(images)
+    words = [f"{mark} {title}".strip() for mark, title in zip(signs, titles or [""] * len(images), strict=True)]
+    figure = draw_grid(images, words, shape, columns, right, 8)
+    for index in [chosen] if isinstance(chosen, int) else chosen or ():
+        figure.axes[index].spines[:].set(linewidth=4, **({} if signs[index] else {"color": OURS}))
     return figure
 
 
 def draw_side_by_side(images: Mapping[str, Tensor], right: Series, title: str) -> Figure:
     """The same seeds drawn by several generators, a row each, with the judge's verdicts. images: generator → uint8 (N,
     3, H, W); right: generator → verdicts (N,)."""
-    number = len(next(iter(images.values())))
-    verdicts = [bool(verdict) for name in images for verdict in np.asarray(right[name])]
-    figure = draw_images(torch.cat(list(images.values())), columns=number, right=verdicts, size=1.3)
+    verdicts = np.array([right[name] for name in images], dtype=bool)
+    number = verdicts.shape[1]
+    figure = draw_images(torch.cat(list(images.values())), columns=number, right=verdicts.ravel(), size=1.3)
     for row, name in enumerate(images):
-        count = int(np.asarray(right[name]).sum())
-        figure.axes[row * number].set_ylabel(f"{wrap(name, 12)}\n{count} of {number} right", fontsize=8)
+        told = f"{wrap(name, 12)}\n{verdicts[row].sum()} of {number} right"
+        figure.axes[row * number].set_ylabel(told, fontsize=8)
     figure.suptitle(title, fontsize=10)
     return figure
 
@@ -159,15 +155,13 @@ def draw_profile(
 ) -> Figure:
     """A number in 0..1 by tag, a group of bars a tag. bars: label → tag (or "overall") → number; colors: label →
     colour."""
-    keys = list(next(iter(bars.values())))
+    keys, width, size = list(next(iter(bars.values()))), 0.8 / len(bars), 7 if len(bars) < 4 else 5
     figure, axis = new_chart(8.5, 3.2, ylim=(0, 1.08), ylabel=ylabel)
-    width, size = 0.8 / len(bars), 7 if len(bars) < 4 else 5
     for number, (label, values) in enumerate(bars.items()):
         lefts = np.arange(len(keys)) + (number - (len(bars) - 1) / 2) * width
-        heights = np.array([values[key] for key in keys])
-        axis.bar(lefts, heights, width * 0.92, label=label, color=colors[label])
-        for left, height in zip(lefts, heights, strict=True):
-            axis.text(left, height + 0.015, f"{height:.2f}", ha="center", fontsize=size, color="#333333")
+        axis.bar(lefts, [values[key] for key in keys], width * 0.92, label=label, color=colors[label])
+        for left, key in zip(lefts, keys, strict=True):
+            axis.text(left, values[key] + 0.015, f"{values[key]:.2f}", ha="center", fontsize=size, color="#333333")
     axis.set_xticks(range(len(keys)), [TAG_NAMES.get(key, key) for key in keys])
     axis.legend(frameon=False, ncols=len(bars), loc="upper right", bbox_to_anchor=(1, 1.13))
     return figure
@@ -180,8 +174,7 @@ def draw_curves(
     xlabel: str = "n candidates",
     log: bool = False,
 ) -> Figure:
-    """Accuracy against n, one line a label with its 95% band. colors: label → colour; log:
-    whether n stands on a logarithmic axis."""
+    """Accuracy against n, one line a label with its 95% band. colors: label → colour; log: whether n's axis is."""
     figure, axis = new_chart(6.5, 3.8, "both", xlabel=xlabel, ylabel=ylabel)
     for number, (label, (ns, values, bounds)) in enumerate(curves.items()):
         marker = MARKERS[number % 6] if len(ns) <= 25 else None
@@ -201,19 +194,16 @@ def draw_curves(
     return figure
 
 
-def draw_spread(
-    runs: Mapping[str, Sequence[float]], paper: Mapping[str, float], ylabel: str = "GenEval accuracy"
-) -> Figure:
+def draw_spread(runs: Mapping[str, Sequence[float]], paper: Mapping[str, float]) -> Figure:
     """Several training runs of each generator, a dot each and a line at their mean, beside the paper's one number.
-    runs: generator → one value a run; paper: generator → the paper's value, where it has one."""
-    figure, axis = new_chart(6.5, 3.6, "y", xlim=(-0.6, len(runs) - 0.4), ylabel=ylabel)
+    runs: generator → one accuracy a run; paper: generator → the paper's, where it has one."""
+    figure, axis = new_chart(6.5, 3.6, "y", xlim=(-0.6, len(runs) - 0.4), ylabel="GenEval accuracy")
     for column, (name, values) in enumerate(runs.items()):
-        shift = np.linspace(-0.08, 0.08, len(values)) if len(values) > 1 else np.zeros(1)
-        label = "one training run" if column == 0 else None
-        axis.plot(column + shift, values, "o", color=OURS, ms=7, label=label)
+        shift = np.linspace(-0.08, 0.08, len(values)) if len(values) > 1 else 0
+        dots, mark = ("one training run", "paper") if column == 0 else (None, None)
+        axis.plot(np.full(len(values), column) + shift, values, "o", color=OURS, ms=7, label=dots)
         axis.hlines(np.mean(values), column - 0.2, column + 0.2, color=OURS, lw=1.5)
-        if name in paper:
-            axis.plot(column + 0.3, paper[name], "D", color=CHANCE, ms=6, label="paper" if column == 0 else None)
+        axis.plot(column + 0.3, paper.get(name, np.nan), "D", color=CHANCE, ms=6, label=mark)
     axis.set_xticks(range(len(runs)), list(runs))
     axis.legend(frameon=False, fontsize=9)
     return figure
