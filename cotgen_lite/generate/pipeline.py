@@ -167,9 +167,7 @@ def _generate(
     keys: what tells prompts apart; begin: from rows of `prompts`, paths of them and a cost to a state.
     """
     if n < 1 or batch_size < 1 or not prompts:
-        raise ValueError(
-            f"Generating needs at least one prompt, image and batch, got {len(prompts)}, {n}, {batch_size}."
-        )
+        raise ValueError(f"This needs at least one prompt, image and batch, got {len(prompts)}, {n}, {batch_size}.")
     cost, started = Cost(), time.perf_counter()
     firsts = [first_candidate + n * keys[:row].count(key) for row, key in enumerate(keys)]
     together, guesses, committed = max(1, batch_size // n), [], []
