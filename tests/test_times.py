@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from cotgen_lite.course.times import beyond_limits, measure, write_times
+from cotgen_lite.course.guide import beyond_limits, measure, write_times
 from cotgen_lite.hub import data_root
 
 ROOT = data_root().parent
@@ -28,7 +28,7 @@ def test_notebooks_and_readme_say_what_was_measured(tmp_path: Path) -> None:
     for page in pages:
         (tmp_path / page).write_text((ROOT / page).read_text())
     write_times(tmp_path, TIMES)
-    for page in pages:  # else: python -m cotgen_lite.course.times
+    for page in pages:  # else: python -m cotgen_lite.course.guide measure
         assert (tmp_path / page).read_text() == (ROOT / page).read_text(), page
     write_times(tmp_path, {name: {"seconds": 61, "gb": 3.5} for name in TIMES})
     assert (tmp_path / "README.md").read_text().count("| 1.0 min | 3.5 GB |") == len(TIMES)
@@ -52,7 +52,7 @@ def test_memory_and_failure_of_a_notebook_are_seen(tmp_path: Path) -> None:
         return tmp_path / "one.ipynb"
 
     # In a process of its own: on Linux a child counts what its parent took when it was started.
-    program = "import sys; from pathlib import Path; from cotgen_lite.course.times import measure; "
+    program = "import sys; from pathlib import Path; from cotgen_lite.course.guide import measure; "
     program += "print(measure(Path(sys.argv[1])))"
     taken = subprocess.check_output([sys.executable, "-c", program, written("x = bytearray(b'1') * 600_000_000")])
     assert 0.6 < ast.literal_eval(taken.decode())["gb"] < 0.9

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cotgen_lite.course.checker import compare, expect
 from cotgen_lite.course.explorer import explorer, menu, slider
-from cotgen_lite.course.plots import draw_grid, draw_picture
+from cotgen_lite.course.plots import Texts, draw_grid, draw_picture
 
 
 def draw_token_grid(image: Tensor, tokens: Tensor) -> Figure:
@@ -66,9 +66,7 @@ def veil(image: Tensor, committed: np.ndarray) -> Tensor:
     return image.masked_fill(torch.from_numpy(covered).to(image.device), 150)
 
 
-def step_explorer(
-    prompts: Sequence[str], draw_path: Callable[[str, int, float], tuple[Tensor, Tensor]], scale: float
-) -> VBox:
+def step_explorer(prompts: Texts, draw_path: Callable[[str, int, float], tuple[Tensor, Tensor]], scale: float) -> VBox:
     """Choose prompt, seed, guidance and step, and see what is known by then. draw_path: (prompt, seed, guidance scale)
     → the path's images (18, 3, H, W) and committed places (18, L), drawn anew at a change. scale: the guidance to begin
     with."""

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from ipywidgets import Button, ToggleButtons, VBox
 from matplotlib.figure import Figure
@@ -13,10 +12,10 @@ from torch import Tensor
 
 from cotgen_lite.course.checker import compare
 from cotgen_lite.course.explorer import Game, explorer
-from cotgen_lite.course.plots import RIGHT, WRONG, draw_images, new_chart
+from cotgen_lite.course.plots import RIGHT, WRONG, Numbers, Texts, draw_images, new_chart
 
 
-def draw_beliefs(log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> Figure:
+def draw_beliefs(log_odds: Numbers, correct: Numbers) -> Figure:
     """How the verifier's P(yes) is spread over right and over wrong images. log_odds: (B,) of yes; correct: (B,)
     verdicts of a judge."""
     belief, truth = 1 / (1 + np.exp(-np.asarray(log_odds, dtype=float))), np.asarray(correct, dtype=bool)
@@ -31,7 +30,7 @@ def draw_beliefs(log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> Figure:
 
 
 def draw_choice(
-    images: Tensor, prompt: str, picked: int | None, chosen: int, beliefs: npt.ArrayLike, right: npt.ArrayLike
+    images: Tensor, prompt: str, picked: int | None, chosen: int, beliefs: Numbers, right: Numbers
 ) -> Figure:
     """Candidates to pick from; once one is picked, the verifier's beliefs, its choice and the judge's verdicts too.
     images: uint8 (N, 3, H, W); picked: the learner's choice or None; chosen: the verifier's; beliefs: P(yes) (N,);
@@ -47,7 +46,7 @@ def draw_choice(
     return figure
 
 
-def pick_the_best(prompts: Sequence[str], images: Sequence[Tensor], beliefs: np.ndarray, right: np.ndarray) -> VBox:
+def pick_the_best(prompts: Texts, images: Sequence[Tensor], beliefs: np.ndarray, right: np.ndarray) -> VBox:
     """Pick the best of a prompt's candidates, then see the verifier's choice; a score is kept. images: per prompt,
     uint8 (N, 3, H, W); beliefs: P(yes) (P, N); right: verdicts (P, N)."""
     options, best = [(str(i + 1), i) for i in range(beliefs.shape[1])], beliefs.argmax(axis=1)

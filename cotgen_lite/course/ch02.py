@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from ipywidgets import Dropdown, VBox
 from matplotlib.figure import Figure
@@ -11,11 +10,11 @@ from torch import Tensor
 
 from cotgen_lite.course.checker import compare, expect
 from cotgen_lite.course.explorer import explorer, slider
-from cotgen_lite.course.plots import CHANCE, MARKERS, OTHER, OURS, new_chart
+from cotgen_lite.course.plots import CHANCE, MARKERS, OTHER, OURS, Numbers, Texts, new_chart
 from cotgen_lite.metrics import calibration, calibration_error
 
 
-def draw_calibration(bins: Mapping[str, Sequence[npt.ArrayLike]], colors: Mapping[str, str], title: str = "") -> Figure:
+def draw_calibration(bins: Mapping[str, Sequence[Numbers]], colors: Mapping[str, str], title: str = "") -> Figure:
     """How often images are right against how sure the verifier is; on the diagonal it means what it says. bins: label →
     (mean P(yes), share of right images, number of images) of its bins; colors: label → colour."""
     figure, axis = new_chart(4.6, 4.2, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="share of right images")
@@ -31,7 +30,7 @@ def draw_calibration(bins: Mapping[str, Sequence[npt.ArrayLike]], colors: Mappin
     return figure
 
 
-def calibration_explorer(log_odds: Mapping[str, np.ndarray], correct: np.ndarray, tags: Sequence[str]) -> VBox:
+def calibration_explorer(log_odds: Mapping[str, np.ndarray], correct: np.ndarray, tags: Texts) -> VBox:
     """Choose a tag and a number of bins, and see how far two verifiers mean what they say. log_odds: verifier → (P, N);
     correct: verdicts (P, N); tags: (P,) of the prompts."""
     tag = Dropdown(options=["all", *dict.fromkeys(tags)], description="tag")

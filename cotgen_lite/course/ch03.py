@@ -1,11 +1,10 @@
 """Chapter 03, the PRM: its figures, its explorer and its exercises' checkers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import combinations
 
 import matplotlib.pyplot as plt
 import numpy as np
-import numpy.typing as npt
 import torch
 from ipywidgets import VBox
 from matplotlib.figure import Figure
@@ -14,10 +13,10 @@ from torch import Tensor
 
 from cotgen_lite.course.checker import compare
 from cotgen_lite.course.explorer import explorer, menu, slider
-from cotgen_lite.course.plots import OTHER, OURS, TAG_NAMES, draw_picture, sign
+from cotgen_lite.course.plots import OTHER, OURS, TAG_NAMES, Numbers, Texts, draw_picture, sign
 
 
-def draw_step_labels(labels: np.ndarray, groups: Sequence[str]) -> Figure:
+def draw_step_labels(labels: np.ndarray, groups: Texts) -> Figure:
     """Labels of all steps of many paths, a row a path, sorted within each group by how many steps are yes. labels:
     share of rollouts that end well, 0..1 (P, T); groups: (P,) the group of each path, e.g. its tag."""
     names, steps = list(dict.fromkeys(groups)), range(labels.shape[1])
@@ -35,9 +34,7 @@ def draw_step_labels(labels: np.ndarray, groups: Sequence[str]) -> Figure:
     return figure
 
 
-def draw_rollouts(
-    guess: Tensor, ends: Tensor, right: npt.ArrayLike, belief: np.ndarray, step: int, title: str
-) -> Figure:
+def draw_rollouts(guess: Tensor, ends: Tensor, right: Numbers, belief: np.ndarray, step: int, title: str) -> Figure:
     """One step of a path: its guess, the images that rollouts from it end in, and the verifier's belief at every step.
     guess: uint8 (3, H, W); ends: uint8 (R, 3, H, W); right: (R,) verdicts; belief: P(yes) (T,); step: 1 to T."""
     figure = plt.figure(figsize=(1.35 * (len(ends) + 1), 3.6), layout="constrained")
@@ -56,7 +53,7 @@ def draw_rollouts(
 
 
 def rollout_explorer(
-    prompts: Sequence[str], beliefs: np.ndarray, look: Callable[[int, int], tuple[Tensor, Tensor, npt.ArrayLike]]
+    prompts: Texts, beliefs: np.ndarray, look: Callable[[int, int], tuple[Tensor, Tensor, Numbers]]
 ) -> VBox:
     """Move along a path and see the verifier's belief, and where rollouts from that step end. prompts: of P paths;
     beliefs: P(yes) (P, T); look: (path, step from 1) → the guess (3, H, W), the rollouts' ends (R, 3, H, W) and their

@@ -1,6 +1,6 @@
 """Chapter 04, DPO: its figure and its exercises' checkers. Its explorer is chapter 05's too, in `explorer`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cotgen_lite.course.checker import compare
-from cotgen_lite.course.plots import draw_images, wrap
+from cotgen_lite.course.plots import Texts, draw_images, wrap
 
 
-def draw_pairs(chosen: Tensor, rejected: Tensor, prompts: Sequence[str]) -> Figure:
+def draw_pairs(chosen: Tensor, rejected: Tensor, prompts: Texts) -> Figure:
     """Pairs of preference data, one a column: what is preferred above, what is not below. chosen, rejected: uint8 (B,
     3, H, W); prompts: B."""
     number = len(prompts)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from ipywidgets import Button, VBox
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from cotgen_lite.course.checker import compare
 from cotgen_lite.course.explorer import Game, explorer, menu
-from cotgen_lite.course.plots import OURS, RIGHT, WRONG, draw_flow, draw_grid, new_chart, sign
+from cotgen_lite.course.plots import OURS, RIGHT, WRONG, Numbers, Texts, Truths, draw_flow, draw_grid, new_chart, sign
 from cotgen_lite.verify.search import ParmPath
 
 UNCLEAR, PROMISING, HOPELESS = "#D9D9D9", "#56B4E9", "#D55E00"
@@ -39,7 +38,7 @@ def draw_parm() -> Figure:
     return draw_flow(boxes, arrows, (9, 3.1))
 
 
-def draw_lanes(paths: Sequence[ParmPath], right: Sequence[bool], kept: int | None, steps: int, title: str) -> Figure:
+def draw_lanes(paths: Sequence[ParmPath], right: Truths, kept: int | None, steps: int, title: str) -> Figure:
     """Paths as lanes, a row each: what PARM says at every step, where it stops a path, and how each would have ended.
     paths: of a `ParmResult`; right: (N,), verdicts on where all paths lead; kept: the one PARM keeps; steps: T."""
     figure, axis = new_chart(7, 0.24 * len(paths) + 1.3, xlabel="step", ylabel="path", xlim=(0.4, steps + 3))
@@ -64,7 +63,7 @@ def draw_lanes(paths: Sequence[ParmPath], right: Sequence[bool], kept: int | Non
 
 
 def draw_paths_now(
-    images: Tensor, step: int, stopped: Sequence[int | None], right: Sequence[bool] | None, title: str
+    images: Tensor, step: int, stopped: Sequence[int | None], right: Truths | None, title: str
 ) -> Figure:
     """Where N paths stand at a step: guesses of those that run, the last guess of stopped ones, dimmed. images: uint8
     (N, T, 3, H, W); step: 1 to T; stopped: the step at which each was stopped, or None; right: verdicts on where all
@@ -79,7 +78,7 @@ def draw_paths_now(
     return figure
 
 
-def tally(stopped: Sequence[int | None], right: npt.ArrayLike, steps: int) -> dict[str, int]:
+def tally(stopped: Sequence[int | None], right: Numbers, steps: int) -> dict[str, int]:
     """What stopping paths by hand came to: "hits", stopped wrong ones; "misses", wrong ones kept; "lost", right ones
     stopped; "steps", that all paths ran together. stopped: the step of each path, or None; right: verdicts (N,)."""
     truth, halted = np.asarray(right, dtype=bool), np.array([at is not None for at in stopped])
@@ -88,10 +87,7 @@ def tally(stopped: Sequence[int | None], right: npt.ArrayLike, steps: int) -> di
 
 
 def be_the_parm(
-    prompts: Sequence[str],
-    images: Sequence[Tensor],
-    right: Sequence[Sequence[bool]],
-    parm: Sequence[Sequence[int | None]],
+    prompts: Texts, images: Sequence[Tensor], right: Sequence[Truths], parm: Sequence[Sequence[int | None]]
 ) -> VBox:
     """Look at paths as they run, stop those without potential, then compare with PARM. For each of P prompts: images
     uint8 (N, T, 3, H, W), the guesses of all steps; right: (P, N), verdicts on where the paths lead; parm: for each

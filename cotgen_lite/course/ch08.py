@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cotgen_lite.course.checker import compare, expect
 from cotgen_lite.course.explorer import explorer, menu
-from cotgen_lite.course.plots import draw_flow, draw_grid, sign, wrap
+from cotgen_lite.course.plots import Texts, Truths, draw_flow, draw_grid, sign, wrap
 
 
 def draw_parm_plus_plus() -> Figure:
@@ -26,7 +26,7 @@ def draw_parm_plus_plus() -> Figure:
     return draw_flow(boxes, arrows, (8.4, 3.1))
 
 
-def draw_reflection(images: Tensor, right: Sequence[bool], reasons: Sequence[str], beliefs: Sequence[float]) -> Figure:
+def draw_reflection(images: Tensor, right: Truths, reasons: Texts, beliefs: Sequence[float]) -> Figure:
     """An image and its corrections from left to right, with what was said of each and the judge's verdicts. images:
     uint8 (R + 1, 3, H, W); right, beliefs: verdict and P(yes) of each; reasons: R texts, of all but the last."""
     names = ["first", *(f"round {number}" for number in range(1, len(images)))]
@@ -38,10 +38,10 @@ def draw_reflection(images: Tensor, right: Sequence[bool], reasons: Sequence[str
 
 
 def reflection_explorer(
-    prompts: Sequence[str],
+    prompts: Texts,
     images: Sequence[Tensor],
-    right: Sequence[Sequence[bool]],
-    reasons: Sequence[Sequence[str]],
+    right: Sequence[Truths],
+    reasons: Sequence[Texts],
     beliefs: Sequence[Sequence[float]],
 ) -> VBox:
     """Step through the rounds of a reflection. For each of P prompts what `draw_reflection` takes: images, verdicts,
@@ -83,7 +83,7 @@ def check_changed(function: Callable[[np.ndarray, np.ndarray], tuple[int, int]])
     compare(got, [3, 2], mistakes, "Mended was wrong and is right", two)
 
 
-def check_others_reasons(function: Callable[[Sequence[str], Sequence[str]], Sequence[str]]) -> None:
+def check_others_reasons(function: Callable[[Texts, Texts], Texts]) -> None:
     """The control: for each image the reasons of another one of the same tag; from reasons and tags."""
     tags = ["position", "color_attr", "position", "color_attr", "position", "counting", "counting"]
     reasons = [f"reasons {number}" for number in range(len(tags))]

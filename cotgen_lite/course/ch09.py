@@ -10,14 +10,14 @@ from torch import Tensor
 
 from cotgen_lite.course.checker import compare
 from cotgen_lite.course.explorer import explorer, menu
-from cotgen_lite.course.plots import draw_grid, sign
+from cotgen_lite.course.plots import Texts, Truths, draw_grid, sign
 
 
 def draw_rows(
     rows: Mapping[str, Tensor],
-    heads: Sequence[str],
-    notes: Mapping[str, Sequence[str]] | None = None,
-    right: Sequence[bool] = (),
+    heads: Texts,
+    notes: Mapping[str, Texts] | None = None,
+    right: Truths = (),
     title: str = "",
 ) -> Figure:
     """Rows of pictures under common column heads. rows: label → uint8 (N, 3, H, W), equally many in each; heads: N, of
@@ -39,7 +39,7 @@ def draw_rows(
 
 
 def draw_run(
-    grey: Tensor, likeliest: Tensor, beliefs: Sequence[npt.NDArray], right: Sequence[bool], run: int, title: str
+    grey: Tensor, likeliest: Tensor, beliefs: Sequence[npt.NDArray], right: Truths, run: int, title: str
 ) -> Figure:
     """Paths after a run, counted from 1, shown in both ways, with P(yes) of each. grey, likeliest: uint8 (N, T, 3, H,
     W); beliefs: of both, (N, T); right: verdicts on where the paths lead, shown at the last run only."""
@@ -51,11 +51,11 @@ def draw_run(
 
 
 def run_explorer(
-    prompts: Sequence[str],
+    prompts: Texts,
     grey: Sequence[Tensor],
     likeliest: Sequence[Tensor],
     beliefs: Sequence[Sequence[npt.NDArray]],
-    right: Sequence[Sequence[bool]],
+    right: Sequence[Truths],
 ) -> VBox:
     """Move from run to run; how each path ends is shown with the last. For each of P prompts what `draw_run` takes."""
     runs = grey[0].shape[1]

@@ -37,25 +37,21 @@ def examine() -> list[Finding]:
 
 def look_at_packages(required: Sequence[str]) -> list[Finding]:
     """The installed packages beside what is required, as in a package's metadata; an extra's only if all are there."""
-    extras: dict[str, list[Requirement]] = {}
+    extras: dict[str, list[tuple[Requirement, str]]] = {}
     for one in map(Requirement, required):
-        extras.setdefault(str(one.marker or ""), []).append(one)
-    findings = []
-    for extra, wanted in extras.items():
-        versions = [installed(one.name) for one in wanted]
-        for one, version in zip(wanted, versions, strict=True) if not extra or all(versions) else ():
-            if not version or not one.specifier.contains(version, prereleases=True):
-                findings.append(Finding(one.name, version or "missing", f'pip install "{one.name}{one.specifier}"'))
-    whole = ", ".join(f"{name} {installed(name)}" for name in ("torch", "transformers"))
-    return findings or [Finding("packages", whole)]
+        extras.setdefault(str(one.marker or ""), []).append((one, installed(one.name)))
+    findings = [
+        Finding(one.name, version or "missing", f'pip install "{one.name}{one.specifier}"')
+        for extra, packages in extras.items()
+        for one, version in (packages if not extra or all(version for _, version in packages) else ())
+        if not version or not one.specifier.contains(version, prereleases=True)
+    ]
+    return findings or [Finding("packages", f"torch {installed('torch')}, transformers {installed('transformers')}")]
 
 
 def installed(name: str) -> str:
     """The version of an installed package, "" if there is none."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""
+    return next((one.version for one in metadata.distributions(name=name)), "")
 
 
 def look_at_machine(folder: Path) -> list[Finding]:
@@ -67,11 +63,9 @@ def look_at_machine(folder: Path) -> list[Finding]:
         said, close = f"{free / 1e9:.1f} GB free", "" if free >= MEMORY else "close other programs and kernels"
     except ValueError:
         said, close = "this system does not say", ""
-    card = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
+    card, fewer = torch.cuda.is_available() and torch.cuda.get_device_properties(0), f"export OMP_NUM_THREADS={cores}"
     return [
-        Finding(
-            "cores", f"{cores}, torch uses {threads}", f"export OMP_NUM_THREADS={cores}" if threads > cores else ""
-        ),
+        Finding("cores", f"{cores}, torch uses {threads}", fewer if threads > cores else ""),
         Finding("memory", said, close),
         Finding("disk", f"{disk / 1e9:.0f} GB free", "" if disk >= DISK else "make clean, or free some space"),
         Finding("GPU", f"{card.name}, {card.total_memory / 1e9:.0f} GB" if card else "none, and none is needed"),

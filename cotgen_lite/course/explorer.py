@@ -3,13 +3,12 @@
 from collections.abc import Callable, Sequence
 from threading import Lock, RLock
 
-import numpy.typing as npt
 from ipywidgets import HTML, Dropdown, HBox, Image, IntSlider, VBox, Widget
 from matplotlib.figure import Figure
 from torch import Tensor
 from traitlets import Any, HasTraits
 
-from cotgen_lite.course.plots import draw_side_by_side, to_png
+from cotgen_lite.course.plots import Numbers, Texts, draw_side_by_side, to_png
 
 OWN_SIZE = {"align_self": "flex-start", "max_width": "100%"}  # a box would stretch a picture to its own width
 
@@ -50,7 +49,7 @@ def explorer(
     return VBox([*(HBox(row) for row in rows), picture, words])
 
 
-def menu(texts: Sequence[str], description: str = "prompt") -> Dropdown:
+def menu(texts: Texts, description: str = "prompt") -> Dropdown:
     """A choice among texts; its value is the number of the one that is chosen."""
     return Dropdown(
         options=[(text, number) for number, text in enumerate(texts)], description=description, layout={"width": "30em"}
@@ -63,7 +62,7 @@ def slider(description: str, value: int, least: int, most: int) -> IntSlider:
 
 
 def generators_explorer(
-    prompts: Sequence[str], look: Callable[[str, int], tuple[dict[str, Tensor], dict[str, npt.ArrayLike]]]
+    prompts: Texts, look: Callable[[str, int], tuple[dict[str, Tensor], dict[str, Numbers]]]
 ) -> VBox:
     """Chapters 04 and 05: choose prompt and seed, and see what each generator makes of the same noise. look: (prompt,
     seed) → by generator, images (N, 3, H, W) and verdicts (N,), drawn anew at a change."""

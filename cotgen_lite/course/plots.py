@@ -26,9 +26,12 @@ OURS, PAPER, CHANCE, CEILING = "#0072B2", "#D55E00", "#8C8C8C", "#009E73"
 OTHER = "#CC79A7"  # what has no meaning of its own
 RIGHT, WRONG = "#009E73", "#D55E00"
 MARKERS = "osD^vP"
-Curve = tuple[Sequence[int], npt.ArrayLike, npt.ArrayLike | None]  # n, accuracy (len(n),), bounds (2, len(n))
+Texts = Sequence[str]
+Truths = Sequence[bool]
+Numbers = npt.ArrayLike
+Curve = tuple[Sequence[int], Numbers, Numbers | None]  # n, accuracy (len(n),), bounds (2, len(n))
 Box = tuple[float, float, str, str]  # x and y of its centre, text, colour
-Series = Mapping[str, npt.ArrayLike]  # label → numbers
+Series = Mapping[str, Numbers]  # label → numbers
 TAG_NAMES = {tag: tag.replace("_", "\n") for tag in TAGS}
 TAG_NAMES |= {"two_object": "two\nobjects", "color_attr": "attribute\nbinding"}
 
@@ -96,10 +99,10 @@ def draw_picture(
 
 def draw_grid(
     images: Tensor | Sequence[Tensor],
-    titles: Sequence[str],
+    titles: Texts,
     size: tuple[float, float],
     columns: int = 0,
-    right: npt.ArrayLike = (),
+    right: Numbers = (),
     fontsize: float = 9,
     width: float = 1.5,
     alphas: Sequence[float] = (),
@@ -118,9 +121,9 @@ def draw_grid(
 
 def draw_images(
     images: Tensor,
-    titles: Sequence[str] = (),
+    titles: Texts = (),
     columns: int = 10,
-    right: npt.ArrayLike = (),
+    right: Numbers = (),
     chosen: int | Sequence[int] | None = None,
     size: float = 1.1,
 ) -> Figure:
