@@ -432,7 +432,7 @@ def test_training_goes_on_where_it_stopped(tmp_path):
         "scenes_per_tag": 4,
     }
     log = train_verifier(tmp_path / "work", tmp_path / "best", **sizes, evaluate_every=4)
-    auc = log.auc
+    auc = log["auc"]
     assert auc.keys() == WORDINGS.keys()
     assert all(tags.keys() == set(TAGS) for tags in auc.values())
     rows = (tmp_path / "work" / "log.jsonl").read_text().splitlines()

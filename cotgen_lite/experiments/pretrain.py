@@ -86,8 +86,8 @@ def build_verifier(out: Path, work: Path, config: Config) -> None:
     folder = out / "models/verifier"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(work / "best", folder)
-    settings = config.verifier | {"seed": 0, "stopped_at_step": log.steps, "dev_auc": log.auc}
-    write_manifest(folder, settings, log.seconds)
+    settings = config.verifier | {"seed": 0, "stopped_at_step": log["step"], "dev_auc": log["auc"]}
+    write_manifest(folder, settings, log["seconds"])
 
 
 def _draw_scenes(rng: np.random.Generator, count: int) -> Tensor:

@@ -8,8 +8,8 @@ the image is read once, and its keys and values are shared by its questions (`re
 import json
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,20 +33,12 @@ from cotgen_lite.lite.verifier_questions import Mix, draw_dialogues, encode_dial
 from cotgen_lite.lite.vocabulary import lite_tokenizer
 from cotgen_lite.lite.world import Scene, SceneObject, render, world
 from cotgen_lite.prompts import plural
+from cotgen_lite.training import check_same_run
 
 TOWER_RATE, PEAK_RATE = 1e-3, 1.2e-3  # learning rates of the first stage and of the other two, after the warm-up
 PROBE_WEIGHT = 0.3
 FACTS, MATCHES = Mix(facts=1.0, official=0.0, caption=True), Mix(facts=0.25, official=0.65)
 SAVE_SECONDS = 180
-
-
-@dataclass(frozen=True)
-class VerifierLog:
-    """The saved weights: AUC on clean scenes of the dev prompts, by wording and tag, and what they took to train."""
-
-    auc: dict[str, dict[str, float]]
-    steps: int
-    seconds: float
 
 
 def train_verifier(
@@ -60,7 +52,7 @@ def train_verifier(
     evaluate_every: int = 200,
     scenes_per_tag: int = 80,
     seed: int = 0,
-) -> VerifierLog:
+) -> dict[str, Any]:
     """Pre-train the lite verifier, going on from the last checkpoint in `work_dir` if there is one.
 
     Stops early once it sees enough (`sees_enough`): the zero-shot verifier is to be able, like the paper's, and not
@@ -68,20 +60,21 @@ def train_verifier(
 
     work_dir: of checkpoints and `log.jsonl`. save_dir: where the best weights so far (fp16) and the processor are kept,
     as `from_pretrained` reads them. images: a step; `questions` are asked of each. evaluate_every: steps between two
-    measurements on the dev prompts, with `scenes_per_tag` scenes each. seed: of weights and data. Returns how the saved
-    weights do. ValueError if the checkpoint is another run's.
+    measurements on the dev prompts, with `scenes_per_tag` scenes each. Returns of the saved weights "auc" (by wording
+    and tag), "step" and "seconds". ValueError if the checkpoint is another run's.
     """
     work, checkpoint = Path(work_dir), Path(work_dir) / "checkpoint.pt"
+    check_same_run(work, repr((tower_steps, fact_steps, match_steps, images, questions, seed)))
     torch.manual_seed(seed)
     plan = [("facts", FACTS)] * fact_steps + [("matches", MATCHES)] * match_steps
-    trainer = _Trainer(len(plan), seed, repr((fact_steps, match_steps, images, questions, seed)))
+    trainer = _Trainer(len(plan), seed)
     model, tokenizer = trainer.model, trainer.tokenizer
     held_out = evaluation_set(scenes_per_tag, seed + 1)
     started = time.monotonic()
     if checkpoint.exists():
         trainer.load(checkpoint)
     else:
-        train_tower(model, trainer.patches, tower_steps, seed, 2 * images)
+        _train_tower(model, trainer.probes, tower_steps, seed, 2 * images)
         trainer.seconds = time.monotonic() - started
         trainer.save(checkpoint)
     earlier_seconds = trainer.seconds
@@ -106,12 +99,12 @@ def train_verifier(
             if last or trainer.best["enough"] or time.monotonic() - saved > SAVE_SECONDS:
                 trainer.save(checkpoint)
                 saved = time.monotonic()
-    return VerifierLog(trainer.best["auc"], trainer.best["step"], trainer.best["seconds"])
+    return trainer.best
 
 
-def train_tower(model: LlavaForConditionalGeneration, probe: "PatchProbe", steps: int, seed: int, batch: int) -> None:
+def _train_tower(model: LlavaForConditionalGeneration, probes: "Probes", steps: int, seed: int, batch: int) -> None:
     """First stage: every patch says which class, colour and part of an icon it shows, and where that icon is."""
-    parts = (model.model.vision_tower, model.model.multi_modal_projector, probe)
+    parts = (model.model.vision_tower, model.model.multi_modal_projector, probes.patch)
     weights = [weight for part in parts for weight in part.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=TOWER_RATE, weight_decay=0.01)
     bar = tqdm(range(steps), desc="verifier: tower")
@@ -120,7 +113,7 @@ def train_tower(model: LlavaForConditionalGeneration, probe: "PatchProbe", steps
             group["lr"] = TOWER_RATE * _rate(step, steps, 50)
         rng = np.random.default_rng((seed, 0, step))
         scenes = [training_scene(rng) for _ in range(batch)]
-        loss = probe(image_features(model, render(scenes)), scenes)
+        loss = probes.patch_loss(image_features(model, render(scenes)), scenes)
         _descend(loss, optimizer, weights)
         bar.set_postfix(loss=round(loss.item(), 4))
 
@@ -140,17 +133,17 @@ def _descend(loss: Tensor, optimizer: torch.optim.Optimizer, clipped: Iterable[T
 class _Trainer:
     """The model with all that training needs beside it, so that it can stop and go on."""
 
-    def __init__(self, steps: int, seed: int, about: str) -> None:
-        self.seed, self.about, self.tokenizer = seed, about, lite_tokenizer()
+    def __init__(self, steps: int, seed: int) -> None:
+        self.seed, self.tokenizer = seed, lite_tokenizer()
         self.model = lite_verifier(self.tokenizer)
-        width = self.model.config.text_config.hidden_size
-        self.patches, self.nouns = PatchProbe(width), NounProbe(self.tokenizer, width)
-        weights = [*self.model.parameters(), *self.nouns.parameters(), *self.patches.parameters()]
+        self.probes = Probes(self.tokenizer, self.model.config.text_config.hidden_size)
+        weights = [*self.model.parameters(), *self.probes.parameters()]
         self.optimizer = torch.optim.AdamW(weights, lr=PEAK_RATE, weight_decay=0.01, betas=(0.9, 0.98))
         warm_up = min(100, max(1, steps // 10))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: _rate(step, steps, warm_up))
+        self.kept: tuple[Any, ...] = (self.model, self.probes, self.optimizer, self.schedule)
         self.step, self.seconds = 0, 0.0
-        self.best: dict = {"mean": 0.0, "auc": {}, "step": 0, "seconds": 0.0, "enough": False}
+        self.best: dict[str, Any] = {"mean": 0.0, "auc": {}, "step": 0, "seconds": 0.0, "enough": False}
 
     def learn(self, mix: Mix, images: int, questions: int) -> dict[str, float]:
         """One step on fresh scenes, drawn by seed and step; returns the losses."""
@@ -160,15 +153,15 @@ class _Trainer:
         # "Yes, it is clear" is true of every clean scene: learned from one dialogue in ten, lest it crowd out "no".
         encoded = [(row, *encode_dialogue(self.tokenizer, d, clarity=bool(rng.random() < 0.1))) for row, d in dialogues]
         answer_loss, noun_loss = torch.zeros(()), torch.zeros(())
-        facts = scene_facts(scenes)
+        facts = _scene_facts(scenes)
         features = image_features(self.model, render(scenes))
-        patch_loss = self.patches(features, scenes)
+        patch_loss = self.probes.patch_loss(features, scenes)
         for group in read_together(self.model, self.tokenizer, features, encoded):
             row, place = group.learned
             logits = self.model.lm_head(group.last[row, place - 1])
             losses = F.cross_entropy(logits, group.ids[row, place], reduction="none")
             answer_loss = answer_loss + (losses / torch.bincount(row)[row]).sum()
-            noun_loss = noun_loss + self.nouns(group, facts)
+            noun_loss = noun_loss + self.probes.noun_loss(group, facts)
         answer_loss, noun_loss = answer_loss / len(encoded), noun_loss / len(encoded)
         loss = answer_loss + PROBE_WEIGHT * (noun_loss + patch_loss)
         _descend(loss, self.optimizer, self.model.parameters())
@@ -179,43 +172,60 @@ class _Trainer:
 
     def save(self, path: Path) -> None:
         """Write everything, whole or not at all."""
-        state = {name: getattr(self, name).state_dict() for name in _MODULES}
         with in_place_of(path) as part:
-            torch.save(state | {name: getattr(self, name) for name in ("about", *_PLAIN)}, part)
+            states = [one.state_dict() for one in self.kept]
+            torch.save((states, self.step, self.seconds, self.best), part)
 
     def load(self, path: Path) -> None:
-        """Go on from what `save` wrote; ValueError if that was another run."""
-        state = torch.load(path, weights_only=False)
-        if state["about"] != self.about:
-            raise ValueError(f"{path} is the checkpoint of another run: delete it to start afresh.")
-        for name in _MODULES:
-            getattr(self, name).load_state_dict(state[name])
-        for name in _PLAIN:
-            setattr(self, name, state[name])
+        """Go on from what `save` wrote."""
+        states, self.step, self.seconds, self.best = torch.load(path, weights_only=False)
+        for one, state in zip(self.kept, states, strict=True):
+            one.load_state_dict(state)
 
 
-_MODULES, _PLAIN = ("model", "nouns", "patches", "optimizer", "schedule"), ("step", "seconds", "best")
+class Probes(nn.Module):
+    """Used in training only: two heads that ask the verifier's insides what they are to know, before any answer does.
 
-
-class PatchProbe(nn.Module):
-    """Used in training only: each image token must know its patch, and where the icon that it is part of stands.
-
-    Without the place, tokens say what they are but hardly where, and no question about positions is ever learned.
+    Each image token must know its patch and where the icon stands that it is part of: otherwise tokens say what they
+    are but hardly where, and no question about positions is ever learned. And halfway up the decoder each noun of a
+    question must know its object: how many there are and, if one, its colour and place. Matching a prompt is then a
+    comparison of what nouns know; without this, position and binding stay at chance for thousands of steps.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, width: int) -> None:
         super().__init__()
-        self.sizes = (len(world().objects) + 1, len(world().colors) + 1, world().span ** 2 + 1)
-        self.head = nn.Linear(width, sum(self.sizes) + 2)
+        objects, colors = world().objects, world().colors
+        self.sizes = (len(objects) + 1, len(colors) + 1, world().span ** 2 + 1)
+        self.patch, self.noun = nn.Linear(width, sum(self.sizes) + 2), nn.Linear(width, 5 + len(colors) + 2)
+        nouns = torch.full((len(tokenizer),), -1)
+        for index, name in enumerate(objects):
+            for word in (name, plural(name)):
+                nouns[tokenizer.convert_tokens_to_ids(word.split()[-1])] = index
+        self.nouns = nn.Buffer(nouns, persistent=False)  # of each token: its class, or -1
 
-    def forward(self, features: Tensor, scenes: Sequence[Scene]) -> Tensor:
+    def patch_loss(self, features: Tensor, scenes: Sequence[Scene]) -> Tensor:
         """Mean loss over the patches of image features (B, 64, width)."""
         truth = torch.from_numpy(np.stack([_patch_truth(scene) for scene in scenes])).flatten(0, 1)
         labels, spots = truth[:, :3].long(), truth[:, 3:]
-        *logits, spot = self.head(features).flatten(0, 1).split((*self.sizes, 2), dim=1)
+        *logits, spot = self.patch(features).flatten(0, 1).split((*self.sizes, 2), dim=1)
         losses = [F.cross_entropy(part, labels[:, i]) for i, part in enumerate(logits)]
         covered = labels[:, 0] > 0
         return torch.stack([*losses, F.mse_loss(spot[covered], spots[covered])]).sum()
+
+    def noun_loss(self, group: Group, facts: dict[str, Tensor]) -> Tensor:
+        """Sum over the group's questions of the mean loss over their nouns."""
+        noun = self.nouns[group.ids]
+        row, place = torch.nonzero(noun >= 0, as_tuple=True)
+        if not len(row):
+            return torch.zeros(())
+        image, kind = group.image[row], noun[row, place]
+        count, color, spot = self.noun(group.early[row, place]).split((5, len(world().colors), 2), dim=1)
+        weight = 1 / torch.bincount(row)[row]
+        alone = facts["count"][image, kind] == 1
+        loss = F.cross_entropy(count, facts["count"][image, kind], reduction="none")
+        loss = loss + alone * F.cross_entropy(color, facts["color"][image, kind], reduction="none")
+        loss = loss + alone * F.mse_loss(spot, facts["spot"][image, kind], reduction="none").sum(1)
+        return (loss * weight).sum()
 
 
 def _patch_truth(scene: Scene) -> np.ndarray:
@@ -231,39 +241,7 @@ def _patch_truth(scene: Scene) -> np.ndarray:
     return grid.reshape(-1, 5)
 
 
-class NounProbe(nn.Module):
-    """Used in training only: halfway up the decoder, each noun of a question must know its object.
-
-    How many there are and, if one, its colour and place. Matching a prompt is then a comparison of what the nouns know;
-    without this, position and attribute binding stay at chance for thousands of steps.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, width: int) -> None:
-        super().__init__()
-        self.head = nn.Linear(width, 5 + len(world().colors) + 2)
-        nouns = torch.full((len(tokenizer),), -1)
-        for index, name in enumerate(world().objects):
-            for word in (name, plural(name)):
-                nouns[tokenizer.convert_tokens_to_ids(word.split()[-1])] = index
-        self.nouns = nn.Buffer(nouns, persistent=False)  # of each token: its class, or -1
-
-    def forward(self, group: Group, facts: dict[str, Tensor]) -> Tensor:
-        """Sum over the group's questions of the mean loss over their nouns."""
-        noun = self.nouns[group.ids]
-        row, place = torch.nonzero(noun >= 0, as_tuple=True)
-        if not len(row):
-            return torch.zeros(())
-        image, kind = group.image[row], noun[row, place]
-        count, color, spot = self.head(group.early[row, place]).split((5, len(world().colors), 2), dim=1)
-        weight = 1 / torch.bincount(row)[row]
-        alone = facts["count"][image, kind] == 1
-        loss = F.cross_entropy(count, facts["count"][image, kind], reduction="none")
-        loss = loss + alone * F.cross_entropy(color, facts["color"][image, kind], reduction="none")
-        loss = loss + alone * F.mse_loss(spot, facts["spot"][image, kind], reduction="none").sum(1)
-        return (loss * weight).sum()
-
-
-def scene_facts(scenes: Sequence[Scene]) -> dict[str, Tensor]:
+def _scene_facts(scenes: Sequence[Scene]) -> dict[str, Tensor]:
     """Per scene and class: how many (B, 16), colour of the last one (B, 16), and its place in -1..1 (B, 16, 2)."""
     count = torch.zeros(len(scenes), len(world().objects), dtype=torch.long)
     color, spot = torch.zeros_like(count), torch.zeros(*count.shape, 2)
