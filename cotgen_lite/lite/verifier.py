@@ -28,7 +28,6 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from cotgen_lite.hub import write_manifest
 from cotgen_lite.lite.verifier_questions import (
     CROSSWISE,
-    Dialogue,
     another,
     as_dialogue,
     encode_dialogue,
@@ -60,34 +59,18 @@ SLACK = 0.03
 
 def lite_verifier(tokenizer: PreTrainedTokenizerBase) -> LlavaForConditionalGeneration:
     """An untrained lite verifier: SigLIP tower 128 wide x 3, Qwen2 decoder 128 wide x 4, 64 image tokens."""
-    same = {"hidden_size": 128, "num_attention_heads": 4}
-    vision = SiglipVisionConfig(
-        **same,
-        intermediate_size=512,
-        num_hidden_layers=3,
-        image_size=world().image_size,
-        patch_size=world().lattice,
-        vision_use_head=False,
-    )
-    text = Qwen2Config(
-        **same,
-        vocab_size=len(tokenizer),
-        intermediate_size=256,
-        num_hidden_layers=4,
-        num_key_value_heads=4,
-        max_position_embeddings=512,
-        initializer_range=0.05,
-        tie_word_embeddings=True,
-        **{f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")},
-    )
+    same, picture = {"hidden_size": 128, "num_attention_heads": 4}, world()
+    tower = {"image_size": picture.image_size, "patch_size": picture.lattice, "vision_use_head": False}
+    decoder: dict[str, Any] = {"num_key_value_heads": 4, "max_position_embeddings": 512, "initializer_range": 0.05}
+    decoder |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    decoder |= {"vocab_size": len(tokenizer), "tie_word_embeddings": True}
+    read = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full", "tie_word_embeddings": True}
     config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
+        vision_config=SiglipVisionConfig(**same, intermediate_size=512, num_hidden_layers=3, **tower),
+        text_config=Qwen2Config(**same, intermediate_size=256, num_hidden_layers=4, **decoder),
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
-        image_seq_length=world().grid ** 2,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
-        tie_word_embeddings=True,
+        image_seq_length=picture.grid**2,
+        **read,
     )
     return LlavaForConditionalGeneration(config)
 
@@ -95,14 +78,9 @@ def lite_verifier(tokenizer: PreTrainedTokenizerBase) -> LlavaForConditionalGene
 def lite_processor(tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
     """The lite verifier's processor: SigLIP's images through Pillow, the word-level tokenizer, our chat template."""
     size = {"height": world().image_size, "width": world().image_size}
-    return LlavaProcessor(
-        image_processor=SiglipImageProcessorPil(size=size, do_resize=False),
-        tokenizer=tokenizer,
-        patch_size=world().lattice,
-        vision_feature_select_strategy="full",
-        image_token=IMAGE,
-        chat_template=CHAT_TEMPLATE,
-    )
+    seen = {"patch_size": world().lattice, "vision_feature_select_strategy": "full", "image_token": IMAGE}
+    images = SiglipImageProcessorPil(size=size, do_resize=False)
+    return LlavaProcessor(image_processor=images, tokenizer=tokenizer, chat_template=CHAT_TEMPLATE, **seen)
 
 
 def save_verifier(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -152,9 +130,8 @@ def read_together(
     """Read many questions about few images; each sees its image and itself only.
 
     The decoder reads the images once. Questions go on from their image's keys and values, so positions restart for
-    each. They are padded on the right, where causal attention cannot see. features: the images as the decoder sees
-    them, (B, 64, 128) from `image_features`. encoded: for each question its image's row, its token ids, and the places
-    of those to be predicted.
+    each, and are padded on the right, where causal attention cannot see. features: of the images, (B, 64, 128), by
+    `image_features`. encoded: each question's image's row, its token ids, and the places of those to be predicted.
     """
     decoder = model.model.language_model
     user = torch.full((len(features), 1), tokenizer.convert_tokens_to_ids(USER))
@@ -202,22 +179,18 @@ def evaluation_set(scenes_per_tag: int, seed: int) -> list[HeldOut]:
 
 @torch.no_grad()
 def measure_verifier(
-    model: LlavaForConditionalGeneration,
-    tokenizer: PreTrainedTokenizerBase,
-    held_out: Sequence[HeldOut],
-    batch: int = 120,
+    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, held_out: Sequence[HeldOut]
 ) -> dict[str, dict[str, float]]:
     """AUC of yes against no, by wording and tag, from the answer's log-odds."""
     yes, no = (tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no"))
     odds = np.zeros((len(held_out), len(WORDINGS)))
-    for start in range(0, len(held_out), batch):
-        part = held_out[start : start + batch]
-        asked: list[tuple[int, Dialogue]] = [
-            (row, as_dialogue(wording, example.prompt, True))
+    for start in range(0, len(held_out), 120):
+        part = held_out[start : start + 120]
+        encoded = [
+            (row, *encode_dialogue(tokenizer, as_dialogue(wording, example.prompt, True), clarity=False))
             for row, example in enumerate(part)
             for wording in WORDINGS.values()
         ]
-        encoded = [(row, *encode_dialogue(tokenizer, dialogue, clarity=False)) for row, dialogue in asked]
         features = image_features(model, render([example.scene for example in part]))
         for group in read_together(model, tokenizer, features, encoded):
             first = torch.tensor([encoded[index][2][0] for index in group.source])
@@ -248,9 +221,8 @@ def hard_negative(prompt: Prompt, rng: np.random.Generator) -> Scene:
 
     match prompt.tag:
         case "single_object":
-            items = [Requirement(other)]
-            if chance >= 0.5:
-                items.append(Requirement(another(world().objects, (*names, other), rng)))
+            more = [another(world().objects, (*names, other), rng)] if chance >= 0.5 else []
+            items = [Requirement(name) for name in (other, *more)]
         case "two_object":
             items = [Requirement(pick(names, rng)), Requirement(other)][: 1 if chance < 0.5 else 2]
         case "counting":

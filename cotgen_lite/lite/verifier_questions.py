@@ -28,11 +28,7 @@ Dialogue = tuple[Turn, ...]
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 OFFICIAL = (ORM_QUESTION, PRM_QUESTION, POTENTIAL_QUESTION)
-PARAPHRASES = (
-    "Is this {prompt}?",
-    "Does this image show {prompt}?",
-    "Does the picture match the description {prompt}?",
-)
+SHORTER = ("Is this {prompt}?", "Does this image show {prompt}?", "Does the picture match the description {prompt}?")
 CAPTION_REQUEST = "Describe the image."
 # A relation counts as clear when its component is this far from GenEval's bound of 0.5; unclear ones are not asked.
 CLEAR = 0.06
@@ -80,7 +76,7 @@ def draw_dialogues(scene: Scene, number: int, mix: Mix, rng: np.random.Generator
         if rng.random() < mix.facts:
             dialogues.append((_fact(scene, rng),))
         elif asked := draw_match(scene, rng):
-            wording = pick(OFFICIAL if rng.random() < mix.official else PARAPHRASES, rng)
+            wording = pick(OFFICIAL if rng.random() < mix.official else SHORTER, rng)
             dialogues.append(as_dialogue(wording, *asked))
     return dialogues
 
@@ -123,14 +119,12 @@ def relations_seen(item: SceneObject, reference: SceneObject) -> tuple[tuple[str
 def encode_dialogue(
     tokenizer: PreTrainedTokenizerBase, dialogue: Dialogue, clarity: bool
 ) -> tuple[list[int], list[int]]:
-    """A dialogue as it follows the image in the chat template.
+    """A dialogue as it follows the image in the chat template: token ids, and which are to be predicted.
 
-    clarity: whether the first of two answers is learned too, or only stands there.
-    Returns the token ids and the places of those that are to be predicted (answers and their ends).
+    Those are answers and their ends. clarity: whether the first of two answers is learned too, or only stands there.
     """
     user, assistant, end = (tokenizer.convert_tokens_to_ids(token) for token in (USER, ASSISTANT, END_OF_TEXT))
-    ids: list[int] = []
-    learned: list[int] = []
+    ids, learned = list[int](), list[int]()
     for turn, (question, answer) in enumerate(dialogue):
         ids += [*([user] if turn else []), *_ids(tokenizer, question), assistant]
         start = len(ids)
@@ -140,9 +134,7 @@ def encode_dialogue(
     return ids, learned
 
 
-@lru_cache(maxsize=200_000)
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return encode_text(tokenizer, text)
+_ids = lru_cache(maxsize=200_000)(encode_text)
 
 
 @cache
@@ -154,13 +146,11 @@ def _held_out() -> frozenset:
 
 def _fact(scene: Scene, rng: np.random.Generator) -> Turn:
     """An open question, or whether one kind of thing is there."""
-    alone = _alone(scene)
-    kind = rng.random()
-    if alone and kind < 0.2:
-        item = pick(alone, rng)
-        return f"What color is the {item.name}?", item.color
+    alone, kind = _alone(scene), rng.random()
     if alone and kind < 0.4:
         item = pick(alone, rng)
+        if kind < 0.2:
+            return f"What color is the {item.name}?", item.color
         return f"Where is the {item.name}?", _place_of(item)
     if len(alone) > 1 and kind < 0.6:
         a, b = _pick_two(alone, rng)
@@ -188,8 +178,7 @@ def _match_two(scene: Scene, wanted: bool, rng: np.random.Generator) -> Prompt |
         return templates.two_object(*_pick_two(names, rng)) if len(names) > 1 else None
     if len(names) < 2 and rng.random() < 0.6:  # else "no" would be far more frequent than "yes"
         return None
-    pair = [pick(scene, rng).name, _absent(scene, rng)]
-    return templates.two_object(*_pick_two(pair, rng))
+    return templates.two_object(*_pick_two([pick(scene, rng).name, _absent(scene, rng)], rng))
 
 
 def _match_count(scene: Scene, wanted: bool, rng: np.random.Generator) -> Prompt | None:
@@ -201,20 +190,17 @@ def _match_count(scene: Scene, wanted: bool, rng: np.random.Generator) -> Prompt
         return None
     if rng.random() < 0.1:
         return templates.counting(_absent(scene, rng), pick((2, 3, 4), rng))
-    near = [n for n in (2, 3, 4) if abs(n - count) == 1]
-    return templates.counting(name, pick(near if rng.random() < 0.7 else [n for n in (2, 3, 4) if n != count], rng))
+    farthest = 1 if rng.random() < 0.7 else 4
+    return templates.counting(name, pick([n for n in (2, 3, 4) if 0 < abs(n - count) <= farthest], rng))
 
 
 def _match_color(scene: Scene, wanted: bool, rng: np.random.Generator) -> Prompt | None:
-    alone = _alone(scene)
-    if not alone:
+    if not (alone := _alone(scene)):
         return None
     item = pick(alone, rng)
-    if wanted:
-        return templates.colored(item.name, item.color)
-    if rng.random() < 0.2:
+    if not wanted and rng.random() < 0.2:
         return templates.colored(_absent(scene, rng), item.color)
-    return templates.colored(item.name, _wrong_color(scene, item, rng))
+    return templates.colored(item.name, item.color if wanted else _wrong_color(scene, item, rng))
 
 
 def _match_position(scene: Scene, wanted: bool, rng: np.random.Generator) -> Prompt | None:
@@ -222,8 +208,8 @@ def _match_position(scene: Scene, wanted: bool, rng: np.random.Generator) -> Pro
     if len(alone) < 2:
         if wanted or not alone or rng.random() < 0.7:
             return None
-        pair = _pick_two([alone[0].name, _absent(scene, rng)], rng)
-        return templates.position(pair[0], pick(RELATIONS, rng), pair[1])
+        first, second = _pick_two([alone[0].name, _absent(scene, rng)], rng)
+        return templates.position(first, pick(RELATIONS, rng), second)
     a, b = _pick_two(alone, rng)
     seen, clear = relations_seen(a, b)
     if not clear or (wanted and not seen):
@@ -263,10 +249,7 @@ def _match_mixed(scene: Scene, wanted: bool, rng: np.random.Generator) -> str | 
     if wanted and len(names) < 2:
         return None
     broken = -1 if wanted else int(rng.integers(2))
-    if len(names) < 2:
-        broken = 1
-    special = int(rng.integers(2))
-    parts = []
+    broken, special, parts = broken if len(names) > 1 else 1, int(rng.integers(2)), []
     for index, name in enumerate(pair):
         count = _count(scene, name)
         if index != special:
@@ -280,8 +263,7 @@ def _match_mixed(scene: Scene, wanted: bool, rng: np.random.Generator) -> str | 
             if index == broken:
                 said = pick([n for n in (1, 2, 3, 4) if n != said], rng)
             parts.append(f"{NUMBERS[said]} {name if said == 1 else plural(name)}")
-    order = pick((0, 1), rng)
-    return f"a photo of {parts[order]} and {parts[1 - order]}"
+    return "a photo of {} and {}".format(*parts[:: pick((1, -1), rng)])
 
 
 _MATCH_KINDS = (
