@@ -7,6 +7,7 @@ it, or as none. They stand for the paper's Mask2Former (section 3.1). Read on in
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from cotgen_lite import prompts as templates
-from cotgen_lite.geneval import Box, Detection, Detector, evaluate
-from cotgen_lite.hub import model_path
+from cotgen_lite.geneval import Detection, Detector, evaluate
+from cotgen_lite.hub import load_exactly, model_path
 from cotgen_lite.lite.world import Scene, SceneObject, icon_box, icon_mask, random_scene, render, world
 from cotgen_lite.prompts import RELATIONS, TAGS, Prompt
 from cotgen_lite.training import TrainingLog, train
@@ -28,12 +29,12 @@ CHUNK = 128  # images at a time: bounds memory, whatever the batch
 
 def scene_detections(scene: Scene) -> list[Detection]:
     """What a perfect detector finds in a scene: each object with its tight box, colour and confidence 1."""
-    return [Detection(item.name, 1.0, _icon_at(item.name, item.x, item.y), item.color) for item in scene]
+    return [_icon_at(item.x, item.y, item.name, 1.0, item.color) for item in scene]
 
 
-def _icon_at(name: str, x: int, y: int) -> Box:
+def _icon_at(x: int, y: int, name: str, score: float, color: str | None) -> Detection:
     x0, y0, x1, y1 = icon_box(name)
-    return float(x + x0), float(y + y0), float(x + x1), float(y + y1)
+    return Detection(name, score, (float(x + x0), float(y + y0), float(x + x1), float(y + y1)), color)
 
 
 def _chunks(images: Tensor) -> tuple[Tensor, ...]:
@@ -71,10 +72,7 @@ class TemplateJudge:
 
     @torch.no_grad()
     def detect(self, images: Tensor) -> list[list[Detection]]:
-        """Find the objects of images, uint8 (B, 3, 64, 64); ValueError for another dtype or size.
-
-        Returns B lists of detections, likeliest first; boxes are those of the icons.
-        """
+        """B lists of what is in images, uint8 (B, 3, 64, 64), likeliest first; ValueError for another dtype or size."""
         return [found for chunk in _chunks(images) for found in self._detect(chunk.cpu())]
 
     def _detect(self, images: Tensor) -> list[list[Detection]]:
@@ -85,15 +83,14 @@ class TemplateJudge:
         rows, columns = torch.arange(side)[:, None], torch.arange(side)
         while True:
             top, place = best.flatten(1).max(dim=1)
-            open_images = torch.nonzero(top > self.LOWEST)[:, 0].tolist()
-            if not open_images:
+            if not (open_images := torch.nonzero(top > self.LOWEST)[:, 0].tolist()):
                 return found
             for i in open_images:
                 y, x = divmod(int(place[i]), side)
                 number = int(names[i, y, x])
                 name, color = world().objects[number], self._color(pixels[i, :, y:, x:], number)
                 confidence = 1 / (1 + np.exp(-self.STEEPNESS * (float(top[i]) - self.MIDPOINT)))
-                found[i].append(Detection(name, float(confidence), _icon_at(name, x, y), color))
+                found[i].append(_icon_at(x, y, name, float(confidence), color))
             y0, x0 = (place // side)[:, None, None], (place % side)[:, None, None]
             best = best.masked_fill(((rows - y0).abs() < near) & ((columns - x0).abs() < near), -1)
 
@@ -117,7 +114,6 @@ class LearnedJudgeConfig(PreTrainedConfig):
     """Sizes of the learned judge. width: channels of the 8 x 8 grid. blocks: residual blocks on that grid."""
 
     model_type = "learned_judge"
-
     width: int = 96
     blocks: int = 2
 
@@ -125,23 +121,19 @@ class LearnedJudgeConfig(PreTrainedConfig):
 class LearnedJudge(PreTrainedModel):
     """Finds icons by a small convolutional network that says what each cell of an 8 x 8 grid is the centre of.
 
-    Trained by `train_judge` on scenes whose objects may be broken: the confidence of a class is how whole its icon is,
-    not how alike.
+    It has learned (`train_judge`) from scenes whose objects may be broken: the confidence of a class is how whole its
+    icon is, not how alike.
     """
 
     config_class = LearnedJudgeConfig
     main_input_name = "images"
-
     LOWEST = 0.05  # confidences below this are not reported at all
 
     def __init__(self, config: LearnedJudgeConfig) -> None:
         super().__init__(config)
         width = config.width
-        self.down = nn.Sequential(
-            _convolution(3, width // 4, stride=2),
-            _convolution(width // 4, width // 2, stride=2),
-            _convolution(width // 2, width, stride=2),
-        )
+        levels = (3, width // 4, width // 2, width)
+        self.down = nn.Sequential(*(_convolution(*pair, stride=2) for pair in pairwise(levels)))
         self.blocks = nn.ModuleList(_convolution(width, width) for _ in range(config.blocks))
         self.outputs = [len(world().objects), len(world().colors) + 1, 4]
         self.head = nn.Conv2d(width, sum(self.outputs), 1)
@@ -155,9 +147,8 @@ class LearnedJudge(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *args: Any, **kwargs: Any) -> "LearnedJudge":
-        """Loads a judge, computing in float32 unless `dtype` says otherwise; arguments are transformers'."""
-        kwargs.setdefault("dtype", torch.float32)
-        return super().from_pretrained(path, *args, **kwargs)
+        """Load config and weights from a folder; errors as in `hub.load_exactly`."""
+        return load_exactly(super().from_pretrained, path, "learned judge", **kwargs)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What each cell of the 8 x 8 grid holds, if it is the centre of an object.
@@ -173,10 +164,7 @@ class LearnedJudge(PreTrainedModel):
 
     @torch.no_grad()
     def detect(self, images: Tensor) -> list[list[Detection]]:
-        """Find the objects of images, uint8 (B, 3, 64, 64); call `eval()` first if the model was just trained.
-
-        Returns B lists of detections, in reading order; boxes in whole pixels. ValueError for another dtype or size.
-        """
+        """Like `TemplateJudge.detect`, but in reading order, and boxes are what the network says, in whole pixels."""
         return [found for chunk in _chunks(images) for found in self._detect(chunk)]
 
     def _detect(self, images: Tensor) -> list[list[Detection]]:
@@ -188,10 +176,8 @@ class LearnedJudge(PreTrainedModel):
         for i, y, x in torch.nonzero(peaks & (confidence > self.LOWEST)).tolist():
             centre = torch.tensor([x, y, x, y]) + 0.5
             x0, y0, x1, y1 = ((centre + boxes[i, :, y, x]) * world().lattice).round().tolist()
-            name, color = (
-                world().objects[int(names[i, y, x])],
-                (*world().colors, None)[int(colors[i, :, y, x].argmax())],
-            )
+            name = world().objects[int(names[i, y, x])]
+            color = (*world().colors, None)[int(colors[i, :, y, x].argmax())]
             found[i].append(Detection(name, float(confidence[i, y, x]), (x0, y0, x1, y1), color))
         return found
 
@@ -227,8 +213,7 @@ PEAK_RATE = 4e-3
 class Lessons(NamedTuple):
     """Training images and what the judge should say of them, in the shapes of `LearnedJudge.forward`.
 
-    images: uint8 (B, 3, 64, 64). classes: confidence of each class in each cell, float32 (B, 16, 8, 8).
-    colors: colour index, 8 (their number) for none, -1 for no lesson, int64 (B, 8, 8). boxes: float32 (B, 4, 8, 8).
+    Colours are int64 (B, 8, 8): an index, 8 (their number) for none, -1 for no lesson.
     """
 
     images: Tensor
@@ -245,8 +230,9 @@ def draw_lessons(count: int, rng: np.random.Generator, rebuild: Rebuild | None =
     anything: a tokenizer heals damage, so what it makes of a broken icon is unknown.
     """
     scenes = [random_scene(rng) for _ in range(count)]
-    twins = [_twin(scene, rng) for scene in scenes]
-    images, inks, hues = _draw(scenes + twins, rebuild)
+    drawn = scenes + [_twin(scene, rng) for scene in scenes]
+    images, (inks, hues) = render(drawn), _inks(drawn)
+    images = images if rebuild is None else rebuild(images)
     damage, grid = np.stack([_damaged_patches(scene, rng) for scene in scenes]), world().grid
     strays = (damage.any((1, 2)) & (rng.random(count) < 0.5))[:, None, None] & (rng.random((count, grid, grid)) < 0.04)
 
@@ -259,15 +245,14 @@ def draw_lessons(count: int, rng: np.random.Generator, rebuild: Rebuild | None =
     return Lessons(*map(torch.from_numpy, (pictures, *(np.stack(answer) for answer in zip(*answers, strict=True)))))
 
 
-def _draw(scenes: Sequence[Scene], rebuild: Rebuild | None) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """Pictures, and of each pixel how much of it is drawn on and in which colour."""
-    images, size = render(scenes), world().image_size
-    inks = np.zeros((len(scenes), size, size), dtype=np.float32)
-    hues = np.zeros((len(scenes), size, size), dtype=np.int64)
+def _inks(scenes: Sequence[Scene]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each pixel of the pictures, how much of it is drawn on and in which colour."""
+    shape = len(scenes), world().image_size, world().image_size
+    inks, hues = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.int64)
     for ink, hue, scene in zip(inks, hues, scenes, strict=True):
         for item in scene:
             ink[_cell(item)], hue[_cell(item)] = icon_mask(item.name), world().colors.index(item.color)
-    return (images if rebuild is None else rebuild(images)), inks, hues
+    return inks, hues
 
 
 def _twin(scene: Scene, rng: np.random.Generator) -> Scene:
@@ -340,9 +325,8 @@ def train_judge(
 ) -> tuple[LearnedJudge, TrainingLog]:
     """Train the learned judge and save it to `work_dir` as fp16; an interrupted call goes on where it was.
 
-    steps: of 64 images each. seed: of weights and scenes. rebuild: maps uint8 images (B, 3, 64, 64) to their like, e.g.
-    through the tokenizer and back; half of every batch goes through it. Returns the trained judge as it is after
-    saving, in evaluation mode, and what its training was.
+    steps: of 64 images each. rebuild: half of every batch goes through it, e.g. through the tokenizer and back. Returns
+    the trained judge as it is after saving, in evaluation mode, and what its training was.
     """
     folder = Path(work_dir)
     torch.manual_seed(seed)
@@ -403,11 +387,11 @@ def random_question(scene: Scene, tag: str, true: bool, rng: np.random.Generator
         return None
     a, b = pair
     if tag == "color_attr":
-        colors = (a.color, b.color)
+        first, second = a.color, b.color
         if not true:
-            swapped = (b.color, a.color)
-            colors = swapped if a.color != b.color and rng.random() < 0.5 else (a.color, other_color(b.color))
-        return templates.color_attr(a.name, colors[0], b.name, colors[1])
+            swap = first != second and rng.random() < 0.5
+            first, second = (second, first) if swap else (first, other_color(second))
+        return templates.color_attr(a.name, first, b.name, second)
     options = [templates.position(a.name, relation, b.name) for relation in RELATIONS]
     options = [p for p in options if evaluate(p, scene_detections(scene)).correct is true]
     return options[rng.integers(len(options))] if options else None
@@ -417,8 +401,7 @@ def measure_judge(detector: Detector, number: int, seed: int, rebuild: Rebuild |
     """How often a judge's verdict on a fresh scene is that of the scene's own boxes.
 
     Each scene gets a question that it shows and a near miss, of the same random tag; at least `number` scenes count.
-    rebuild: what the images go through first, if anything. Returns the share of right verdicts by tag, and over all as
-    "all".
+    rebuild: what images go through first, if anything. Returns the share of right verdicts by tag, and of all as "all".
     """
     rng = np.random.default_rng(seed)
     right: dict[str, list[bool]] = {tag: [] for tag in TAGS}
