@@ -116,7 +116,7 @@ def test_converted_weights_give_llamagens_logits(gpt: dict[str, Tensor], model: 
 
 
 def test_bfloat16_weights_convert_as_they_are(gpt: dict[str, Tensor], model: AutoregressiveModel) -> None:
-    converted = convert_gpt({name: value.bfloat16() for name, value in gpt.items()}, model.config)
+    converted = convert_gpt({name: value.bfloat16() for name, value in gpt.items()}, model)
     assert {value.dtype for value in converted.values()} == {torch.bfloat16}
     assert converted.keys() == model.state_dict().keys()
 

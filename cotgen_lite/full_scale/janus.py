@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from cotgen_lite.generate.autoregressive import AutoregressiveConfig, AutoregressiveSettings, NextTokenGenerator
 from cotgen_lite.generate.vq import VqTokenizer
-from cotgen_lite.hub import chosen_device, first_line
+from cotgen_lite.hub import chosen_device, first_line, load_exactly
 from cotgen_lite.prompts import encode_text
 
 REQUEST = "<|User|>: {}\n\n<|Assistant|>:"  # Janus's chat template around a prompt, without a system prompt
@@ -86,26 +85,19 @@ class JanusGenerator(NextTokenGenerator):
         device: str = "auto",
         dtype: torch.dtype = torch.float32,
     ) -> "JanusGenerator":
-        """Load a folder or hub name.
+        """Load a folder or hub name; "auto" takes a GPU if there is one.
 
-        device: "auto" takes a GPU if there is one. dtype: of all but the image tokenizer, which stays float32.
-        ValueError if files are missing or damaged, if weights do not fit, or if the tokenizer lacks what Janus needs.
+        dtype: of all but the image tokenizer, which stays float32. ValueError as in `hub.load_exactly`, and if the
+        tokenizer lacks what Janus needs.
         """
-        chosen = chosen_device(device)
-        try:
-            janus, info = JanusForConditionalGeneration.from_pretrained(model, dtype=dtype, output_loading_info=True)
-            # Its tokenizer.json as it stands: DeepSeek labels it a Llama tokenizer, which would lose the spaces.
+        janus = load_exactly(JanusForConditionalGeneration.from_pretrained, model, "Janus model", dtype=dtype)
+        try:  # its tokenizer.json as it stands: DeepSeek labels it a Llama tokenizer, which would lose the spaces
             words = PreTrainedTokenizerFast.from_pretrained(model)
-        except (OSError, EOFError, RuntimeError, ValueError, SafetensorError) as error:
-            raise ValueError(
-                f"No Janus model can be read from {model} ({first_line(error)}): it needs intact "
-                "config, weights and tokenizer in transformers' format; download it again."
-            ) from error
-        wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
-        if wrong:
-            raise ValueError(f"The weights in {model} do not fit: {len(wrong)} names differ, {wrong[0]} first.")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{model} lacks Janus's tokenizer ({first_line(error)}): download it again.") from error
         _special_ids(words)
-        return cls(JanusRuns(janus.to(chosen).eval()), words, VqTokenizer(janus.model.vqmodel.float()), settings)
+        runs = JanusRuns(janus.to(chosen_device(device)))
+        return cls(runs, words, VqTokenizer(janus.model.vqmodel.float()), settings)
 
     def encode(self, prompt: str) -> list[int]:
         """A prompt in Janus's chat template, as ids."""

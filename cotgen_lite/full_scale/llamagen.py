@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, JanusVQVAE, JanusVQVAEConfig, PreTrainedTokenizerBase, T5EncoderModel
 
@@ -25,24 +25,19 @@ from cotgen_lite.generate.vq import VqTokenizer
 from cotgen_lite.hub import chosen_device, load_complete
 from cotgen_lite.prompts import encode_text
 
-_ENDS = {
-    "tok_embeddings.weight": "llama.embed_tokens.weight",
-    "norm.weight": "llama.norm.weight",
-    "output.weight": "head.weight",
-    "cls_embedding.cap_proj.fc1.weight": "project.0.weight",
-    "cls_embedding.cap_proj.fc2.weight": "project.2.weight",
-    "cls_embedding.uncond_embedding": "nothing",
+# Parts of the names: of ours, and of LlamaGen's for the same weights (three of ours are cut from "wqkv").
+_GPT = {
+    **{"llama.embed_tokens": "tok_embeddings", "llama.norm": "norm", "head.": "output.", "llama.layers": "layers"},
+    **{"project.0": "cls_embedding.cap_proj.fc1", "project.2": "cls_embedding.cap_proj.fc2"},
+    **dict.fromkeys(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "attention.wqkv"),
+    **{"nothing": "cls_embedding.uncond_embedding", "self_attn.o_proj": "attention.wo"},
+    **{"mlp.gate_proj": "feed_forward.w1", "mlp.down_proj": "feed_forward.w2", "mlp.up_proj": "feed_forward.w3"},
+    **{"post_attention_layernorm": "ffn_norm", "input_layernorm": "attention_norm"},
 }
-_LAYER = {
-    "attention.wo": "self_attn.o_proj",
-    "feed_forward.w1": "mlp.gate_proj",
-    "feed_forward.w2": "mlp.down_proj",
-    "feed_forward.w3": "mlp.up_proj",
-    "attention_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
+VQ_NAMES = {
+    **{"encoder.down.": "encoder.conv_blocks.", "decoder.up.": "decoder.conv_blocks.", ".block.": ".res."},
+    **{".mid.block_1.": ".mid.0.", ".mid.attn_1.": ".mid.1.", ".mid.block_2.": ".mid.2."},
 }
-_VQ = {"encoder.down.": "encoder.conv_blocks.", "decoder.up.": "decoder.conv_blocks.", ".block.": ".res."}
-_MIDDLE = {".mid.block_1.": ".mid.0.", ".mid.attn_1.": ".mid.1.", ".mid.block_2.": ".mid.2."}
 
 
 def load_llamagen(path: str | Path, grid: int, heads: int | None = None) -> AutoregressiveModel:
@@ -69,31 +64,52 @@ def load_llamagen(path: str | Path, grid: int, heads: int | None = None) -> Auto
     )
     with torch.device("meta"):  # neither drawn at random first nor twice in memory
         model = AutoregressiveModel(config)
-    model.load_state_dict(convert_gpt(state, config), assign=True)
+    model.load_state_dict(convert_gpt(state, model), assign=True)
     return model.float().eval()
 
 
-def convert_gpt(state: Mapping[str, Tensor], config: AutoregressiveConfig) -> dict[str, Tensor]:
-    """LlamaGen's weights under the names of `AutoregressiveModel`.
+def convert_gpt(state: Mapping[str, Tensor], model: AutoregressiveModel) -> dict[str, Tensor]:
+    """LlamaGen's weights under the model's names; ValueError names the first missing, unexpected or misshapen one.
 
     LlamaGen turns neighbouring numbers of a query or key together, transformers' Llama those half a head apart. The
     rows of both projections are put in that order, which leaves every product of a query and a key as it was.
-    ValueError names the first that is missing, unexpected or misshapen.
     """
-    with torch.device("meta"):
-        wanted = AutoregressiveModel(config).state_dict()
-    names, layers, heads = dict(_ENDS), range(config.num_hidden_layers), config.num_attention_heads
-    for i in layers:
-        names |= {f"layers.{i}.{theirs}.weight": f"llama.layers.{i}.{ours}.weight" for theirs, ours in _LAYER.items()}
-    merged = [f"layers.{i}.attention.wqkv.weight" for i in layers]
-    shapes = {theirs: tuple(wanted[ours].shape) for theirs, ours in names.items()}
-    _check(state, shapes | dict.fromkeys(merged, (3 * config.hidden_size, config.hidden_size)))
-    converted = {ours: state[theirs] for theirs, ours in names.items()}
-    for i, name in enumerate(merged):
-        query, key, value = state[name].chunk(3)
-        parts = {"q": _halves(query, heads), "k": _halves(key, heads), "v": value.clone()}
-        converted |= {f"llama.layers.{i}.self_attn.{part}_proj.weight": rows for part, rows in parts.items()}
+    converted = _convert(state, model, _GPT)
+    for name, weight in converted.items():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            converted[name] = _halves(weight, model.config.num_attention_heads)
     return converted
+
+
+def renamed(name: str, parts: Mapping[str, str]) -> str:
+    """A weight's name with parts of it replaced by LlamaGen's."""
+    for ours, theirs in parts.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def _convert(state: Mapping[str, Tensor], model: nn.Module, parts: Mapping[str, str]) -> dict[str, Tensor]:
+    """LlamaGen's weights under the model's names, after a check that they are exactly those."""
+    wanted, sources = (
+        model.state_dict(),
+        dict[str, list[str]](),
+    )  # of each of LlamaGen's weights: ours, cut from its rows
+    for name in wanted:
+        sources.setdefault(renamed(name, parts), []).append(name)
+    rows = {theirs: [len(wanted[name]) for name in ours] for theirs, ours in sources.items()}
+    shapes = {theirs: (sum(rows[theirs]), *wanted[ours[0]].shape[1:]) for theirs, ours in sources.items()}
+    for name in [*shapes, *state]:
+        found = tuple(state[name].shape) if name in state else "missing"
+        if found != (right := shapes.get(name, "unexpected")):
+            raise ValueError(
+                f"These weights are not LlamaGen's: {name} is {found}, but {right} here; give its released file."
+            )
+    pieces = {theirs: state[theirs].split(rows[theirs]) for theirs in sources}
+    return {
+        name: piece.clone() if len(ours) > 1 else piece  # lest a piece keep the whole in memory
+        for theirs, ours in sources.items()
+        for name, piece in zip(ours, pieces[theirs], strict=True)
+    }
 
 
 def _halves(weight: Tensor, heads: int) -> Tensor:
@@ -119,22 +135,10 @@ def load_vq(path: str | Path, grid: int) -> VqTokenizer:
     )
     with torch.device("meta"):
         vq = JanusVQVAE(config)
-    vq.load_state_dict(convert_vq(state, config), assign=True)
-    return VqTokenizer(vq.float())
-
-
-def convert_vq(state: Mapping[str, Tensor], config: JanusVQVAEConfig) -> dict[str, Tensor]:
-    """The image tokenizer's weights under the names of `JanusVQVAE`, the same network; errors as in `convert_gpt`."""
-    with torch.device("meta"):
-        wanted = JanusVQVAE(config).state_dict()
-    theirs = "\n".join(wanted)
-    for pattern, replacement in (_VQ | _MIDDLE).items():
-        theirs = theirs.replace(pattern, replacement)
-    names = dict(zip(theirs.split("\n"), wanted, strict=True))
     # What is left out is a record of the codes in use while it was trained.
     kept = {name: value for name, value in state.items() if name != "quantize.codebook_used"}
-    _check(kept, {theirs: tuple(wanted[ours].shape) for theirs, ours in names.items()})
-    return {ours: kept[theirs] for theirs, ours in names.items()}
+    vq.load_state_dict(_convert(kept, vq, VQ_NAMES), assign=True)
+    return VqTokenizer(vq.float())
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -159,15 +163,6 @@ def _shape(state: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
     return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
-
-
-def _check(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    for name in [*shapes, *state]:
-        found = tuple(state[name].shape) if name in state else "missing"
-        if found != (wanted := shapes.get(name, "unexpected")):
-            raise ValueError(
-                f"These weights are not LlamaGen's: {name} is {found}, but {wanted} here; give its released file."
-            )
 
 
 def plain_caption(text: str) -> str:

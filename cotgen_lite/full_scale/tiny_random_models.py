@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from cotgen_lite.full_scale.janus import BEGIN_OF_IMAGE
-from cotgen_lite.full_scale.llamagen import _MIDDLE, _VQ
+from cotgen_lite.full_scale.llamagen import VQ_NAMES, renamed
 from cotgen_lite.full_scale.mask2former import CocoMask2Former
 from cotgen_lite.full_scale.models import STAGES
 from cotgen_lite.generate.showo import Showo, ShowoConfig
@@ -168,11 +168,8 @@ def save_llamagen(model: Path, vq: Path, t5: Path, words: hf.PreTrainedTokenizer
         name: 2 * torch.randn(shape) / shape[-1] ** 0.5 if len(shape) > 1 else torch.ones(shape)
         for name, shape in shapes.items()
     }
-    rebuilt = {}
-    for name, weights in _stir(hf.JanusVQVAE(hf.JanusVQVAEConfig(**SMALL_VQ, num_patches=16))).state_dict().items():
-        for theirs, ours in (_VQ | _MIDDLE).items():
-            name = name.replace(theirs, ours)
-        rebuilt[name] = weights
+    pixels = _stir(hf.JanusVQVAE(hf.JanusVQVAEConfig(**SMALL_VQ, num_patches=16))).state_dict()
+    rebuilt = {renamed(name, VQ_NAMES): weights for name, weights in pixels.items()}
     for file, tensors in ((model, state), (vq, rebuilt)):
         with in_place_of(file) as part:
             torch.save({"model": tensors}, part)
