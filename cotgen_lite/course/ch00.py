@@ -17,8 +17,7 @@ from cotgen_lite.course.plots import Texts, draw_grid, draw_picture
 
 
 def draw_token_grid(image: Tensor, tokens: Tensor) -> Figure:
-    """A picture beside its token grid: the tokens as numbers over their patches. image: uint8 (3, H, W); tokens: (L,),
-    row by row."""
+    """A picture, uint8 (3, H, W), beside its tokens (L,), row by row, as numbers over their patches."""
     grid, size = int(len(tokens) ** 0.5), image.shape[-1]
     titles = (f"{size} × {size} pixels", f"{grid} × {grid} tokens")
     figure = draw_grid([image, image], titles, (8, 4.1), alphas=(1, 0.35), fontsize=10)
@@ -48,8 +47,8 @@ def draw_steps(images: Tensor, committed: Tensor) -> Figure:
 
 
 def draw_one_step(images: Tensor, committed: Tensor, step: int, title: str) -> Figure:
-    """One step of a path in large: the guess, the guess with uncommitted patches veiled, and the finished image.
-    images: uint8 (T, 3, H, W); committed: bool (T, L); step: 1 to T."""
+    """One step (1 to T) of a path in large: its guess, uncommitted patches veiled, and the finished image. images:
+    uint8 (T, 3, H, W); committed: bool (T, L)."""
     mask = np.asarray(committed[step - 1])
     pictures = (images[step - 1], veil(images[step - 1], mask), images[-1])
     names = (f"full guess at step {step}", f"{mask.sum()} of {len(mask)} tokens committed", "finished image")
@@ -67,9 +66,8 @@ def veil(image: Tensor, committed: np.ndarray) -> Tensor:
 
 
 def step_explorer(prompts: Texts, draw_path: Callable[[str, int, float], tuple[Tensor, Tensor]], scale: float) -> VBox:
-    """Choose prompt, seed, guidance and step, and see what is known by then. draw_path: (prompt, seed, guidance scale)
-    → the path's images (18, 3, H, W) and committed places (18, L), drawn anew at a change. scale: the guidance to begin
-    with."""
+    """Choose prompt, seed, guidance (first: scale) and step, and see what is known by then. draw_path: (prompt, seed,
+    guidance) → the path's images (18, 3, H, W) and committed places (18, L), drawn anew at a change."""
     guidance = FloatSlider(value=scale, min=0, max=5, step=0.5, description="guidance", continuous_update=False)
     step = IntSlider(value=18, min=1, max=18, description="step")
     path = lru_cache(maxsize=1)(draw_path)  # moving along a path samples nothing anew

@@ -16,8 +16,7 @@ from cotgen_lite.course.plots import RIGHT, WRONG, Numbers, Texts, draw_images, 
 
 
 def draw_beliefs(log_odds: Numbers, correct: Numbers) -> Figure:
-    """How the verifier's P(yes) is spread over right and over wrong images. log_odds: (B,) of yes; correct: (B,)
-    verdicts of a judge."""
+    """How P(yes) is spread over right and over wrong images; from its log-odds and a judge's verdicts, (B,)."""
     belief, truth = 1 / (1 + np.exp(-np.asarray(log_odds, dtype=float))), np.asarray(correct, dtype=bool)
     figure, axis = new_chart(6.5, 3)
     bins = np.linspace(0, 1, 26).tolist()
@@ -32,9 +31,8 @@ def draw_beliefs(log_odds: Numbers, correct: Numbers) -> Figure:
 def draw_choice(
     images: Tensor, prompt: str, picked: int | None, chosen: int, beliefs: Numbers, right: Numbers
 ) -> Figure:
-    """Candidates to pick from; once one is picked, the verifier's beliefs, its choice and the judge's verdicts too.
-    images: uint8 (N, 3, H, W); picked: the learner's choice or None; chosen: the verifier's; beliefs: P(yes) (N,);
-    right: (N,) verdicts."""
+    """Candidates to pick from; once one is picked, the verifier's choice, beliefs and the judge's verdicts too. images:
+    uint8 (N, 3, H, W); picked: by the learner, or None; chosen: by the verifier; beliefs: P(yes) (N,); right: (N,)."""
     if picked is None:
         figure = draw_images(images, [str(number + 1) for number in range(len(images))], 8, size=1.25)
         figure.suptitle(f"{prompt}: which one would you keep?", fontsize=10)

@@ -55,9 +55,8 @@ def draw_rollouts(guess: Tensor, ends: Tensor, right: Numbers, belief: np.ndarra
 def rollout_explorer(
     prompts: Texts, beliefs: np.ndarray, look: Callable[[int, int], tuple[Tensor, Tensor, Numbers]]
 ) -> VBox:
-    """Move along a path and see the verifier's belief, and where rollouts from that step end. prompts: of P paths;
-    beliefs: P(yes) (P, T); look: (path, step from 1) → the guess (3, H, W), the rollouts' ends (R, 3, H, W) and their
-    verdicts (R,)."""
+    """Move along one of P paths and see the verifier's beliefs, P(yes) (P, T), and where rollouts from that step end.
+    look: (path, step from 1) → the guess (3, H, W), the rollouts' ends (R, 3, H, W), their verdicts (R,)."""
     return explorer(
         lambda row, at: draw_rollouts(*look(row, at), beliefs[row], at, prompts[row]),
         (menu(prompts, "path"), slider("step", 1, 1, beliefs.shape[1])),

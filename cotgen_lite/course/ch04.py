@@ -12,8 +12,7 @@ from cotgen_lite.course.plots import Texts, draw_images, wrap
 
 
 def draw_pairs(chosen: Tensor, rejected: Tensor, prompts: Texts) -> Figure:
-    """Pairs of preference data, one a column: what is preferred above, what is not below. chosen, rejected: uint8 (B,
-    3, H, W); prompts: B."""
+    """B preference pairs, one a column: chosen images above, rejected ones below, both uint8 (B, 3, H, W)."""
     number = len(prompts)
     titles, right = [wrap(prompt) for prompt in prompts] + [""] * number, [True] * number + [False] * number
     figure = draw_images(torch.cat([chosen, rejected]), titles, number, right, size=1.6)

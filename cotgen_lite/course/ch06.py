@@ -17,9 +17,9 @@ from cotgen_lite.course.plots import CEILING, CHANCE, MARKERS, OTHER, OURS, Seri
 
 
 def draw_budget(seconds: Series, accuracy: Series, budget: float, upfront: Mapping[str, float]) -> Figure:
-    """What a budget for one picture buys: accuracy against seconds for each generator with a verifier on top. seconds,
-    accuracy: generator → (len(n),); budget: seconds for one picture, drawn as a line, the best point within it circled;
-    upfront: generator → each picture's share of what training took, already in `seconds`, named in the legend."""
+    """What a budget for one picture buys: accuracy against seconds, both (len(n),), for each generator with a verifier
+    on top. budget: seconds, drawn as a line, the best point within it circled; upfront: each picture's share of what
+    training took, already in `seconds`, named in the legend."""
     figure, axis = new_chart(6.5, 3.8, "both", xlabel="seconds for one picture", ylabel="GenEval accuracy")
     for name, color, marker in zip(seconds, (CHANCE, OTHER, OURS, CEILING), MARKERS, strict=False):
         label = f"{name} ({upfront[name]:,.2f} s of it for training)" if upfront[name] else name
@@ -39,8 +39,8 @@ def draw_budget(seconds: Series, accuracy: Series, budget: float, upfront: Mappi
 
 def budget_explorer(sizes: Sequence[int], accuracy: Series, seconds_each: float, training: Series) -> VBox:
     """Choose how many pictures are to be made and the budget of each, and see what is best to do. sizes: the n of
-    best-of-n; accuracy: generator → (len(sizes),); seconds_each: seconds of drawing and reading one candidate;
-    training: generator → seconds of all training that best-of-n needs (len(sizes),), shared by all pictures."""
+    best-of-n; accuracy, training (seconds, shared by all pictures): generator → (len(sizes),); seconds_each: of drawing
+    and reading one candidate."""
     options = [(f"{number:,}", number) for number in (10, 100, 1000, 10_000, 100_000)]
     pictures = SelectionSlider(options=options, value=10_000, description="pictures")
     budget = FloatLogSlider(value=10**0.4, min=-1, max=2, step=0.1, description="seconds", continuous_update=False)

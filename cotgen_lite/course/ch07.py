@@ -65,13 +65,12 @@ def draw_lanes(paths: Sequence[ParmPath], right: Truths, kept: int | None, steps
 def draw_paths_now(
     images: Tensor, step: int, stopped: Sequence[int | None], right: Truths | None, title: str
 ) -> Figure:
-    """Where N paths stand at a step: guesses of those that run, the last guess of stopped ones, dimmed. images: uint8
-    (N, T, 3, H, W); step: 1 to T; stopped: the step at which each was stopped, or None; right: verdicts on where all
-    paths lead, once they may be seen."""
+    """Where N paths stand at a step, 1 to T: guesses of those that run, the last guess of stopped ones, dimmed. images:
+    uint8 (N, T, 3, H, W); stopped: at which step, or None; right: where all paths lead, once it may be seen."""
     shown = [images[path, (at or step) - 1] for path, at in enumerate(stopped)]
     words = [f"stopped at {at}" if at else "runs" if right is None else "kept" for at in stopped]
-    signs = [""] * len(images) if right is None else [f" {sign(one)}" for one in right]
-    titles = [f"path {path + 1}\n{words[path]}{signs[path]}" for path in range(len(images))]
+    signs = [""] * len(words) if right is None else [f" {sign(one)}" for one in right]
+    titles = [f"path {n}\n{word}{mark}" for n, (word, mark) in enumerate(zip(words, signs, strict=True), start=1)]
     size, alphas = (1.35 * len(images), 1.9), [0.35 if at else 1 for at in stopped]
     figure = draw_grid(shown, titles, size, right=() if right is None else right, fontsize=8, width=2, alphas=alphas)
     figure.suptitle(f"{title}, step {step} of {images.shape[1]}", fontsize=10)
@@ -90,8 +89,7 @@ def be_the_parm(
     prompts: Texts, images: Sequence[Tensor], right: Sequence[Truths], parm: Sequence[Sequence[int | None]]
 ) -> VBox:
     """Look at paths as they run, stop those without potential, then compare with PARM. For each of P prompts: images
-    uint8 (N, T, 3, H, W), the guesses of all steps; right: (P, N), verdicts on where the paths lead; parm: for each
-    path the step at which PARM stopped it, or None."""
+    uint8 (N, T, 3, H, W), guesses of all steps; right (N,), of the ends; parm (N,), when PARM stopped each, or None."""
     number, steps = images[0].shape[:2]
     prompt, onward, again = menu(prompts), Button(description="go on"), Button(description="start again")
     stops = [Button(description=f"stop {path + 1}", layout={"width": "6.5em"}) for path in range(number)]

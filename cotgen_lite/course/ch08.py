@@ -44,8 +44,7 @@ def reflection_explorer(
     reasons: Sequence[Texts],
     beliefs: Sequence[Sequence[float]],
 ) -> VBox:
-    """Step through the rounds of a reflection. For each of P prompts what `draw_reflection` takes: images, verdicts,
-    reasons and P(yes) of its rounds."""
+    """Step through a reflection's rounds. For each of P prompts what `draw_reflection` takes of all of them."""
 
     def draw(row: int, done: int) -> Figure:
         end = min(done, len(reasons[row])) + 1

@@ -20,9 +20,8 @@ def draw_rows(
     right: Truths = (),
     title: str = "",
 ) -> Figure:
-    """Rows of pictures under common column heads. rows: label → uint8 (N, 3, H, W), equally many in each; heads: N, of
-    the columns; notes: label → N texts, written under that row's pictures; right: N verdicts, drawn as frames and a
-    check or cross in the heads."""
+    """Rows of N pictures, label → uint8 (N, 3, H, W), under common heads. notes: label → N texts, written under that
+    row's pictures; right: N verdicts, drawn as frames and a check or cross in the heads."""
     number, marks = len(heads), [f"{sign(good)} " for good in right] or [""] * len(heads)
     size = (1.35 * number + 1.2, (1.35 + 0.3 * bool(notes)) * len(rows) + 0.4 + 0.3 * bool(title))
     titles = [mark + head for mark, head in zip(marks, heads, strict=True)] + [""] * number * (len(rows) - 1)
@@ -66,8 +65,7 @@ def run_explorer(
 
 
 def check_whole_after(function: Callable[[int, int, int, int], int]) -> None:
-    """The run, counted from 1, after which a thing is drawn whole; from the row and column of its last place on the
-    grid (counted from 0), the grid's side, and the number of runs."""
+    """The run, from 1, after which a thing is drawn whole; from its last row and column (from 0), side and runs."""
     cases = ((0, 0, 8, 16), (0, 7, 8, 16), (3, 3, 8, 16), (3, 4, 8, 16), (7, 7, 8, 16), (2, 1, 4, 4))
     wanted = [1, 2, 7, 8, 16, 3]
     before = [-(-(row * side + column) // (side * side // runs)) for row, column, side, runs in cases]
@@ -83,8 +81,7 @@ def check_whole_after(function: Callable[[int, int, int, int], int]) -> None:
 
 
 def check_places(function: Callable[[int, int, bool], int]) -> None:
-    """How many sequence places one image takes (without guidance); from words, codes L, and whether keys and values are
-    kept."""
+    """How many places one image takes (without guidance); from words, codes L, and whether keys and values are kept."""
     got = [function(5, 4, True), function(5, 4, False), function(16, 64, False)]
     wanted = [5 + 3, 5 + 6 + 7 + 8, sum(16 + k for k in range(64))]
     too_many = [5 + 4, 5 + 6 + 7 + 8 + 9, sum(16 + k for k in range(65))]
@@ -99,8 +96,7 @@ def check_places(function: Callable[[int, int, bool], int]) -> None:
 
 
 def check_image_log_probability(function: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """The exact log-probability of each image; from logits of whole sequences (B, W + L, K), and the image's codes (B,
-    L)."""
+    """The exact log-probability of each image; from logits of whole sequences (B, W + L, K) and codes (B, L)."""
     torch.manual_seed(0)
     logits, codes = torch.randn(3, 5 + 4, 7), torch.randint(7, (3, 4))
 

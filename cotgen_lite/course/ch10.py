@@ -43,8 +43,7 @@ def draw_stacks(
 
 
 def draw_fit(parts: Mapping[str, float], card: str, memory: float, title: str) -> Figure:
-    """One bar of what a GPU has to hold beside its memory, and whether it fits. parts: part → GB; memory: GB of the
-    card."""
+    """One bar of what a GPU has to hold, part → GB, beside its memory in GB, and whether it fits."""
     needed = sum(parts.values())
     fits = needed <= memory
     figure = draw_stacks({"needed": parts}, "GB", {f"{card}: {memory:g} GB": memory})

@@ -9,17 +9,24 @@ from matplotlib.figure import Figure
 
 from cotgen_lite.course.checker import compare, expect
 from cotgen_lite.course.explorer import explorer
-from cotgen_lite.course.plots import CHANCE, OTHER, OURS, PAPER, WRONG, draw_profile, legend_below, new_chart, wrap
+from cotgen_lite.course.plots import (
+    CHANCE,
+    OTHER,
+    OURS,
+    PAPER,
+    WRONG,
+    Numbers,
+    draw_profile,
+    legend_below,
+    new_chart,
+    wrap,
+)
 
 SIGNS = {"yes": (OURS, "o", "seen"), "no": (WRONG, "X", "not seen"), "undecided": (CHANCE, "D", "undecided")}
-Interval = tuple[float, float, float]  # what was measured, and the lower and upper end
 
 
-def draw_guesses(
-    labels: Sequence[str], measured: Sequence[Interval], paper: Sequence[float], guesses: Sequence[float | None]
-) -> Figure:
-    """What was guessed, what was measured and what the paper has, a line a method. guesses: None where
-    there is none."""
+def draw_guesses(labels: Sequence[str], measured: Numbers, paper: Numbers, guesses: Sequence[float | None]) -> Figure:
+    """What was guessed, what was measured, with its interval's ends (M, 3), and the paper's, a line a method."""
     figure, axis = new_chart(8, 0.38 * len(labels) + 1.1, "x", xlim=(0, 1), xlabel="overall GenEval accuracy")
     places = range(len(labels))
     middle, low, high = np.array(measured).T
@@ -61,11 +68,8 @@ def method_explorer(rows: Mapping[str, Mapping], labels: Mapping[str, str], firs
     """Choose two methods; arguments as in `draw_two`, and which two are shown at the start."""
     options = [(labels[method], method) for method in labels if method in rows]
     wide = {"options": options, "layout": {"width": "40em"}}
-    menus = [
-        (Dropdown(value=first, description="first", **wide),),
-        (Dropdown(value=second, description="second", **wide),),
-    ]
-    return explorer(lambda one, other: draw_two(rows, labels, one, other), *menus)
+    one, other = (Dropdown(value=at, description=name, **wide) for name, at in (("first", first), ("second", second)))
+    return explorer(lambda *two: draw_two(rows, labels, *two), (one,), (other,))
 
 
 def check_verdict(function: Callable[[float, float], str]) -> None:

@@ -31,9 +31,9 @@ def expect(condition: bool, hint: str) -> None:
 def compare(
     got: object, wanted: object, mistakes: Mapping[str, object] | None = None, case: str = "", shape: str = ""
 ) -> None:
-    """AssertionError unless an answer is what is wanted, give or take a rounding error. got, wanted: numbers, lists,
-    arrays or tensors; mistakes: hint → the answer that calls for it, unless it happens to be right, or a test of the
-    answer; case: what was asked, said where no hint fits; shape: what is to be given, said of a wrong shape."""
+    """AssertionError unless an answer is what is wanted, give or take a rounding error; both are numbers of any kind.
+    mistakes: hint → a wrong answer that calls for it, or a test of the answer; case: what was asked, said where no hint
+    fits; shape: what is wanted, said of a wrong shape."""
     answer, right = as_array(got), as_array(wanted)
     fits = not shape or answer.shape == right.shape
     expect(fits, f"{shape} is wanted: shape {right.shape}, got {answer.shape}.")

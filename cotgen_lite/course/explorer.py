@@ -29,8 +29,7 @@ def explorer(
 ) -> VBox:
     """Rows of controls above a picture and words: drawn now and whenever a control moves, always of the last values.
     draw: the controls' values, in order, or what a game remembers → figure, and words if there are any. The kernel
-    calls back on several threads at once, so values are read once, one drawing is made at a time, and what the controls
-    have left behind meanwhile is not shown."""
+    calls back on several threads: one drawing is made at a time, and what was left behind meanwhile is not shown."""
     picture, words, drawing = Image(format="png", layout=OWN_SIZE), HTML(), Lock()
     controls = [game] if game else [control for row in rows for control in row]
 

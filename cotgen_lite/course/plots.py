@@ -141,8 +141,7 @@ def draw_images(
 
 
 def draw_side_by_side(images: Mapping[str, Tensor], right: Series, title: str) -> Figure:
-    """The same seeds drawn by several generators, a row each, with the judge's verdicts. images: generator → uint8 (N,
-    3, H, W); right: generator → verdicts (N,)."""
+    """The same seeds drawn by several generators, a row each: uint8 (N, 3, H, W), with the judge's verdicts (N,)."""
     verdicts = np.array([right[name] for name in images], dtype=bool)
     number = verdicts.shape[1]
     figure = draw_images(torch.cat(list(images.values())), columns=number, right=verdicts.ravel(), size=1.3)
@@ -156,8 +155,7 @@ def draw_side_by_side(images: Mapping[str, Tensor], right: Series, title: str) -
 def draw_profile(
     bars: Mapping[str, Mapping[str, float]], colors: Mapping[str, str], ylabel: str = "GenEval accuracy"
 ) -> Figure:
-    """A number in 0..1 by tag, a group of bars a tag. bars: label → tag (or "overall") → number; colors: label →
-    colour."""
+    """A number in 0..1 by tag (or "overall"), a group of bars a tag. bars: label → tag → number; colors: of labels."""
     keys, width, size = list(next(iter(bars.values()))), 0.8 / len(bars), 7 if len(bars) < 4 else 5
     figure, axis = new_chart(8.5, 3.2, ylim=(0, 1.08), ylabel=ylabel)
     for number, (label, values) in enumerate(bars.items()):
@@ -218,9 +216,8 @@ def draw_first_clear(
     xlabel: str = "step at which a path is clear for the first time",
     never: bool = True,
 ) -> Figure:
-    """At which step something happens to paths for the first time, as bars side by side. shares: name → the share of
-    paths for each step; never: whether the last value is the share to which it never does; marks: name → first and last
-    step of a shaded stretch."""
+    """At which step something first happens to paths, as bars side by side. shares: name → share of paths by step;
+    never: the last share is of those to which it never does; marks: name → first and last step of a shaded stretch."""
     figure, axis = new_chart(6.8, 3.4, xlabel=xlabel, ylabel="share of paths")
     width = 0.8 / len(shares)
     for number, (name, values) in enumerate(shares.items()):
