@@ -6,8 +6,9 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from cotgen_lite.experiments.benchmark import measure, predict_plainly
+from cotgen_lite.experiments.benchmark import decoding_flops, measure, predict_plainly
 from cotgen_lite.generate.pipeline import Generator, GeneratorOutput
 from cotgen_lite.generate.sampling import (
     MASKED,
@@ -281,8 +282,17 @@ def test_bad_arguments_are_one_clear_sentence(model):
         begin(model, [])
 
 
-def test_the_benchmark_times_both_loops(model):
-    assert all(speed > 0 for speed in measure(model.config, [3, 5], 2))
+def test_benchmark_counts_the_flops_that_torch_counts(model):
+    state = begin(model, [(1, 0), (1, 1)])
+    state, _ = advance(state, predict(model, state))
+    with FlopCounterMode(display=False) as counter:
+        logits = predict(model, state)
+    counted = sum(counter.get_flop_counts()["Global"].values())
+    config, layers = model.config, model.config.num_hidden_layers
+    longest = len(prefixes(model)[1])
+    attention = 4 * layers * 2 * config.hidden_size * 18 * (18 + longest) * 2  # which torch does not count on a CPU
+    assert decoding_flops(config, 4, longest, logits.shape[0] * logits.shape[1]) == counted + attention
+    assert all(speed > 0 for speed in measure(config, [3, 5], 2))
 
 
 def test_bfloat16_draws_valid_codes_from_float32_probabilities(model):

@@ -2,7 +2,8 @@
 
 `predict_plainly` is the plain loop of Show-o's code, which computes every sequence and all logits anew: what the tests
 hold the cached loop of `generate/sampling.py` against. Both are timed at the lite shape and at Show-o's (129 positions
-of text, 258 of image) on untrained models, and take turns at each step, so that other work slows both alike.
+of text, 258 of image) on untrained models, and take turns at each step, so that other work slows both alike. The speed
+is put beside this machine's measured matrix peak.
 """
 
 import time
@@ -59,8 +60,35 @@ def showo_shape() -> ShowoConfig:
     )
 
 
-def measure(config: ShowoConfig, text_lengths: list[int], candidates: int) -> tuple[float, float]:
-    """Images a second of the cached and of the plain loop, for prompts of the given numbers of words, seeded."""
+def matrix_peak(size: int = 2048, repeats: int = 5) -> float:
+    """Best FLOP/s of a float32 product of two (size, size) matrices, on torch's current threads."""
+    a, b = torch.randn(2, size, size).unbind()
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / min(seconds)
+
+
+def decoding_flops(config: ShowoConfig, passes: int, prompt_positions: int, logit_positions: int) -> float:
+    """Multiplications and additions in the matrix products of cached decoding; the pass over the prompts is left out.
+
+    passes: over L + 2 image positions each, which attend to themselves and to prompt_positions; logit_positions: those
+    whose K logits were computed.
+    """
+    width, positions = config.hidden_size, config.num_image_tokens + 2
+    weights = 4 * width * width + 2 * width * config.intermediate_size
+    attention = 2 * width * (positions + prompt_positions)
+    layers = passes * positions * config.num_hidden_layers * 2 * (weights + attention)
+    return layers + logit_positions * 2 * width * config.codebook_size
+
+
+def measure(config: ShowoConfig, text_lengths: list[int], candidates: int) -> tuple[float, float, float]:
+    """Images a second of the cached and of the plain loop, and the cached one's FLOP/s, seeded.
+
+    text_lengths: of each prompt its number of words; candidates: images of each.
+    """
     torch.manual_seed(0)
     model = Showo(config).eval()
     texts = [torch.randint(config.text_vocab_size, (length,)).tolist() for length in text_lengths]
@@ -68,8 +96,8 @@ def measure(config: ShowoConfig, text_lengths: list[int], candidates: int) -> tu
     paths = [(row, candidate) for row in range(len(texts)) for candidate in range(candidates)]
     encode_prompts(model, prefixes, Cost())  # warm-up
 
-    began = time.perf_counter()
-    state = start(model, encode_prompts(model, prefixes, Cost()), paths, SETTINGS, 0, Cost())
+    began, cost, logit_positions = time.perf_counter(), Cost(), 0
+    state = start(model, encode_prompts(model, prefixes, Cost()), paths, SETTINGS, 0, cost)
     cached = plain = time.perf_counter() - began
     while state.step < SETTINGS.steps:
         began = time.perf_counter()
@@ -77,17 +105,22 @@ def measure(config: ShowoConfig, text_lengths: list[int], candidates: int) -> tu
         plainly = time.perf_counter()
         logits = predict(model, state)
         predicted = time.perf_counter()
+        logit_positions += logits.shape[1] * (len(texts) if state.step == 0 else len(paths))
         state, _ = advance(state, logits)
         rest = time.perf_counter() - predicted  # sampling, which both loops need
         plain += plainly - began + rest
         cached += predicted - plainly + rest
-    return len(paths) / cached, len(paths) / plain
+    flops = decoding_flops(config, cost.generator_passes, max(map(len, prefixes)), logit_positions)
+    return len(paths) / cached, len(paths) / plain, flops / cached
 
 
 if __name__ == "__main__":
+    peak = matrix_peak()
+    print(f"matrix peak (float32, {torch.get_num_threads()} threads): {peak / 1e9:.0f} GFLOP/s")
     for name, config, text_lengths in (
         ("lite, 12 + 66 positions, 4 prompts x 8 candidates", lite_config(300, 0, 0), [4, 5, 7, 9]),
         ("Show-o's, 129 + 258 positions, 1 prompt x 8 candidates", showo_shape(), [126]),
     ):
-        cached, plain = measure(config, text_lengths, 8)
-        print(f"{name}: {cached / plain:.2f} times as fast as the plain loop ({cached:.1f} and {plain:.1f} images/s)")
+        cached, plain, speed = measure(config, text_lengths, 8)
+        told = f"{cached / plain:.2f} times as fast as the plain loop ({cached:.1f} and {plain:.1f} images/s)"
+        print(f"{name}: {told}, {speed / peak:.0%} of the peak")
