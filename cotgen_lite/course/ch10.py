@@ -11,10 +11,9 @@ from cotgen_lite.course.checker import compare
 from cotgen_lite.course.explorer import explorer
 from cotgen_lite.course.plots import CEILING, OTHER, OURS, PAPER, RIGHT, WRONG, legend_below, new_chart, sign
 
-WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind numbers that a line may cross
 # A part has one colour in every figure.
 COLORS = {"Show-o, MAGVIT-v2": OURS, "drawing": OURS, "verifier": OTHER, "left free": "#D9D9D9"}
-COLORS |= {"drawing and reading": CEILING, "decoding": CEILING}
+COLORS |= dict.fromkeys(("drawing and reading", "decoding"), CEILING)
 
 
 def draw_stacks(
@@ -29,9 +28,9 @@ def draw_stacks(
         axis.barh(names, [stacks[name][part] for name in names], 0.65, lefts, color=COLORS.get(part, PAPER), label=part)
     for at, name in enumerate(names):
         total = sum(stacks[name].values())
-        number = f"{total:,.0f}" if total >= 100 else f"{total:.1f}"
-        text = axis.annotate(number, (total, at), (5, 0), textcoords="offset points")
-        text.set(va="center", fontsize=8, color="#333333", bbox=WHITE)
+        text = axis.annotate(f"{total:,.{int(total < 100)}f}", (total, at), (5, 0), textcoords="offset points")
+        white = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # a line may cross the number
+        text.set(va="center", fontsize=8, color="#333333", bbox=white)
     for card, size in (lines or {}).items():
         axis.axvline(size, color="#333333", lw=1, ls="--")
         axis.text(size, 1.01, card, ha="center", va="bottom", fontsize=8, transform=axis.get_xaxis_transform())

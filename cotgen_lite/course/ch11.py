@@ -33,8 +33,7 @@ def draw_guesses(labels: Sequence[str], measured: Numbers, paper: Numbers, guess
     bars = [middle - low, high - middle]
     axis.errorbar(middle, places, xerr=bars, fmt="o", color=OURS, ms=6, lw=1.8, label="measured, 95% interval")
     axis.plot(paper, places, "s", color=PAPER, ms=6, ls="none", label="the paper's")
-    told = [(value, place) for place, value in enumerate(guesses) if value is not None]
-    if told:
+    if told := [(value, place) for place, value in enumerate(guesses) if value is not None]:
         axis.plot(*zip(*told, strict=True), "D", color=OTHER, ms=7, ls="none", label="your guess")
     axis.set_yticks(places, labels, fontsize=9)
     axis.set_ylim(len(labels) - 0.5, -0.5)
