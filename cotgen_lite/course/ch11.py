@@ -9,23 +9,14 @@ from matplotlib.figure import Figure
 
 from cotgen_lite.course.checker import compare, expect
 from cotgen_lite.course.explorer import explorer
-from cotgen_lite.course.plots import (
-    CHANCE,
-    OTHER,
-    OURS,
-    PAPER,
-    WRONG,
-    Numbers,
-    draw_profile,
-    legend_below,
-    new_chart,
-    wrap,
-)
+from cotgen_lite.course.plots import CHANCE, OTHER, OURS, PAPER, WRONG, draw_profile, legend_below, new_chart, wrap
 
 SIGNS = {"yes": (OURS, "o", "seen"), "no": (WRONG, "X", "not seen"), "undecided": (CHANCE, "D", "undecided")}
 
 
-def draw_guesses(labels: Sequence[str], measured: Numbers, paper: Numbers, guesses: Sequence[float | None]) -> Figure:
+def draw_guesses(
+    labels: Sequence[str], measured: npt.ArrayLike, paper: npt.ArrayLike, guesses: Sequence[float | None]
+) -> Figure:
     """What was guessed, what was measured, with its interval's ends (M, 3), and the paper's, a line a method."""
     figure, axis = new_chart(8, 0.38 * len(labels) + 1.1, "x", xlim=(0, 1), xlabel="overall GenEval accuracy")
     places = range(len(labels))
