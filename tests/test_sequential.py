@@ -243,11 +243,11 @@ def test_pre_training_learns_captions_and_resumes(
 ) -> None:
     data = CaptionedTokens(TEXTS, torch.tensor([[3] * LENGTH, [5] * LENGTH]), {"pictures": 2})
     taught, again = copy.deepcopy(model), copy.deepcopy(model)
-    log = train_generator(taught, data, 30, tmp_path, seed=0, learning_rate=1e-2)
+    log = train_generator(taught, data, 30, tmp_path, seed=0, rate=1e-2)
     assert log.losses[-1] < 4 and not taught.training
     with torch.no_grad():
         for text, code in zip(TEXTS, (3, 5), strict=True):
             assert plain_logits(taught, text, torch.empty(0, dtype=torch.long))[-1].argmax() == code
     monkeypatch.setattr("cotgen_lite.lite.generator_training.next_token_loss", None)  # nothing is left to do
-    train_generator(again, data, 30, tmp_path, seed=0, learning_rate=1e-2)
+    train_generator(again, data, 30, tmp_path, seed=0, rate=1e-2)
     assert all(torch.equal(a, b) for a, b in zip(taught.parameters(), again.parameters(), strict=True))

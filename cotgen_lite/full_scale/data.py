@@ -70,9 +70,8 @@ def make_full_data(
 ) -> float:
     """Draw n hot images of each prompt, label them, and write them to `out` / "pool.safetensors", with an about.json.
 
-    Work is kept in `out` / "shards": resumed, and shared out under `accelerate launch` (`pools.in_shards`); the first
-    process writes the pool. Returns the GPUs' seconds, all processes and earlier calls together. ValueError if a prompt
-    asks what GenEval tests.
+    Work is kept in `out` / "shards": resumed, and shared out under `accelerate launch` (`pools.in_shards`). Returns the
+    seconds of all processes and earlier calls together. ValueError if a prompt asks what GenEval tests.
     """
     refuse_held_out(prompts, geneval_meanings())
     pool, seconds = generate_labelled(generator, detector, prompts, n, seed, out / "shards")
@@ -98,11 +97,8 @@ def table() -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Draw and label the ranking data of the full scale; under `accelerate launch`, on several GPUs."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cotgen_lite.full_scale.data",
-        description=main.__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    program, style = "python -m cotgen_lite.full_scale.data", argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(program, description=main.__doc__, formatter_class=style)
     add = parser.add_argument
     add("--generator", default="showlab/show-o", help="Show-o: folder or hub name")
     add("--words", default="microsoft/phi-1_5", help="its words")
@@ -113,8 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--prompts", type=int, metavar="N", help="only the first N prompts, as a trial")
     add("--seed", type=int, default=0, help="of the images")
     add("--out", type=Path, default=Path("full"), help="where the pool goes")
-    types = ("float32", "bfloat16", "float16")
-    add("--dtype", choices=types, default="bfloat16", help="Show-o's; all else is float32")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="Show-o's; all else is float32")
     add("--estimate", action="store_true", help="only say what the whole job (with defaults) would take, as computed")
     options = parser.parse_args(arguments)
     if options.estimate:
@@ -135,8 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = every[: options.prompts]
     seconds = make_full_data(generator, detector, chosen, options.images_a_prompt, options.seed, options.out)
     if rank == 0:
-        images = len(chosen) * options.images_a_prompt
-        whole = len(every) * options.images_a_prompt
+        images, whole = (len(prompts) * options.images_a_prompt for prompts in (chosen, every))
         hours = f"{whole * seconds / images / 3600:.3g} hours of one process, shared by as many as are started"
         print(f"{options.out / POOL_FILE}: {images} images of {len(chosen)} prompts, {images / seconds:.3g} a second")
         print(f"all {len(every)} prompts at this rate: {hours}; {whole * IMAGE_BYTES / 1e6:.0f} MB of disk")

@@ -52,16 +52,10 @@ def load_llamagen(path: str | Path, grid: int, heads: int | None = None) -> Auto
     heads = heads or max(1, width // 64)
     if width % (4 * heads):
         raise ValueError(f"{width} numbers cannot be cut into {heads} heads of a multiple of 4: give another `heads`.")
-    config = AutoregressiveConfig(
-        codebook_size=codes,
-        grid=grid,
-        text_length=length,
-        text_width=text_width,
-        hidden_size=width,
-        num_hidden_layers=_count(state, "layers."),
-        num_attention_heads=heads,
-        intermediate_size=_shape(state, "layers.0.feed_forward.w1.weight", 2)[0],
-    )
+    inner, layers = _shape(state, "layers.0.feed_forward.w1.weight", 2)[0], _count(state, "layers.")
+    shape = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers}
+    read = {"codebook_size": codes, "grid": grid, "text_length": length, "text_width": text_width}
+    config = AutoregressiveConfig(**read, **shape, num_attention_heads=heads)
     with torch.device("meta"):  # neither drawn at random first nor twice in memory
         model = AutoregressiveModel(config)
     model.load_state_dict(convert_gpt(state, model), assign=True)
@@ -90,26 +84,22 @@ def renamed(name: str, parts: Mapping[str, str]) -> str:
 
 def _convert(state: Mapping[str, Tensor], model: nn.Module, parts: Mapping[str, str]) -> dict[str, Tensor]:
     """LlamaGen's weights under the model's names, after a check that they are exactly those."""
-    wanted, sources = (
-        model.state_dict(),
-        dict[str, list[str]](),
-    )  # of each of LlamaGen's weights: ours, cut from its rows
-    for name in wanted:
+    sizes, sources = {name: weight.shape for name, weight in model.state_dict().items()}, dict[str, list[str]]()
+    for name in sizes:
         sources.setdefault(renamed(name, parts), []).append(name)
-    rows = {theirs: [len(wanted[name]) for name in ours] for theirs, ours in sources.items()}
-    shapes = {theirs: (sum(rows[theirs]), *wanted[ours[0]].shape[1:]) for theirs, ours in sources.items()}
+    shapes = {theirs: (sum(sizes[n][0] for n in ours), *sizes[ours[0]][1:]) for theirs, ours in sources.items()}
     for name in [*shapes, *state]:
         found = tuple(state[name].shape) if name in state else "missing"
         if found != (right := shapes.get(name, "unexpected")):
             raise ValueError(
                 f"These weights are not LlamaGen's: {name} is {found}, but {right} here; give its released file."
             )
-    pieces = {theirs: state[theirs].split(rows[theirs]) for theirs in sources}
-    return {
-        name: piece.clone() if len(ours) > 1 else piece  # lest a piece keep the whole in memory
-        for theirs, ours in sources.items()
-        for name, piece in zip(ours, pieces[theirs], strict=True)
-    }
+    converted: dict[str, Tensor] = {}
+    for theirs, ours in sources.items():
+        pieces = state[theirs].split([sizes[name][0] for name in ours])
+        # A piece is copied, lest it keep the whole in memory.
+        converted |= zip(ours, pieces if len(ours) == 1 else [piece.clone() for piece in pieces], strict=True)
+    return converted
 
 
 def _halves(weight: Tensor, heads: int) -> Tensor:
@@ -176,7 +166,7 @@ def t5_features(
 ) -> tuple[Tensor, Tensor]:
     """T5's features of B captions (B, length, width), pads at the left, and which places are no pads, bool (B, length).
 
-    texts: the captions' ids, by `LlamaGenGenerator.encode`. ValueError for one too long, where LlamaGen would cut it.
+    ValueError for a caption that is too long, where LlamaGen would cut it.
     """
     ended = [[*text, tokenizer.eos_token_id] for text in texts]
     longest = max(len(text) for text in ended)
@@ -208,8 +198,7 @@ class LlamaGenGenerator(AutoregressiveGenerator):
     ) -> "LlamaGenGenerator":
         """Load LlamaGen's two files, and T5 with its words from a folder or hub name; OSError without them.
 
-        grid: as in `load_llamagen`, as are errors. device: "auto" takes a GPU if there is one. dtype: of generator and
-        T5.
+        grid: as in `load_llamagen`, as are errors. device: "auto" takes a GPU. dtype: of generator and T5.
         """
         chosen = chosen_device(device)
         generator = cls(

@@ -13,16 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+import transformers as hf
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from transformers import (
-    AutoTokenizer,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    Mask2FormerConfig,
-    Mask2FormerForUniversalSegmentation,
-    Mask2FormerImageProcessorPil,
-)
 
 from cotgen_lite.geneval import THRESHOLD, Box, Detection, Detector, evaluate, threshold_of
 from cotgen_lite.hub import chosen_device, data_path, load_complete, write_atomically
@@ -105,7 +98,7 @@ def grey_crop(picture: Image.Image, mask: Tensor) -> Image.Image:
     return on_grey.crop(mask_box(mask))
 
 
-class CocoMask2Former(Mask2FormerForUniversalSegmentation):
+class CocoMask2Former(hf.Mask2FormerForUniversalSegmentation):
     """transformers' Mask2Former, told of weights that it makes no use of, so that the hub's files lack them."""
 
     _keys_to_ignore_on_load_missing = [r"\.swin\.layernorm\."]
@@ -131,7 +124,7 @@ class Mask2FormerDetector:
         self.names = geneval_names(self.model.config.id2label)
         # Not the checkpoint's own settings: the hub's squeeze every image into 384 x 384 px, mmdet's do not.
         size = dict(zip(("shortest_edge", "longest_edge"), self.input_size, strict=True))
-        self.processor = Mask2FormerImageProcessorPil(size=size)
+        self.processor = hf.Mask2FormerImageProcessorPil(size=size)
         self._words: dict[str, Tensor] = {}
 
     @classmethod
@@ -145,10 +138,10 @@ class Mask2FormerDetector:
         weights are missing; OSError if there is no such model.
         """
         chosen = chosen_device(device)
-        geneval_names(Mask2FormerConfig.from_pretrained(detector_path).id2label)  # before any weight is loaded
+        geneval_names(hf.Mask2FormerConfig.from_pretrained(detector_path).id2label)  # before any weight is loaded
         detector = load_complete(CocoMask2Former, detector_path, dtype=torch.float32).to(chosen)
-        clip = load_complete(CLIPModel, clip_path, dtype=torch.float32).to(chosen)
-        readers = AutoTokenizer.from_pretrained(clip_path), CLIPImageProcessorPil.from_pretrained(clip_path)
+        clip = load_complete(hf.CLIPModel, clip_path, dtype=torch.float32).to(chosen)
+        readers = hf.AutoTokenizer.from_pretrained(clip_path), hf.CLIPImageProcessorPil.from_pretrained(clip_path)
         return cls(detector, clip, *readers, **options)
 
     @torch.inference_mode()
@@ -159,9 +152,7 @@ class Mask2FormerDetector:
         Overlapping ones all stay.
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(
-                f"Images must be a uint8 tensor of shape (B, 3, H, W); got {images.dtype}, {tuple(images.shape)}."
-            )
+            raise ValueError(f"Give a uint8 tensor of shape (B, 3, H, W), not {images.dtype} {tuple(images.shape)}.")
         chunks = images.split(self.batch_size) if len(images) else ()
         return [found for chunk in chunks for found in self._detect(chunk.cpu())]
 
@@ -246,10 +237,9 @@ def draw_pictures() -> tuple[Tensor, list[Detection]]:
 def self_check(detector: Detector) -> dict[str, int]:
     """Look at a few drawn pictures of known content first, and stop if hardly anything in them is recognised.
 
-    It shows gross faults: random or foreign weights, wrong class names, swapped channels or axes, boxes in other
-    pixels. It cannot show that scores equal GenEval's: flat icons are no photos, and the bounds (a third found, half of
-    these in the right colour) are guesses on the safe side. Returns how many were drawn, found, and colored (found, and
-    in the right colour). RuntimeError where a bound is missed.
+    It shows gross faults: foreign weights, wrong class names, swapped channels or axes, boxes in other pixels. It
+    cannot show that scores equal GenEval's: flat icons are no photos, and the bounds are guesses on the safe side.
+    Returns how many were drawn, found, and found in the right colour. RuntimeError where a bound is missed.
     """
     images, there = draw_pictures()
     hits = []

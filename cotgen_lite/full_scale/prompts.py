@@ -13,23 +13,9 @@ from functools import cache
 from itertools import chain, islice
 from pathlib import Path
 
+from cotgen_lite import prompts as templates
 from cotgen_lite.hub import data_path, data_root, write_atomically
-from cotgen_lite.prompts import (
-    COUNTS,
-    GENEVAL,
-    RELATIONS,
-    TAGS,
-    Names,
-    Prompt,
-    color_attr,
-    colored,
-    counting,
-    meaning_hash,
-    position,
-    read_geneval,
-    single_object,
-    two_object,
-)
+from cotgen_lite.prompts import COUNTS, GENEVAL, RELATIONS, TAGS, Names, Prompt, meaning_hash, read_geneval
 
 OBJECTS_FILE, MEANINGS_FILE = "prompts/everyday_objects.txt", "prompts/geneval_meanings.txt"
 
@@ -88,18 +74,22 @@ def _candidates(tag: str, names: Names) -> Iterator[Prompt]:
     """All prompts of a tag about one kind of thing; of a tag about two things, random ones without end."""
     colorable = [name for name in names.objects if name != "person"]  # GenEval colours no person either
     if tag == "single_object":
-        yield from (single_object(name, names) for name in names.objects)
+        yield from (templates.single_object(name, names) for name in names.objects)
     elif tag == "counting":
-        yield from (counting(name, count, names) for name in names.objects for count in COUNTS.values())
+        yield from (templates.counting(name, count, names) for name in names.objects for count in COUNTS.values())
     elif tag == "colors":
-        yield from (colored(name, color, names) for name in colorable for color in names.colors)
+        yield from (templates.colored(name, color, names) for name in colorable for color in names.colors)
     chance = random.Random(f"cotgen_lite full {tag}")
     while tag == "color_attr":
         (a, b), (color_a, color_b) = chance.sample(colorable, 2), chance.sample(names.colors, 2)
-        yield color_attr(a, color_a, b, color_b, names)
+        yield templates.color_attr(a, color_a, b, color_b, names)
     while tag in ("two_object", "position"):
         a, b = chance.sample(names.objects, 2)
-        yield two_object(a, b, names) if tag == "two_object" else position(a, chance.choice(RELATIONS), b, names)
+        yield (
+            templates.two_object(a, b, names)
+            if tag == "two_object"
+            else templates.position(a, chance.choice(RELATIONS), b, names)
+        )
 
 
 def _unseen(prompts: Iterator[Prompt], seen: set[str]) -> Iterator[Prompt]:
@@ -112,7 +102,7 @@ def _unseen(prompts: Iterator[Prompt], seen: set[str]) -> Iterator[Prompt]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Make the hashes of what GenEval's prompts ask for anew, from its own file."""
-    parser = argparse.ArgumentParser(prog="python -m cotgen_lite.full_scale.prompts", description=(main.__doc__ or ""))
+    parser = argparse.ArgumentParser(prog="python -m cotgen_lite.full_scale.prompts", description=main.__doc__)
     parser.add_argument("geneval", type=Path, metavar="GENEVAL.jsonl", help="GenEval's own evaluation_metadata.jsonl")
     options = parser.parse_args(arguments)
     try:

@@ -80,9 +80,8 @@ def save_words(folder: Path) -> hf.PreTrainedTokenizerFast:
 
 def _ids(words: hf.PreTrainedTokenizerFast) -> dict[str, Any]:
     """What a language model's config says of its words."""
-    return {f"{name}_token_id": getattr(words, f"{name}_token_id") for name in ("pad", "bos", "eos")} | {
-        "vocab_size": len(words)
-    }
+    special = {f"{name}_token_id": getattr(words, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    return special | {"vocab_size": len(words)}
 
 
 def save_showo(folder: Path, words: hf.PreTrainedTokenizerFast, tokens: int) -> None:
@@ -94,15 +93,9 @@ def save_showo(folder: Path, words: hf.PreTrainedTokenizerFast, tokens: int) -> 
     sizes |= {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
     config = ShowoConfig(text_vocab_size=len(words), num_image_tokens=tokens, **sizes)
     released = {
-        "_class_name": "Showo",
-        "_diffusers_version": "0.30.1",
-        "codebook_size": config.codebook_size,
-        "llm_model_path": "microsoft/phi-1_5",
-        "llm_vocab_size": config.text_vocab_size,
-        "load_from_showo": True,
-        "mask_token_id": config.mask_id,
-        "num_vq_tokens": tokens,
-        "vocab_size": config.vocab_size,
+        **{"_class_name": "Showo", "_diffusers_version": "0.30.1", "codebook_size": config.codebook_size},
+        **{"llm_model_path": "microsoft/phi-1_5", "llm_vocab_size": config.text_vocab_size, "load_from_showo": True},
+        **{"mask_token_id": config.mask_id, "num_vq_tokens": tokens, "vocab_size": config.vocab_size},
         "w_clip_vit": False,
     }
     _write(folder, released | sizes, _stir(Showo(config)).state_dict())
@@ -151,23 +144,15 @@ def save_llamagen(model: Path, vq: Path, t5: Path, words: hf.PreTrainedTokenizer
     The files are pickles, as LlamaGen's are, but hold nothing except named tensors.
     """
     width, inner, text, codes = 64, 96, 32, 512
-    shapes = {
-        "cls_embedding.uncond_embedding": (120, text),
-        "cls_embedding.cap_proj.fc1.weight": (width, text),
-        "cls_embedding.cap_proj.fc2.weight": (width, width),
-        "tok_embeddings.weight": (codes, width),
-        "norm.weight": (width,),
-        "output.weight": (codes, width),
-    }
-    for layer in ("layers.0", "layers.1"):
-        shapes |= {f"{layer}.attention.wqkv.weight": (3 * width, width), f"{layer}.attention.wo.weight": (width, width)}
-        shapes |= {f"{layer}.feed_forward.{part}.weight": (inner, width) for part in ("w1", "w3")}
-        shapes |= {f"{layer}.feed_forward.w2.weight": (width, inner)}
-        shapes |= {f"{layer}.{part}_norm.weight": (width,) for part in ("attention", "ffn")}
-    state = {
-        name: 2 * torch.randn(shape) / shape[-1] ** 0.5 if len(shape) > 1 else torch.ones(shape)
-        for name, shape in shapes.items()
-    }
+    shapes = {"cls_embedding.uncond_embedding": (120, text), "cls_embedding.cap_proj.fc1.weight": (width, text)}
+    shapes |= {"cls_embedding.cap_proj.fc2.weight": (width, width), "tok_embeddings.weight": (codes, width)}
+    shapes |= {"output.weight": (codes, width)}
+    layer = {"attention.wqkv": (3 * width, width), "attention.wo": (width, width), "feed_forward.w1": (inner, width)}
+    layer |= {"feed_forward.w3": (inner, width), "feed_forward.w2": (width, inner)}
+    shapes |= {f"layers.{i}.{part}.weight": shape for i in range(2) for part, shape in layer.items()}
+    norms = ["norm.weight", *(f"layers.{i}.{part}_norm.weight" for i in range(2) for part in ("attention", "ffn"))]
+    state = {name: 2 * torch.randn(shape) / shape[-1] ** 0.5 for name, shape in shapes.items()}
+    state |= {name: torch.ones(width) for name in norms}
     pixels = _stir(hf.JanusVQVAE(hf.JanusVQVAEConfig(**SMALL_VQ, num_patches=16))).state_dict()
     rebuilt = {renamed(name, VQ_NAMES): weights for name, weights in pixels.items()}
     for file, tensors in ((model, state), (vq, rebuilt)):
@@ -183,14 +168,10 @@ def save_mask2former(folder: Path) -> None:
     stages = {"depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "embed_dim": 8, "window_size": 2}
     few = {"encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2, "num_queries": 12}
     narrow = {"encoder_feedforward_dim": 16, "dim_feedforward": 16}
-    config = hf.Mask2FormerConfig(
-        backbone_config=hf.SwinConfig(image_size=32, **stages, out_features=STAGES),
-        **dict.fromkeys(("feature_size", "mask_feature_size", "hidden_dim"), 32),  # group norms have 32 groups
-        **few,
-        **narrow,
-        id2label=dict(enumerate(GENEVAL.objects)),
-        label2id={name: number for number, name in enumerate(GENEVAL.objects)},
-    )
+    narrow |= dict.fromkeys(("feature_size", "mask_feature_size", "hidden_dim"), 32)  # group norms have 32 groups
+    backbone, classes = hf.SwinConfig(image_size=32, **stages, out_features=STAGES), dict(enumerate(GENEVAL.objects))
+    names = {name: number for number, name in classes.items()}
+    config = hf.Mask2FormerConfig(backbone_config=backbone, **few, **narrow, id2label=classes, label2id=names)
     model = CocoMask2Former(config)
     with torch.no_grad():
         model.class_predictor.weight.mul_(25)  # sure of itself, and wrong

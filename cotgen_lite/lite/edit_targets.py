@@ -18,7 +18,7 @@ from cotgen_lite.align.self_correction import Correction
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.geneval import Detection, evaluate, threshold_of
 from cotgen_lite.lite.judges import TemplateJudge
-from cotgen_lite.lite.world import Scene, SceneObject, apart, clearly, free_places, icon_box, layouts, render, world
+from cotgen_lite.lite.world import Scene, SceneObject, clearly, free_places, icon_box, layouts, render, world
 from cotgen_lite.pools import Pool
 from cotgen_lite.prompts import Prompt, Requirement, refuse_held_out
 from cotgen_lite.verify.reasons import write_reasons
@@ -43,12 +43,8 @@ def edit_target(prompt: Prompt, detections: Sequence[Detection], rng: np.random.
         for item, one in zip(items, like, strict=True)
     ]
     were = [(one.x, one.y) if one else None for one in like]
-    related = next(((i, item.position) for i, item in enumerate(prompt.include) if item.position), None)
-    if related:
-        item, (relation, reference) = related
-        places = _move(relation, item, reference, were, rng)
-    else:
-        places = _stay(were, [one is None for one in own], rng)
+    related = next(((i, *item.position) for i, item in enumerate(prompt.include) if item.position), None)
+    places = _move(*related, were, rng) if related else _stay(were, [one is None for one in own], rng)
     return tuple(SceneObject(i.name, color, *place) for i, color, place in zip(items, colors, places, strict=True))
 
 
@@ -56,20 +52,17 @@ def _as_object(detection: Detection) -> SceneObject:
     """A detection as an icon in the nearest cell of the lattice."""
     x0, y0, *_ = icon_box(detection.name)
     last = world().image_size - world().object_size
-    x, y = (
-        int(np.clip(round((corner - inset) / world().lattice) * world().lattice, 0, last))
-        for corner, inset in zip(detection.box[:2], (x0, y0), strict=True)
-    )
+    corner = np.array(detection.box[:2]) - (x0, y0)
+    x, y = (np.round(corner / world().lattice) * world().lattice).clip(0, last).astype(int).tolist()
     return SceneObject(detection.name, detection.color or "unknown", x, y)
 
 
 def _take(seen: list[SceneObject], item: Requirement) -> SceneObject | None:
     """Takes an object of the item's class out of those seen, in its colour if there is one."""
     own = sorted((one for one in seen if one.name == item.name), key=lambda one: one.color != item.color)
-    if not own:
-        return None
-    seen.remove(own[0])
-    return own[0]
+    if own:
+        seen.remove(own[0])
+    return own[0] if own else None
 
 
 def _stay(were: Sequence[Place | None], later: Sequence[bool], rng: np.random.Generator) -> list[Place]:
@@ -79,8 +72,7 @@ def _stay(were: Sequence[Place | None], later: Sequence[bool], rng: np.random.Ge
     """
     places: dict[int, Place] = {}
     for i in sorted(range(len(were)), key=lambda i: later[i]):
-        was = were[i]
-        if was and all(apart(was, other) for other in places.values()):
+        if (was := were[i]) and was in free_places(places.values()):
             places[i] = was
     for i in range(len(were)):
         if i not in places:
@@ -90,7 +82,7 @@ def _stay(were: Sequence[Place | None], later: Sequence[bool], rng: np.random.Ge
 
 
 def _move(
-    relation: str, item: int, reference: int, were: Sequence[Place | None], rng: np.random.Generator
+    item: int, relation: str, reference: int, were: Sequence[Place | None], rng: np.random.Generator
 ) -> list[Place]:
     """The places nearest to where two objects were in which the relation is clear: best if only one of them moves."""
     pairs = rng.permutation(_related(relation))
@@ -106,8 +98,7 @@ def _move(
 @cache
 def _related(relation: str) -> npt.NDArray[np.int64]:
     """All pairs of places (K, 2, 2), of an item and its reference, that are clearly in the relation."""
-    pairs = product(layouts(), layouts())
-    return np.array([pair for pair in pairs if clearly(relation, *pair)])
+    return np.array([pair for pair in product(layouts(), layouts()) if clearly(relation, *pair)])
 
 
 def corrections(

@@ -37,12 +37,7 @@ def make_captioned_tokens(
 
 
 def train_generator(
-    model: Showo | AutoregressiveModel,
-    data: CaptionedTokens,
-    steps: int,
-    work_dir: Path,
-    seed: int,
-    learning_rate: float = 2e-3,
+    model: Showo | AutoregressiveModel, data: CaptionedTokens, steps: int, work_dir: Path, seed: int, rate: float = 2e-3
 ) -> TrainingLog:
     """Train in place, resumable from `work_dir`, in batches of 64: a `Showo` to fill in masked tokens (Show-o's loss),
     an `AutoregressiveModel` to predict each token from the caption and the tokens before it."""
@@ -52,9 +47,8 @@ def train_generator(
         chosen = torch.randint(len(data.text_ids), (BATCH_SIZE,), generator=generator)
         texts, tokens = [data.text_ids[i] for i in chosen.tolist()], data.tokens[chosen].long()
         if isinstance(model, Showo):
-            prefixes = [text_prefix(model.config, text) for text in texts]
-            return masked_loss(model, prefixes, tokens, generator)
+            return masked_loss(model, [text_prefix(model.config, text) for text in texts], tokens, generator)
         return next_token_loss(model, texts, tokens, generator)
 
     label = "generator" if isinstance(model, Showo) else "next-token generator"
-    return train(model, loss_at, steps, learning_rate, work_dir, label, about=data.about | {"training_seed": seed})
+    return train(model, loss_at, steps, rate, work_dir, label, about=data.about | {"training_seed": seed})

@@ -38,10 +38,9 @@ class TokenizerTraining:
 def train_tokenizer(
     model: Magvit, draw: Callable[[np.random.Generator, int], Tensor], config: TokenizerTraining, work: Path
 ) -> TrainingLog:
-    """Trains a tokenizer in place, going on where an interrupted run in the same folder stopped.
+    """Trains a tokenizer in place; resuming and errors as in `training.train`, whose checkpoint is in `work`.
 
-    model: left in evaluation mode. draw(rng, n): n images, uint8 (n, 3, H, W); step s draws with a generator seeded by
-    (seed, s). work: folder of the checkpoint. Errors: ValueError if the checkpoint in `work` is another run's.
+    draw(rng, n): n images, uint8 (n, 3, H, W); step s draws with a generator seeded by (seed, s).
     """
 
     def loss_at(step: int) -> Tensor:
@@ -52,10 +51,9 @@ def train_tokenizer(
 
 
 def tokenizer_loss(model: Magvit, images: Tensor, config: TokenizerTraining) -> Tensor:
-    """The training loss on one batch, uint8 (B, 3, H, W): a scalar with a gradient.
+    """The training loss on one batch, uint8 (B, 3, H, W): a scalar with a gradient (Yu et al. 2024, section 3.1).
 
-    Reconstruction is per pixel, in [-1, 1]; certainty and diversity are in nats, commitment is per bit. Source: Yu et
-    al. 2024, section 3.1.
+    Reconstruction is per pixel, in [-1, 1]; certainty and diversity are in nats, commitment is per bit.
     """
     pixels = to_pixels(images)
     marked = foreground(pixels)
@@ -79,30 +77,25 @@ def tokenizer_loss(model: Magvit, images: Tensor, config: TokenizerTraining) -> 
 
 
 def foreground(pixels: Tensor) -> Tensor:
-    """Marks what is on or within 2 px of an object: wherever a picture leaves its own median colour.
-
-    pixels: float (B, 3, H, W) in [-1, 1]. Returns float (B, 1, H, W) of 0 and 1.
-    """
+    """1 on and within 2 px of objects, where pixels (B, 3, H, W) leave their median colour, else 0: (B, 1, H, W)."""
     ground = pixels.flatten(2).median(dim=2).values[:, :, None, None]
     off = ((pixels - ground).abs().amax(1, keepdim=True) > 0.1).float()
     return F.max_pool2d(off, 5, stride=1, padding=2)
 
 
 def token_entropies(values: Tensor) -> Tensor:
-    """How uncertain each token is when its signs are softened to probabilities.
+    """How uncertain each token is when its signs are softened to probabilities, in nats (N,): equation 5.
 
-    values: float (N, bits), the encoder's output; a bit is +1 with probability sigmoid(4·value), the softmax over
-    the squared distances to ±1. Returns float (N,), nats. Source: Yu et al. 2024, equation 5.
+    values: float (N, bits), the encoder's output; a bit is +1 with probability sigmoid(4·value), the softmax over the
+    squared distances to ±1.
     """
-    p = torch.sigmoid(4 * values)
-    return F.binary_cross_entropy_with_logits(4 * values, p, reduction="none").sum(1)
+    return F.binary_cross_entropy_with_logits(4 * values, torch.sigmoid(4 * values), reduction="none").sum(1)
 
 
 def mean_token_entropy(values: Tensor, share: Tensor) -> Tensor:
-    """How many different tokens are in use: the entropy of the mean token, over all 2**bits of them.
+    """How many different tokens are in use: the entropy of the mean token, over all 2**bits of them, in nats.
 
-    values: float (N, bits), as in `token_entropies`. share: float (N,), what each token counts in the mean.
-    Returns a scalar, nats; 0 for N = 0. Source: Yu et al. 2024, equation 5.
+    values: (N, bits), as in `token_entropies`. share: (N,), what each counts in the mean. 0 for N = 0. Equation 5.
     """
     bits = values.shape[1]
     codes = tokens_to_bits(torch.arange(2**bits, device=values.device), bits)

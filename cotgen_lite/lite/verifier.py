@@ -13,31 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers as hf
 from torch import Tensor
-from transformers import (
-    DynamicCache,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerBase,
-    Qwen2Config,
-    SiglipVisionConfig,
-)
+from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerBase
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from cotgen_lite.hub import write_manifest
-from cotgen_lite.lite.verifier_questions import (
-    CROSSWISE,
-    another,
-    as_dialogue,
-    encode_dialogue,
-    pick,
-    relations_seen,
-)
+from cotgen_lite.lite.verifier_questions import another, as_dialogue, encode_dialogue, pick, relations_seen
 from cotgen_lite.lite.vocabulary import IMAGE, USER
 from cotgen_lite.lite.world import Scene, render, scene_for, world
 from cotgen_lite.metrics import roc_auc
-from cotgen_lite.prompts import OPPOSITE, TAGS, Prompt, Requirement, lite_prompts
+from cotgen_lite.prompts import OPPOSITE, RELATIONS, TAGS, Prompt, Requirement, lite_prompts
 from cotgen_lite.verify.verifier import ORM_QUESTION, POTENTIAL_QUESTION, PRM_QUESTION, Verifier
 
 # The answers are closed by the end token, which {% generation %} marks as part of what is learned.
@@ -65,9 +51,9 @@ def lite_verifier(tokenizer: PreTrainedTokenizerBase) -> LlavaForConditionalGene
     decoder |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     decoder |= {"vocab_size": len(tokenizer), "tie_word_embeddings": True}
     read = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full", "tie_word_embeddings": True}
-    config = LlavaConfig(
-        vision_config=SiglipVisionConfig(**same, intermediate_size=512, num_hidden_layers=3, **tower),
-        text_config=Qwen2Config(**same, intermediate_size=256, num_hidden_layers=4, **decoder),
+    config = hf.LlavaConfig(
+        vision_config=hf.SiglipVisionConfig(**same, intermediate_size=512, num_hidden_layers=3, **tower),
+        text_config=hf.Qwen2Config(**same, intermediate_size=256, num_hidden_layers=4, **decoder),
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
         image_seq_length=picture.grid**2,
         **read,
@@ -136,7 +122,7 @@ def read_together(
     decoder = model.model.language_model
     user = torch.full((len(features), 1), tokenizer.convert_tokens_to_ids(USER))
     prefix = torch.cat([decoder.embed_tokens(user), features], dim=1)
-    cache = DynamicCache(config=model.config.text_config)
+    cache = hf.DynamicCache(config=model.config.text_config)
     decoder(inputs_embeds=prefix, past_key_values=cache, use_cache=True)
     lengths = np.array([len(ids) for _, ids, _ in encoded])
     for members in np.array_split(np.argsort(lengths, kind="stable"), min(GROUPS, len(encoded))):
@@ -144,7 +130,7 @@ def read_together(
         for row, member in enumerate(members):
             ids[row, : lengths[member]] = torch.tensor(encoded[member][1])
         image = torch.tensor([encoded[member][0] for member in members])
-        own = DynamicCache([(layer.keys[image], layer.values[image]) for layer in cache.layers])
+        own = hf.DynamicCache([(layer.keys[image], layer.values[image]) for layer in cache.layers])
         out = decoder(input_ids=ids, past_key_values=own, use_cache=True, output_hidden_states=True)
         rows, places = torch.tensor([(row, at) for row, member in enumerate(members) for at in encoded[member][2]]).T
         middle = len(out.hidden_states) // 2
@@ -229,7 +215,8 @@ def hard_negative(prompt: Prompt, rng: np.random.Generator) -> Scene:
             change(0, count=pick([n for n in (items[0].count - 1, items[0].count + 1) if n <= 4], rng))
         case "position" if chance >= 0.2:
             relation = items[1].position[0]  # type: ignore[index]
-            change(1, position=(OPPOSITE[relation] if chance < 0.6 else pick(CROSSWISE[relation], rng), 0))
+            crosswise = [r for r in RELATIONS if r not in (relation, OPPOSITE[relation])]
+            change(1, position=(OPPOSITE[relation] if chance < 0.6 else pick(crosswise, rng), 0))
         case "position":
             change(1 if chance < 0.1 else 0, name=other)
         case "color_attr" if chance < 0.5:

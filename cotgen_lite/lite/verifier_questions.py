@@ -273,7 +273,6 @@ _MATCH_KINDS = (
     *(_match_position,) * 5,
     *(_match_binding,) * 2,
 )
-CROSSWISE = {relation: RELATIONS[2:] if relation in RELATIONS[:2] else RELATIONS[:2] for relation in RELATIONS}
 
 
 def _alone(scene: Scene) -> list[SceneObject]:

@@ -41,16 +41,8 @@ def lite_words() -> list[str]:
 def lite_tokenizer() -> PreTrainedTokenizerFast:
     """The lite tokenizer: lower-cased words and punctuation, no subwords; an unknown word becomes `<|unknown|>`."""
     entries = [END_OF_TEXT, PAD, IMAGE, USER, ASSISTANT, UNKNOWN, *lite_words()]
-    vocabulary = {entry: index for index, entry in enumerate(entries)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        pad_token=PAD,
-        unk_token=UNKNOWN,
-        additional_special_tokens=[IMAGE, USER, ASSISTANT],
-        clean_up_tokenization_spaces=False,
-    )
+    words = Tokenizer(models.WordLevel({entry: index for index, entry in enumerate(entries)}, unk_token=UNKNOWN))
+    words.normalizer, words.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.BertPreTokenizer()
+    special = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PAD, "unk_token": UNKNOWN}
+    more = {"additional_special_tokens": [IMAGE, USER, ASSISTANT], "clean_up_tokenization_spaces": False}
+    return PreTrainedTokenizerFast(tokenizer_object=words, **special, **more)

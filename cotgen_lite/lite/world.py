@@ -37,36 +37,27 @@ class CaptionNoise:
     """How often a pre-training caption is wrong about its picture, as web captions are.
 
     These rates shape the baseline's profile: weak at position and binding, good at single objects.
-
-    object_missing: of two things named, only one is there (the other is another class, or absent).
-    relation_ignored: the two things stand anywhere. colors_swapped: each has the other's colour.
-    color_wrong: a single coloured thing has another colour. count_off: one more or one fewer than the caption says.
     """
 
-    object_missing: float
-    relation_ignored: float
-    colors_swapped: float
-    color_wrong: float
-    count_off: float
+    object_missing: float  # of two things named, only one is there; the other is another class, or absent
+    relation_ignored: float  # the two things stand anywhere
+    colors_swapped: float  # each has the other's colour
+    color_wrong: float  # a single coloured thing has another colour
+    count_off: float  # one more or one fewer than the caption says
 
 
 @dataclass(frozen=True)
 class World:
-    """What `world/world.json` says, beside the sizes of the prompt sets (`prompts.py`).
-
-    glyphs: each object's character in `world/objects.ttf`. palette, background: red, green and blue, 0..255.
-    image_size, object_size: pixels a side of a picture and of an icon's cell. lattice: cells start on multiples of it;
-    it is the patch of an image token, so of image tokenizer and learned judge, which take 8.
-    """
+    """What `world/world.json` says, beside the sizes of the prompt sets (`prompts.py`); sizes are in pixels a side."""
 
     objects: tuple[str, ...]
     colors: tuple[str, ...]
-    glyphs: dict[str, str]
-    palette: dict[str, tuple[int, int, int]]
+    glyphs: dict[str, str]  # each object's character in `world/objects.ttf`
+    palette: dict[str, tuple[int, int, int]]  # red, green and blue, 0..255
     background: tuple[int, int, int]
     image_size: int
-    object_size: int
-    lattice: int
+    object_size: int  # of an icon's cell, which starts on multiples of the lattice
+    lattice: int  # the patch of an image token; image tokenizer and learned judge take 8
     caption_noise: CaptionNoise
 
     @property
@@ -162,8 +153,7 @@ def scene_for(prompt: Prompt, rng: np.random.Generator) -> Scene:
 
 def noisy_pair(rng: np.random.Generator, noise: CaptionNoise) -> tuple[Prompt, Scene]:
     """A pre-training example: a caption from the train set, all six tags alike, and the scene it was found beside."""
-    by_tag = _train_by_tag()
-    options = by_tag[TAGS[rng.integers(len(TAGS))]]
+    options = _train_by_tag()[TAGS[rng.integers(len(TAGS))]]
     caption = options[rng.integers(len(options))]
     return caption, scene_for(_what_is_there(caption, rng, noise), rng)
 
@@ -175,22 +165,22 @@ def _train_by_tag() -> dict[str, list[Prompt]]:
 
 def _what_is_there(caption: Prompt, rng: np.random.Generator, noise: CaptionNoise) -> Prompt:
     """What the picture beside a noisy caption really shows, as a prompt without text."""
-    items = list(caption.include)
-    if caption.tag == "counting" and rng.random() < noise.count_off:
+    items, tag = list(caption.include), caption.tag
+    if tag == "counting" and rng.random() < noise.count_off:
         counts = [count for count in (items[0].count - 1, items[0].count + 1) if count <= 4]
         items = [replace(items[0], count=int(rng.choice(counts)))]
-    if caption.tag == "colors" and rng.random() < noise.color_wrong:
+    if tag == "colors" and rng.random() < noise.color_wrong:
         items = [replace(items[0], color=_random_colors(1, rng)[0])]
-    if caption.tag == "position" and rng.random() < noise.relation_ignored:
+    if tag == "position" and rng.random() < noise.relation_ignored:
         items = [replace(item, position=None) for item in items]
-    if caption.tag == "color_attr" and rng.random() < noise.colors_swapped:
+    if tag == "color_attr" and rng.random() < noise.colors_swapped:
         items = [replace(items[0], color=items[1].color), replace(items[1], color=items[0].color)]
     if len(items) == 2 and rng.random() < noise.object_missing:
         lost = int(rng.integers(2))
         kept = replace(items[1 - lost], position=None)
         other = Requirement(_random_names(1, rng)[0], color=items[lost].color)
         items = [kept] if rng.random() < 0.5 else [kept, other]
-    return Prompt("", caption.tag, tuple(items))
+    return Prompt("", tag, tuple(items))
 
 
 def _place(names: Sequence[str], colors: Sequence[str], rng: np.random.Generator) -> Scene:
@@ -212,12 +202,8 @@ def layouts() -> list[tuple[int, int]]:
 
 def free_places(taken: Collection[tuple[int, int]]) -> list[tuple[int, int]]:
     """The places whose cells overlap with none that is taken."""
-    return [spot for spot in layouts() if all(apart(spot, other) for other in taken)]
-
-
-def apart(a: tuple[int, int], b: tuple[int, int]) -> bool:
-    """Whether the cells of two icons at these places do not overlap."""
-    return max(abs(a[0] - b[0]), abs(a[1] - b[1])) >= world().object_size
+    size = world().object_size
+    return [(x, y) for x, y in layouts() if all(max(abs(x - u), abs(y - v)) >= size for u, v in taken)]
 
 
 def clearly(relation: str, item: tuple[int, int], reference: tuple[int, int]) -> bool:
