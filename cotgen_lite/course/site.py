@@ -40,9 +40,9 @@ def build_site(root: Path, out: Path) -> list[Path]:
 
 
 def sources_of(root: Path) -> list[Path]:
-    """What becomes a page: the READMEs, and all notebooks and pages beside them."""
-    folder = root / "notebooks"
-    return [root / "README.md", root / "data/README.md", *sorted(folder.glob("*.md")), *sorted(folder.glob("*.ipynb"))]
+    """What becomes a page: the READMEs, how to contribute, and all notebooks and pages beside them."""
+    beside = [*sorted(root.glob("notebooks/*.md")), *sorted(root.glob("notebooks/*.ipynb"))]
+    return [*(root / name for name in ("README.md", "data/README.md", ".github/CONTRIBUTING.md")), *beside]
 
 
 def slug(heading: str) -> str:
