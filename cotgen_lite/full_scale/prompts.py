@@ -85,11 +85,10 @@ def _candidates(tag: str, names: Names) -> Iterator[Prompt]:
         yield templates.color_attr(a, color_a, b, color_b, names)
     while tag in ("two_object", "position"):
         a, b = chance.sample(names.objects, 2)
-        yield (
-            templates.two_object(a, b, names)
-            if tag == "two_object"
-            else templates.position(a, chance.choice(RELATIONS), b, names)
-        )
+        if tag == "two_object":
+            yield templates.two_object(a, b, names)
+        else:
+            yield templates.position(a, chance.choice(RELATIONS), b, names)
 
 
 def _unseen(prompts: Iterator[Prompt], seen: set[str]) -> Iterator[Prompt]:

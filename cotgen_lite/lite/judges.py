@@ -259,10 +259,9 @@ def _twin(scene: Scene, rng: np.random.Generator) -> Scene:
     """The same places, but each object gone, of another class, of another colour, or both."""
     twin, names, colors = [], world().objects, world().colors
     for item in scene:
-        kind = rng.integers(4)
-        name = names[rng.integers(len(names))] if kind in (1, 3) else item.name
-        color = colors[rng.integers(len(colors))] if kind in (2, 3) else item.color
-        if kind != 0:
+        if kind := rng.integers(4):
+            name = names[rng.integers(len(names))] if kind in (1, 3) else item.name
+            color = colors[rng.integers(len(colors))] if kind in (2, 3) else item.color
             twin.append(SceneObject(name, color, item.x, item.y))
     return tuple(twin)
 
@@ -300,17 +299,14 @@ def _cell(item: SceneObject) -> tuple[slice, slice]:
 def _answers(ink: np.ndarray, hue: np.ndarray, scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What to say of each cell: in an object's middle cell, every class is held against what is drawn."""
     names, unsure, grid, lattice = world().objects, len(world().colors), world().grid, world().lattice
-    icons = np.stack([icon_mask(name) for name in names])
-    classes = np.zeros((len(names), grid, grid), dtype=np.float32)
-    boxes = np.zeros((4, grid, grid), dtype=np.float32)
-    colors = np.full((grid, grid), -1)
+    icons, colors = np.stack([icon_mask(name) for name in names]), np.full((grid, grid), -1)
+    classes, boxes = (np.zeros((channels, grid, grid), dtype=np.float32) for channels in (len(names), 4))
     for item in scene:
         cell = _cell(item)
         middle = item.y // lattice + world().span // 2, item.x // lattice + world().span // 2
         overlap = np.minimum(icons, ink[cell]).sum((1, 2)) / np.maximum(icons, ink[cell]).sum((1, 2))
         classes[:, *middle] = ((overlap - BROKEN) / (WHOLE - BROKEN)).clip(0, 1)
-        box = np.array(icon_box(names[int(overlap.argmax())]))
-        boxes[:, *middle] = (box - world().object_size / 2) / lattice
+        boxes[:, *middle] = (np.array(icon_box(names[int(overlap.argmax())])) - world().object_size / 2) / lattice
         painted = np.bincount(hue[cell].ravel(), weights=ink[cell].ravel(), minlength=unsure)
         share = painted / max(painted.sum(), 1e-6)
         if share.max() >= ONE_COLOR:

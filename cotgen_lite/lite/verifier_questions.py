@@ -55,18 +55,16 @@ def random_prompt(tag: str, rng: np.random.Generator) -> Prompt:
     """Any prompt of a tag, of whichever set."""
     first, second = (world().objects[i] for i in rng.choice(len(world().objects), 2, replace=False))
     color, other = (world().colors[i] for i in rng.choice(len(world().colors), 2, replace=False))
-    match tag:
-        case "single_object":
-            return templates.single_object(first)
-        case "two_object":
-            return templates.two_object(first, second)
-        case "counting":
-            return templates.counting(first, int(rng.integers(2, 5)))
-        case "colors":
-            return templates.colored(first, color)
-        case "position":
-            return templates.position(first, pick(RELATIONS, rng), second)
-    return templates.color_attr(first, color, second, other)
+    if tag == "counting":
+        return templates.counting(first, int(rng.integers(2, 5)))
+    if tag == "position":
+        return templates.position(first, pick(RELATIONS, rng), second)
+    return {
+        "single_object": templates.single_object(first),
+        "two_object": templates.two_object(first, second),
+        "colors": templates.colored(first, color),
+        "color_attr": templates.color_attr(first, color, second, other),
+    }[tag]
 
 
 def draw_dialogues(scene: Scene, number: int, mix: Mix, rng: np.random.Generator) -> list[Dialogue]:
@@ -103,9 +101,9 @@ def draw_match(scene: Scene, rng: np.random.Generator) -> tuple[str, bool] | Non
     """
     wanted = bool(rng.random() < 0.5)
     drawn = pick(_MATCH_KINDS, rng)(scene, wanted, rng)
-    if drawn is None or isinstance(drawn, str):
-        return (drawn, wanted) if drawn else None
-    return (drawn.text, wanted) if meaning(drawn) not in _held_out() else None
+    if isinstance(drawn, Prompt):
+        drawn = drawn.text if meaning(drawn) not in _held_out() else None
+    return (drawn, wanted) if drawn else None
 
 
 def relations_seen(item: SceneObject, reference: SceneObject) -> tuple[tuple[str, ...], bool]:
@@ -164,7 +162,7 @@ def _fact(scene: Scene, rng: np.random.Generator) -> Turn:
         name = pick(scene, rng).name if rng.random() < 0.7 else pick(world().objects, rng)
         return f"How many {plural(name)} are there?", NUMBERS[_count(scene, name)]
     wanted = rng.random() < 0.5
-    name = pick(scene, rng).name if wanted else another(world().objects, [item.name for item in scene], rng)
+    name = pick(scene, rng).name if wanted else _absent(scene, rng)
     return f"Is there {with_article(name)}?", "yes" if wanted else "no"
 
 
@@ -263,7 +261,8 @@ def _match_mixed(scene: Scene, wanted: bool, rng: np.random.Generator) -> str | 
             if index == broken:
                 said = pick([n for n in (1, 2, 3, 4) if n != said], rng)
             parts.append(f"{NUMBERS[said]} {name if said == 1 else plural(name)}")
-    return "a photo of {} and {}".format(*parts[:: pick((1, -1), rng)])
+    first, second = parts[:: pick((1, -1), rng)]
+    return f"a photo of {first} and {second}"
 
 
 _MATCH_KINDS = (

@@ -152,8 +152,7 @@ class _Trainer:
         dialogues = [(row, d) for row, scene in enumerate(scenes) for d in draw_dialogues(scene, questions, mix, rng)]
         # "Yes, it is clear" is true of every clean scene: learned from one dialogue in ten, lest it crowd out "no".
         encoded = [(row, *encode_dialogue(self.tokenizer, d, clarity=bool(rng.random() < 0.1))) for row, d in dialogues]
-        answer_loss, noun_loss = torch.zeros(()), torch.zeros(())
-        facts = _scene_facts(scenes)
+        answer_loss, noun_loss, facts = torch.zeros(()), torch.zeros(()), _scene_facts(scenes)
         features = image_features(self.model, render(scenes))
         patch_loss = self.probes.patch_loss(features, scenes)
         for group in read_together(self.model, self.tokenizer, features, encoded):
