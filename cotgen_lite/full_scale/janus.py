@@ -4,9 +4,8 @@ At full scale: "deepseek-community/Janus-Pro-1B" or "-7B", 24x24 codes, guidance
 Facts: transformers' models/janus, DeepSeek's code (MIT, github.com/deepseek-ai/Janus), arXiv 2501.17811.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,33 +37,16 @@ class _CodeLlama:
         return self.janus.model.language_model(inputs_embeds=inputs_embeds, position_ids=position_ids, **inputs)
 
 
-@dataclass(frozen=True)
-class JanusRuns:
+class JanusRuns(nn.Module):
     """Janus-Pro in the shape of `AutoregressiveModel` that drawing asks for."""
 
-    janus: JanusForConditionalGeneration
-
-    @cached_property
-    def config(self) -> AutoregressiveConfig:
-        """Sizes of its images; no caption length, for prompts end where the image begins, at place 0."""
-        sizes = self.janus.config.vq_config
-        return AutoregressiveConfig(codebook_size=sizes.num_embeddings, grid=sizes.num_patches, text_length=0)
-
-    @property
-    def device(self) -> torch.device:
-        return self.janus.device
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Its weights, by which pools of images are told apart."""
-        return self.janus.parameters()
-
-    @property
-    def llama(self) -> _CodeLlama:
-        return _CodeLlama(self.janus)
-
-    @property
-    def head(self) -> nn.Module:
-        return self.janus.model.generation_head
+    def __init__(self, janus: JanusForConditionalGeneration) -> None:
+        super().__init__()
+        sizes = janus.config.vq_config
+        # No caption length, for prompts end where the image begins, at place 0.
+        self.config = AutoregressiveConfig(codebook_size=sizes.num_embeddings, grid=sizes.num_patches, text_length=0)
+        self.janus, self.llama, self.head = janus, _CodeLlama(janus), janus.model.generation_head
+        self.device = janus.device
 
     def embed(self, features: Tensor, visible: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and mask of prompts whose features they are already; `codes` are none yet."""
@@ -96,7 +78,7 @@ class JanusGenerator(NextTokenGenerator):
         except (OSError, ValueError) as error:
             raise ValueError(f"{model} lacks Janus's tokenizer ({first_line(error)}): download it again.") from error
         _special_ids(words)
-        runs = JanusRuns(janus.to(chosen_device(device)))
+        runs = JanusRuns(janus.to(chosen_device(device))).eval()
         return cls(runs, words, VqTokenizer(janus.model.vqmodel.float()), settings)
 
     def encode(self, prompt: str) -> list[int]:

@@ -200,6 +200,7 @@ def load_judges(models: Path | None = None) -> dict[str, Detector]:
 # --- training ---
 
 Rebuild = Callable[[Tensor], Tensor]  # uint8 images (B, 3, 64, 64) to their like, as through a tokenizer and back
+AS_THEY_ARE: Rebuild = nn.Identity()
 
 # Confidence wanted for an icon, by how much of it is there (intersection over union of what is drawn and the icon):
 # none up to BROKEN, which is as alike as two different icons are, full from WHOLE on, linear between.
@@ -222,7 +223,7 @@ class Lessons(NamedTuple):
     boxes: Tensor
 
 
-def draw_lessons(count: int, rng: np.random.Generator, rebuild: Rebuild | None = None) -> Lessons:
+def draw_lessons(count: int, rng: np.random.Generator, rebuild: Rebuild = AS_THEY_ARE) -> Lessons:
     """Random scenes, a third of them whole; in the others, patches are exchanged with other pictures.
 
     Of a damaged object some patches come from the scene's twin, where that object is of another class or colour or is
@@ -231,8 +232,7 @@ def draw_lessons(count: int, rng: np.random.Generator, rebuild: Rebuild | None =
     """
     scenes = [random_scene(rng) for _ in range(count)]
     drawn = scenes + [_twin(scene, rng) for scene in scenes]
-    images, (inks, hues) = render(drawn), _inks(drawn)
-    images = images if rebuild is None else rebuild(images)
+    images, (inks, hues) = rebuild(render(drawn)), _inks(drawn)
     damage, grid = np.stack([_damaged_patches(scene, rng) for scene in scenes]), world().grid
     strays = (damage.any((1, 2)) & (rng.random(count) < 0.5))[:, None, None] & (rng.random((count, grid, grid)) < 0.04)
 
@@ -317,7 +317,7 @@ def _answers(ink: np.ndarray, hue: np.ndarray, scene: Scene) -> tuple[np.ndarray
 
 
 def train_judge(
-    work_dir: str | Path, steps: int, seed: int = 0, rebuild: Rebuild | None = None
+    work_dir: str | Path, steps: int, seed: int = 0, rebuild: Rebuild = AS_THEY_ARE
 ) -> tuple[LearnedJudge, TrainingLog]:
     """Train the learned judge and save it to `work_dir` as fp16; an interrupted call goes on where it was.
 
@@ -393,7 +393,7 @@ def random_question(scene: Scene, tag: str, true: bool, rng: np.random.Generator
     return options[rng.integers(len(options))] if options else None
 
 
-def measure_judge(detector: Detector, number: int, seed: int, rebuild: Rebuild | None = None) -> dict[str, float]:
+def measure_judge(detector: Detector, number: int, seed: int, rebuild: Rebuild = AS_THEY_ARE) -> dict[str, float]:
     """How often a judge's verdict on a fresh scene is that of the scene's own boxes.
 
     Each scene gets a question that it shows and a near miss, of the same random tag; at least `number` scenes count.
@@ -403,8 +403,7 @@ def measure_judge(detector: Detector, number: int, seed: int, rebuild: Rebuild |
     right: dict[str, list[bool]] = {tag: [] for tag in TAGS}
     while sum(map(len, right.values())) < 2 * number:
         scenes = [random_scene(rng) for _ in range(200)]
-        images = render(scenes)
-        for scene, found in zip(scenes, detector.detect(rebuild(images) if rebuild else images), strict=True):
+        for scene, found in zip(scenes, detector.detect(rebuild(render(scenes))), strict=True):
             tag = TAGS[rng.integers(len(TAGS))]
             for question in [random_question(scene, tag, true, rng) for true in (True, False)]:
                 if question is not None:

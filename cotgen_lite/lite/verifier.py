@@ -93,18 +93,14 @@ def image_features(model: LlavaForConditionalGeneration, images: Tensor) -> Tens
 
 @dataclass(frozen=True)
 class Group:
-    """Questions of like length, read together: R of them, T tokens.
+    """Questions of like length, read together: R of them, T tokens."""
 
-    image (R,): the image each is about. ids (R, T). learned: rows and places of the tokens to predict.
-    early, last: hidden states (R, T, width) halfway up the decoder and at its end. source (R,): their index.
-    """
-
-    image: Tensor
-    ids: Tensor
-    learned: tuple[Tensor, Tensor]
-    early: Tensor
-    last: Tensor
-    source: np.ndarray
+    image: Tensor  # (R,): which one each is about
+    ids: Tensor  # (R, T)
+    learned: tuple[Tensor, Tensor]  # rows and places of the tokens to predict
+    early: Tensor  # hidden states (R, T, width) halfway up the decoder
+    last: Tensor  # and at its end
+    source: np.ndarray  # (R,): their index
 
 
 def read_together(
