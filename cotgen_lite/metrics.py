@@ -1,7 +1,7 @@
 """From verdicts to numbers: scores with intervals, agreement of judges, AUC and calibration of verifiers.
 
 Everywhere P pools come with their prompts, one each; a prompt may have several pools of N images. GenEval's score is
-the plain mean of six tags' accuracies (paper: section 3.1). Verdicts come from geneval.py, pools from pools.py.
+the plain mean of six tags' accuracies (paper: section 3.1). Verdicts come from geneval.py. Read next: pools.py.
 """
 
 from collections.abc import Hashable, Sequence

@@ -2,6 +2,7 @@
 
 Section 3.1 of the paper compares verifiers on the same images: a pool keeps these as tokens, with scores and verdicts,
 in one small file. `metrics.py` reads accuracies off it. Long jobs keep their parts on disk, too (`in_shards`).
+Read next: training.py.
 """
 
 import json
@@ -31,8 +32,8 @@ class Pool:
     """The candidates of P prompts, N each; a prompt that occurs several times has independent pools.
 
     tokens: of the final images, int16 (P, N, L). scores: per verifier, log-odds of yes, float32 (P, N), of PARM its
-    order of the paths; none in a set for training or where nothing was to be chosen. correct: per judge ("learned",
-    "template"), bool (P, N).
+    order of the paths; none in a set for training or where nothing was to be chosen. correct: bool (P, N) per judge:
+    "learned", which reports, and "template", which labels, in the lite world; of steps, "rollouts" (P, T, R).
     """
 
     prompts: tuple[Prompt, ...]

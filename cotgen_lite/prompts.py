@@ -318,7 +318,7 @@ def _check(what: str, value: str, names: Names | None) -> None:
         raise ValueError(f"Unknown {what} {value!r}: use one of {', '.join(known)}.")
 
 
-UNKNOWN = "<|unknown|>"
+UNKNOWN = "<|unknown|>"  # what the lite tokenizer makes of a word that it does not know
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:

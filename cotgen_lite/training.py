@@ -2,7 +2,7 @@
 
 First the loop (`train`): AdamW, warm-up and cosine, resuming. Then what names a run, so that it never goes on from
 another's checkpoints. Last, for fine-tuning (section 3.2) and DPO (section 3.3), what transformers' and trl's trainers
-have in common: settings, arguments, a progress bar. Next: `generate/showo.py`, whose loss the loop is given.
+have in common: settings, arguments, a progress bar. Read next: generate/vq.py.
 """
 
 import hashlib
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 CHECKPOINT = "checkpoint.pt"
+OTHER_RUN = (
+    "{} holds the checkpoints of another run (other weights, data or settings): take another folder, or delete this "
+    "one to start afresh."
+)
 
 
 @dataclass
@@ -46,7 +50,7 @@ def train(
     loss_at: Callable[[int], Tensor],
     steps: int,
     learning_rate: float,
-    work_dir: Path | None,
+    work_dir: str | Path | None,
     label: str,
     weight_decay: float = 0.01,
     warmup: float = 0.05,
@@ -61,17 +65,17 @@ def train(
     finished run returns at once. about: what else the run depends on (its data's settings). ValueError if the
     checkpoint is that of another run.
     """
-    settings = {"steps": steps, "learning_rate": learning_rate, "weight_decay": weight_decay, **(about or {})}
+    run = repr({"steps": steps, "learning_rate": learning_rate, "weight_decay": weight_decay, **(about or {})})
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.98))
-    checkpoint = work_dir and work_dir / CHECKPOINT
+    checkpoint = Path(work_dir) / CHECKPOINT if work_dir else None
     log, recent = TrainingLog(), []
-    if work_dir and checkpoint:
-        check_same_run(work_dir, repr(settings))
-        if checkpoint.exists():
-            state = torch.load(checkpoint, weights_only=True)
-            model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            log = TrainingLog(**state["log"])
+    if checkpoint and checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        if state["run"] != run:
+            raise ValueError(OTHER_RUN.format(work_dir))
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        log = TrainingLog(**state["log"])
     started = saved = time.monotonic()
     earlier_seconds = log.seconds
     model.train()
@@ -93,7 +97,7 @@ def train(
                 recent.clear()
                 bar.set_postfix(loss=f"{log.losses[-1]:.3f}")
             if checkpoint and (log.steps == steps or (time.monotonic() - saved > save_seconds and not recent)):
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": vars(log)}
+                state = {"run": run, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": vars(log)}
                 with in_place_of(checkpoint) as part:
                     torch.save(state, part)
                 saved = time.monotonic()
@@ -130,10 +134,7 @@ def check_same_run(work_dir: Path, run: str) -> None:
     """
     note = work_dir / "run.txt"
     if note.exists() and note.read_text(encoding="utf-8") != run:
-        raise ValueError(
-            f"{work_dir} holds the checkpoints of another run (other weights, data or settings): "
-            "take another folder, or delete this one to start afresh."
-        )
+        raise ValueError(OTHER_RUN.format(work_dir))
     write_atomically(note, run)
 
 
@@ -161,7 +162,7 @@ def trainer_arguments(settings: TrainerSettings, examples: int, folder: Path, de
     On a GPU the model computes in bfloat16.
     """
     on_gpu = device.type == "cuda"
-    rises = examples * settings.epochs > settings.batch_size  # one step at least is made at rate 0: not if it is all
+    rises = examples * settings.epochs > settings.batch_size  # warm-up makes one step at rate 0: the only one, maybe
     return {
         "output_dir": str(folder),
         "learning_rate": settings.learning_rate,

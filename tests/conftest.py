@@ -16,7 +16,7 @@ import pytest  # noqa: E402
 from cotgen_lite.generate.pipeline import Generator  # noqa: E402
 from cotgen_lite.generate.sampling import SamplingSettings  # noqa: E402
 from cotgen_lite.generate.showo import Showo, ShowoConfig  # noqa: E402
-from cotgen_lite.generate.vq import Magvit, lite_config  # noqa: E402
+from cotgen_lite.generate.vq import Magvit, lite_magvit_config  # noqa: E402
 from cotgen_lite.lite.vocabulary import lite_tokenizer  # noqa: E402
 
 
@@ -39,4 +39,4 @@ def toy_generator() -> Generator:
         max_position_embeddings=256,
     )
     model = Showo(config).eval()
-    return Generator(model, words, Magvit(lite_config()).eval(), SamplingSettings(guidance_scale=1.5, steps=5))
+    return Generator(model, words, Magvit(lite_magvit_config()).eval(), SamplingSettings(guidance_scale=1.5, steps=5))

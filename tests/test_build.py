@@ -125,10 +125,10 @@ def make_models_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(module, name, made)
 
-    shrink(pretrain, "lite_config")
+    shrink(pretrain, "lite_showo_config")
     shrink(pretrain, "lite_autoregressive_config", text_width=32)
-    shrink(verifier, "SiglipVisionConfig")
-    shrink(verifier, "Qwen2Config", num_key_value_heads=2, layer_types=["full_attention"] * 2)
+    shrink(verifier.hf, "SiglipVisionConfig")
+    shrink(verifier.hf, "Qwen2Config", num_key_value_heads=2, layer_types=["full_attention"] * 2)
 
 
 def two_pools_for_counting(split: str) -> tuple[Prompt, ...]:

@@ -14,7 +14,7 @@ from torch import nn
 from cotgen_lite import pools
 from cotgen_lite.generate.autoregressive import load_autoregressive
 from cotgen_lite.generate.pipeline import Generator, generate_pool, judge_tokens, label_tokens, load_generator
-from cotgen_lite.generate.vq import Magvit, lite_config
+from cotgen_lite.generate.vq import Magvit, lite_magvit_config
 from cotgen_lite.geneval import Detection
 from cotgen_lite.hub import data_path
 from cotgen_lite.lite.judges import TemplateJudge, load_judge
@@ -142,7 +142,7 @@ def test_every_network_that_shapes_the_codes_tells_shards_apart(tmp_path: Path, 
         == drawn_with(copy.deepcopy(one), toy_generator.image_tokenizer)
         == 1
     )
-    assert drawn_with(one, Magvit(lite_config())) == 1  # pixels come after the codes
+    assert drawn_with(one, Magvit(lite_magvit_config())) == 1  # pixels come after the codes
     assert drawn_with(other, toy_generator.image_tokenizer) == 2
 
 

@@ -7,7 +7,7 @@ import torch
 
 from cotgen_lite.generate import memory, pipeline
 from cotgen_lite.generate import vq as tokenizer
-from cotgen_lite.generate.memory import SHARE, drawing_bytes, plan_drawing
+from cotgen_lite.generate.memory import SHARE, generation_bytes, plan_generation
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.sampling import SamplingSettings
 from cotgen_lite.generate.showo import Showo, ShowoConfig
@@ -71,27 +71,30 @@ def test_a_plan_says_how_many_fit_at_once(toy_generator: Generator, monkeypatch:
     monkeypatch.setattr(pipeline, "keep", lambda state, paths: kept.append(len(paths)) or keep(state, paths))
     monkeypatch.setattr(tokenizer, "PIXELS_AT_ONCE", 1)  # decoding, one by one, is not what fills the memory
     for at_once, goes in ((3, [3, 1, 3, 1]), (8, [8])):
-        room = drawing_bytes(toy_generator.model.config, at_once, 4, 9, True, torch.float32)
+        room = generation_bytes(toy_generator.model.config, at_once, 4, 9, True, torch.float32)
         monkeypatch.setattr(memory, "free_bytes", lambda device, room=room: int(room / SHARE) + 1)
         kept.clear()
-        plan = plan_drawing(toy_generator, prompts, 4)
+        plan = plan_generation(toy_generator, prompts, 4)
         again = toy_generator(prompts, 4, batch_size=plan.at_once)
         assert plan.at_once == at_once and kept == goes
         assert torch.equal(whole.steps, again.steps)
-    fewer = plan_drawing(toy_generator, prompts, 4, reasons).at_once
+    fewer = plan_generation(toy_generator, prompts, 4, reasons).at_once
     assert fewer < 8  # prompts that hold images take more
     again = toy_generator.correct(prompts, whole.tokens[[0, 4]], reasons, 4, batch_size=fewer)
     assert torch.equal(corrected.steps, again.steps)
     monkeypatch.setattr(memory, "free_bytes", lambda device: 10**9)
     long = "a photo of a red cat and a blue dog"
-    assert plan_drawing(toy_generator, [prompts[0], long], 4).taken == plan_drawing(toy_generator, [long] * 2, 4).taken
+    assert (
+        plan_generation(toy_generator, [prompts[0], long], 4).taken
+        == plan_generation(toy_generator, [long] * 2, 4).taken
+    )
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
     with pytest.raises(ValueError, match="Not even one image"):
-        plan_drawing(toy_generator, prompts, 4)
+        plan_generation(toy_generator, prompts, 4)
 
 
 def test_the_model_can_be_loaded_in_bfloat16(tmp_path: Path) -> None:
     generator = Generator.from_pretrained(*save_parts(tmp_path), SETTINGS, device="cpu", dtype=torch.bfloat16)
     assert (generator.model.dtype, generator.image_tokenizer.dtype) == (torch.bfloat16, torch.float32)
-    assert "64 px, bfloat16" in str(plan_drawing(generator, "a photo of two dogs", 2))
+    assert "64 px, bfloat16" in str(plan_generation(generator, "a photo of two dogs", 2))
     assert generator("a photo of two dogs", 2).images.shape == (2, 3, 64, 64)

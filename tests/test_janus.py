@@ -203,7 +203,7 @@ def test_bad_requests_and_folders_are_one_clear_sentence(
 ) -> None:
     with pytest.raises(ValueError, match="divisor of 16"):
         generator(PROMPTS, steps=5)
-    with pytest.raises(ValueError, match="at least one prompt, image"):
+    with pytest.raises(ValueError, match="At least one prompt, num_images"):
         generator(PROMPTS, 0)
 
     def damaged(change: str) -> Path:

@@ -23,7 +23,7 @@ from cotgen_lite.generate.autoregressive import (
     AutoregressiveSettings,
     Fill,
 )
-from cotgen_lite.generate.vq import Magvit, lite_config
+from cotgen_lite.generate.vq import Magvit, lite_magvit_config
 from cotgen_lite.lite.vocabulary import lite_tokenizer
 from cotgen_lite.metrics import roc_auc_within_prompts
 from cotgen_lite.pools import Pool, stratified_subset
@@ -53,7 +53,7 @@ def generator() -> AutoregressiveGenerator:
         initializer_range=0.3,
     )
     return AutoregressiveGenerator(
-        AutoregressiveModel(config).eval(), words, Magvit(lite_config()).eval(), AutoregressiveSettings(1.5, 8)
+        AutoregressiveModel(config).eval(), words, Magvit(lite_magvit_config()).eval(), AutoregressiveSettings(1.5, 8)
     )
 
 

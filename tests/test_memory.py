@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from cotgen_lite.generate import memory, pipeline, showo
 from cotgen_lite.generate import vq as tokenizer
-from cotgen_lite.generate.memory import decoding_bytes, drawing_bytes, free_bytes, plan_from_configs, weight_bytes
+from cotgen_lite.generate.memory import decoding_bytes, free_bytes, generation_bytes, plan_from_configs, weight_bytes
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.sampling import SamplingSettings
 from cotgen_lite.generate.showo import Showo, ShowoConfig, correction_prefix, text_prefix
@@ -48,7 +48,7 @@ def small_model(dtype: torch.dtype, **changes: int) -> Showo:
 
 
 def small_generator(settings: SamplingSettings, dtype: torch.dtype, **changes: int) -> Generator:
-    return Generator(small_model(dtype, **changes), WORDS, Magvit(tokenizer.lite_config()), settings)
+    return Generator(small_model(dtype, **changes), WORDS, Magvit(tokenizer.lite_magvit_config()), settings)
 
 
 def most_allocated(work: Callable[[], object]) -> int:
@@ -68,7 +68,7 @@ def most_allocated(work: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize(
     "config",
-    [ShowoConfig(), showo.lite_config(200, 0, 0), small_config(qk_layernorm=False)],
+    [ShowoConfig(), showo.lite_showo_config(200, 0, 0), small_config(qk_layernorm=False)],
     ids=["released", "lite", "no norms"],
 )
 def test_weights_are_counted_exactly(config: ShowoConfig) -> None:
@@ -88,7 +88,7 @@ def test_drawing_takes_no_more_than_it_says_and_hardly_less(
     model = generator.model
     taken = most_allocated(lambda: generator(PROMPTS, n, batch_size=at_once))
     longest = max(len(text_prefix(model.config, encode_text(WORDS, prompt))) for prompt in PROMPTS)
-    assert taken <= drawing_bytes(model.config, at_once, n, longest, guidance > 0, dtype) <= 1.3 * taken
+    assert taken <= generation_bytes(model.config, at_once, n, longest, guidance > 0, dtype) <= 1.3 * taken
 
 
 @pytest.mark.parametrize("sizes", [CACHED, MANY_CODES, WIDE], ids=["cache", "logits", "activations"])
@@ -100,13 +100,13 @@ def test_prompts_that_hold_an_image_are_counted_too(sizes: dict[str, int], words
     codes = torch.tensor([[0] * 64, [1] * 64])
     for n in (1, 3):
         taken = most_allocated(lambda n=n: generator.correct(prompt, codes, why, n, batch_size=2 * n))
-        assert taken <= drawing_bytes(generator.model.config, 2 * n, n, length, True, torch.float32) <= 1.4 * taken
+        assert taken <= generation_bytes(generator.model.config, 2 * n, n, length, True, torch.float32) <= 1.4 * taken
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        tokenizer.lite_config(),
+        tokenizer.lite_magvit_config(),
         MagvitConfig(image_size=64, channels=16, norm_groups=8),  # the released shape, eight times narrower
         MagvitConfig(image_size=64, channels=8, decoder_multipliers=(1, 6, 6), decoder_blocks=(1, 1, 1), norm_groups=8),
         MagvitConfig(image_size=64, channels=8, decoder_multipliers=(1, 9, 9), decoder_blocks=(0, 1, 1), norm_groups=8),
@@ -125,7 +125,7 @@ def test_large_images_pass_through_the_network_in_smaller_groups(monkeypatch: py
     groups = [images_at_once(MagvitConfig(image_size=size)) for size in (64, 256, 512, 2048)]
     assert groups == [256, 16, 4, 1]
     monkeypatch.setattr(tokenizer, "PIXELS_AT_ONCE", 2 * 64**2 + 100)
-    model, seen = Magvit(tokenizer.lite_config()).eval(), []
+    model, seen = Magvit(tokenizer.lite_magvit_config()).eval(), []
     for part in (model.encoder, model.decoder):
         part.register_forward_hook(lambda part, inputs, output: seen.append(len(output)))
     model.rebuild(torch.zeros(5, 3, 64, 64, dtype=torch.uint8))
@@ -136,7 +136,7 @@ def test_the_plan_is_the_largest_that_fits() -> None:
     config, pixels = ShowoConfig(), MagvitConfig()
     for free in (4e9, 9e9, 30e9):
         plan = plan_from_configs(config, pixels, 4, 20, 20, True, torch.bfloat16, int(free))
-        taken = [drawing_bytes(config, candidates, 20, 20, True, torch.bfloat16) for candidates in range(1, 81)]
+        taken = [generation_bytes(config, candidates, 20, 20, True, torch.bfloat16) for candidates in range(1, 81)]
         room = int(memory.SHARE * free)
         assert plan.at_once == sum(each <= room for each in taken)
         assert plan.taken == max(taken[plan.at_once - 1], decoding_bytes(pixels, 16)) <= room
@@ -145,7 +145,7 @@ def test_the_plan_is_the_largest_that_fits() -> None:
         plan_from_configs(config, pixels, 4, 20, 20, True, torch.bfloat16, int(3e9))
     larger = ShowoConfig(num_image_tokens=1024)
     with pytest.raises(ValueError, match=r"takes 553\.\d MB"):  # for drawing this time: lite pixels are soon decoded
-        plan_from_configs(larger, tokenizer.lite_config(), 1, 20, 20, True, torch.bfloat16, int(0.6e9))
+        plan_from_configs(larger, tokenizer.lite_magvit_config(), 1, 20, 20, True, torch.bfloat16, int(0.6e9))
     with pytest.raises(ValueError, match="n >= 1 and a prompt"):
         plan_from_configs(config, pixels, 0, 20, 20, True, torch.bfloat16, int(30e9))
 
@@ -161,7 +161,7 @@ def test_the_plan_counts_the_goes_that_drawing_takes(
     generator = small_generator(settings, torch.float32, num_hidden_layers=1, **sizes)
     generator(PROMPTS[:1] * prompts, n, batch_size=at_once)
     plan = plan_from_configs(
-        generator.model.config, tokenizer.lite_config(), prompts, n, 8, False, torch.float32, int(1e9)
+        generator.model.config, tokenizer.lite_magvit_config(), prompts, n, 8, False, torch.float32, int(1e9)
     )
     assert replace(plan, at_once=at_once).goes == len(started)
 

@@ -17,7 +17,7 @@ from cotgen_lite.generate.autoregressive import (
     pad_texts,
     sequence_ids,
 )
-from cotgen_lite.generate.memory import decoding_bytes, drawing_bytes, plan_from_configs
+from cotgen_lite.generate.memory import decoding_bytes, generation_bytes, plan_from_configs
 from cotgen_lite.generate.sampling import (
     Cost,
     SamplingSettings,
@@ -228,7 +228,7 @@ def test_most_candidates_at_once() -> None:
     decoding = decoding_bytes(pixels, images_at_once(pixels))
 
     def taken(candidates: int) -> int:
-        return max(decoding, drawing_bytes(config, candidates, 20, 30, True, torch.bfloat16))
+        return max(decoding, generation_bytes(config, candidates, 20, 30, True, torch.bfloat16))
 
     for free in (3.5e9, 4e9, 6e9, 60e9, taken(7) / 0.8, taken(35) / 0.8):
         plan = plan_from_configs(config, pixels, 3, 20, 30, True, torch.bfloat16, int(np.ceil(free)))

@@ -25,7 +25,7 @@ from cotgen_lite.generate.sampling import (
     start,
 )
 from cotgen_lite.generate.showo import Showo, ShowoConfig, image_logits, masked_loss, text_prefix
-from cotgen_lite.generate.vq import Magvit, lite_config
+from cotgen_lite.generate.vq import Magvit, lite_magvit_config
 from cotgen_lite.lite.vocabulary import lite_tokenizer
 
 WORDS = lite_tokenizer()
@@ -67,7 +67,7 @@ def begin(model: Showo, paths: list[tuple[int, int]], settings: SamplingSettings
 
 
 def whole(model: Showo) -> Generator:
-    return Generator(model, WORDS, Magvit(lite_config()), SETTINGS)
+    return Generator(model, WORDS, Magvit(lite_magvit_config()), SETTINGS)
 
 
 def generate(model: Showo, prompts: str | list[str], n: int, seed: int = 1, **changes) -> GeneratorOutput:
@@ -269,7 +269,7 @@ def test_generated_tokens_can_be_trained_on(model):
 
 def test_bad_arguments_are_one_clear_sentence(model):
     for prompts, n, batch_size in ((PROMPTS, 0, 20), ([], 1, 20), (PROMPTS, 1, 0)):
-        with pytest.raises(ValueError, match="at least one prompt, image and batch"):
+        with pytest.raises(ValueError, match="At least one prompt, num_images"):
             generate(model, prompts, n, batch_size=batch_size)
     for changes in ({"steps": 0}, {"guidance_scale": -1.0}, {"temperature": 0.0}):
         with pytest.raises(ValueError, match="steps >= 1, guidance >= 0 and temperature > 0"):

@@ -22,7 +22,7 @@ from cotgen_lite.generate.autoregressive import (
 )
 from cotgen_lite.generate.sampling import MASKED, Cost, path_noise
 from cotgen_lite.generate.showo import CaptionedTokens
-from cotgen_lite.generate.vq import Magvit, lite_config
+from cotgen_lite.generate.vq import Magvit, lite_magvit_config
 from cotgen_lite.hub import model_path
 from cotgen_lite.lite.generator_training import train_generator
 from cotgen_lite.lite.vocabulary import lite_tokenizer
@@ -89,7 +89,7 @@ class ByIds(AutoregressiveGenerator):
 
 
 def by_ids(model: AutoregressiveModel, settings: AutoregressiveSettings = SETTINGS) -> ByIds:
-    return ByIds(model, lite_tokenizer(), Magvit(lite_config()), settings)
+    return ByIds(model, lite_tokenizer(), Magvit(lite_magvit_config()), settings)
 
 
 def run(generator: ByIds, state) -> torch.Tensor:
@@ -175,7 +175,7 @@ def test_generator_draws_alike_in_any_company(model: AutoregressiveModel) -> Non
     assert (images[0, :, 8:] == GREY).all() and not (images[0, :, :8] == GREY).all()
     finished = alone.images[0]
     assert (images[-1].int() - finished.int()).abs().max() <= 1  # rounded otherwise in another batch
-    with pytest.raises(ValueError, match="at least one prompt, image"):
+    with pytest.raises(ValueError, match="At least one prompt, num_images"):
         generator(prompts, 0)
     with pytest.raises(ValueError, match="gray"):
         replace(SETTINGS, fill="gray")  # type: ignore[arg-type]

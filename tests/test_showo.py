@@ -17,7 +17,7 @@ from cotgen_lite.generate.showo import (
     build_sequences,
     draw_mask,
     image_logits,
-    lite_config,
+    lite_showo_config,
     masked_loss,
     pad_prefixes,
     text_prefix,
@@ -57,7 +57,7 @@ def test_vocabulary_is_the_released_checkpoints():
 
 
 def test_lite_model_keeps_its_budget():
-    model = Showo(lite_config(text_vocab_size=400, bos_token_id=0, eos_token_id=0))
+    model = Showo(lite_showo_config(text_vocab_size=400, bos_token_id=0, eos_token_id=0))
     assert sum(parameter.numel() for parameter in model.parameters()) <= 1_500_000
     assert model.showo.lm_head.weight is model.showo.model.embed_tokens.weight
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from cotgen_lite.generate import vq as tokenizer
-from cotgen_lite.generate.vq import Magvit, MagvitConfig, bits_to_tokens, lite_config, tokens_to_bits
+from cotgen_lite.generate.vq import Magvit, MagvitConfig, bits_to_tokens, lite_magvit_config, tokens_to_bits
 from cotgen_lite.lite.tokenizer_training import (
     TokenizerTraining,
     foreground,
@@ -69,7 +69,7 @@ def test_a_value_of_zero_counts_as_minus_one() -> None:
 
 def test_encode_and_decode_have_the_documented_shapes_and_ranges() -> None:
     torch.manual_seed(0)
-    model = Magvit(lite_config()).eval()
+    model = Magvit(lite_magvit_config()).eval()
     tokens = model.encode(noise_images(3, 64))
     assert tokens.dtype == torch.int64
     assert tokens.shape == (3, 64)
@@ -81,7 +81,7 @@ def test_encode_and_decode_have_the_documented_shapes_and_ranges() -> None:
 
 
 def test_lite_weights_stay_small() -> None:
-    assert sum(p.numel() for p in Magvit(lite_config()).parameters()) < 450_000
+    assert sum(p.numel() for p in Magvit(lite_magvit_config()).parameters()) < 450_000
 
 
 def test_a_batch_in_chunks_equals_each_image_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,7 +319,7 @@ def test_the_loss_reaches_the_encoder_through_the_signs() -> None:
 
 def test_training_rebuilds_better(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = Magvit(lite_config())
+    model = Magvit(lite_magvit_config())
     images = draw_scenes(np.random.default_rng(99), 16)
     before = (model.decode(model.encode(images)).float() - images).abs().mean()
     log = train_tokenizer(model, draw_scenes, TokenizerTraining(steps=25, batch=8), tmp_path)

@@ -228,11 +228,11 @@ def train_dpo(
     generator: Generator,
     pairs: Sequence[Pair],
     settings: DpoTraining,
-    work_dir: Path | None = None,
+    work_dir: str | Path | None = None,
     online: Online | None = None,
     watch: Watch | None = None,
 ) -> tuple[Generator, TrainingLog]:
-    """Align a copy of a generator on pairs; the generator itself stays as it is, and is the reference.
+    """Align a copy of a generator on pairs; the generator itself is the reference, and its weights stay as they are.
 
     work_dir: checkpoints, from which an interrupted call, made again, goes on; None keeps none. online: fresh pairs of
     the policy's for each step, whose loss is added `settings.guidance` times. watch: looked at every
@@ -338,7 +338,7 @@ def reward_margins(
 
 
 def train_autoregressive_dpo(
-    generator: AutoregressiveGenerator, pairs: Sequence[Pair], settings: DpoTraining, work_dir: Path | None = None
+    generator: AutoregressiveGenerator, pairs: Sequence[Pair], settings: DpoTraining, work_dir: str | Path | None = None
 ) -> tuple[AutoregressiveGenerator, TrainingLog]:
     """As `train_dpo`, for a next-token generator: trl's trainer on exact log-probabilities, so masks play no part.
 

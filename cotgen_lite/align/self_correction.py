@@ -1,7 +1,8 @@
 """Self-correction: a generator learns to generate anew what a verifier found wrong, from prompt, image and reasons.
 
 The generator half of reflection: what it learns here, `reflect` in verify/search.py uses. Paper: section 5. Where the
-course's lessons come from: lite/edit_targets.py.
+course's lessons come from: lite/edit_targets.py. The
+core ends here: lite/ is the world in which the course's models live.
 """
 
 import copy
@@ -51,7 +52,7 @@ def train_correction(
     lessons: Sequence[Correction],
     replay: CaptionedTokens,
     settings: CorrectionTraining,
-    work_dir: Path | None = None,
+    work_dir: str | Path | None = None,
 ) -> tuple[Generator, TrainingLog]:
     """Teach a copy of a generator to correct images, with plain generating mixed in; it resumes from `work_dir`.
 

@@ -21,7 +21,7 @@ from cotgen_lite.generate.sampling import (
     predict,
     start,
 )
-from cotgen_lite.generate.showo import Showo, ShowoConfig, build_sequences, lite_config, text_prefix
+from cotgen_lite.generate.showo import Showo, ShowoConfig, build_sequences, lite_showo_config, text_prefix
 
 SETTINGS = SamplingSettings(guidance_scale=1.75)
 
@@ -118,7 +118,7 @@ if __name__ == "__main__":
     peak = matrix_peak()
     print(f"matrix peak (float32, {torch.get_num_threads()} threads): {peak / 1e9:.0f} GFLOP/s")
     for name, config, text_lengths in (
-        ("lite, 12 + 66 positions, 4 prompts x 8 candidates", lite_config(300, 0, 0), [4, 5, 7, 9]),
+        ("lite, 12 + 66 positions, 4 prompts x 8 candidates", lite_showo_config(300, 0, 0), [4, 5, 7, 9]),
         ("Show-o's, 129 + 258 positions, 1 prompt x 8 candidates", showo_shape(), [126]),
     ):
         cached, plain, speed = measure(config, text_lengths, 8)

@@ -15,9 +15,8 @@ from torch import Tensor
 from cotgen_lite.experiments.configs import Config
 from cotgen_lite.experiments.results import write_rows
 from cotgen_lite.generate.autoregressive import AutoregressiveModel, lite_autoregressive_config
-from cotgen_lite.generate.showo import Showo, lite_config
-from cotgen_lite.generate.vq import Magvit
-from cotgen_lite.generate.vq import lite_config as lite_pixels_config
+from cotgen_lite.generate.showo import Showo, lite_showo_config
+from cotgen_lite.generate.vq import Magvit, lite_magvit_config
 from cotgen_lite.hub import publish, write_manifest
 from cotgen_lite.lite.generator_training import make_captioned_tokens, train_generator
 from cotgen_lite.lite.judges import train_judge
@@ -41,7 +40,7 @@ def build_prompts(out: Path, work: Path, config: Config) -> None:
 def build_tokenizer(out: Path, work: Path, config: Config) -> None:
     """The image tokenizer, on random scenes."""
     torch.manual_seed(0)
-    model = Magvit(lite_pixels_config())
+    model = Magvit(lite_magvit_config(world().image_size))
     phases = enumerate(config.tokenizer)
     logs = [train_tokenizer(model, _draw_scenes, training, work / f"phase-{n}") for n, training in phases]
     settings = {"phases": [asdict(training) for training in config.tokenizer]}
@@ -59,7 +58,7 @@ def build_generator(out: Path, work: Path, config: Config) -> None:
     """The generator, on noisy captions."""
     words = lite_tokenizer()
     torch.manual_seed(0)
-    model = Showo(lite_config(len(words), words.bos_token_id, words.eos_token_id))
+    model = Showo(lite_showo_config(len(words), words.bos_token_id, words.eos_token_id, world().grid ** 2))
     _pretrain(model, out, work, "generator", config.generator_steps, config)
 
 
@@ -67,7 +66,7 @@ def build_sequential(out: Path, work: Path, config: Config) -> None:
     """The next-token generator, on noisy captions."""
     words = lite_tokenizer()
     torch.manual_seed(0)
-    model = AutoregressiveModel(lite_autoregressive_config(len(words), words.pad_token_id))
+    model = AutoregressiveModel(lite_autoregressive_config(len(words), words.pad_token_id, world().grid))
     _pretrain(model, out, work, "sequential", config.autoregressive_steps, config)
 
 

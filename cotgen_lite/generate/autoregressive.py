@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import CausalLMOutput
+from transformers.utils import logging
 
 from cotgen_lite.generate.pipeline import ImageGenerator, check_parts
 from cotgen_lite.generate.sampling import MASKED, Cost, SamplingSettings, Step, path_noise
@@ -76,14 +77,14 @@ class AutoregressiveConfig(PretrainedConfig):
         )
 
 
-def lite_autoregressive_config(text_vocab_size: int, text_pad_id: int) -> AutoregressiveConfig:
-    """Sizes of the lite next-token generator: 8x8 tokens of 1,024 codes, at most 1.2 M parameters.
+def lite_autoregressive_config(text_vocab_size: int, text_pad_id: int, grid: int = 8) -> AutoregressiveConfig:
+    """Sizes of the lite next-token generator: 8x8 tokens of 1,024 codes by default, at most 1.2 M parameters.
 
     text_vocab_size is `len(tokenizer)`, text_pad_id the tokenizer's.
     """
     return AutoregressiveConfig(
         codebook_size=1024,
-        grid=8,
+        grid=grid,
         text_length=16,
         text_width=128,
         text_vocab_size=text_vocab_size,
@@ -150,11 +151,11 @@ class AutoregressiveModel(PreTrainedModel):
             raise ValueError("This generator has no words of its own: give the features of its text model (T5).")
         return self.words(text_ids), text_ids != self.config.text_pad_id
 
-    def embed(self, features: Tensor, visible: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs (B, text_length + C, hidden_size) of captions and the codes (B, C) behind them, and their mask."""
+    def embed(self, features: Tensor, visible: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs (B, text_length + C, hidden_size) of captions and the tokens (B, C) behind them, and their mask."""
         texts = self.project(features * visible[..., None])
-        seen = F.pad(visible, (0, codes.shape[1]), value=True)
-        return torch.cat([texts, self.llama.embed_tokens(codes)], dim=1), seen.long()
+        seen = F.pad(visible, (0, tokens.shape[1]), value=True)
+        return torch.cat([texts, self.llama.embed_tokens(tokens)], dim=1), seen.long()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> CausalLMOutput:
         """Logits over codes (B, S, K) of whole sequences, in the form in which trl trains models.
@@ -199,33 +200,35 @@ def sequence_ids(config: AutoregressiveConfig, text: Sequence[int]) -> list[int]
 def next_token_loss(
     model: AutoregressiveModel,
     texts: Sequence[Sequence[int]],
-    codes: Tensor,
+    tokens: Tensor,
     generator: torch.Generator,
     dropout: float = 0.1,
 ) -> Tensor:
-    """Mean cross-entropy of every code of images (B, L) given their captions' word ids and the codes before it.
+    """Mean cross-entropy of every token of images (B, L) given their captions' word ids and the tokens before it.
 
     dropout: share of captions replaced by nothing, which guidance needs; drawn from a CPU generator. Returns a scalar.
     """
     features, visible = model.read(pad_texts(model.config, texts).to(model.device))
     dropped = (torch.rand(len(texts), generator=generator) < dropout).to(model.device)
     features = torch.where(dropped[:, None, None], model.nothing, features)
-    codes = codes.to(model.device)
-    inputs, seen = model.embed(features, visible, codes[:, :-1])
+    tokens = tokens.to(model.device)
+    inputs, seen = model.embed(features, visible, tokens[:, :-1])
     hidden = model.llama(inputs_embeds=inputs, attention_mask=seen).last_hidden_state
-    return F.cross_entropy(model.head(hidden[:, model.config.text_length - 1 :]).transpose(1, 2), codes)
+    return F.cross_entropy(model.head(hidden[:, model.config.text_length - 1 :]).transpose(1, 2), tokens)
 
 
 GREY = 128  # of positions without a token, in 0..255
 Fill = Literal["grey", "likeliest"]
+KeysAndValues = tuple[tuple[Tensor, Tensor], ...]  # of each layer
 
 
 @dataclass(frozen=True)
 class AutoregressiveSettings(SamplingSettings):
     """How images are drawn; LlamaGen's own values are guidance 6.5 (its scale 7.5), top-k 1000.
 
-    steps: runs of tokens, of equal length. top_k: tokens that may be drawn, 0 for all. fill: what an unfinished image
-    shows where no token is yet. ValueError for impossible ones, and as in `SamplingSettings`.
+    guidance_scale: by default Show-o's. steps: runs of tokens, of equal length. top_k: tokens that may be drawn, 0 for
+    all. fill: what an unfinished image shows where no token is yet. ValueError for impossible ones, and as in
+    `SamplingSettings`.
     """
 
     steps: int = 16
@@ -245,14 +248,15 @@ class AutoregressiveState:
     """P paths after `step` runs; never changed in place, so an old one can be resumed.
 
     visible: (P, S), which positions of each path's caption are no pads; tokens: (P, C) so far; logits: guided, of the
-    next token (P, K); past: keys and values of P rows with captions, then of P without if there is guidance;
-    noise: uniforms (P, L).
+    next token (P, K); past: keys and values of P rows with captions, then of P without if there is guidance; before the
+    first token, when paths of a prompt share its own, `rows` says which are whose. noise: uniforms (P, L).
     """
 
     visible: Tensor
     tokens: Tensor
     logits: Tensor
-    past: tuple[tuple[Tensor, Tensor], ...] = field(repr=False)
+    past: KeysAndValues = field(repr=False)
+    rows: Tensor | None
     noise: Tensor
     cost: Cost
     step: int = 0
@@ -298,7 +302,8 @@ class NextTokenGenerator(ImageGenerator[AutoregressiveState]):
             visible[rows],
             rows.new_empty(len(paths), 0),
             guided(model.head(output.last_hidden_state[every, -1]), settings.guidance_scale),
-            tuple((layer.keys[every], layer.values[every]) for layer in output.past_key_values.layers),
+            tuple((layer.keys, layer.values) for layer in output.past_key_values.layers),
+            every,
             torch.stack([path_noise(key, 1, length)[0, 0] for key in keys]),
             cost,
         )
@@ -326,7 +331,8 @@ class NextTokenGenerator(ImageGenerator[AutoregressiveState]):
             visible=state.visible[chosen],
             tokens=state.tokens[chosen],
             logits=state.logits[chosen],
-            past=tuple((keys[rows], values[rows]) for keys, values in state.past),
+            past=state.past if state.rows is not None else _rows_of(state.past, rows),
+            rows=state.rows if state.rows is None else state.rows[rows],
             noise=state.noise[chosen],
         )
 
@@ -335,7 +341,8 @@ class NextTokenGenerator(ImageGenerator[AutoregressiveState]):
         new = torch.cat([state.tokens, token[:, None]], dim=1)
         if new.shape[1] == self.num_image_tokens:
             return replace(state, tokens=new)
-        model, twice, cache = self.model, 2 if self.settings.guidance_scale else 1, DynamicCache(state.past)
+        model, twice = self.model, 2 if self.settings.guidance_scale else 1
+        cache = DynamicCache(state.past if state.rows is None else _rows_of(state.past, state.rows))
         output = model.llama(
             inputs_embeds=model.llama.embed_tokens(token.repeat(twice))[:, None],
             attention_mask=F.pad(state.visible, (0, new.shape[1]), value=True).repeat(twice, 1).long(),
@@ -347,7 +354,7 @@ class NextTokenGenerator(ImageGenerator[AutoregressiveState]):
         state.cost.tokens += twice * len(token)
         logits = guided(model.head(output.last_hidden_state[:, 0]), self.settings.guidance_scale)
         past = tuple((layer.keys, layer.values) for layer in cache.layers)
-        return replace(state, tokens=new, logits=logits, past=past)
+        return replace(state, tokens=new, logits=logits, past=past, rows=None)
 
     def decode(self, tokens: Tensor) -> Tensor:
         """As in `ImageGenerator`; MASKED positions are grey."""
@@ -389,6 +396,10 @@ class AutoregressiveGenerator(NextTokenGenerator):
         return features, self.model.nothing, visible
 
 
+def _rows_of(past: KeysAndValues, rows: Tensor | list[int]) -> KeysAndValues:
+    return tuple((keys[rows], values[rows]) for keys, values in past)
+
+
 def guided(logits: Tensor, guidance_scale: float) -> Tensor:
     """(1+g)·conditional − g·unconditional of logits (2P, K), conditional ones first; for g = 0 they are (P, K)."""
     if not guidance_scale:
@@ -415,5 +426,6 @@ def load_autoregressive(
     name: str = "sequential", device: str = "auto", models: Path | None = None
 ) -> AutoregressiveGenerator:
     """A shipped lite next-token generator with its tokenizers; arguments and errors as in `load_generator`."""
+    logging.disable_progress_bar()  # as `load_generator` does
     model, text, image = (model_path(part, models) for part in (name, "words", "tokenizer"))
     return AutoregressiveGenerator.from_pretrained(model, text, image, AUTOREGRESSIVE_SETTINGS, device)

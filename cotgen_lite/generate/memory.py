@@ -28,7 +28,7 @@ def weight_bytes(config: ShowoConfig, dtype: torch.dtype) -> int:
     return (embeddings + config.num_hidden_layers * layer + 2 * width) * dtype.itemsize
 
 
-def drawing_bytes(
+def generation_bytes(
     config: ShowoConfig, candidates: int, n: int, prefix_length: int, guided: bool, dtype: torch.dtype
 ) -> int:
     """Most bytes in use, beyond the weights, while `candidates` images are drawn at once.
@@ -90,7 +90,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 @dataclass(frozen=True)
-class DrawingPlan:
+class GenerationPlan:
     """How a generator will draw `n` candidates of each of `prompts` prompts; as text, one line that says so.
 
     weights, taken, free: bytes of Show-o's weights, of what drawing takes beyond them, and free before it starts;
@@ -122,9 +122,9 @@ class DrawingPlan:
         )
 
 
-def plan_drawing(
+def plan_generation(
     generator: Generator, prompts: str | Sequence[str], n: int, reasons: Sequence[str] | None = None
-) -> DrawingPlan:
+) -> GenerationPlan:
     """How many of n images of each prompt to draw at once in the memory that is free now: its `at_once`, as batch_size.
 
     Printed, it is one line to read before hours of drawing. reasons: if images are to be corrected (`correct`), the
@@ -160,11 +160,11 @@ def plan_from_configs(
     guided: bool,
     dtype: torch.dtype,
     free: int,
-) -> DrawingPlan:
+) -> GenerationPlan:
     """The most candidates at once that take, to be drawn and then decoded, no more than SHARE of what is free.
 
     config, image_tokenizer: of the generator and of its tokenizer, which decodes in float32; prompts: how many; n:
-    candidates of each; prefix_length, guided: as in `drawing_bytes`; dtype: of the generator; free: bytes, with the
+    candidates of each; prefix_length, guided: as in `generation_bytes`; dtype: of the generator; free: bytes, with the
     weights in place. ValueError if not even one fits.
     """
     if n < 1 or prompts < 1:
@@ -172,7 +172,7 @@ def plan_from_configs(
     decoding = decoding_bytes(image_tokenizer, images_at_once(image_tokenizer))
 
     def taken(candidates: int) -> int:
-        return max(decoding, drawing_bytes(config, candidates, n, prefix_length, guided, dtype))
+        return max(decoding, generation_bytes(config, candidates, n, prefix_length, guided, dtype))
 
     fitting = [candidates for candidates in range(1, prompts * n + 1) if taken(candidates) <= SHARE * free]
     if not fitting:
@@ -181,7 +181,7 @@ def plan_from_configs(
             f"{_size(taken(1))}, more than {SHARE:.0%} of the {_size(free)} that are free. Load the generator in "
             "bfloat16, or a smaller one, or the verifier in 4 bits, or close what else holds memory."
         )
-    return DrawingPlan(
+    return GenerationPlan(
         image_tokenizer.image_size,
         dtype,
         prompts,

@@ -6,6 +6,7 @@ Show-o's kind; `generate_pool` draws many images, shard by shard on disk. Read n
 
 import hashlib
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -86,6 +87,7 @@ class ImageGenerator(Protocol[State]):
 
     The four methods without a body are each class's own. A search calls `begin`, then `advance` `settings.steps` times,
     and in between `keep` with the paths that are to go on; all of them are charged to the `cost` given to `begin`.
+    A state belongs to the generator, with its settings, that began it.
     """
 
     text_tokenizer: PreTrainedTokenizerBase
@@ -93,17 +95,22 @@ class ImageGenerator(Protocol[State]):
     settings: SamplingSettings
 
     @property
+    @abstractmethod
     def num_image_tokens(self) -> int: ...
 
+    @abstractmethod
     def begin(self, prompts: Sequence[str], paths: Sequence[tuple[int, int]], seed: int, cost: Cost) -> State:
         """Paths without a token yet, one for each (row of `prompts`, candidate number); prompts are read once."""
 
+    @abstractmethod
     def advance(self, state: State) -> tuple[State, Step]:
         """The next step of every path."""
 
+    @abstractmethod
     def keep(self, state: State, paths: Sequence[int]) -> State:
         """The state with only these paths, in this order; the others cost nothing from here on."""
 
+    @abstractmethod
     def decode(self, tokens: Tensor) -> Tensor:
         """Images of tokens: any (..., L) becomes uint8 (B, 3, H, W), in row order, on the CPU."""
 
@@ -167,7 +174,10 @@ def _generate(
     keys: what tells prompts apart; begin: from rows of `prompts`, paths of them and a cost to a state.
     """
     if n < 1 or batch_size < 1 or not prompts:
-        raise ValueError(f"This needs at least one prompt, image and batch, got {len(prompts)}, {n}, {batch_size}.")
+        raise ValueError(
+            "At least one prompt, num_images_per_prompt >= 1 and batch_size >= 1 are needed, "
+            f"got {len(prompts)}, {n} and {batch_size}."
+        )
     cost, started = Cost(), time.perf_counter()
     firsts = [first_candidate + n * keys[:row].count(key) for row, key in enumerate(keys)]
     together, guesses, committed = max(1, batch_size // n), [], []
@@ -270,6 +280,11 @@ class Generator(ImageGenerator[DecodingState]):
         """
         images = tokens.reshape(-1, tokens.shape[-1]).tolist()
         prompts, why = ([texts] * len(images) if isinstance(texts, str) else texts for texts in (prompt, reasons))
+        if not len(images) == len(prompts) == len(why):
+            raise ValueError(
+                f"{len(images)} images came with {len(prompts)} prompts and {len(why)} reasons: "
+                "give one of both for each image."
+            )
         config = self.model.config
         prefixes = [
             correction_prefix(config, self.encode(text), self.encode(reason), image)
@@ -313,7 +328,7 @@ class GeneratedPool(NamedTuple):
 
 
 def generate_pool(
-    generator: ImageGenerator[Any],
+    generator: ImageGenerator[State],
     prompts: Sequence[Prompt],
     n: int,
     seed: int,
@@ -360,7 +375,7 @@ def generate_pool(
 
 
 def judge_tokens(
-    generator: ImageGenerator[Any], tokens: Tensor, prompts: Sequence[Prompt], detector: Detector
+    generator: ImageGenerator[State], tokens: Tensor, prompts: Sequence[Prompt], detector: Detector
 ) -> npt.NDArray[np.bool_]:
     """A judge's verdicts on a pool's finished images; tokens (P, N, L), returns bool (P, N)."""
     rows = list(zip(prompts, tokens, strict=True))
@@ -369,7 +384,7 @@ def judge_tokens(
 
 
 def label_tokens(
-    generator: ImageGenerator[Any], tokens: Tensor, prompts: Sequence[Prompt], detector: Detector, work_dir: Path
+    generator: ImageGenerator[State], tokens: Tensor, prompts: Sequence[Prompt], detector: Detector, work_dir: Path
 ) -> tuple[npt.NDArray[np.bool_], float]:
     """`judge_tokens` shard by shard, for more images than are judged in one go; and how long it took.
 

@@ -1,7 +1,7 @@
 """Step-by-step decoding of images: guess every masked position, commit the surest guesses, mask the rest again.
 
-Paper: section 2.1 (MaskGIT, arXiv 2202.04200, as in Show-o, arXiv 2408.12528). A search drives `start`, `predict` and
-`advance` itself, and may `keep` or `branch` paths between steps. Read next: pipeline.py, which runs them to the end.
+Paper: section 2.1 (MaskGIT, arXiv 2202.04200, as in Show-o, arXiv 2408.12528). Between
+`start` and the last `advance` a search may `keep` or `branch` paths. Read next: pipeline.py, which runs them all.
 """
 
 import hashlib
@@ -294,7 +294,8 @@ def masked_after(step: int, steps: int, open_positions: int, length: int) -> int
 def remasking_temperature(step: int, settings: SamplingSettings) -> float:
     """How much chance decides what step 0..T-1 masks again: τ(1 − (s+1)/T), which falls linearly to 0 within a call.
 
-    As in Show-o; unlike the released code of the paper, it starts afresh at each call. Another schedule stands here.
+    As in Show-o; unlike the released code of the paper, it starts afresh at each call. To try
+    another schedule, change this function.
     """
     return settings.temperature * (1 - (step + 1) / settings.steps)
 

@@ -128,15 +128,17 @@ class ShowoConfig(PretrainedConfig):
         )
 
 
-def lite_config(text_vocab_size: int, bos_token_id: int, eos_token_id: int) -> ShowoConfig:
-    """Sizes of the lite generator: 8x8 tokens of 1,024 codes, tied embeddings, at most 1.5 M parameters.
+def lite_showo_config(
+    text_vocab_size: int, bos_token_id: int, eos_token_id: int, num_image_tokens: int = 64
+) -> ShowoConfig:
+    """Sizes of the lite generator: 8x8 tokens of 1,024 codes by default, tied embeddings, at most 1.5 M parameters.
 
     text_vocab_size is `len(tokenizer)`; the bos and eos ids are the tokenizer's.
     """
     return ShowoConfig(
         text_vocab_size=text_vocab_size,
         codebook_size=1024,
-        num_image_tokens=64,
+        num_image_tokens=num_image_tokens,
         max_text_length=16,
         bos_token_id=bos_token_id,
         eos_token_id=eos_token_id,
@@ -203,15 +205,15 @@ def text_prefix(config: ShowoConfig, text_ids: Sequence[int]) -> list[int]:
 
 
 def correction_prefix(
-    config: ShowoConfig, text_ids: Sequence[int], reason_ids: Sequence[int], codes: Sequence[int]
+    config: ShowoConfig, text_ids: Sequence[int], reason_ids: Sequence[int], tokens: Sequence[int]
 ) -> list[int]:
-    """What stands before an image that corrects another: `[t2i][bos] prompt [eos] reasons [eos] [soi] codes [eoi]`.
+    """What stands before an image that corrects another: `[t2i][bos] prompt [eos] reasons [eos] [soi] tokens [eoi]`.
 
-    codes: those of the image that is to be corrected. ValueError as in `text_prefix`, or if all of it, with the image
+    tokens: those of the image that is to be corrected. ValueError as in `text_prefix`, or if all of it, with the image
     to be drawn, is longer than the model can read. The course's own layout, on the paper's three inputs (section 5).
     """
     before = [*text_prefix(config, text_ids), *reason_ids, config.eos_token_id]
-    prefix = [*before, config.soi_id, *(config.image_offset + int(code) for code in codes), config.eoi_id]
+    prefix = [*before, config.soi_id, *(config.image_offset + int(token) for token in tokens), config.eoi_id]
     longest = config.max_position_embeddings - config.num_image_tokens - 2
     if len(prefix) > longest:
         fits = len(prefix) - len(reason_ids) <= longest

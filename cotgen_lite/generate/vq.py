@@ -63,13 +63,13 @@ class MagvitConfig(PreTrainedConfig):
         return 2**self.bits
 
 
-def lite_config() -> MagvitConfig:
-    """Sizes of the course's own tokenizer: 64 px images, 8x8 tokens of 10 bits.
+def lite_magvit_config(image_size: int = 64) -> MagvitConfig:
+    """Sizes of the course's own tokenizer: one token of 10 bits for every 8 x 8 px, so 8x8 of them for 64 px.
 
     Few channels and no blocks at 64x64 px, where a convolution costs most: 60,000 scenes take minutes on a CPU.
     """
     return MagvitConfig(
-        image_size=64,
+        image_size=image_size,
         channels=8,
         encoder_multipliers=(1, 2, 4, 6),
         encoder_blocks=(0, 1, 1, 1),

@@ -95,6 +95,10 @@ def world() -> World:
             f"The sizes {file['sizes']} of world.json do not fit: pictures and icons are multiples of the lattice, "
             "and a picture is at least two icons wide."
         )
+    if here.lattice != 8:
+        raise ValueError(
+            f"The lattice of world.json is {here.lattice}: image tokenizer and learned judge take 8 pixels."
+        )
     return here
 
 

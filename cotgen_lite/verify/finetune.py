@@ -1,7 +1,7 @@
 """Supervised fine-tuning of verifiers with trl: the lite LLaVA, and real ones in full or through LoRA.
 
 Paper: section 3.2 (ORM and PRM: one epoch, batches of 8). What is learned from is made in training_data.py; what
-a tuned verifier is for stands in search.py.
+a tuned verifier is for stands in search.py. Read next: reasons.py.
 """
 
 from dataclasses import dataclass

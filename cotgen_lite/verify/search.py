@@ -99,7 +99,8 @@ def best_of_n(
 
 @dataclass(frozen=True)
 class PrmResult(SearchResult):
-    """One path that was chosen step by step, and what it was chosen from; its images are those of the last step.
+    """One path that was chosen step by step, and what it was chosen from; its images are those of the last
+    step, decoded together.
 
     guesses: tokens int16 (T, N, L), each step's draws; step_log_odds: float32 (T, N), the verifier's, NaN before it may
     speak; taken: (T,), the draw that the path went on from; committed: bool (T, L), the path's.
@@ -175,7 +176,8 @@ class ParmPath:
     """One of PARM's paths, and what PARM said of it.
 
     guesses: of each step that it ran, tokens int16 (L,); clarity, potential: log-odds at each step at which it ran on
-    or was stopped, NaN before PARM asks; stopped_at: the step, counted from 1, after which PARM stopped it, if it did.
+    or was stopped, NaN before PARM asks (potential counts only where the image is clear); stopped_at: the step, counted
+    from 1, after which PARM stopped it, if it did.
     """
 
     candidate: int

@@ -203,6 +203,8 @@ def prm_examples(steps: Pool, seed: int, held_out: Set[str] | None = None) -> li
     has one path.) ValueError for a dev or test prompt, as in `orm_examples`. Paper: section 3.2.
     """
     refuse_held_out(steps.prompts, held_out)
+    if "rollouts" not in steps.correct:
+        raise ValueError("These are no labelled steps: give what `label_steps` made, or a pool loaded from its file.")
     rng, examples = np.random.default_rng(seed), []
     labels = np.logical_or.reduce(steps.correct["rollouts"], axis=2)
     for tag in TAGS:

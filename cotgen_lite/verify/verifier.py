@@ -147,6 +147,8 @@ class Verifier:
         The image, and the words with which all questions begin, are read once; each question goes on from there with a
         copy of their keys and values. Passes are counted as if all were asked apart, one for each image and question.
         """
+        if not questions:
+            raise ValueError("There is no question to ask: give at least one.")
         for question in questions:
             prompts = self._checked(images, prompt, [question])
         texts = {text: [self._conversation(text, [question]) for question in questions] for text in set(prompts)}
@@ -199,7 +201,7 @@ class Verifier:
             read[text] = parts[-1], [lengths[-1] - length for length in lengths]
         for some in _batches(len(prompts), batch_size):
             inputs = self._inputs(images[some], [read[text][0] for text in prompts[some]])
-            # Counted from the end, where no image stands: how many places an image takes is the processor's affair.
+            # Counted from the end, where no image stands: how many positions an image takes is the processor's affair.
             after = torch.tensor([read[text][1] for text in prompts[some]])
             answers = inputs["attention_mask"].sum(dim=1, keepdim=True).cpu() - 1 - after
             odds.append(self._log_odds(inputs, answers, use_cache=False))
@@ -246,15 +248,15 @@ class Verifier:
             odds.append(self._log_odds(inputs, last, past_key_values=copy.deepcopy(cache)))
         return torch.cat(odds, dim=1)
 
-    def _log_odds(self, inputs: Mapping[str, Any], places: Tensor, **options: Any) -> Tensor:
-        """Log-odds of yes at places (B, Q) of what is read, float32 on the CPU, in one forward pass."""
+    def _log_odds(self, inputs: Mapping[str, Any], positions: Tensor, **options: Any) -> Tensor:
+        """Log-odds of yes at positions (B, Q) of what is read, float32 on the CPU, in one forward pass."""
         # Logits over a large vocabulary are dear: only those where some question of the batch ends.
-        kept, where = places.to(self.model.device).unique(return_inverse=True)
+        kept, where = positions.to(self.model.device).unique(return_inverse=True)
         if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
             logits = self.model(**inputs, **options, logits_to_keep=kept).logits
         else:
             logits = self.model(**inputs, **options).logits[:, kept]
-        rows = torch.arange(len(places), device=logits.device)[:, None]
+        rows = torch.arange(len(positions), device=logits.device)[:, None]
         answers = logits[rows, where].float()
         return (answers[..., self._yes].logsumexp(dim=-1) - answers[..., self._no].logsumexp(dim=-1)).cpu()
 
@@ -302,7 +304,7 @@ def _shared_length(conversations: Sequence[Sequence[int]]) -> int:
 
 
 def _pad(rows: Sequence[Tensor], side: str) -> tuple[Tensor, Tensor]:
-    """Rows of ids padded at one side, and which places are no padding; (B, S) both."""
+    """Rows of ids padded at one side, and which positions are no padding; (B, S) both."""
     present = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=side)
     return pad_sequence(list(rows), batch_first=True, padding_side=side), present
 
