@@ -1,17 +1,19 @@
 """A generator from its three parts: full-size formats load by the same call, and parts that do not fit are refused."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from cotgen_lite.generate import memory, pipeline
 from cotgen_lite.generate import vq as tokenizer
+from cotgen_lite.generate.autoregressive import lite_autoregressive_config
 from cotgen_lite.generate.memory import SHARE, generation_bytes, plan_generation
-from cotgen_lite.generate.pipeline import Generator
+from cotgen_lite.generate.pipeline import Generator, ImageGenerator
 from cotgen_lite.generate.sampling import SamplingSettings
-from cotgen_lite.generate.showo import Showo, ShowoConfig
-from cotgen_lite.generate.vq import Magvit, MagvitConfig
+from cotgen_lite.generate.showo import Showo, ShowoConfig, lite_showo_config
+from cotgen_lite.generate.vq import Magvit, MagvitConfig, lite_magvit_config
 from cotgen_lite.lite.vocabulary import lite_tokenizer
 
 SETTINGS = SamplingSettings(guidance_scale=1.75, steps=3)
@@ -81,6 +83,8 @@ def test_a_plan_says_how_many_fit_at_once(toy_generator: Generator, monkeypatch:
     fewer = plan_generation(toy_generator, prompts, 4, reasons).at_once
     assert fewer < 8  # prompts that hold images take more
     again = toy_generator.correct(prompts, whole.tokens[[0, 4]], reasons, 4, batch_size=fewer)
+    with pytest.raises(ValueError, match="2 images came with 1 prompts"):
+        toy_generator.correct(prompts[:1], whole.tokens[[0, 4]], reasons)
     assert torch.equal(corrected.steps, again.steps)
     monkeypatch.setattr(memory, "free_bytes", lambda device: 10**9)
     long = "a photo of a red cat and a blue dog"
@@ -98,3 +102,17 @@ def test_the_model_can_be_loaded_in_bfloat16(tmp_path: Path) -> None:
     assert (generator.model.dtype, generator.image_tokenizer.dtype) == (torch.bfloat16, torch.float32)
     assert "64 px, bfloat16" in str(plan_generation(generator, "a photo of two dogs", 2))
     assert generator("a photo of two dogs", 2).images.shape == (2, 3, 64, 64)
+
+
+def test_a_generator_that_cannot_begin_is_refused_when_it_is_made() -> None:
+    class Half(ImageGenerator[Any]):
+        def decode(self, tokens: torch.Tensor) -> torch.Tensor:
+            return tokens
+
+    with pytest.raises(TypeError, match="abstract"):
+        Half()  # type: ignore[abstract]
+
+
+def test_lite_models_take_their_sizes_from_the_picture() -> None:
+    pixels, masked = lite_magvit_config(96), lite_showo_config(300, 0, 0, 144)
+    assert pixels.length == masked.num_image_tokens == lite_autoregressive_config(300, 0, 12).num_image_tokens == 144

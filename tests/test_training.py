@@ -65,6 +65,17 @@ def test_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         train(model, lambda step: loss_of(model, step), 12, 0.05, tmp_path, "run")
 
 
+def test_a_folder_without_a_checkpoint_is_free_for_any_run(tmp_path: Path) -> None:
+    model = make_model()
+
+    def interrupted(step: int) -> Tensor:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(model, interrupted, 50, 0.05, tmp_path, "cut off")
+    assert train(model, lambda step: loss_of(model, step), 50, 0.01, tmp_path, "at another rate").steps == 50
+
+
 def test_a_run_without_a_folder_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     kept, free = make_model(), make_model()

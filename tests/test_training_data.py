@@ -113,6 +113,11 @@ def test_pairs_are_a_right_and_a_wrong_image_of_one_prompt():
     assert len(pairs) == np.minimum(np.minimum(labels.sum(1), (~labels).sum(1)), 2).sum()
 
 
+def test_prm_examples_are_made_of_labelled_steps_only():
+    with pytest.raises(ValueError, match="no labelled steps"):
+        prm_examples(Pool((), torch.zeros(0, 2, 64, dtype=torch.int16), {}, {"template": np.zeros((0, 2), bool)}), 0)
+
+
 def test_prm_examples_are_balanced_in_every_tag_and_step():
     rng = np.random.default_rng(0)
     prompts = train_prompts(dict.fromkeys(TAGS, 6), seed=0)

@@ -105,6 +105,11 @@ def test_one_prompt_serves_all_images(verifier, images):
         assert one == each if isinstance(one, list) else torch.equal(one, each)
 
 
+def test_no_question_is_refused(verifier, images):
+    with pytest.raises(ValueError, match="no question to ask"):
+        verifier.score_questions(images, PROMPTS, [])
+
+
 def test_clarity_and_potential_are_one_conversation_read_in_one_pass(verifier, images):
     before = verifier.passes
     clarity, potential = verifier.clarity_and_potential(images, PROMPTS, batch_size=3)

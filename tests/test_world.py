@@ -222,6 +222,7 @@ def test_another_world_file_is_another_world(tmp_path: Path) -> None:
     [
         ({"sizes": {"image_size": 60, "object_size": 24, "lattice": 8}}, "do not fit"),
         ({"sizes": {"image_size": 64, "object_size": 40, "lattice": 8}}, "do not fit"),
+        ({"sizes": {"image_size": 64, "object_size": 32, "lattice": 16}}, "lattice of world.json is 16"),
         ({"caption_noise": {"count_off": 0.3}}, "does not describe a world"),
         ({"background": None}, "does not describe a world"),
     ],
