@@ -1,4 +1,7 @@
-"""Chapter 00, generating step by step: its figures, its explorer and its exercises' checkers."""
+"""Chapter 00, generating step by step: its figures, its explorer and its exercises' checkers.
+
+Notebook: 00_generate_step_by_step.ipynb. Paper: sections 2 and 3.1. Shared: plots.py, explorer.py, checker.py.
+"""
 
 import math
 from collections.abc import Callable, Sequence

@@ -1,4 +1,7 @@
-"""Chapter 01, choosing with a zero-shot ORM: its figures, its game and its exercises' checkers."""
+"""Chapter 01, choosing with a zero-shot ORM: its figures, its game and its exercises' checkers.
+
+Notebook: 01_zero_shot_orm.ipynb. Paper: section 3.2. Shared: plots.py, explorer.py, checker.py.
+"""
 
 import math
 from collections.abc import Callable, Sequence

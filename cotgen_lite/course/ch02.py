@@ -1,4 +1,7 @@
-"""Chapter 02, the fine-tuned ORM: its figure, its explorer and its exercises' checkers."""
+"""Chapter 02, the fine-tuned ORM: its figure, its explorer and its exercises' checkers.
+
+Notebook: 02_finetuned_orm.ipynb. Paper: section 3.2. Shared: plots.py, explorer.py, checker.py.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 

@@ -1,4 +1,7 @@
-"""Chapter 03, the PRM: its figures, its explorer and its exercises' checkers."""
+"""Chapter 03, the PRM: its figures, its explorer and its exercises' checkers.
+
+Notebook: 03_prm.ipynb. Paper: section 3.2. Shared: plots.py, explorer.py, checker.py.
+"""
 
 from collections.abc import Callable
 from itertools import combinations

@@ -1,4 +1,7 @@
-"""Chapter 04, DPO: its figure and its exercises' checkers. Its explorer is chapter 05's too, in `explorer`."""
+"""Chapter 04, DPO: its figure and its exercises' checkers. Its explorer is chapter 05's too, in `explorer`.
+
+Notebook: 04_dpo.ipynb. Paper: section 3.3. Shared: plots.py, explorer.py, checker.py.
+"""
 
 from collections.abc import Callable
 

@@ -1,4 +1,7 @@
-"""Chapter 05, iterative DPO: its exercises' checkers. Its explorer is chapter 04's too, in `explorer`."""
+"""Chapter 05, iterative DPO: its exercises' checkers. Its explorer is chapter 04's too, in `explorer`.
+
+Notebook: 05_iterative_dpo.ipynb. Paper: section 3.3. Shared: plots.py, explorer.py, checker.py.
+"""
 
 from collections.abc import Callable
 

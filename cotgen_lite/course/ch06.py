@@ -1,4 +1,7 @@
-"""Chapter 06, verifying and aligning together: its figure, its explorer and its exercises' checkers."""
+"""Chapter 06, verifying and aligning together: its figure, its explorer and its exercises' checkers.
+
+Notebook: 06_verify_and_align.ipynb. Paper: section 3.4. Shared: plots.py, explorer.py, checker.py.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,7 @@
-"""Chapter 07, PARM: its figures, its game and its exercises' checkers."""
+"""Chapter 07, PARM: its figures, its game and its exercises' checkers.
+
+Notebook: 07_parm.ipynb. Paper: section 4. Shared: plots.py, explorer.py, checker.py.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any

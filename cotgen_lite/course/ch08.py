@@ -1,4 +1,7 @@
-"""Chapter 08, PARM++: its figures, its explorer and its exercises' checkers."""
+"""Chapter 08, PARM++: its figures, its explorer and its exercises' checkers.
+
+Notebook: 08_parm_plus_plus.ipynb. Paper: section 5. Shared: plots.py, explorer.py, checker.py.
+"""
 
 from collections.abc import Callable, Sequence
 

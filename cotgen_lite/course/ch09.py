@@ -1,4 +1,7 @@
-"""Chapter 09, next-token generators: its figures, its explorer and its exercises' checkers."""
+"""Chapter 09, next-token generators: its figures, its explorer and its exercises' checkers.
+
+Notebook: 09_sequential_models.ipynb. Paper: section 4, table 4. Shared: plots.py, explorer.py, checker.py.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 

@@ -1,4 +1,7 @@
-"""Chapter 10, the full scale: its figures, its explorer and its exercises' checkers."""
+"""Chapter 10, the full scale: its figures, its explorer and its exercises' checkers.
+
+Notebook: 10_full_scale.ipynb. Paper: sections 3 to 5. Shared: plots.py, explorer.py, checker.py.
+"""
 
 from collections.abc import Callable, Mapping
 

@@ -1,4 +1,7 @@
-"""Chapter 11, all results: its figures, its explorer and its exercises' checkers."""
+"""Chapter 11, all results: its figures, its explorer and its exercises' checkers.
+
+Notebook: 11_results.ipynb. Paper: tables 1 to 5. Shared: plots.py, explorer.py, checker.py.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 

@@ -1,4 +1,7 @@
-"""Is this machine ready for the course? `python -m cotgen_lite.course.doctor` says so, and what mends it."""
+"""Is this machine ready for the course? `python -m cotgen_lite.course.doctor` says so, and what mends it.
+
+It looks at Python, packages, memory, disk and the shipped files. What else may go wrong: notebooks/TROUBLESHOOTING.md.
+"""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"""What the explorers of all chapters share: controls above one picture, which is a pure function of their values."""
+"""What the explorers of all chapters share: controls above one picture, which is a pure function of their values.
+
+A chapter's own explorer stands in its chNN.py, and its figure, which is also drawn once without controls, beside it.
+"""
 
 from collections.abc import Callable, Sequence
 from threading import Lock, RLock

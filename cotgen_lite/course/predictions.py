@@ -1,4 +1,7 @@
-"""Guesses made before the results are shown: kept on this machine, and looked at in chapter 11."""
+"""Guesses made before the results are shown: kept on this machine, and looked at in chapter 11.
+
+Notebooks ask for a guess before a result (`guess`); ch11.py draws how far the guesses were off.
+"""
 
 import json
 import os

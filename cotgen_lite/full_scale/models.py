@@ -1,4 +1,7 @@
-"""The model table of the full scale: what each public model is, and its network in the released size."""
+"""The model table of the full scale: what each public model is, and its network in the released size.
+
+Chapter 10 computes from it what fits and what it costs; tiny_random_models.py writes small ones in the same formats.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
