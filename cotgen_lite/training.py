@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 CHECKPOINT = "checkpoint.pt"
-OTHER_RUN = (
-    "{} holds the checkpoints of another run (other weights, data or settings): take another folder, or delete this "
-    "one to start afresh."
-)
 
 
 @dataclass
@@ -71,8 +67,7 @@ def train(
     log, recent = TrainingLog(), []
     if checkpoint and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
-        if state["run"] != run:
-            raise ValueError(OTHER_RUN.format(work_dir))
+        refuse_other_run(checkpoint.parent, state["run"], run)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         log = TrainingLog(**state["log"])
@@ -127,14 +122,23 @@ def fingerprint(models: Sequence[nn.Module], *settings: object) -> str:
     return digest.hexdigest()[:12]
 
 
+def refuse_other_run(work_dir: Path, saved: str, run: str) -> None:
+    """ValueError if the run saved in a folder is not this one; both are told apart by all that they depend on."""
+    if saved != run:
+        raise ValueError(
+            f"{work_dir} holds the checkpoints of another run (other weights, data or settings): "
+            "take another folder, or delete this one to start afresh."
+        )
+
+
 def check_same_run(work_dir: Path, run: str) -> None:
     """Note in the folder which run it belongs to; ValueError if it is another one's.
 
     run: a checksum of all that the run depends on.
     """
     note = work_dir / "run.txt"
-    if note.exists() and note.read_text(encoding="utf-8") != run:
-        raise ValueError(OTHER_RUN.format(work_dir))
+    if note.exists():
+        refuse_other_run(work_dir, note.read_text(encoding="utf-8"), run)
     write_atomically(note, run)
 
 

@@ -445,6 +445,8 @@ def test_training_goes_on_where_it_stopped(tmp_path):
     saved = Verifier.from_pretrained(tmp_path / "best", device="cpu")
     again = train_verifier(tmp_path / "work", tmp_path / "best", **sizes, evaluate_every=4)
     assert again == log  # nothing left to do
+    with pytest.raises(ValueError, match="another run"):
+        train_verifier(tmp_path / "work", tmp_path / "best", **sizes, evaluate_every=4, seed=1)
     assert len((tmp_path / "work" / "log.jsonl").read_text().splitlines()) == len(rows)
     held_out = evaluation_set(scenes_per_tag=4, seed=1)
     measured = measure_verifier(saved.model, saved.processor.tokenizer, held_out)

@@ -33,7 +33,7 @@ from cotgen_lite.lite.verifier_questions import Mix, draw_dialogues, encode_dial
 from cotgen_lite.lite.vocabulary import lite_tokenizer
 from cotgen_lite.lite.world import Scene, SceneObject, render, world
 from cotgen_lite.prompts import plural
-from cotgen_lite.training import check_same_run
+from cotgen_lite.training import refuse_other_run
 
 TOWER_RATE, PEAK_RATE = 1e-3, 1.2e-3  # learning rates of the first stage and of the other two, after the warm-up
 PROBE_WEIGHT = 0.3
@@ -64,10 +64,10 @@ def train_verifier(
     and tag), "step" and "seconds". ValueError if the checkpoint is another run's.
     """
     work, checkpoint = Path(work_dir), Path(work_dir) / "checkpoint.pt"
-    check_same_run(work, repr((tower_steps, fact_steps, match_steps, images, questions, seed)))
     torch.manual_seed(seed)
     plan = [("facts", FACTS)] * fact_steps + [("matches", MATCHES)] * match_steps
-    trainer = _Trainer(len(plan), seed)
+    run = repr((tower_steps, fact_steps, match_steps, images, questions, seed))
+    trainer = _Trainer(len(plan), seed, run)
     model, tokenizer = trainer.model, trainer.tokenizer
     held_out = evaluation_set(scenes_per_tag, seed + 1)
     started = time.monotonic()
@@ -133,8 +133,8 @@ def _descend(loss: Tensor, optimizer: torch.optim.Optimizer, clipped: Iterable[T
 class _Trainer:
     """The model with all that training needs beside it, so that it can stop and go on."""
 
-    def __init__(self, steps: int, seed: int) -> None:
-        self.seed, self.tokenizer = seed, lite_tokenizer()
+    def __init__(self, steps: int, seed: int, run: str) -> None:
+        self.seed, self.run, self.tokenizer = seed, run, lite_tokenizer()
         self.model = lite_verifier(self.tokenizer)
         self.probes = Probes(self.tokenizer, self.model.config.text_config.hidden_size)
         weights = [*self.model.parameters(), *self.probes.parameters()]
@@ -173,11 +173,12 @@ class _Trainer:
         """Write everything, whole or not at all."""
         with in_place_of(path) as part:
             states = [one.state_dict() for one in self.kept]
-            torch.save((states, self.step, self.seconds, self.best), part)
+            torch.save((self.run, states, self.step, self.seconds, self.best), part)
 
     def load(self, path: Path) -> None:
-        """Go on from what `save` wrote."""
-        states, self.step, self.seconds, self.best = torch.load(path, weights_only=False)
+        """Go on from what `save` wrote; ValueError if that was another run."""
+        run, states, self.step, self.seconds, self.best = torch.load(path, weights_only=False)
+        refuse_other_run(path.parent, run, self.run)
         for one, state in zip(self.kept, states, strict=True):
             one.load_state_dict(state)
 
