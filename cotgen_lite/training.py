@@ -1,11 +1,10 @@
 """How models are trained: one loop for all that is pre-trained here, and one way to run transformers' trainers.
 
-First the loop (`train`): AdamW, warm-up and cosine, resuming. Then what names a run, so that it never goes on from
-another's checkpoints. Last, for fine-tuning (section 3.2) and DPO (section 3.3), what transformers' and trl's trainers
-have in common: settings, arguments, a progress bar. Read next: generate/vq.py.
+First the loop (`train`): AdamW, warm-up and cosine, resuming. Then, for fine-tuning (section 3.2) and DPO
+(section 3.3), what transformers' and trl's trainers have in common: settings, arguments, a progress bar.
+Read next: generate/vq.py.
 """
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from transformers import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from cotgen_lite.hub import in_place_of, write_atomically
+from cotgen_lite.identity import refuse_other_run
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -109,37 +109,6 @@ def _schedule(done: float, warmup: float) -> float:
 def subsample(losses: Sequence[float]) -> list[float]:
     """Some forty to eighty of the losses of a run, evenly spread: for its manifest."""
     return [round(loss, 4) for loss in losses[:: max(1, len(losses) // 40)]]
-
-
-def fingerprint(models: Sequence[nn.Module], *settings: object) -> str:
-    """A name for all that a job depends on, so that another's shards or checkpoints are never taken for its own."""
-    digest = hashlib.sha256(repr(settings).encode())
-    for model in models:
-        for weights in model.parameters():
-            if weights.dtype != torch.float32:  # the same numbers compute others in half precision
-                digest.update(str(weights.dtype).encode())
-            digest.update(weights.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()[:12]
-
-
-def refuse_other_run(work_dir: Path, saved: str, run: str) -> None:
-    """ValueError if the run saved in a folder is not this one; both are told apart by all that they depend on."""
-    if saved != run:
-        raise ValueError(
-            f"{work_dir} holds the checkpoints of another run (other weights, data or settings): "
-            "take another folder, or delete this one to start afresh."
-        )
-
-
-def check_same_run(work_dir: Path, run: str) -> None:
-    """Note in the folder which run it belongs to; ValueError if it is another one's.
-
-    run: a checksum of all that the run depends on.
-    """
-    note = work_dir / "run.txt"
-    if note.exists():
-        refuse_other_run(work_dir, note.read_text(encoding="utf-8"), run)
-    write_atomically(note, run)
 
 
 # What follows is for transformers' and trl's trainers.

@@ -17,9 +17,9 @@ from cotgen_lite.generate.pipeline import Generator, generate_pool, judge_tokens
 from cotgen_lite.generate.vq import Magvit, lite_magvit_config
 from cotgen_lite.geneval import Detection
 from cotgen_lite.hub import data_path
+from cotgen_lite.identity import fingerprint
 from cotgen_lite.lite.judges import TemplateJudge, load_judge
 from cotgen_lite.pools import in_shards, load_pool, pool_prompts
-from cotgen_lite.training import fingerprint
 
 
 def test_pool_is_the_same_after_an_interrupt(tmp_path: Path, toy_generator) -> None:

@@ -22,16 +22,10 @@ from cotgen_lite.generate.autoregressive import AutoregressiveGenerator, sequenc
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.showo import Showo, draw_mask, image_logits, text_prefix
 from cotgen_lite.hub import work_folder
+from cotgen_lite.identity import check_same_run, fingerprint
 from cotgen_lite.pools import Pool
 from cotgen_lite.prompts import Prompt, refuse_held_out
-from cotgen_lite.training import (
-    TrainerSettings,
-    TrainingLog,
-    check_same_run,
-    fingerprint,
-    run_trainer,
-    trainer_arguments,
-)
+from cotgen_lite.training import TrainerSettings, TrainingLog, run_trainer, trainer_arguments
 from cotgen_lite.verify.training_data import balanced
 from cotgen_lite.verify.verifier import Verifier
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.showo import CaptionedTokens, correction_prefix, masked_loss, text_prefix
+from cotgen_lite.identity import fingerprint
 from cotgen_lite.prompts import Prompt
-from cotgen_lite.training import TrainingLog, fingerprint, train
+from cotgen_lite.training import TrainingLog, train
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from cotgen_lite.experiments.measuring import Bench, cost_of_drawing, measure_po
 from cotgen_lite.experiments.results import write_rows
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.geneval import evaluate
+from cotgen_lite.identity import fingerprint
 from cotgen_lite.lite.judges import TemplateJudge
 from cotgen_lite.pools import SHARD, in_shards
 from cotgen_lite.prompts import Prompt
-from cotgen_lite.training import fingerprint
 from cotgen_lite.verify.pool_search import Outcome, ask_of_paths, spent_by_search, stop_paths
 from cotgen_lite.verify.reasons import share_told, write_reasons
 from cotgen_lite.verify.search import reflect

@@ -19,10 +19,10 @@ from cotgen_lite.experiments.measure import load_steps_of_pool
 from cotgen_lite.experiments.measuring import VERIFIER_NAMES, Bench, by_step, let_choose, rounded, time_search
 from cotgen_lite.experiments.results import merge_json, read_rows, score_tokens, steps_profile
 from cotgen_lite.generate.pipeline import Generator
+from cotgen_lite.identity import fingerprint
 from cotgen_lite.metrics import expected_best_of, roc_auc, roc_auc_within_prompts, telling_tags
 from cotgen_lite.pools import SHARD, Pool, in_shards, load_pool
 from cotgen_lite.prompts import TAGS, Prompt
-from cotgen_lite.training import fingerprint
 from cotgen_lite.verify.search import best_of_n, prm_search
 from cotgen_lite.verify.training_data import FOUR_ROLLOUTS, SIXTEEN_ROLLOUTS
 from cotgen_lite.verify.verifier import ORM_QUESTION, PRM_QUESTION, Verifier

@@ -19,7 +19,7 @@ from typing import Any
 from cotgen_lite.experiments.build import STEPS, Step
 from cotgen_lite.experiments.configs import LITE, Config
 from cotgen_lite.hub import data_root, insist_on_two_cores, write_json
-from cotgen_lite.training import check_same_run
+from cotgen_lite.identity import check_same_run, identity
 
 PARTS = 14  # an interval needs two prompts of each tag, and these are a fourteenth of all
 
@@ -51,7 +51,7 @@ def time_steps(steps: Sequence[Step], config: Config, folder: Path, models: Path
     models: folder of finished ones; where it has a step's, that takes the place of the one just made. ValueError if the
     interrupted call had another config.
     """
-    check_same_run(folder, repr(config))
+    check_same_run(folder, identity(config))
     note = folder / "seconds.json"
     seconds: dict[str, float] = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
     for step in steps:

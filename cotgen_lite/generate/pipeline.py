@@ -38,9 +38,9 @@ from cotgen_lite.generate.showo import Showo, correction_prefix, text_prefix
 from cotgen_lite.generate.vq import ImageTokenizer, Magvit, MagvitConfig
 from cotgen_lite.geneval import Detector, judge
 from cotgen_lite.hub import chosen_device, model_path
+from cotgen_lite.identity import fingerprint
 from cotgen_lite.pools import SHARD, in_shards
 from cotgen_lite.prompts import Prompt, encode_text
-from cotgen_lite.training import fingerprint
 
 PAPER_SETTINGS = SamplingSettings()
 # Guidance was chosen on the dev prompts (data/results/dev.json).

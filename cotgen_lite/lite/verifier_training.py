@@ -19,6 +19,7 @@ from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 from cotgen_lite.hub import in_place_of
+from cotgen_lite.identity import refuse_other_run
 from cotgen_lite.lite.verifier import (
     Group,
     evaluation_set,
@@ -33,7 +34,6 @@ from cotgen_lite.lite.verifier_questions import Mix, draw_dialogues, encode_dial
 from cotgen_lite.lite.vocabulary import lite_tokenizer
 from cotgen_lite.lite.world import Scene, SceneObject, render, world
 from cotgen_lite.prompts import plural
-from cotgen_lite.training import refuse_other_run
 
 TOWER_RATE, PEAK_RATE = 1e-3, 1.2e-3  # learning rates of the first stage and of the other two, after the warm-up
 PROBE_WEIGHT = 0.3

@@ -9,14 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cotgen_lite.hub import work_folder
-from cotgen_lite.training import (
-    TrainerSettings,
-    TrainingLog,
-    check_same_run,
-    fingerprint,
-    run_trainer,
-    trainer_arguments,
-)
+from cotgen_lite.identity import check_same_run, fingerprint
+from cotgen_lite.training import TrainerSettings, TrainingLog, run_trainer, trainer_arguments
 from cotgen_lite.verify.verifier import Verifier
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from cotgen_lite.generate.pipeline import ImageGenerator, State
 from cotgen_lite.hub import in_place_of
+from cotgen_lite.identity import fingerprint
 from cotgen_lite.metrics import expected_best_of
 from cotgen_lite.pools import SHARD, Pool, in_shards
 from cotgen_lite.prompts import Prompt
-from cotgen_lite.training import fingerprint
 from cotgen_lite.verify.search import Assess, shows_no_potential
 from cotgen_lite.verify.verifier import Verifier
 

@@ -23,9 +23,9 @@ from torch import Tensor
 from cotgen_lite.generate.pipeline import Generator, ImageGenerator, State, generate_pool, label_tokens
 from cotgen_lite.generate.sampling import Cost, branch
 from cotgen_lite.geneval import Detector
+from cotgen_lite.identity import fingerprint
 from cotgen_lite.pools import Pool, in_shards
 from cotgen_lite.prompts import TAGS, Prompt, lite_prompts, refuse_held_out
-from cotgen_lite.training import fingerprint
 from cotgen_lite.verify.verifier import (
     CLARITY_QUESTION,
     ORM_QUESTION,

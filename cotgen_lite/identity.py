@@ -1,0 +1,93 @@
+"""What names a run: a hash of all that it depends on, so that it never goes on from another's checkpoints.
+
+Everything is written as JSON in one way, arrays by their bytes: equal inputs give equal names in every process,
+whatever kind of number or string they came as. Read next: prompts.py.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cotgen_lite.hub import write_atomically
+
+if TYPE_CHECKING:
+    from torch import nn
+
+RUN = "run.txt"
+
+
+def canonical(value: Any) -> Any:
+    """A value as plain JSON: dataclasses by name and fields, arrays and tensors by shape, type and hash of the bytes.
+
+    ValueError for what has no such form, as a function, a set of unlike things, or a NaN.
+    """
+    if isinstance(value, str):
+        return str(value)
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        if value != value or value in (float("inf"), float("-inf")):
+            raise ValueError(f"{value} cannot be part of what a run is named by: give finite numbers.")
+        return float(value)
+    if isinstance(value, np.generic):
+        return canonical(value.item())
+    if type(value).__module__.startswith("torch") and hasattr(value, "detach"):
+        plain, dtype = value.detach().cpu(), str(value.dtype).removeprefix("torch.")
+        return _array(plain.float().numpy() if dtype == "bfloat16" else plain.numpy(), dtype)
+    if isinstance(value, np.ndarray):
+        return _array(value, str(value.dtype))
+    if is_dataclass(value) and not isinstance(value, type):
+        return {type(value).__name__: {field.name: canonical(getattr(value, field.name)) for field in fields(value)}}
+    if isinstance(value, Mapping):
+        return {str(key): canonical(one) for key, one in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(map(canonical, value))
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [canonical(one) for one in value]
+    raise ValueError(f"A {type(value).__name__} cannot be part of what a run is named by: give plain data.")
+
+
+def _array(values: np.ndarray, dtype: str) -> dict[str, Any]:
+    digest = hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
+    return {"shape": list(values.shape), "dtype": dtype, "sha256": digest}
+
+
+def identity(*values: Any) -> str:
+    """A name for plain data, 16 hexadecimal digits: equal for equal values, different for different ones."""
+    written = json.dumps([canonical(value) for value in values], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(written.encode()).hexdigest()[:16]
+
+
+def fingerprint(models: Sequence["nn.Module"], *settings: Any) -> str:
+    """A name for all that a job depends on: networks' weights, by their values and types, and plain data."""
+    digest = hashlib.sha256(identity(*settings).encode())
+    for model in models:
+        for weights in model.parameters():
+            digest.update(str((weights.dtype, tuple(weights.shape))).encode())
+            digest.update(weights.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def refuse_other_run(work_dir: Path, saved: str, run: str) -> None:
+    """ValueError if the run saved in a folder is not this one; both are named by all that they depend on."""
+    if saved != run:
+        raise ValueError(
+            f"{work_dir} holds the checkpoints of another run (other weights, data or settings): "
+            "take another folder, or delete this one to start afresh."
+        )
+
+
+def check_same_run(work_dir: Path, run: str) -> None:
+    """Note in the folder which run it belongs to; ValueError if it is another one's.
+
+    run: a name of all that the run depends on, as `identity` gives.
+    """
+    note = work_dir / RUN
+    if note.exists():
+        refuse_other_run(work_dir, note.read_text(encoding="utf-8"), run)
+    write_atomically(note, run)

@@ -1,0 +1,123 @@
+"""What a public call is given, checked as it enters: a plain Python value comes out, or one sentence of what is wrong.
+
+Numpy's numbers and strings become Python's, so that equal inputs draw equal noise and name equal runs. All errors here
+are ValueErrors. Read next: identity.py, which names runs by what they depend on.
+"""
+
+import math
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+
+def whole(value: Any, name: str, least: int | None = None, most: int | None = None) -> int:
+    """A whole number as an int; ValueError for anything else (True and 2.0 too), or if it is out of range."""
+    try:
+        number_ = None if isinstance(value, bool | np.bool_) else operator.index(value)
+    except TypeError:
+        number_ = None
+    if number_ is None or (least is not None and number_ < least) or (most is not None and number_ > most):
+        raise ValueError(f"{name} must be a whole number{_range(least, most)}, got {shown(value)}.")
+    return number_
+
+
+def number(
+    value: Any, name: str, least: float | None = None, most: float | None = None, above: float | None = None
+) -> float:
+    """A finite number as a float; ValueError for anything else (NaN, infinity, text), or if it is out of range."""
+    try:
+        number_ = math.nan if isinstance(value, bool | np.bool_ | str | bytes) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several values
+        number_ = math.nan
+    low, high = (least is not None and number_ < least), (most is not None and number_ > most)
+    if not math.isfinite(number_) or low or high or (above is not None and number_ <= above):
+        wanted = f" above {above:g}" if above is not None else ""
+        raise ValueError(f"{name} must be a finite number{wanted}{_range(least, most)}, got {shown(value)}.")
+    return number_
+
+
+def yes_or_no(value: Any, name: str) -> bool:
+    """True or False; ValueError for anything else, 0 and "no" too."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False, got {shown(value)}.")
+    return bool(value)
+
+
+def one_of(value: Any, name: str, known: Iterable[str]) -> str:
+    """A known word; ValueError lists them all."""
+    words = list(known)
+    if not isinstance(value, str) or value not in words:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, words))}, got {shown(value)}.")
+    return str(value)
+
+
+def text(value: Any, name: str) -> str:
+    """A plain string; ValueError for anything else."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be a text, got {shown(value)}.")
+    return str(value)
+
+
+def texts(value: Any, name: str) -> list[str]:
+    """One text, or several, as a list; ValueError for anything else, and for none."""
+    if isinstance(value, str):
+        return [str(value)]
+    if isinstance(value, Mapping | bytes) or not isinstance(value, Iterable):
+        raise ValueError(f"{name} must be a text or a list of texts, got {shown(value)}.")
+    listed = [text(one, f"each of {name}") for one in value]
+    if not listed:
+        raise ValueError(f"{name} must hold at least one text, got an empty list.")
+    return listed
+
+
+def of_kind(value: T, name: str, kind: type | tuple[type, ...], wanted: str) -> T:
+    """The value, if it is an instance of `kind`; ValueError says that `wanted` is, e.g. "a Generator"."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} must be {wanted}, got {shown(value)}.")
+    return value
+
+
+def finite(values: T, name: str) -> T:
+    """A tensor or an array of numbers, if none of them is NaN or infinite; ValueError says how many are."""
+    is_tensor = type(values).__module__.startswith("torch")
+    array: Any = values.detach().cpu().float().numpy() if is_tensor else np.asarray(values)  # type: ignore[attr-defined]
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must be numbers, got {shown(values)}.")
+    wrong = int((~np.isfinite(array)).sum())
+    if wrong:
+        raise ValueError(f"{name} must be finite, but {wrong} of {array.size} are NaN or infinite.")
+    return values
+
+
+def shaped(values: T, name: str, shape: Sequence[int | str]) -> T:
+    """A tensor or an array, if its shape is as wanted; a letter stands for any size, the same letter for the same one.
+
+    ValueError otherwise, e.g. for `shaped(scores, "scores", ("P", "N"))`.
+    """
+    got = tuple(getattr(values, "shape", ()))
+    sizes: dict[str, int] = {}
+    fits = hasattr(values, "shape") and len(got) == len(shape)
+    for size, wanted in zip(got, shape, strict=False):
+        fits = fits and size == (sizes.setdefault(wanted, size) if isinstance(wanted, str) else wanted)
+    if not fits:
+        said = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+        raise ValueError(f"{name} must have shape {said}, got {got if hasattr(values, 'shape') else shown(values)}.")
+    return values
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it: short, with its type, and an array by its shape."""
+    if hasattr(value, "shape") and hasattr(value, "dtype") and tuple(value.shape):
+        return f"{type(value).__name__} of shape {tuple(value.shape)}"
+    said = repr(value).splitlines()[0] if repr(value) else ""
+    return f"{said if len(said) <= 60 else said[:57] + '...'} ({type(value).__name__})"
+
+
+def _range(least: float | None, most: float | None) -> str:
+    if least is not None and most is not None:
+        return f" from {least:g} to {most:g}"
+    return f" of at least {least:g}" if least is not None else f" of at most {most:g}" if most is not None else ""

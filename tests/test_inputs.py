@@ -1,0 +1,103 @@
+"""Inputs: one plain value out of every kind that means it, one sentence for all others; identities of equal inputs."""
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from cotgen_lite.identity import fingerprint, identity
+from cotgen_lite.inputs import finite, number, of_kind, one_of, shaped, text, texts, whole, yes_or_no
+
+
+@pytest.mark.parametrize("three", [3, np.int64(3), np.uint8(3), torch.tensor(3)])
+def test_whole_numbers_become_ints(three):
+    assert whole(three, "n", 1, 3) == 3 and type(whole(three, "n")) is int
+
+
+@pytest.mark.parametrize("wrong", [2.0, "2", True, None, [2], float("nan"), 0, 4])
+def test_what_is_no_whole_number_in_range_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"^n must be a whole number from 1 to 3, got "):
+        whole(wrong, "n", 1, 3)
+
+
+@pytest.mark.parametrize("half", [0.5, np.float32(0.5), np.float64(0.5), torch.tensor(0.5)])
+def test_numbers_become_floats(half):
+    assert number(half, "beta", above=0) == 0.5 and type(number(half, "beta")) is float
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), "1", None, True, 0, -1, torch.ones(2), 1j])
+def test_what_is_no_finite_number_in_range_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"^beta must be a finite number above 0, got "):
+        number(wrong, "beta", above=0)
+
+
+def test_words_texts_and_answers_are_checked():
+    assert one_of(np.str_("elbo"), "weighting", ["elbo", "mean"]) == "elbo"
+    assert type(text(np.str_("a cat"), "prompt")) is str
+    assert texts("a cat", "prompt") == ["a cat"] and texts(np.array(["a", "b"]), "prompt") == ["a", "b"]
+    assert yes_or_no(np.True_, "progress_bar") is True
+    for call, said in (
+        (lambda: one_of("elboo", "weighting", ["elbo", "mean"]), "one of 'elbo', 'mean', got 'elboo'"),
+        (lambda: one_of(["elbo"], "weighting", ["elbo"]), "one of 'elbo'"),
+        (lambda: text(3, "prompt"), "must be a text, got 3 \\(int\\)"),
+        (lambda: texts([], "prompt"), "at least one text"),
+        (lambda: texts(["a", None], "prompt"), "each of prompt must be a text"),
+        (lambda: texts({"a": 1}, "prompt"), "a text or a list of texts"),
+        (lambda: yes_or_no(0, "progress_bar"), "True or False"),
+        (lambda: of_kind("orm", "verifier", dict, "a Verifier"), "verifier must be a Verifier, got 'orm'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
+
+
+def test_nan_infinity_and_shapes_are_named():
+    scores = torch.tensor([[1.0, float("nan")], [float("-inf"), 0.0]])
+    with pytest.raises(ValueError, match="scores must be finite, but 2 of 4 are NaN or infinite"):
+        finite(scores, "scores")
+    with pytest.raises(ValueError, match="scores must be numbers"):
+        finite(np.array(["a"]), "scores")
+    assert shaped(scores, "scores", ("P", "N")) is scores and shaped(scores, "scores", ("P", "P")) is scores
+    for values in (torch.zeros(2), torch.zeros(2, 3), [[1]]):
+        with pytest.raises(ValueError, match=r"scores must have shape \(P, P\)"):
+            shaped(values, "scores", ("P", "P"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    what: str
+    n: int
+
+
+def test_equal_inputs_of_any_kind_have_one_identity():
+    assert identity(Asked("a", 2), {"b": 1.5, "a": (1, 2)}) == identity(
+        Asked(np.str_("a"), np.int64(2)), {"a": [1, 2], "b": np.float64(1.5)}
+    )
+    ones = torch.ones(2, 3)
+    assert identity(ones) == identity(ones.numpy())
+    different = [identity(x) for x in (ones, torch.ones(3, 2), 0 * ones, ones.long(), Asked("a", 2), Asked("a", 3), [])]
+    assert len(set(different)) == len(different)
+    for unnameable in (float("nan"), len, b"bytes"):
+        with pytest.raises(ValueError, match="part of what a run is named by"):
+            identity(unnameable)
+
+
+def test_identities_do_not_depend_on_the_process():
+    code = "from cotgen_lite.identity import identity; print(identity({'b', 'a', 'c'}, {'y': 1, 'x': 2}))"
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed}
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(said) == 1
+
+
+def test_a_fingerprint_tells_weights_and_settings_apart():
+    one, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    assert fingerprint((one,), 1) == fingerprint((one,), 1)
+    assert (
+        len({fingerprint((one,), 1), fingerprint((other,), 1), fingerprint((one,), 2), fingerprint((one, other))}) == 4
+    )
