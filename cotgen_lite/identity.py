@@ -64,10 +64,10 @@ def identity(*values: Any) -> str:
 
 
 def fingerprint(models: Sequence["nn.Module"], *settings: Any) -> str:
-    """A name for all that a job depends on: networks' weights, by their values and types, and plain data."""
+    """A name for all that a job depends on: networks' weights and buffers, by values and types, and plain data."""
     digest = hashlib.sha256(identity(*settings).encode())
     for model in models:
-        for weights in model.parameters():
+        for weights in (*model.parameters(), *model.buffers()):
             digest.update(str((weights.dtype, tuple(weights.shape))).encode())
             digest.update(weights.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 T = TypeVar("T")
 
@@ -79,6 +80,21 @@ def of_kind(value: T, name: str, kind: type | tuple[type, ...], wanted: str) -> 
     if not isinstance(value, kind):
         raise ValueError(f"{name} must be {wanted}, got {shown(value)}.")
     return value
+
+
+def with_methods(value: T, name: str, methods: Sequence[str], wanted: str) -> T:
+    """The value, if it has these methods, whatever its class; ValueError says that `wanted` is, e.g. "a verifier"."""
+    if isinstance(value, type) or not all(callable(getattr(value, method, None)) for method in methods):
+        raise ValueError(f"{name} must be {wanted}, got {shown(value)}.")
+    return value
+
+
+def verdicts(values: Any, name: str, shape: Sequence[int | str]) -> npt.NDArray[np.bool_]:
+    """An array of verdicts of this shape (see `shaped`), each yes or no, 1 or 0; ValueError for anything else."""
+    given = shaped(np.asarray(values), name, shape)
+    if given.dtype.kind not in "biuf" or not np.isin(given, (0, 1)).all():
+        raise ValueError(f"{name} must be verdicts, each yes or no (1 or 0), got {shown(given)} of {given.dtype}.")
+    return given.astype(bool)
 
 
 def finite(values: T, name: str) -> T:

@@ -9,7 +9,19 @@ import pytest
 import torch
 
 from cotgen_lite.identity import fingerprint, identity
-from cotgen_lite.inputs import finite, number, of_kind, one_of, shaped, text, texts, whole, yes_or_no
+from cotgen_lite.inputs import (
+    finite,
+    number,
+    of_kind,
+    one_of,
+    shaped,
+    text,
+    texts,
+    verdicts,
+    whole,
+    with_methods,
+    yes_or_no,
+)
 
 
 @pytest.mark.parametrize("three", [3, np.int64(3), np.uint8(3), torch.tensor(3)])
@@ -65,6 +77,19 @@ def test_nan_infinity_and_shapes_are_named():
             shaped(values, "scores", ("P", "P"))
 
 
+def test_verdicts_are_yes_or_no_and_things_have_the_methods_they_need():
+    assert verdicts([[1, 0]], "verdicts", ("P", "N")).tolist() == [[True, False]]
+    for wrong in ([[0.5, 1]], [[2, 0]], [[-1, 0]], [["a", "b"]], [[float("nan"), 1]]):
+        with pytest.raises(ValueError, match="verdicts must be verdicts, each yes or no"):
+            verdicts(wrong, "verdicts", ("P", "N"))
+    with pytest.raises(ValueError, match=r"must have shape \(P, N\)"):
+        verdicts([1, 0], "verdicts", ("P", "N"))
+    assert with_methods("a", "word", ("upper", "lower"), "a word") == "a"
+    for wrong in (None, 3, str):
+        with pytest.raises(ValueError, match="word must be a word, got"):
+            with_methods(wrong, "word", ("upper",), "a word")
+
+
 @dataclasses.dataclass(frozen=True)
 class Asked:
     what: str
@@ -101,3 +126,10 @@ def test_a_fingerprint_tells_weights_and_settings_apart():
     assert (
         len({fingerprint((one,), 1), fingerprint((other,), 1), fingerprint((one,), 2), fingerprint((one, other))}) == 4
     )
+
+
+def test_a_fingerprint_tells_buffers_apart():
+    one = torch.nn.BatchNorm2d(2)
+    before = fingerprint((one,), 1)
+    one.running_mean += 1
+    assert fingerprint((one,), 1) != before
