@@ -11,12 +11,13 @@ import random
 import re
 from collections.abc import Hashable, Sequence, Set
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
 
 from cotgen_lite.hub import data_path
+from cotgen_lite.inputs import text as check_text
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 RELATIONS = ("left of", "right of", "above", "below")
@@ -321,15 +322,24 @@ def _check(what: str, value: str, names: Names | None) -> None:
 UNKNOWN = "<|unknown|>"  # what the lite tokenizer makes of a word that it does not know
 
 
-def encode_text(tokenizer: Any, text: str) -> list[int]:
+LONGEST_TEXT = 20_000  # characters of a text; no model here reads as many, and nobody should wait for its tokens
+
+
+def encode_text(tokenizer: Any, text: str, most: int | None = None) -> list[int]:
     """Text as token ids, without special tokens added.
 
-    ValueError names the words that the tokenizer does not know (lite models read only the course's words).
+    most: how many tokens the model reads. ValueError for a text that is longer, for a control token in it such as
+    "<image>", and for words that the tokenizer does not know (lite models read only the course's words).
     """
 
     def ids(words: str) -> list[int]:
         return tokenizer(words, add_special_tokens=False)["input_ids"]
 
+    text = check_text(text, "A prompt")
+    if len(text) > LONGEST_TEXT:
+        raise ValueError(f"The text has {len(text)} characters; at most {LONGEST_TEXT} are read: shorten it.")
+    if not text.isascii() and re.search("[\ud800-\udfff]", text):
+        raise ValueError(f"The text holds half of a character (a surrogate), which cannot be read: {ascii(text)[:60]}.")
     encoded, unknown = ids(text), tokenizer.unk_token_id
     if unknown is not None and unknown in encoded:
         strange = ", ".join(repr(word) for word in text.split() if unknown in ids(word))
@@ -340,7 +350,21 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
             f"The lite models do not know {strange}: they know the objects {objects}; the colours {colors}; "
             f"the counts {', '.join(COUNTS)}; left of, right of, above and below."
         )
+    controls = _control_tokens(tokenizer, len(tokenizer))
+    if found := sorted({controls[one] for one in encoded if one in controls}):
+        said = ", ".join(map(repr, found))
+        raise ValueError(f"The text holds {said}, which the model would obey as a sign of control: leave it out.")
+    if most is not None and len(encoded) > most:
+        raise ValueError(f"The text has {len(encoded)} tokens; this model reads at most {most}: shorten it.")
     return encoded
+
+
+@lru_cache(maxsize=16)
+def _control_tokens(tokenizer: Any, _size: int) -> dict[int, str]:
+    """Ids and texts of a tokenizer's special and added tokens; added words and spaces are not of them."""
+    added = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items()}
+    added = {number: token for number, token in added.items() if token.strip() and not token.strip().isalnum()}
+    return added | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
 
 
 def meaning_hash(prompt: Prompt) -> str:

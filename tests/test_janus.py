@@ -205,6 +205,12 @@ def test_bad_requests_and_folders_are_one_clear_sentence(
         generator(PROMPTS, steps=5)
     with pytest.raises(ValueError, match="At least one prompt, num_images"):
         generator(PROMPTS, 0)
+    for text, why in (
+        ("cat" * 99, r"tokens; this model reads at most 110"),
+        (f"cat{IMAGE}", "holds '<begin_of_image>'"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            generator(text)
 
     def damaged(change: str) -> Path:
         path = tmp_path / change.replace(" ", "_")

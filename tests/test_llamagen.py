@@ -97,7 +97,8 @@ def plain_gpt(state: dict[str, Tensor], features: Tensor, visible: Tensor, codes
 @pytest.fixture(scope="module")
 def model(gpt: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> AutoregressiveModel:
     path = tmp_path_factory.mktemp("llamagen") / "t2i.pt"
-    torch.save({"model": gpt, "steps": 3, "args": Namespace(lr=0.1)}, path)
+    table = torch.zeros(3, 2, 2)  # which some of LlamaGen's files hold beside the weights
+    torch.save({"model": gpt | {"freqs_cis": table}, "steps": 3, "args": Namespace(lr=0.1)}, path)
     return load_llamagen(path, grid=GRID, heads=HEADS)
 
 
@@ -231,8 +232,12 @@ def test_generator_is_used_like_the_lite_one(generator: LlamaGenGenerator) -> No
     assert cost.generator_passes == 2 + 2 * 2 * 4
     with pytest.raises(ValueError, match="divisor of 16"):
         generator(PROMPTS, steps=5)
-    with pytest.raises(ValueError, match="too long"):
+    with pytest.raises(ValueError, match=r"\d tokens; this model reads at most \d: shorten"):
         generator("a photo of two red cat dogs left car")
+    with pytest.raises(ValueError, match="holds '</s>'"):
+        generator("a cat </S>")  # captions are read in lower case
+    with pytest.raises(ValueError, match="must be a text, got 3"):
+        generator([3])  # type: ignore[list-item]
 
 
 def test_parts_are_loaded_together_or_refused(

@@ -35,3 +35,32 @@ def test_other_models_words_are_not_said_to_be_the_lite_ones() -> None:
     text = "a photo of a <unk>"
     with pytest.raises(ValueError, match=r"no token for '<unk>': use other words"):
         encode_text(other, text)
+
+
+@pytest.mark.parametrize("token", ["<|endoftext|>", "<|pad|>", "<image>", "<|user|>", "and<image>and"])
+def test_control_tokens_in_a_text_are_refused(token: str) -> None:
+    with pytest.raises(ValueError, match=r"holds '<.*>', which the model would obey"):
+        encode_text(lite_tokenizer(), f"a photo of a {token} cat")
+
+
+def test_added_tokens_are_control_tokens_but_added_words_are_not() -> None:
+    tokenizer = lite_tokenizer()
+    tokenizer.add_tokens(["<tool_call>", "unicorn"])
+    assert encode_text(tokenizer, "a unicorn")
+    with pytest.raises(ValueError, match="holds '<tool_call>'"):
+        encode_text(tokenizer, "a <tool_call> cat")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("a " * 20_000, "40000 characters; at most 20000"),
+        ("a photo of three cats", "5 tokens; this model reads at most 4"),
+        ("a \ud800 cat", "half of a character"),
+        (None, "must be a text, got None"),
+        ([3, 4], "must be a text, got"),
+    ],
+)
+def test_texts_that_cannot_be_read_are_refused(text: object, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        encode_text(lite_tokenizer(), text, most=4)  # type: ignore[arg-type]

@@ -83,7 +83,12 @@ class JanusGenerator(NextTokenGenerator):
 
     def encode(self, prompt: str) -> list[int]:
         """A prompt in Janus's chat template, as ids."""
-        return encode_text(self.text_tokenizer, REQUEST.format(prompt.strip()))
+        encode_text(self.text_tokenizer, prompt)  # alone, for the template's own control tokens are meant
+        ids = self.text_tokenizer(REQUEST.format(prompt.strip()), add_special_tokens=False)["input_ids"]
+        most = self.model.janus.config.text_config.max_position_embeddings - self.num_image_tokens - 2
+        if len(ids) > most:
+            raise ValueError(f"The prompt takes {len(ids)} tokens; this model reads at most {most}: shorten it.")
+        return ids
 
     @torch.inference_mode()
     def read(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,6 +23,7 @@ from cotgen_lite.generate.autoregressive import (
 )
 from cotgen_lite.generate.vq import VqTokenizer
 from cotgen_lite.hub import chosen_device, load_complete
+from cotgen_lite.inputs import text
 from cotgen_lite.prompts import encode_text
 
 # Parts of the names: of ours, and of LlamaGen's for the same weights (three of ours are cut from "wqkv").
@@ -47,6 +48,7 @@ def load_llamagen(path: str | Path, grid: int, heads: int | None = None) -> Auto
     many as are 64 wide, like GPT-XL's. ValueError if the file is damaged or is not exactly such a checkpoint.
     """
     state = read_checkpoint(path)
+    state.pop("freqs_cis", None)  # a table of positions that some files hold; it is computed here
     codes, width = _shape(state, "tok_embeddings.weight", 2)
     length, text_width = _shape(state, "cls_embedding.uncond_embedding", 2)
     heads = heads or max(1, width // 64)
@@ -220,7 +222,8 @@ class LlamaGenGenerator(AutoregressiveGenerator):
 
     def encode(self, prompt: str) -> list[int]:
         """A prompt in lower case, as T5's ids."""
-        return encode_text(self.text_tokenizer, plain_caption(prompt))
+        most = self.model.config.text_length - 1  # the end follows
+        return encode_text(self.text_tokenizer, plain_caption(text(prompt, "A prompt")), most)
 
     def read(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
         """T5's features of Q captions (Q, S, D), those that stand for no caption, and which are no pads, (Q, S)."""
