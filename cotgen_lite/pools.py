@@ -9,19 +9,21 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from cotgen_lite.hub import in_place_of
+from cotgen_lite.hub import first_line, in_place_of
+from cotgen_lite.identity import identity
 from cotgen_lite.prompts import TAGS, Prompt, from_record, lite_prompts, parse_prompt, to_record, world_file
 
 PACKED_AT_ONCE = 4096  # images whose bits lie side by side, unpacked, at once
@@ -65,10 +67,10 @@ def stratified_subset(prompts: Sequence[Prompt], one_in: int = 1, most: int | No
 
 
 def save_pool(pool: Pool, path: Path) -> None:
-    """Write a pool as one safetensors file, atomically; scores in float16, tokens bit by bit, prompts as metadata.
+    """Write a pool as one safetensors file, atomically; scores in float16, tokens bit by bit, prompts beside them.
 
-    Prompts are lines: of a lite prompt its text, which says all, of any other its record as JSON. ValueError for open
-    positions (MASKED): a pool keeps whole images.
+    Of a lite prompt its text is kept, which says all, of any other its record. ValueError for open positions (MASKED):
+    a pool keeps whole images.
     """
     if pool.prompts and int(pool.tokens.min()) < 0:
         raise ValueError("A pool keeps whole images: some of these have positions without a token; save the last step.")
@@ -76,9 +78,8 @@ def save_pool(pool: Pool, path: Path) -> None:
     arrays = {"codes": pack_tokens(pool.tokens, bits)}
     arrays |= {f"scores.{name}": torch.from_numpy(np.float16(values)) for name, values in pool.scores.items()}
     arrays |= {f"correct.{name}": torch.from_numpy(values) for name, values in pool.correct.items()}
-    lines = "\n".join(map(_as_line, pool.prompts))
-    with in_place_of(path) as part:
-        save_file(arrays, part, metadata={"prompts": lines, "bits": str(bits), "length": str(pool.tokens.shape[-1])})
+    prompts = [_shortest(prompt) for prompt in pool.prompts]
+    write_arrays(path, arrays, {"prompts": prompts, "bits": bits, "length": pool.tokens.shape[-1]})
 
 
 def load_pool(path: Path) -> Pool:
@@ -86,34 +87,59 @@ def load_pool(path: Path) -> Pool:
 
     FileNotFoundError if it is missing; ValueError if it is damaged, or a safetensors file that is no pool.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise ValueError(f"The pool {path} is damaged ({error}): restore it with `git checkout -- data`.") from error
-    if not {"prompts", "bits", "length"} <= about.keys():
+    arrays, about = read_arrays(path)
+    if "prompts" not in about:
         raise ValueError(f"{path} is not a pool: give a file that `save_pool` wrote.")
-    tokens = unpack_tokens(arrays["codes"], int(about["bits"]), int(about["length"]))
+    tokens = unpack_tokens(arrays["codes"], about["bits"], about["length"])
     parts: dict[str, dict[str, npt.NDArray]] = {"scores": {}, "correct": {}}
     for key, values in arrays.items():
         kind, _, name = key.partition(".")
         if kind in parts:
             parts[kind][name] = values.numpy() if kind == "correct" else values.float().numpy()
-    return Pool(tuple(map(_from_line, about["prompts"].splitlines())), tokens, parts["scores"], parts["correct"])
+    prompts = (parse_prompt(one) if isinstance(one, str) else from_record(one) for one in about["prompts"])
+    return Pool(tuple(prompts), tokens, parts["scores"], parts["correct"])
 
 
-def _as_line(prompt: Prompt) -> str:
+def write_arrays(path: Path, arrays: dict[str, Tensor], about: dict[str, Any] | None = None) -> None:
+    """Write tensors, and plain data about them, as one safetensors file, atomically: equal ones give equal bytes.
+
+    All that is said of them is one entry, as the library writes several in any order; their identity is in it.
+    """
+    named = {"about": about or {}, "identity": identity(about or {}, arrays)}
+    with in_place_of(path) as part:
+        save_file(arrays, part, metadata={"about": json.dumps(named, sort_keys=True)})
+
+
+def read_arrays(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write_arrays` wrote. FileNotFoundError if it is missing; ValueError if any of it is damaged."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is missing: {_CURE}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            said = (file.metadata() or {}).get("about")
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        named = json.loads(said) if said else {}
+        whole = not said or named["identity"] == identity(named["about"], arrays)
+    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+        raise ValueError(f"{path} is damaged ({first_line(error)}): {_CURE}.") from error
+    if not whole:
+        raise ValueError(f"{path} is damaged (its content is not what was written): {_CURE}.")
+    if not said:
+        raise ValueError(f"{path} is no file of the course's pools and their steps: give one that it wrote.")
+    return arrays, named["about"]
+
+
+_CURE = "restore it with `git checkout -- data` if it came with the course, or make it again"
+
+
+def _shortest(prompt: Prompt) -> str | dict:
+    """A prompt's text if that says all, else its record."""
     try:
         if parse_prompt(prompt.text) == prompt:
             return prompt.text
     except (ValueError, FileNotFoundError):  # it speaks of more than the lite world, or there is none
         pass
-    return json.dumps(to_record(prompt))
-
-
-def _from_line(line: str) -> Prompt:
-    return from_record(json.loads(line)) if line.startswith("{") else parse_prompt(line)
+    return to_record(prompt)
 
 
 def pack_tokens(tokens: torch.Tensor, bits: int) -> torch.Tensor:
@@ -138,7 +164,7 @@ def unpack_tokens(packed: torch.Tensor, bits: int, length: int) -> torch.Tensor:
 
 
 SHARD = 8  # prompts drawn between two savings
-
+SAID_AFTER, GIVEN_UP_AFTER = 10.0, 3600.0  # seconds without a new shard of another process
 
 T = TypeVar("T")
 
@@ -148,29 +174,62 @@ def in_shards(
 ) -> list[dict[str, Tensor]]:
     """What `make` gives for every shard, each kept in `work_dir` once it is made; a later call only reads it.
 
-    `work_dir` must belong to this very job (see `fingerprint`): shards are told apart by their number alone. Under
-    `accelerate launch` every process makes its share and waits for the others', in a folder that all can see, so all
-    return the same. ValueError if RANK and WORLD_SIZE contradict each other.
+    `work_dir` must belong to this very job (see `fingerprint`): shards are told apart by their number alone; a damaged
+    one is made again. Under `accelerate launch` every process makes its share and waits for the others', in a folder
+    that all can see, so all return the same. ValueError if RANK and WORLD_SIZE contradict each other; TimeoutError if
+    no other process makes anything for `GIVEN_UP_AFTER` seconds.
     """
     rank, processes = rank_and_processes()
     work_dir.mkdir(parents=True, exist_ok=True)
     paths = [work_dir / f"shard-{number:03d}.safetensors" for number in range(len(shards))]
+    parts: dict[int, dict[str, Tensor]] = {}
     for number in tqdm(range(rank, len(shards), processes), desc=label):
-        if not paths[number].exists():
-            made = make(shards[number])
-            with in_place_of(paths[number]) as part:
-                save_file(made, part)
-    while not all(path.exists() for path in paths):  # no barrier: a process group would give up on slow shards
-        time.sleep(1)
-    return [load_file(path) for path in paths]
+        if not _read_whole(paths, [number], parts):
+            if paths[number].exists():
+                print(f"{paths[number]} is damaged: it is made again.", flush=True)
+            write_arrays(paths[number], make(shards[number]))
+            _read_whole(paths, [number], parts)
+    since, said = time.monotonic(), False
+    while missing := [number for number in range(len(shards)) if number not in parts]:
+        if _read_whole(paths, missing, parts):
+            since, said = time.monotonic(), False
+            continue
+        waited = time.monotonic() - since
+        if waited >= SAID_AFTER and not said:
+            said = True
+            print(
+                f"Process {rank} (RANK) of {processes} (WORLD_SIZE) has made its share and waits for process "
+                f"{missing[0] % processes}, which makes {paths[missing[0]].name} in {work_dir} ({len(missing)} files "
+                "are missing).",
+                flush=True,
+            )
+        if waited >= GIVEN_UP_AFTER:
+            raise TimeoutError(
+                f"No other process made a shard in {work_dir} for {waited:.0f} seconds, though RANK={rank} and "
+                f"WORLD_SIZE={processes} say that there are others: start all of them with `accelerate launch`, or "
+                "unset RANK and WORLD_SIZE to work alone; what is made is kept."
+            )
+        time.sleep(min(1.0, SAID_AFTER))  # no barrier: a process group would give up on slow shards
+    return [parts[number] for number in range(len(shards))]
+
+
+def _read_whole(paths: Sequence[Path], numbers: Sequence[int], parts: dict[int, dict[str, Tensor]]) -> bool:
+    """Read those of some shards that are there and whole into `parts`; whether there were any."""
+    before = len(parts)
+    for number in numbers:
+        with suppress(FileNotFoundError, ValueError):
+            parts[number] = read_arrays(paths[number])[0]
+    return len(parts) > before
 
 
 def rank_and_processes() -> tuple[int, int]:
     """Which process this is, and of how many, as `accelerate launch` says; 0 of 1 without it.
 
-    ValueError if RANK and WORLD_SIZE contradict each other.
+    ValueError if RANK and WORLD_SIZE are no such numbers, or contradict each other.
     """
-    rank, processes = (int(os.environ.get(name, number)) for name, number in (("RANK", 0), ("WORLD_SIZE", 1)))
-    if not 0 <= rank < processes:
-        raise ValueError(f"RANK is {rank} of WORLD_SIZE {processes}: start all processes with `accelerate launch`.")
-    return rank, processes
+    rank, processes = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not rank.isdecimal() or not processes.isdecimal() or int(rank) >= int(processes):
+        raise ValueError(
+            f"RANK is {rank} of WORLD_SIZE {processes}: start all processes with `accelerate launch`, or unset both."
+        )
+    return int(rank), int(processes)

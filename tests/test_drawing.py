@@ -19,7 +19,7 @@ from cotgen_lite.geneval import Detection
 from cotgen_lite.hub import data_path
 from cotgen_lite.identity import fingerprint
 from cotgen_lite.lite.judges import TemplateJudge, load_judge
-from cotgen_lite.pools import in_shards, load_pool, pool_prompts
+from cotgen_lite.pools import in_shards, load_pool, pool_prompts, write_arrays
 
 
 def test_pool_is_the_same_after_an_interrupt(tmp_path: Path, toy_generator) -> None:
@@ -60,11 +60,9 @@ def test_a_process_makes_its_share_and_waits_for_the_others(tmp_path: Path, monk
 
     def other_process() -> None:
         for number in (0, 2, 4):
-            part = tmp_path / f"part-{number}"
-            save_file({"shard": torch.tensor([number])}, part)
-            part.replace(tmp_path / f"shard-{number:03d}.safetensors")
+            write_arrays(tmp_path / f"shard-{number:03d}.safetensors", {"shard": torch.tensor([number])})
 
-    late = threading.Timer(1.5, other_process)
+    late = threading.Timer(0.3, other_process)
     late.start()
     parts = in_shards(range(5), make, tmp_path, "shards")
     assert made == [1, 3] and [int(part["shard"]) for part in parts] == [0, 1, 2, 3, 4]

@@ -6,14 +6,35 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cotgen_lite import pools
 from cotgen_lite.full_scale.prompts import full_prompts
 from cotgen_lite.hub import data_path, data_root
 from cotgen_lite.metrics import expected_best_of
-from cotgen_lite.pools import Pool, load_pool, pack_tokens, pool_prompts, save_pool, unpack_tokens
+from cotgen_lite.pools import (
+    Pool,
+    load_pool,
+    pack_tokens,
+    pool_prompts,
+    read_arrays,
+    save_pool,
+    unpack_tokens,
+    write_arrays,
+)
+
+SHIPPED = sorted(path for folder in ("pools", "training") for path in (data_root() / folder).rglob("*.safetensors"))
+
+
+def a_pool() -> Pool:
+    """Three dev prompts with four random images each."""
+    rng = np.random.default_rng(0)
+    return Pool(
+        pool_prompts("dev")[:3],
+        torch.randint(0, 1024, (3, 4, 64), generator=torch.Generator().manual_seed(0)).to(torch.int16),
+        {"zs-orm": np.float32(np.float16(rng.normal(size=(3, 4))))},
+        {"learned": rng.random((3, 4)) < 0.5},
+    )
 
 
 def brute_force(score: np.ndarray, right: np.ndarray, n: int) -> float:
@@ -67,29 +88,45 @@ def test_test_set_has_four_pools_of_rare_tags() -> None:
 
 
 def test_pool_round_trip_and_damage(tmp_path: Path) -> None:
-    prompts = pool_prompts("dev")[:3]
-    rng = np.random.default_rng(0)
-    pool = Pool(
-        prompts,
-        torch.randint(0, 1024, (3, 4, 64), generator=torch.Generator().manual_seed(0)).to(torch.int16),
-        {"zs-orm": np.float32(np.float16(rng.normal(size=(3, 4))))},
-        {"learned": rng.random((3, 4)) < 0.5},
-    )
-    path = tmp_path / "pool.safetensors"
+    pool, path = a_pool(), tmp_path / "pool.safetensors"
     save_pool(pool, path)
     again = load_pool(path)
-    assert again.prompts == prompts and torch.equal(again.tokens, pool.tokens)
+    assert again.prompts == pool.prompts and torch.equal(again.tokens, pool.tokens)
     np.testing.assert_array_equal(again.scores["zs-orm"], pool.scores["zs-orm"])
     np.testing.assert_array_equal(again.correct["learned"], pool.correct["learned"])
     save_pool(Pool((), pool.tokens[:0], {}, {"learned": np.zeros((0, 4), dtype=bool)}), path)
     assert load_pool(path).prompts == () and load_pool(path).tokens.shape == (0, 4, 64)
-    save_pool(pool, path)
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match="damaged"):
-        load_pool(path)
-    save_file({"codes": torch.zeros(1)}, path)
+    write_arrays(path, {"codes": torch.zeros(1)})
     with pytest.raises(ValueError, match="not a pool"):
         load_pool(path)
+    save_file({"codes": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match=r"pool\.safetensors is no file of the course"):
+        load_pool(path)
+    with pytest.raises(FileNotFoundError, match=r"other\.safetensors is missing: .*git checkout"):
+        load_pool(tmp_path / "other.safetensors")
+
+
+def test_every_damage_is_named_with_its_cure(tmp_path: Path) -> None:
+    path = tmp_path / "pool.safetensors"
+    save_pool(a_pool(), path)
+    whole = path.read_bytes()
+    damaged = {"empty": b"", "cut": whole[:-1], "cut in its header": whole[:100], "another": b"not a number" * 20}
+    for at in range(0, len(whole), 7):
+        damaged[f"byte {at} flipped"] = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+    for how, content in damaged.items():
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"pool\.safetensors (is damaged|is no file).*"):
+            print(how, load_pool(path))
+    path.write_bytes(whole)
+    load_pool(path)
+
+
+def test_equal_pools_are_equal_bytes(tmp_path: Path) -> None:
+    written = set()
+    for _ in range(8):  # safetensors orders several entries of metadata anew each time
+        save_pool(a_pool(), tmp_path / "pool")
+        written.add((tmp_path / "pool").read_bytes())
+    assert len(written) == 1
 
 
 def test_full_scale_prompts_come_back(tmp_path: Path) -> None:
@@ -99,21 +136,20 @@ def test_full_scale_prompts_come_back(tmp_path: Path) -> None:
     assert load_pool(path).prompts == prompts
 
 
-def test_shipped_pools_hold_their_prompts_as_text_and_are_written_so_again(tmp_path: Path) -> None:
-    shipped = [path for folder in ("pools", "training") for path in (data_root() / folder).rglob("*.safetensors")]
-    found = 0
-    for path in shipped:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-        if "prompts" not in about:
-            continue
-        pool, found = load_pool(path), found + 1
-        assert [prompt.text for prompt in pool.prompts] == about["prompts"].splitlines()
-        few = Pool(pool.prompts, pool.tokens[:, :1, :1].contiguous(), {}, {})
-        save_pool(few, tmp_path / "again.safetensors")
-        with safe_open(tmp_path / "again.safetensors", framework="pt") as file:
-            assert file.metadata()["prompts"] == about["prompts"]
-    assert found >= 10
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_shipped_files_are_whole_and_would_be_written_so_again(path: Path, tmp_path: Path) -> None:
+    arrays, about = read_arrays(path)
+    write_arrays(tmp_path / "again", arrays, about)
+    if "prompts" in about:
+        pool = load_pool(path)
+        assert [prompt.text for prompt in pool.prompts] == about["prompts"]
+        save_pool(pool, tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
+
+
+def test_lite_prompts_are_kept_as_their_texts_alone(tmp_path: Path) -> None:
+    save_pool(a_pool(), tmp_path / "pool")
+    assert read_arrays(tmp_path / "pool")[1]["prompts"] == [prompt.text for prompt in a_pool().prompts]
 
 
 def test_two_processes_may_write_the_same_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,3 +184,45 @@ def test_tokens_are_packed_bit_by_bit(bits: int, length: int, at_once: int, monk
     text = "".join(format(code, f"0{bits}b") for code in tokens[0, 0].tolist())
     assert packed[0, 0, 0] == int(text[:8].ljust(8, "0"), 2)
     assert torch.equal(unpack_tokens(packed, bits, length), tokens)
+
+
+def numbered(shard: int) -> dict[str, torch.Tensor]:
+    return {"shard": torch.tensor([shard])}
+
+
+def test_a_lonely_process_says_whom_it_waits_for_and_gives_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(pools, "SAID_AFTER", 0.02)
+    monkeypatch.setattr(pools, "GIVEN_UP_AFTER", 0.1)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TimeoutError, match=r"RANK=0 and WORLD_SIZE=2.*unset RANK"):
+        pools.in_shards(range(4), numbered, tmp_path, "shards")
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "waits for process 1" in said and str(tmp_path) in said
+    assert "shard-001.safetensors" in said and "2 files" in said
+    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("WORLD_SIZE")
+    parts = pools.in_shards(range(4), lambda shard: numbered(shard + 10), tmp_path, "shards")
+    assert [int(part["shard"]) for part in parts] == [0, 11, 2, 13]  # what was made before is kept
+
+
+@pytest.mark.parametrize(("rank", "processes"), [("one", "2"), ("0", "two"), ("", "1"), ("2", "2"), ("-1", "2")])
+def test_ranks_that_are_none_are_explained(rank: str, processes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    with pytest.raises(ValueError, match=f"RANK is {rank} of WORLD_SIZE {processes}: .*unset both"):
+        pools.rank_and_processes()
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+def test_a_damaged_shard_is_made_again(damage: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pools.in_shards(range(3), numbered, tmp_path, "shards")
+    path = tmp_path / "shard-001.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes({"cut": whole[:-3], "flipped": whole[:-1] + bytes([whole[-1] ^ 4]), "empty": b""}[damage])
+    made = []
+    parts = pools.in_shards(range(3), lambda shard: made.append(shard) or numbered(shard), tmp_path, "shards")
+    assert made == [1] and [int(part["shard"]) for part in parts] == [0, 1, 2] and path.read_bytes() == whole
+    assert "shard-001.safetensors is damaged: it is made again" in capsys.readouterr().out

@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from cotgen_lite.experiments.configs import Config
@@ -29,7 +27,15 @@ from cotgen_lite.metrics import (
     roc_auc_within_prompts,
     score,
 )
-from cotgen_lite.pools import Pool, pack_tokens, pool_prompts, stratified_subset, unpack_tokens
+from cotgen_lite.pools import (
+    Pool,
+    pack_tokens,
+    pool_prompts,
+    read_arrays,
+    stratified_subset,
+    unpack_tokens,
+    write_arrays,
+)
 from cotgen_lite.prompts import TAGS, Prompt
 
 GUIDANCE_SCALES = (0.0, 1.5, 3.0, 5.0)
@@ -113,20 +119,18 @@ def save_steps_of_pool(path: Path, prompts: Sequence[Prompt], drawn: GeneratedPo
     chosen = kept_indices(prompts)
     kept, bits = drawn.steps[chosen].contiguous(), max(1, int(drawn.steps.max()).bit_length())
     arrays = {"codes": pack_tokens(kept, bits), "committed_at": drawn.committed_at[chosen].contiguous()}
-    about = {"bits": str(bits), "length": str(kept.shape[-1])}
-    with in_place_of(path) as part:
-        save_file(arrays | {"pool_row": torch.tensor(chosen)}, part, metadata=about)
+    write_arrays(path, arrays | {"pool_row": torch.tensor(chosen)}, {"bits": bits, "length": kept.shape[-1]})
 
 
 def load_steps_of_pool(path: Path) -> tuple[Tensor, list[int]]:
     """All steps' guesses int16 (P, N, T, L) of some of a pool's prompts, and which rows of the pool these are.
 
-    FileNotFoundError if the file is missing.
+    FileNotFoundError if the file is missing; ValueError if it is damaged or another kind of file.
     """
-    with safe_open(path, framework="pt") as file:
-        about = file.metadata()
-        tokens = unpack_tokens(file.get_tensor("codes"), int(about["bits"]), int(about["length"]))
-        return tokens, file.get_tensor("pool_row").tolist()
+    arrays, about = read_arrays(path)
+    if "pool_row" not in arrays:
+        raise ValueError(f"{path} holds no steps of a pool: give a file that `save_steps_of_pool` wrote.")
+    return unpack_tokens(arrays["codes"], about["bits"], about["length"]), arrays["pool_row"].tolist()
 
 
 def save_overview(path: Path, generator: Generator, pool: Pool, steps: Tensor) -> None:

@@ -13,14 +13,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cotgen_lite.generate.pipeline import ImageGenerator, State
-from cotgen_lite.hub import in_place_of
 from cotgen_lite.identity import fingerprint
 from cotgen_lite.metrics import expected_best_of
-from cotgen_lite.pools import SHARD, Pool, in_shards
+from cotgen_lite.pools import SHARD, Pool, in_shards, read_arrays, write_arrays
 from cotgen_lite.prompts import Prompt
 from cotgen_lite.verify.search import Assess, shows_no_potential
 from cotgen_lite.verify.verifier import Verifier
@@ -181,10 +179,12 @@ def stopping(outcome: Outcome, pool: Pool) -> dict[str, float]:
 
 def save_opinions(path: Path, opinions: Opinions) -> None:
     """Write opinions as one safetensors file, atomically."""
-    with in_place_of(path) as part:
-        save_file({key: torch.from_numpy(value).half() for key, value in vars(opinions).items()}, part)
+    write_arrays(path, {key: torch.from_numpy(value).half() for key, value in vars(opinions).items()})
 
 
 def load_opinions(path: Path) -> Opinions:
-    """Opinions from disk; FileNotFoundError if they are missing."""
-    return Opinions(**{key: value.float().numpy() for key, value in load_file(path).items()})
+    """Opinions from disk; FileNotFoundError if they are missing, ValueError if damaged or another kind of file."""
+    arrays, _ = read_arrays(path)
+    if arrays.keys() != {"clarity", "potential", "selection"}:
+        raise ValueError(f"{path} holds no opinions of PARM: give a file that `save_opinions` wrote.")
+    return Opinions(**{key: value.float().numpy() for key, value in arrays.items()})
