@@ -4,6 +4,7 @@ Everything else stands on this. Read on in `prompts.py`.
 """
 
 import copy
+import errno
 import hashlib
 import json
 import os
@@ -12,50 +13,145 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from safetensors import SafetensorError
-
 MANIFEST = "manifest.json"
+CHECKSUMS = "sha256.json"  # in a data folder: the checksum of every file of it but this one and the README
+
+
+_SHIPPED = Path(__file__).resolve().parent.parent / "data"
 
 
 def data_root() -> Path:
     """The folder of shipped data: $COTGEN_DATA if set, else `data/` beside the package."""
     given = os.environ.get("COTGEN_DATA")
-    return Path(given) if given else Path(__file__).resolve().parent.parent / "data"
+    return Path(given) if given else _SHIPPED
 
 
 def data_path(name: str) -> Path:
-    """The path of a shipped file or folder, e.g. "world/icons.json"; FileNotFoundError says how to get it back."""
+    """The path of a shipped file or folder, whole, e.g. "world/icons.json".
+
+    FileNotFoundError if it is missing, ValueError if it is damaged; both say how to get it back.
+    """
     path = data_root() / name
     if not path.exists():
-        raise FileNotFoundError(
-            f"{path} is missing: restore it with `git checkout -- data`, rebuild it with "
-            "`python -m cotgen_lite.build`, or point COTGEN_DATA to the folder that holds the course's data."
-        )
-    return path
+        raise FileNotFoundError(f"{path} is missing: {_restore(data_root())}.")
+    return check_whole(path)
 
 
 def model_path(name: str, models: Path | None = None) -> Path:
     """The folder of a shipped model, its checksums verified, e.g. "generator" or "verifier".
 
-    models: a folder of models that is being built, in place of the shipped ones; nothing is verified there.
+    models: another folder of models, in place of the shipped ones, e.g. one that is being built.
     ValueError names the file if one is damaged; FileNotFoundError if the model or one of its files is missing.
     """
     if models is not None:
-        return models / name
-    folder = data_path(f"models/{name}")
-    manifest = json.loads(data_path(f"models/{name}/{MANIFEST}").read_text(encoding="utf-8"))
-    for file, expected in manifest["sha256"].items():
+        return check_whole(models / name)
+    folder, note = data_path(f"models/{name}"), data_path(f"models/{name}/{MANIFEST}")
+    try:
+        sums = json.loads(note.read_text(encoding="utf-8"))["sha256"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{note} is damaged: {_restore(data_root())}.") from None
+    for file, expected in sums.items():
         if file_sha256(data_path(f"models/{name}/{file}")) != expected:
-            raise ValueError(
-                f"{folder / file} is damaged (its checksum differs from {MANIFEST}): restore it with "
-                f"`git checkout -- data`."
-            )
+            raise ValueError(f"{folder / file} is damaged: {_restore(data_root())}.")
     return folder
+
+
+def check_whole(path: Path) -> Path:
+    """The path of a file or a folder, if it is as its data folder's list of checksums says, where there is a list.
+
+    FileNotFoundError if a listed file is missing, ValueError if one is damaged; both say how to get it back.
+    """
+    full = path.absolute()
+    for root in (full, *full.parents)[:4]:  # models/orm/config.json lies three folders deep
+        if (root / CHECKSUMS).is_file() or _is_shipped(root):
+            for name, wrong in _damage(root, full.relative_to(root).as_posix()):
+                kind: type[Exception] = FileNotFoundError if wrong == "missing" else ValueError
+                raise kind(f"{root / name} is {wrong}: {_restore(root)}.")
+            break
+    return path
+
+
+def damaged_files(root: Path) -> list[str]:
+    """What is wrong with a data folder's files, e.g. "models/orm/config.json is missing"; reads them all."""
+    return [f"{name} is {wrong}" for name, wrong in _damage(root)]
+
+
+def read_checksums(root: Path) -> dict[str, str]:
+    """The listed files of a data folder, and the sha256 of each; ValueError if the list is damaged or missing."""
+    path = root / CHECKSUMS
+    try:
+        text = path.read_text(encoding="utf-8")
+        listed = json.loads(text)["files"]
+        if text == _as_list(listed):
+            return listed
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing: {_restore(root)}.") from None
+    except (ValueError, KeyError, TypeError, AttributeError):  # of JSON and of UTF-8 too
+        pass
+    raise ValueError(f"{path} is damaged: {_restore(root)}.")
+
+
+def write_checksums(root: Path, files: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Write the list of a data folder: of all files there, or of some whose checksums are known."""
+    if files is None:
+        there = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
+        names = [name for name in there if _listed(name)]
+        files = {name: file_sha256(there[name]) for name in names}
+    write_atomically(root / CHECKSUMS, _as_list(files))
+    return dict(files)
+
+
+def _listed(name: str) -> bool:
+    """Whether a file belongs into the list: not the list itself, the README, hidden or half-written files."""
+    hidden = any(part.startswith((".", "__")) for part in name.split("/"))
+    return name not in (CHECKSUMS, "README.md") and not hidden and not name.endswith(".part")
+
+
+def _as_list(files: Mapping[str, str]) -> str:
+    """The text of a list, which tells by a checksum of its own whether it is whole."""
+    lines = "".join(f"{sha} {name}\n" for name, sha in sorted(files.items()))
+    own = hashlib.sha256(lines.encode()).hexdigest()
+    return json.dumps({"list": own, "files": dict(sorted(files.items()))}, indent=1) + "\n"
+
+
+def _damage(root: Path, inside: str = ".") -> Iterator[tuple[str, str]]:
+    """Listed files that are "missing" or "damaged", of the whole folder or of what is inside; or the list itself."""
+    try:
+        listed = read_checksums(root)
+    except (ValueError, FileNotFoundError) as error:
+        yield CHECKSUMS, "missing" if isinstance(error, FileNotFoundError) else "damaged"
+        return
+    for name, expected in listed.items():
+        if inside == "." or name == inside or name.startswith(f"{inside}/"):
+            file = root / name
+            if not file.is_file():
+                yield name, "missing"
+            elif _sha256_of(file, file.stat().st_size, file.stat().st_mtime_ns) != expected:
+                yield name, "damaged"
+
+
+@cache
+def _sha256_of(path: Path, size: int, changed: int) -> str:
+    """As `file_sha256`, read once in a process unless the file changes."""
+    return file_sha256(path)
+
+
+def _is_shipped(root: Path) -> bool:
+    return root.resolve() == _SHIPPED
+
+
+def _restore(root: Path) -> str:
+    """How to get a file of a data folder back."""
+    again = f"`python -m cotgen_lite.build --out {root}`"
+    if _is_shipped(root):
+        return f"restore it with `git checkout -- data`, or make it again with {again}"
+    return f"make it again with {again}, or point COTGEN_DATA to the folder that holds the course's data"
 
 
 def file_sha256(path: Path) -> str:
@@ -69,15 +165,31 @@ def in_place_of(path: Path) -> Iterator[Path]:
     """Where to write what shall stand at `path`: a new file beside it, which takes its place once the block is done.
 
     So the file is whole or not there at all, and an interrupt leaves the old one. The new file's name is nobody else's:
-    several processes may write the same file, and the last one's stays.
+    several processes may write the same file, and the last one's stays. OSError names the file if the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         part.replace(path)
+    except Exception as error:
+        if disk_is_full(error, path.parent):
+            raise OSError(errno.ENOSPC, "no space left on the disk to write it", str(path)) from error
+        raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def disk_is_full(error: BaseException, folder: Path) -> bool:
+    """Whether an error says that a disk is full; libraries say so in words, or, as torch, only that writing failed."""
+    said = str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    if any(words in said for words in ("No space left", "os error 28", "os error 122", "Disk quota")):
+        return True
+    failed = "PytorchStreamWriter" in said or "write failed" in said or "requested and" in said  # torch, numpy
+    there = next((one for one in (folder, *folder.absolute().parents) if one.exists()), Path("."))
+    return failed and shutil.disk_usage(there).free < 2**24
 
 
 @contextmanager
@@ -99,6 +211,13 @@ def write_atomically(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write a JSON file atomically, indented."""
     write_atomically(path, json.dumps(value, indent=1) + "\n")
+
+
+def print_anything() -> None:
+    """Let standard output and errors take every character: what their encoding lacks is written as its code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not where something else took their place
+            stream.reconfigure(errors="backslashreplace")
 
 
 def first_line(error: Exception) -> str:
@@ -124,6 +243,8 @@ def load_complete(kind: Any, path: str | Path, **settings: Any) -> Any:
 
     ValueError if weights are missing, which would be random, or if their file is damaged; OSError without a file.
     """
+    from safetensors import SafetensorError  # see `chosen_device`
+
     try:
         model, report = kind.from_pretrained(path, output_loading_info=True, **settings)
     except SafetensorError as error:
@@ -143,6 +264,7 @@ def load_exactly(load: Callable[..., Any], path: str | Path, what: str, **settin
     exactly the model's: with some left random it would still draw, badly.
     """
     import torch  # see `chosen_device`
+    from safetensors import SafetensorError
 
     settings.setdefault("dtype", torch.float32)
     try:

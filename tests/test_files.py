@@ -1,21 +1,39 @@
 """Shipped files: a missing or damaged one is named, with the way to get it back."""
 
+import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from cotgen_lite.experiments.findings import findings
+from cotgen_lite.experiments.measure import load_steps_of_pool
+from cotgen_lite.experiments.report import reading_lines
+from cotgen_lite.experiments.results import results
+from cotgen_lite.generate.pipeline import load_generator
 from cotgen_lite.hub import (
+    CHECKSUMS,
+    check_whole,
+    damaged_files,
     data_path,
     data_root,
     file_sha256,
     first_line,
     in_place_of,
     model_path,
+    read_checksums,
     write_atomically,
+    write_checksums,
     write_manifest,
 )
+from cotgen_lite.lite.judges import load_judge
+from cotgen_lite.pools import load_pool
+from cotgen_lite.verify.verifier import load_verifier
 
 
 @pytest.fixture
@@ -34,7 +52,7 @@ def test_whole_model_is_found(own_data: Path) -> None:
 
 def test_damaged_weights_are_named(own_data: Path) -> None:
     (own_data / "model.safetensors").write_bytes(b"weighty")
-    with pytest.raises(ValueError, match=r"model\.safetensors is damaged .*git checkout"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged: make it again with `python -m cotgen"):
         model_path("toy")
 
 
@@ -95,6 +113,105 @@ def test_two_processes_may_write_the_same_file(tmp_path: Path) -> None:
 def test_an_error_without_words_is_called_by_its_kind() -> None:
     assert first_line(ValueError("\none\ntwo")) == "one"
     assert first_line(EOFError()) == "EOFError" and first_line(OSError(" \n")) == "OSError"
+
+
+def test_all_shipped_files_are_listed_with_their_checksums() -> None:
+    root, listed = data_root(), read_checksums(data_root())
+    told = subprocess.run(["git", "-C", str(root), "ls-files"], capture_output=True, text=True).stdout.split("\n")
+    tracked = {name for name in told if name} or {
+        p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()
+    }
+    assert set(listed) == tracked - {CHECKSUMS, "README.md"}  # else: python -m cotgen_lite.build checksums
+    assert damaged_files(root) == [] and list(listed) == sorted(listed)
+
+
+# One of each kind of shipped file, and who reads it.
+READ: dict[str, Callable[[Path], object]] = {
+    "models/generator/model.safetensors": lambda _: load_generator(),
+    "models/generator/config.json": lambda _: load_generator(),
+    "models/generator/manifest.json": lambda _: load_generator(),
+    "models/words/tokenizer.json": lambda _: load_generator(),
+    "models/orm/tokenizer_config.json": lambda _: load_verifier("orm"),
+    "models/orm/chat_template.jinja": lambda _: load_verifier("orm"),
+    "models/orm/processor_config.json": lambda _: load_verifier("orm"),
+    "models/judge/model.safetensors": lambda _: load_judge(),
+    "pools/baseline.safetensors": lambda _: load_pool(data_path("pools/baseline.safetensors")),
+    "training/images/pool.safetensors": lambda _: load_pool(data_path("training/images/pool.safetensors")),
+    "training/images/manifest.json": lambda _: data_path("training/images/manifest.json"),
+    "pools/baseline_steps.safetensors": lambda _: load_steps_of_pool(data_path("pools/baseline_steps.safetensors")),
+    "pools/reflections.jsonl": lambda _: data_path("pools"),
+    "prompts/test.jsonl": lambda _: data_path("prompts/test.jsonl"),
+    "world/world.json": lambda _: data_path("world/world.json"),
+    "world/objects.ttf": lambda _: data_path("world"),
+    "results/scores.jsonl": lambda _: results(),
+    "results/findings.json": lambda path: findings(path.parent.parent),
+    "results/judges.json": lambda path: reading_lines(path.parent.parent),
+    "figures/overview.png": check_whole,
+    CHECKSUMS: lambda _: load_judge(),
+}
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda data: data[: len(data) // 2],
+    "flipped": lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :],
+    "empty": lambda _: b"",
+}
+
+
+@pytest.fixture(scope="session")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("shipped") / "data"
+    shutil.copytree(data_root(), root)
+    return root
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", READ)
+def test_a_damaged_file_is_named_with_its_cure(
+    name: str, damage: str, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COTGEN_DATA", str(copied))
+    path = copied / name
+    whole = path.read_bytes()
+    path.write_bytes(DAMAGES[damage](whole))
+    try:
+        with pytest.raises(ValueError, match=rf"{name} is damaged: make it again with `python -m cotgen_lite.build"):
+            READ[name](path)
+        assert damaged_files(copied) == [f"{name} is damaged"]
+    finally:
+        path.write_bytes(whole)
+
+
+def test_the_courses_own_files_come_back_by_git() -> None:
+    for root, cure in ((data_root(), "restore it with `git checkout -- data`"), (Path("else"), "make it again with")):
+        with pytest.raises(FileNotFoundError, match=cure):
+            read_checksums(root / "nothing") if root != data_root() else data_path("nothing")
+
+
+def test_files_that_no_list_names_are_read_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COTGEN_DATA", str(tmp_path))
+    for name in ("a.json", "deep/b.json", ".hidden", "deep/b.json.1f.part", "README.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    assert data_path("a.json") == tmp_path / "a.json"
+    assert list(write_checksums(tmp_path)) == ["a.json", "deep/b.json"]
+    (tmp_path / "new.json").write_text("2")
+    assert data_path("new.json").exists() and damaged_files(tmp_path) == []
+    (tmp_path / "deep/b.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"deep/b\.json is missing"):
+        data_path("deep")
+    assert damaged_files(tmp_path) == ["deep/b.json is missing"]
+
+
+def test_checksums_need_the_standard_library_alone() -> None:
+    program = "import cotgen_lite.hub as hub; print(hub.damaged_files(hub.data_root()))"
+    environment = os.environ | {"PYTHONPATH": str(data_root().parent)}
+    said = subprocess.run([sys.executable, "-S", "-c", program], env=environment, capture_output=True, text=True)
+    assert said.stdout == "[]\n", said.stderr
+
+
+def test_a_full_disk_is_called_so_with_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="no space left on the disk") as said, in_place_of(tmp_path / "a.bin"):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert (said.value.errno, said.value.filename) == (errno.ENOSPC, str(tmp_path / "a.bin"))
 
 
 def test_missing_file_says_how_to_get_it() -> None:

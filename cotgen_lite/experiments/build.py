@@ -2,8 +2,9 @@
 
 `--all` does so in a folder of its own, build/all, in many hours; `--quick` at toy size, in minutes; `--out` in a folder
 that you name; without any of them, what is missing in the course's own data is made. A finished step is skipped, an
-interrupted one goes on where it was. Step names, with `--out`, make these steps again, and `table` in their place
-prints what was found. What a step does stands in its function; how much it does, in `configs.py`.
+interrupted one goes on where it was. Step names, with `--out`, make these steps again. In their place, `table` prints
+what was found, and `checksums` lists the folder's files with their checksums anew, as they are.
+What a step does stands in its function; how much it does, in `configs.py`.
 """
 
 import argparse
@@ -47,7 +48,7 @@ from cotgen_lite.experiments.train_verifiers import (
     build_prm,
     build_rollouts,
 )
-from cotgen_lite.hub import MANIFEST, data_root
+from cotgen_lite.hub import CHECKSUMS, MANIFEST, data_root, write_checksums
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,9 @@ STEPS = (
 )
 
 
+OTHER_DEEDS = ("table", "checksums")  # what is named in place of steps
+
+
 def hanging_on(names: Sequence[str]) -> list[Step]:
     """The steps that are made from any of these, directly or not."""
     made = set(names)
@@ -142,7 +146,7 @@ def build(names: list[str], out: Path, work: Path, config: Config) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m cotgen_lite.build", description=(__doc__ or "").strip())
-    names = [*(step.name for step in STEPS), "table"]
+    names = [*(step.name for step in STEPS), *OTHER_DEEDS]
     parser.add_argument("steps", nargs="*", metavar="step", help=f"only these, made again: {', '.join(names)}")
     parser.add_argument("--quick", action="store_true", help="toy size, into build/quick unless --out says otherwise")
     parser.add_argument("--all", action="store_true", help="everything from nothing, into build/all")
@@ -150,6 +154,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.all and (options.steps or options.quick or options.out):
         parser.error("--all stands alone: it makes every step, at full size, in build/all")
+    if len(options.steps) > 1 and (alone := [name for name in OTHER_DEEDS if name in options.steps]):
+        parser.error(f"{alone[0]} stands alone: give it without steps")
     unknown = [step for step in options.steps if step not in names]
     if unknown:
         parser.error(f"unknown step {unknown[0]!r}: use {', '.join(names)}")
@@ -157,6 +163,9 @@ def main(arguments: list[str] | None = None) -> None:
     out = options.out or (data_root() if home == Path("build") else home / "data")
     if options.steps == ["table"]:
         print_table(out)
+        return
+    if options.steps == ["checksums"]:
+        print(f"{out / CHECKSUMS}: the checksums of {len(write_checksums(out))} files")
         return
     if options.steps and not (options.quick or options.out):
         later = [step.name for step in hanging_on(options.steps)]

@@ -5,7 +5,6 @@ A finding F13 is added here: its words to `FINDINGS`, its rule as a function `de
 pools, not models, so that each is computed again from shipped files in a moment. Read on in `report.py`.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from cotgen_lite.experiments.results import SIZES, merge_json
+from cotgen_lite.experiments.results import SIZES, merge_json, read_json
 from cotgen_lite.metrics import bootstrap_interval, expected_best_of, roc_auc, roc_auc_within_prompts, tag_means
 from cotgen_lite.pools import Pool
 from cotgen_lite.prompts import Prompt
@@ -55,8 +54,7 @@ REFLECTING = {  # F12
 
 def findings(out: Path) -> dict[str, dict]:
     """The entries of `results/findings.json` under `out`, F1 first."""
-    entries = json.loads((out / "results/findings.json").read_text(encoding="utf-8"))
-    return dict(sorted(entries.items(), key=lambda one: int(one[0].removeprefix("F"))))
+    return dict(sorted(read_json(out, "findings").items(), key=lambda one: int(one[0].removeprefix("F"))))
 
 
 def write_findings(out: Path, rules: Callable[[str], Mapping[str, dict]]) -> None:

@@ -3,12 +3,11 @@
 The paper's own numbers stand here (`PAPER`, `JANUS`), and how a method is called (`LABELS`).
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cotgen_lite.experiments.findings import FINDINGS, findings
-from cotgen_lite.experiments.results import read_scores
+from cotgen_lite.experiments.results import read_json, read_scores
 from cotgen_lite.hub import write_atomically
 from cotgen_lite.prompts import TAGS
 
@@ -186,7 +185,7 @@ def paper_table(out: Path, tables: Sequence[int]) -> list[str]:
 
 def reading_lines(out: Path) -> list[str]:
     """How to read the table: judges, what difference can be detected, how often the judges agree."""
-    results = {name: json.loads((out / f"results/{name}.json").read_text("utf-8")) for name in ("judges", "test_set")}
+    results = {name: read_json(out, name) for name in ("judges", "test_set")}
     return [
         f"By the learned judge, which never labels training data, on {results['judges']['images']:,} images; intervals "
         "are bootstraps over prompts. The judges agree on these images with "

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from cotgen_lite.generate.pipeline import ImageGenerator
-from cotgen_lite.hub import data_root, write_atomically, write_json
+from cotgen_lite.hub import check_whole, data_root, write_atomically, write_json
 from cotgen_lite.metrics import expected_best_of, score
 from cotgen_lite.prompts import Prompt
 from cotgen_lite.verify.verifier import ORM_QUESTION, Verifier
@@ -111,16 +111,33 @@ def results(out: Path | None = None) -> "pd.DataFrame":
 
 
 def read_scores(out: Path) -> list[dict]:
-    """The rows of `results/scores.jsonl` under `out`; FileNotFoundError says how to make them."""
+    """The rows of `results/scores.jsonl` under `out`; errors, if it is missing or damaged, say how to make them."""
     path = out / "results/scores.jsonl"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: make it with `python -m cotgen_lite.build --out {out}`.")
-    return read_rows(path)
+    return read_rows(check_whole(path))
+
+
+def read_json(out: Path, name: str) -> Any:
+    """What `results/NAME.json` under `out` holds; FileNotFoundError or ValueError names it if missing or damaged."""
+    path = check_whole(out / f"results/{name}.json")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing: make it with `python -m cotgen_lite.build --out {out}`.") from None
+    except ValueError:  # of JSON, and of UTF-8
+        raise ValueError(f"{path} is damaged: make it again with `python -m cotgen_lite.build --out {out}`.") from None
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The rows of a jsonl file; FileNotFoundError if it is missing, JSONDecodeError where a line is not JSON."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The rows of a jsonl file; FileNotFoundError if it is missing, ValueError where a line is not a JSON object."""
+    rows = []
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            rows.append(dict(json.loads(line)))
+    except (ValueError, TypeError):  # of JSON and of UTF-8 too
+        raise ValueError(f"{path} is damaged in line {len(rows) + 1}: it must be a JSON object.") from None
+    return rows
 
 
 def write_rows(path: Path, rows: Sequence[Mapping]) -> None:
