@@ -4,11 +4,11 @@ Exact, because paths do not depend on each other: `search.parm_search` would do 
 Paper: section 4. Next: training_data.py, where PARM's examples come from.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,12 @@ from torch import Tensor
 
 from cotgen_lite.generate.pipeline import ImageGenerator, State
 from cotgen_lite.identity import fingerprint
+from cotgen_lite.inputs import finite, of_kind, one_of, shaped, verdicts, whole, with_methods, yes_or_no
 from cotgen_lite.metrics import expected_best_of
 from cotgen_lite.pools import SHARD, Pool, in_shards, read_arrays, write_arrays
 from cotgen_lite.prompts import Prompt
 from cotgen_lite.verify.search import Assess, shows_no_potential
-from cotgen_lite.verify.verifier import Verifier
+from cotgen_lite.verify.verifier import Verifier, checked_odds
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,12 @@ class Opinions:
     potential: npt.NDArray[np.float32]
     selection: npt.NDArray[np.float32]
 
+    def __post_init__(self) -> None:
+        for name, odds in (("clarity", self.clarity), ("potential", self.potential)):
+            shaped(odds, name, (*np.shape(self.selection), "T − 1"))
+            finite(np.nan_to_num(odds, posinf=np.inf, neginf=-np.inf), f"{name} that was asked for")
+        finite(shaped(self.selection, "selection", ("P", "N")), "selection")
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -47,6 +54,12 @@ class Outcome:
     survived: npt.NDArray[np.bool_]
     order: npt.NDArray[np.float64]
     first_step: int = 1
+
+    def __post_init__(self) -> None:
+        verdicts(self.survived, "survived", ("P", "N"))
+        finite(shaped(self.order, "order", self.survived.shape), "order")
+        shaped(self.steps, "steps", self.survived.shape)
+        object.__setattr__(self, "first_step", whole(self.first_step, "first_step", 1))
 
 
 def ask_of_paths(
@@ -62,7 +75,16 @@ def ask_of_paths(
 
     A path is asked about from first_step on (counted from 1) until it is clear and without potential, which is all that
     `stop_paths` needs; or, without stop, to its end. Opinions are kept in half precision, as pools keep scores.
+    Shards are kept apart by all that they hang on: verifier and its processor, questions, prompts, guesses. ValueError
+    for guesses and prompts that do not belong together, a first_step outside 1..T, or log-odds that are not finite.
     """
+    with_methods(generator, "generator", ("decode",), "a generator, such as `load_generator` gives")
+    with_methods(verifier, "verifier", ("score", "clarity_and_potential"), "a verifier, such as `load_verifier` gives")
+    prompts = [of_kind(prompt, "each of prompts", Prompt, "a Prompt, as `parse_prompt` gives") for prompt in prompts]
+    shaped(of_kind(guesses, "guesses", Tensor, "a tensor of tokens"), "guesses", (len(prompts), "N", "T", "L"))
+    if not prompts or not guesses.numel() or guesses.shape[2] < 2:
+        raise ValueError(f"There must be paths of two steps at least to ask about, got {tuple(guesses.shape)}.")
+    first_step, stop = whole(first_step, "first_step", 1, guesses.shape[2]), yes_or_no(stop, "stop")
     shards = [range(i, min(i + SHARD, len(prompts))) for i in range(0, len(prompts), SHARD)]
 
     def ask(shard: range) -> dict[str, Tensor]:
@@ -74,28 +96,41 @@ def ask_of_paths(
                 if not len(running):
                     break
                 images = generator.decode(guesses[row, running, step])
-                said = torch.stack(verifier.clarity_and_potential(images, prompt)).half().float()
+                both = [odds.half().float() for odds in verifier.clarity_and_potential(images, prompt)]
+                said = torch.stack([checked_odds(odds, verifier, [prompt] * len(images)) for odds in both])
                 odds[place, running, step] = said.T
                 if stop:
                     running = running[torch.from_numpy(~shows_no_potential(*said[..., None])[:, 0])]
             images = generator.decode(guesses[row, :, -1])
-            final.append(verifier.score(images, prompt))
-        return {"odds": odds.half(), "final": torch.stack(final).half()}
+            final.append(checked_odds(verifier.score(images, prompt).half(), verifier, [prompt] * len(images)))
+        return {"odds": odds.half(), "final": torch.stack(final)}
 
-    digest = hashlib.sha256(guesses.contiguous().numpy().tobytes()).hexdigest()
-    about = [prompt.text for prompt in prompts], digest, list(guesses.shape), SHARD
-    folder = work_dir / f"{fingerprint((verifier.model, generator.image_tokenizer), *about)}-from-{first_step}"
-    folder = folder if stop else folder.with_name(f"{folder.name}-unstopped")
-    parts = in_shards(shards, ask, folder, "PARM")
+    asked = getattr(verifier, "described", type(verifier).__name__)
+    about = asked, prompts, guesses, first_step, stop, SHARD
+    name = fingerprint((verifier.model, generator.image_tokenizer), *about)
+    parts = in_shards(shards, ask, Path(work_dir) / name, "PARM")
     odds, final = (torch.cat([part[name] for part in parts]).float().numpy() for name in ("odds", "final"))
     return Opinions(odds[..., 0], odds[..., 1], final)
 
 
 def stop_paths(opinions: Opinions, assess: Assess = "every", first_step: int = 1) -> Outcome:
-    """How `parm_search` would treat the paths of a pool; exact, because paths do not depend on each other."""
+    """How `parm_search` would treat the paths of a pool; exact, because paths do not depend on each other.
+
+    Arguments as there. ValueError for opinions that end before the stopping rule decides, as of paths that were stopped
+    at a step before first_step: ask again with stop=False.
+    """
+    of_kind(opinions, "opinions", Opinions, "Opinions, as `ask_of_paths` gives")
+    first_step = whole(first_step, "first_step", 1, opinions.clarity.shape[2] + 1)
     clarity = opinions.clarity.copy()
     clarity[:, :, : first_step - 1] = np.nan  # PARM would not have asked
     hopeless = shows_no_potential(clarity, opinions.potential, assess)
+    decides = clarity > 0 if one_of(assess, "assess", get_args(Assess)) == "first" else hopeless
+    undecided = np.cumsum(decides, axis=2) == 0
+    if np.isnan(clarity)[:, :, first_step - 1 :][undecided[:, :, first_step - 1 :]].any():
+        raise ValueError(
+            f"These opinions do not say what PARM does when it asks from step {first_step} on: ask for them again with "
+            "that first_step, or with stop=False."
+        )
     last = hopeless.argmax(axis=2)
     survived = np.logical_not(np.logical_or.reduce(hopeless, axis=2))
     steps = np.where(survived, hopeless.shape[2] + 1, last + 1)
@@ -120,8 +155,12 @@ def spent_by_search(
     steps: T. The generator's passes: prompt and empty prompt, the first step for all paths together, then two passes a
     path and step; a resumed path's remaining steps on top. length: given for a next-token generator, tokens of an
     image; its passes are over one position each, the last token of an image needs none, and with `preview`, where every
-    guess is filled with the likeliest tokens, each of those takes one.
+    guess is filled with the likeliest tokens, each of those takes one. ValueError for more paths than the pool has.
     """
+    of_kind(outcome, "outcome", Outcome, "an Outcome, as `stop_paths` gives")
+    n, preview = whole(n, "n", 1, outcome.steps.shape[1]), yes_or_no(preview, "preview")
+    steps = whole(steps, "steps", int(outcome.steps.max(initial=1)))
+    length = None if length is None else whole(length, "length", steps)
 
     def passes(ran: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Of one path, with its prompt, after so many steps."""
@@ -148,12 +187,13 @@ def spent_by_search(
 
 def spent_by_best_of_n(n: int, steps: int) -> dict[str, float]:
     """The same of `best_of_n`, which reads finished images only."""
+    n, steps = whole(n, "n", 1), whole(steps, "steps", 1)
     return {"generator_passes": 4 + 2.0 * n * (steps - 1), "guesses_read": 0, "finished_read": n, "none_left": 0}
 
 
 def clear_at(opinions: Opinions) -> list[float]:
     """Share of paths that PARM first calls clear at each step but the last; the last number: never."""
-    clear = opinions.clarity > 0
+    clear = of_kind(opinions, "opinions", Opinions, "Opinions, as `ask_of_paths` gives").clarity > 0
     never = ~clear.any(axis=2)
     first = np.bincount(clear.argmax(axis=2)[~never], minlength=clear.shape[2])
     return (np.array([*first, never.sum()]) / never.size).round(4).tolist()
@@ -162,8 +202,10 @@ def clear_at(opinions: Opinions) -> list[float]:
 def stopping(outcome: Outcome, pool: Pool) -> dict[str, float]:
     """How good the stops are: share of paths stopped; of the stopped, how many would have ended wrong (precision); of
     those that end wrong, how many are stopped (recall); mean step of a stop; of the pools with a right path, how many
-    lose all of them; and how many pools lose all their paths."""
-    wrong, stopped = ~pool.correct["learned"], ~outcome.survived
+    lose all of them; and how many pools lose all their paths. By the verdicts of the judge that reports."""
+    of_kind(outcome, "outcome", Outcome, "an Outcome, as `stop_paths` gives")
+    learned = of_kind(pool, "pool", Pool, "a Pool, as `load_pool` gives").correct.get("learned")
+    wrong, stopped = ~verdicts(learned, "the pool's verdicts (learned)", outcome.survived.shape), ~outcome.survived
     possible = (~wrong).any(axis=1)
     lost = possible & ~(~wrong & outcome.survived).any(axis=1)
     found = {
@@ -179,6 +221,7 @@ def stopping(outcome: Outcome, pool: Pool) -> dict[str, float]:
 
 def save_opinions(path: Path, opinions: Opinions) -> None:
     """Write opinions as one safetensors file, atomically."""
+    of_kind(opinions, "opinions", Opinions, "Opinions, as `ask_of_paths` gives")
     write_arrays(path, {key: torch.from_numpy(value).half() for key, value in vars(opinions).items()})
 
 

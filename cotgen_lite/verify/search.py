@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,18 @@ from torch import Tensor
 
 from cotgen_lite.generate.pipeline import Generator, GeneratorOutput, ImageGenerator, State
 from cotgen_lite.generate.sampling import Cost, advance, branch, predict
-from cotgen_lite.verify.verifier import ORM_QUESTION, PRM_QUESTION, REFLECTION_QUESTION, Verifier
+from cotgen_lite.inputs import of_kind, one_of, shaped, shown, text, whole, with_methods
+from cotgen_lite.verify.verifier import (
+    ORM_QUESTION,
+    PRM_QUESTION,
+    REFLECTION_QUESTION,
+    Verifier,
+    checked_odds,
+    checked_prompt,
+    checked_question,
+)
+
+MOST = 1000  # candidates or rounds: fresh noise has seeds 1000 · seed + number, so that more were another seed's
 
 
 @dataclass(frozen=True)
@@ -58,13 +69,14 @@ def _asking(cost: Cost, passes: int) -> Iterator[None]:
     cost.verifier_seconds += time.perf_counter() - began
 
 
-def _check(generator: ImageGenerator[State], n: int, first_step: int = 1) -> None:
-    steps = generator.settings.steps
-    if n < 1 or not 1 <= first_step <= steps:
-        raise ValueError(
-            f"A search chooses among n candidates: n must be 1 or more, and first_step 1 to {steps}; "
-            f"got n = {n}, first_step = {first_step}."
-        )
+def _checked(
+    generator: Any, verifier: Any, prompt: Any, n: Any, seed: Any, first_step: Any = 1, method: str = "score"
+) -> tuple[str, int, int, int]:
+    """Prompt, n, seed and first_step as plain values; ValueError for what no search can do, or for the wrong things."""
+    with_methods(generator, "generator", ("begin", "decode"), "a generator, such as `load_generator` gives")
+    with_methods(verifier, "verifier", ("score", method), "a verifier, such as `load_verifier` gives")
+    first_step = whole(first_step, "first_step", 1, generator.settings.steps)
+    return checked_prompt(prompt), whole(n, "n", 1, MOST), whole(seed, "seed"), first_step
 
 
 @dataclass(frozen=True)
@@ -84,16 +96,17 @@ def best_of_n(
 ) -> BestOfN:
     """Draw n images, ask the verifier about each, keep the one with the highest log-odds of yes.
 
-    The candidates are the same for every verifier, and the first n of any larger n. ValueError for n < 1.
-    Paper: section 3.2 (ORM).
+    The candidates are the same for every verifier, and the first n of any larger n. n: 1 to 1000. ValueError for other
+    n, a question without {prompt}, or log-odds that are not finite. Paper: section 3.2 (ORM).
     """
-    _check(generator, n)
+    prompt, n, seed, _ = _checked(generator, verifier, prompt, n, seed)
+    question = checked_question(question)
     with _searching() as cost:
         out = generator(prompt, n, seed=seed)
         cost += out.cost
         images = out.images
         with _asking(cost, n):
-            log_odds = verifier.score(images, prompt, question)
+            log_odds = checked_odds(verifier.score(images, prompt, question), verifier, [prompt] * n)
     return BestOfN(prompt, images, log_odds, int(log_odds.argmax()), cost, out)
 
 
@@ -129,10 +142,11 @@ def prm_search(
     """At each step draw n guesses with their re-maskings, ask about each, go on from the one with the highest log-odds.
 
     All draws of a step come from one guided forward pass. first_step: from this step on, counted from 1, the verifier
-    chooses; before it the path takes the first draw. ValueError for n < 1 or a first_step outside 1..T.
+    chooses; before it the path takes the first draw. ValueError for a first_step outside 1..T, or as `best_of_n`.
     Paper: section 3.2 (PRM), as the course's design reads it.
     """
-    _check(generator, n, first_step)
+    prompt, n, seed, first_step = _checked(generator, verifier, prompt, n, seed, first_step)
+    question = checked_question(question)
     guesses, committed, beliefs, taken = [], [], [], []
     with _searching() as cost:
         state = generator.begin([prompt], [(0, 0)], seed, cost)
@@ -143,7 +157,7 @@ def prm_search(
             if draws.step >= first_step:
                 images = generator.decode(step.guess)
                 with _asking(cost, n):
-                    log_odds = verifier.score(images, prompt, question)
+                    log_odds = checked_odds(verifier.score(images, prompt, question), verifier, [prompt] * n)
                 best = int(log_odds.argmax())
             state = generator.keep(draws, [best])
             guesses.append(step.guess.to("cpu", torch.int16))
@@ -163,12 +177,22 @@ def shows_no_potential(
     """PARM's stopping rule: at which steps an image is clear, and has no potential. There a path is stopped.
 
     clarity, potential: log-odds of yes (..., steps), NaN where not asked. assess: "every" asks about potential at every
-    clear step, as the paper's text says; "first" at a path's first clear step only, as its released code does.
+    clear step, as the paper's text says; "first" at a path's first clear step only, as the released code does. (That
+    differs from it otherwise: it runs all paths to their end, asks of the finished image too if none was clear before,
+    drops paths that never are clear, and if none is left takes the one least surely refused, of those not clear too.)
+    ValueError for other words, log-odds that are infinite, or no potential of a clear image.
     """
-    asked = np.asarray(clarity) > 0
-    if assess == "first":
+    clear, hopeful = np.asarray(clarity), np.asarray(potential)
+    for name, odds in (("clarity", clear), ("potential", hopeful)):
+        if odds.dtype.kind not in "iuf" or not odds.ndim or np.isinf(odds).any():
+            raise ValueError(f"{name} must be log-odds (..., steps), finite or NaN for not asked, got {shown(odds)}.")
+    shaped(hopeful, "potential", clear.shape)
+    asked = clear > 0
+    if one_of(assess, "assess", get_args(Assess)) == "first":
         asked &= np.cumsum(asked, axis=-1) == 1
-    return asked & (np.asarray(potential) <= 0)
+    if np.isnan(hopeful[asked]).any():
+        raise ValueError("potential must be a number wherever an image is clear, but it is NaN at some of these steps.")
+    return asked & (hopeful <= 0)
 
 
 @dataclass
@@ -210,9 +234,12 @@ def parm_search(
     A stopped path costs nothing more. If no path is left, the one that was stopped with the least doubt (highest
     log-odds of potential) is resumed to the end. The paths are those of `best_of_n` with the same seed.
     assess: as in `shows_no_potential`. first_step: the first at which PARM asks, counted from 1; the paper's is 1.
-    ValueError for n < 1 or a first_step outside 1..T. Paper: section 4.
+    ValueError for a first_step outside 1..T, or as `best_of_n`. Paper: section 4.
     """
-    _check(generator, n, first_step)
+    prompt, n, seed, first_step = _checked(
+        generator, verifier, prompt, n, seed, first_step, method="clarity_and_potential"
+    )
+    one_of(assess, "assess", get_args(Assess))
     unasked = [math.nan] * (first_step - 1)
     paths = [ParmPath(candidate, [], [*unasked], [*unasked]) for candidate in range(n)]
     running, least_doubted, steps = paths, None, generator.settings.steps
@@ -226,7 +253,8 @@ def parm_search(
                 continue
             images = generator.decode(step.guess)
             with _asking(cost, len(images)):  # tasks 1 and 2: clarity judgement and potential assessment
-                clarity, potential = verifier.clarity_and_potential(images, prompt)
+                said, asked = verifier.clarity_and_potential(images, prompt), [prompt] * len(images)
+            clarity, potential = (checked_odds(odds, verifier, asked) for odds in said)
             for row, path in enumerate(running):
                 path.clarity.append(clarity[row].item())
                 path.potential.append(potential[row].item())
@@ -241,7 +269,7 @@ def parm_search(
                 running, state = [running[row] for row in alive], generator.keep(state, alive)
         images = generator.decode(step.guess)
         with _asking(cost, len(images)):  # task 3: best-of-n selection among what is left
-            log_odds = verifier.score(images, prompt)
+            log_odds = checked_odds(verifier.score(images, prompt), verifier, [prompt] * len(images))
     best = int(log_odds.argmax())
     return ParmResult(prompt, images, log_odds, best, cost, paths, running[best])
 
@@ -269,20 +297,33 @@ def reflect(
     """Ask whether an image is right; where not, have it corrected by the reasons given, until it is or rounds are over.
 
     Each round draws one image from prompt, last image and reasons. Without a yes, the image with the highest log-odds
-    seen is kept. tokens: of the first image, (L,). explain: from an image (3, H, W) and the prompt to the reasons; by
-    default the verifier's own. Paper: section 5 (at most three rounds).
+    seen is kept. tokens: of the first image, int (L,). rounds: 0 to 999. explain: from an image (3, H, W) and the
+    prompt to the reasons; by default the verifier's own. ValueError for tokens of another shape, other rounds, or
+    log-odds that are not finite. Paper: section 5 (at most three rounds).
     """
+    able = 'a generator that corrects, such as `load_generator("self-correct")` gives'
+    with_methods(generator, "generator", ("correct", "decode"), able)
+    methods = ("score",) if explain else ("score", "explain")
+    with_methods(verifier, "verifier", methods, "a verifier, such as `load_verifier` gives")
+    prompt, seed, rounds = checked_prompt(prompt), whole(seed, "seed"), whole(rounds, "rounds", 0, MOST - 1)
+    if explain is not None and not callable(explain):
+        raise ValueError(f"explain must be a function from image and prompt to reasons, got {shown(explain)}.")
+    shaped(of_kind(tokens, "tokens", Tensor, "a tensor of tokens"), "tokens", (generator.num_image_tokens,))
+    if tokens.dtype.is_floating_point or tokens.dtype == torch.bool:
+        raise ValueError(f"tokens must be whole numbers, got {tokens.dtype}.")
     odds: list[float] = []
     reasons: list[str] = []
     with _searching() as cost:
         drawn, images = [tokens.to("cpu", torch.int16)], [generator.decode(tokens)]
         while True:
             with _asking(cost, 1):
-                odds.append(verifier.score(images[-1], prompt, REFLECTION_QUESTION).item())
+                said = verifier.score(images[-1], prompt, REFLECTION_QUESTION)
+            odds.append(checked_odds(said, verifier, [prompt]).item())
             if odds[-1] > 0 or len(reasons) == rounds:
                 break
             with _asking(cost, 1):
-                reasons += [explain(images[-1][0], prompt)] if explain else verifier.explain(images[-1], prompt)
+                why = explain(images[-1][0], prompt) if explain else verifier.explain(images[-1], prompt)[0]
+            reasons.append(text(why, "what explain gives"))
             out = generator.correct(prompt, drawn[-1], reasons[-1], seed=seed * 1000 + len(reasons))
             cost += out.cost
             drawn.append(out.steps[0, -1])

@@ -27,6 +27,7 @@ from transformers import (
 from transformers.utils import is_accelerate_available, is_bitsandbytes_available, logging
 
 from cotgen_lite.hub import chosen_device, load_complete, model_path
+from cotgen_lite.inputs import finite, of_kind, shaped, text, texts, whole, with_methods
 from cotgen_lite.prompts import encode_text
 
 # The paper's questions, word for word; the image stands before the text.
@@ -57,6 +58,7 @@ REFLECTION_QUESTION = (
 )
 REFUSAL = "no, "  # how the answer to it starts where an image is wrong; the reasons follow
 
+MOST_WORDS = 1000  # tokens of an explanation
 YES_WORDS = ("yes", "Yes", " yes", " Yes")
 NO_WORDS = ("no", "No", " no", " No")
 
@@ -72,6 +74,8 @@ class Verifier:
     """
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin) -> None:
+        of_kind(model, "model", torch.nn.Module, "a transformers model that reads images and text")
+        with_methods(processor, "processor", ("apply_chat_template",), "that model's processor")
         self.model, self.processor = model.eval(), processor
         self.passes = 0
         self._yes = _single_tokens(processor.tokenizer, YES_WORDS)
@@ -102,12 +106,18 @@ class Verifier:
             ImportError: if bits are given and the extra "quantized" is not installed.
             OSError: if there is no such model.
         """
+        of_kind(path_or_name, "path_or_name", (str, Path), "a folder or a name on the hub")
+        of_kind(dtype, "dtype", torch.dtype, "a type of numbers such as torch.float32")
         device = chosen_device(device)
         if bits is None:
             model = load_complete(AutoModelForImageTextToText, path_or_name, dtype=dtype).to(device)
         else:  # which must not be moved once it is loaded; what it calls missing was not seen here, so it is not judged
             model = AutoModelForImageTextToText.from_pretrained(
-                path_or_name, dtype=dtype, device_map={"": device}, quantization_config=_quantization(bits, dtype)
+                path_or_name,
+                dtype=dtype,
+                device_map={"": device},
+                quantization_config=_quantization(bits, dtype),
+                trust_remote_code=False,
             )
         processor = _load_processor(path_or_name)
         if not getattr(processor, "chat_template", None):
@@ -115,6 +125,13 @@ class Verifier:
                 f"The processor of {path_or_name} has no chat template: use a model tuned to follow instructions."
             )
         return cls(model, processor)
+
+    @property
+    def described(self) -> list[Any]:
+        """All that answers depend on beside the weights, as plain data: processor, template, words, and questions."""
+        read, words = self.processor, self.processor.tokenizer.get_vocab()
+        asked = [ORM_QUESTION, PRM_QUESTION, CLARITY_QUESTION, POTENTIAL_QUESTION, REFLECTION_QUESTION, REFUSAL]
+        return [type(self).__name__, read.to_json_string(), read.chat_template, words, self._yes, self._no, asked]
 
     def score(
         self, images: Tensor, prompt: str | Sequence[str], question: str = ORM_QUESTION, batch_size: int = 20
@@ -147,17 +164,16 @@ class Verifier:
         The image, and the words with which all questions begin, are read once; each question goes on from there with a
         copy of their keys and values. Passes are counted as if all were asked apart, one for each image and question.
         """
-        if not questions:
-            raise ValueError("There is no question to ask: give at least one.")
+        questions = texts(questions, "questions")
         for question in questions:
             prompts = self._checked(images, prompt, [question])
-        texts = {text: [self._conversation(text, [question]) for question in questions] for text in set(prompts)}
+        read = {one: [self._conversation(one, [question]) for question in questions] for one in dict.fromkeys(prompts)}
         odds = [
-            self._read_apart(images[some], [texts[text] for text in prompts[some]])
+            self._read_apart(images[some], [read[one] for one in prompts[some]])
             for some in _batches(len(prompts), batch_size)
         ]
         self.passes += len(prompts) * len(questions)
-        return torch.cat(odds) if odds else torch.zeros(0, len(questions))
+        return checked_odds(torch.cat(odds), self, prompts, len(questions)) if odds else torch.zeros(0, len(questions))
 
     @torch.inference_mode()
     def explain(
@@ -174,17 +190,18 @@ class Verifier:
         Paper: section 5 (PARM++).
         """
         prompts = self._checked(images, prompt, [question])
+        max_new_tokens = whole(max_new_tokens, "max_new_tokens", 1, MOST_WORDS)
         tokenizer, written = self.processor.tokenizer, []
-        texts = [self._conversation(text, [question]) + REFUSAL for text in prompts]
-        for some in _batches(len(texts), batch_size):
+        asked = [self._conversation(one, [question]) + REFUSAL for one in prompts]
+        for some in _batches(len(asked), batch_size):
             # Padding before the question this time, since what is new is written after it.
-            inputs = self._inputs(images[some], texts[some], padding_side="left")
+            inputs = self._inputs(images[some], asked[some], padding_side="left")
             out = self.model.generate(
                 **inputs, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id
             )
             said = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            written += [text.strip().replace(" ,", ",").replace(" :", ":") for text in said]
-        self.passes += len(texts)
+            written += [one.strip().replace(" ,", ",").replace(" :", ":") for one in said]
+        self.passes += len(asked)
         return written
 
     @torch.inference_mode()
@@ -195,18 +212,18 @@ class Verifier:
         prompts, odds = self._checked(images, prompt, questions), []
         # Of each prompt, the whole conversation, and how many of its tokens follow each place where an answer starts.
         read: dict[str, tuple[str, list[int]]] = {}
-        for text in set(prompts):
-            parts = [self._conversation(text, questions[: turn + 1]) for turn in range(len(questions))]
+        for one in dict.fromkeys(prompts):
+            parts = [self._conversation(one, questions[: turn + 1]) for turn in range(len(questions))]
             lengths = [len(self.processor.tokenizer(part, add_special_tokens=False)["input_ids"]) for part in parts]
-            read[text] = parts[-1], [lengths[-1] - length for length in lengths]
+            read[one] = parts[-1], [lengths[-1] - length for length in lengths]
         for some in _batches(len(prompts), batch_size):
-            inputs = self._inputs(images[some], [read[text][0] for text in prompts[some]])
+            inputs = self._inputs(images[some], [read[one][0] for one in prompts[some]])
             # Counted from the end, where no image stands: how many positions an image takes is the processor's affair.
-            after = torch.tensor([read[text][1] for text in prompts[some]])
+            after = torch.tensor([read[one][1] for one in prompts[some]])
             answers = inputs["attention_mask"].sum(dim=1, keepdim=True).cpu() - 1 - after
             odds.append(self._log_odds(inputs, answers, use_cache=False))
         self.passes += len(prompts)
-        return torch.cat(odds) if odds else torch.zeros(0, len(questions))
+        return checked_odds(torch.cat(odds), self, prompts, len(questions)) if odds else torch.zeros(0, len(questions))
 
     def _conversation(self, prompt: str, questions: Sequence[str]) -> str:
         """A conversation about one prompt as text, up to where the last answer starts; all before it are yes."""
@@ -262,11 +279,13 @@ class Verifier:
 
     def _checked(self, images: Tensor, prompt: str | Sequence[str], questions: Sequence[str]) -> list[str]:
         """One prompt for each image; ValueError as the class says."""
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        of_kind(images, "images", Tensor, "a uint8 tensor of shape (B, 3, H, W)")
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or not min(images.shape[2:]):
             raise ValueError(
                 f"Images must be a uint8 tensor of shape (B, 3, H, W); got {images.dtype}, {tuple(images.shape)}."
             )
-        prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
+        given = [] if isinstance(prompt, list | tuple) and not prompt else texts(prompt, "prompts")
+        prompts = [checked_prompt(one) for one in (given * len(images) if isinstance(prompt, str) else given)]
         if len(prompts) != len(images):
             raise ValueError(
                 f"{len(images)} images came with {len(prompts)} prompts: give one string for all, or a list with one "
@@ -280,19 +299,46 @@ class Verifier:
                     f"This verifier reads images of {height} x {width} pixels; "
                     f"got {images.shape[2]} x {images.shape[3]}."
                 )
-        if not any("{prompt}" in question for question in questions):
-            raise ValueError("No question says where the prompt goes: write {prompt} there.")
-        for text in [*questions, *dict.fromkeys(prompts)]:
-            encode_text(self.processor.tokenizer, text.replace("{prompt}", " "))
+        checked_question(" ".join(text(question, "question") for question in questions))
+        for one in [*questions, *dict.fromkeys(prompts)]:
+            encode_text(self.processor.tokenizer, one.replace("{prompt}", " "))
         return prompts
 
 
 def probability_yes(log_odds: Tensor) -> Tensor:
     """P(yes) in 0..1 from log-odds of any shape, when yes and no are the only answers."""
-    return torch.sigmoid(log_odds)
+    return torch.sigmoid(of_kind(log_odds, "log_odds", Tensor, "a tensor of log-odds"))
+
+
+def checked_prompt(prompt: Any) -> str:
+    """A prompt as plain text; ValueError if it is none, or says nothing."""
+    if not (plain := text(prompt, "prompt")).strip():
+        raise ValueError("prompt must say what the image shows, got a blank one.")
+    return plain
+
+
+def checked_question(question: Any) -> str:
+    """A question as plain text; ValueError if it is none, or does not say where the prompt goes."""
+    if "{prompt}" not in text(question, "question"):
+        raise ValueError("No question says where the prompt goes: write {prompt} there.")
+    return str(question)
+
+
+def checked_odds(odds: Tensor, verifier: Any, prompts: Sequence[str], *questions: int) -> Tensor:
+    """Log-odds (B,), or (B, Q) of Q questions, that a verifier gave of images of B prompts, if they are finite.
+
+    ValueError names verifier and prompt otherwise: NaN would be chosen as the highest.
+    """
+    which = f"{type(verifier).__name__} {getattr(getattr(verifier, 'model', None), 'name_or_path', '')}".strip()
+    of_kind(odds, f"log-odds of {which}", Tensor, "a tensor")
+    shaped(odds, f"log-odds of {which}", (len(prompts), *questions))
+    for row in torch.nonzero(~odds.isfinite())[:1, 0].tolist():
+        finite(odds, f"log-odds that {which} gave for {prompts[row]!r}")
+    return odds
 
 
 def _batches(number: int, size: int) -> list[slice]:
+    size = whole(size, "batch_size", 1)
     return [slice(start, start + size) for start in range(0, number, size)]
 
 
@@ -333,9 +379,9 @@ def _single_tokens(tokenizer: Any, words: Iterable[str]) -> list[int]:
 
 def _load_processor(path_or_name: str | Path) -> Any:
     """The model's processor; LLaVA-OneVision's without its video half, which would need torchvision."""
-    if AutoConfig.from_pretrained(path_or_name).model_type == "llava_onevision":
+    if AutoConfig.from_pretrained(path_or_name, trust_remote_code=False).model_type == "llava_onevision":
         return _ImageOnlyProcessor.from_pretrained(path_or_name)
-    return AutoProcessor.from_pretrained(path_or_name)
+    return AutoProcessor.from_pretrained(path_or_name, trust_remote_code=False)
 
 
 class _ImageOnlyProcessor(LlavaOnevisionProcessor):
