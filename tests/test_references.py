@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from cotgen_lite.generate.sampling import (
     MASKED,
     Cost,
+    Remasking,
     SamplingSettings,
     advance,
     encode_prompts,
@@ -168,9 +169,12 @@ def reference_showo(state: State, ids: Tensor, heads: int = HEADS) -> Tensor:
 
 
 def reference_step(
-    logits: Tensor, tokens: Tensor, uniforms: Tensor, step: int, steps: int, temperature: float
+    logits: Tensor, tokens: Tensor, uniforms: Tensor, temperature: float, chance: float, masked: int | None
 ) -> tuple[Tensor, Tensor]:
-    """One step of one path: from guided logits (L, K), codes (L,) and uniforms (2, L) to its guess and new codes."""
+    """One step of one path: from guided logits (L, K), codes (L,) and uniforms (2, L) to its guess and new codes.
+
+    chance: of re-masking, at this step; masked: positions that the schedule wants masked after it, None for the last.
+    """
     length = len(tokens)
     guess, confidence = tokens.clone(), {}
     for place in range(length):
@@ -180,10 +184,10 @@ def reference_step(
         code = int((p.cumsum(0) <= uniforms[0, place]).sum().clamp(max=len(p) - 1))  # the inverse of the distribution
         gumbel = -math.log(-math.log(float(uniforms[1, place])))
         guess[place] = code
-        confidence[place] = math.log(float(p[code])) + temperature * (1 - (step + 1) / steps) * gumbel
-    left = max(1, min(len(confidence) - 1, math.floor(length * math.cos(math.pi * (step + 1) / (2 * steps)))))
+        confidence[place] = math.log(float(p[code])) + chance * gumbel
     after = guess.clone()
-    if step < steps - 1:
+    if masked is not None:
+        left = max(1, min(len(confidence) - 1, masked))
         after[sorted(confidence, key=confidence.__getitem__)[:left]] = MASKED
     return guess, after
 
@@ -223,17 +227,27 @@ def test_show_o_equals_the_reference(tmp_path: Path, length: int) -> None:
 
 @pytest.mark.parametrize(
     # With these seeds no draw lies so near to the edge between two codes (5e-6) that rounding could decide.
-    ("length", "steps", "paths", "temperature", "seed"),
-    [(256, 18, [(0, 0), (1, 3)], 1.0, 4), (1024, 5, [(0, 0), (2, 1)], 0.7, 5)],
-    ids=["256px", "512px"],
+    ("length", "steps", "paths", "temperature", "seed", "remasking"),
+    [
+        (256, 18, [(0, 0), (1, 3)], 1.0, 4, "linear"),
+        (256, 18, [(0, 0), (1, 3)], 1.0, 4, "show-o"),
+        (1024, 5, [(0, 0), (2, 1)], 0.7, 5, "linear"),
+    ],
+    ids=["256px", "256px as Show-o", "512px"],
 )
 def test_decoding_equals_the_reference(
-    tmp_path: Path, length: int, steps: int, paths: list[tuple[int, int]], temperature: float, seed: int
+    tmp_path: Path,
+    length: int,
+    steps: int,
+    paths: list[tuple[int, int]],
+    temperature: float,
+    seed: int,
+    remasking: Remasking,
 ) -> None:
-    state, g = save_showo(tmp_path, length), 1.75
+    state, g, compounded = save_showo(tmp_path, length), 1.75, temperature
     model, cost = Showo.from_pretrained(tmp_path), Cost()
     cache = encode_prompts(model, [text_prefix(model.config, text) for text in PROMPTS], cost)
-    decoding = start(model, cache, paths, SamplingSettings(g, steps, temperature), seed, cost)
+    decoding = start(model, cache, paths, SamplingSettings(g, steps, temperature, remasking), seed, cost)
     tokens = torch.full((len(paths), length), MASKED)
     texts = [PROMPTS[row] for row, _ in paths]
     noise = [path_noise((seed, (T2I, BOS, *PROMPTS[row], EOS), candidate), steps, length) for row, candidate in paths]
@@ -246,8 +260,16 @@ def test_decoding_equals_the_reference(
         ours, open_places = predict(model, decoding), tokens == MASKED
         torch.testing.assert_close(ours.flatten(0, 1), guided[open_places], atol=1e-4, rtol=1e-4)
         decoding, done = advance(decoding, ours)
+        ratio = (step + 1) / steps
+        chance, masked = temperature * (1 - ratio), math.floor(length * math.cos(math.pi * ratio / 2))
+        if remasking == "show-o":  # multiplied in place, and counted in float32
+            compounded *= 1 - ratio
+            cosine = torch.cos(torch.tensor(ratio, dtype=torch.float32) * math.pi / 2)
+            chance, masked = compounded, int((length * cosine).floor())
         found = [
-            reference_step(guided[path], tokens[path], noise[path][step], step, steps, temperature)
+            reference_step(
+                guided[path], tokens[path], noise[path][step], temperature, chance, masked if ratio < 1 else None
+            )
             for path in range(len(paths))
         ]
         guess, tokens = (torch.stack(rows) for rows in zip(*found, strict=True))

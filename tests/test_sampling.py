@@ -2,8 +2,11 @@
 
 import copy
 import math
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,6 +17,7 @@ from cotgen_lite.generate.sampling import (
     MASKED,
     Cost,
     DecodingState,
+    Remasking,
     SamplingSettings,
     advance,
     branch,
@@ -22,15 +26,17 @@ from cotgen_lite.generate.sampling import (
     masked_after,
     path_noise,
     predict,
+    remasking_temperature,
     start,
 )
 from cotgen_lite.generate.showo import Showo, ShowoConfig, image_logits, masked_loss, text_prefix
 from cotgen_lite.generate.vq import Magvit, lite_magvit_config
+from cotgen_lite.identity import fingerprint
 from cotgen_lite.lite.vocabulary import lite_tokenizer
 
 WORDS = lite_tokenizer()
 PROMPTS = ["a photo of a dog", "a photo of a red apple and a blue car", "a photo of three cats"]
-SETTINGS = SamplingSettings(guidance_scale=1.5, steps=6)
+SETTINGS = SamplingSettings(guidance_scale=1.5, steps=6, remasking="linear")
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +76,10 @@ def whole(model: Showo) -> Generator:
     return Generator(model, WORDS, Magvit(lite_magvit_config()), SETTINGS)
 
 
-def generate(model: Showo, prompts: str | list[str], n: int, seed: int = 1, **changes) -> GeneratorOutput:
-    return whole(model)(prompts, n, seed=seed, **changes)
+def generate(
+    model: Showo, prompts: str | list[str], n: int, seed: int = 1, remasking: Remasking = "linear", **changes
+) -> GeneratorOutput:
+    return whole(model).with_settings(remasking=remasking)(prompts, n, seed=seed, **changes)
 
 
 def run(model: Showo, state: DecodingState) -> torch.Tensor:
@@ -110,7 +118,7 @@ def test_each_prompt_may_be_guided_against_another_prefix(model):
         state, _ = advance(state, logits)
     # Held against itself, a prompt is not guided at all: what it draws is what it draws without guidance.
     cats_alone = start(model, cache, [(2, 0)], SETTINGS, 3, Cost())
-    unguided = begin(model, [(2, 0)], SamplingSettings(0.0, steps=SETTINGS.steps))
+    unguided = begin(model, [(2, 0)], replace(SETTINGS, guidance_scale=0.0))
     assert torch.equal(run(model, cats_alone), run(model, unguided))
 
 
@@ -133,9 +141,34 @@ def test_schedule_is_the_closed_form():
         wanted = math.floor(length * math.cos(math.pi * (step + 1) / 36) + 1e-9)
         assert left == (0 if step == 17 else max(1, min(open_places - 1, wanted)))
         open_places = left
-    assert masked_after(11, 18, 200, 256) == 128  # cos(pi / 3) is one half
+    for steps in range(3, 300, 3):  # cos(pi / 3) is one half, whatever the rounding
+        assert masked_after(2 * steps // 3 - 1, steps, 200, 256) == 128
     assert masked_after(0, 18, 1, 1) == 1  # never below one before the end
     assert masked_after(0, 18, 64, 64) == 63  # always commits one
+
+
+@pytest.mark.parametrize(("steps", "length"), [(18, 256), (18, 1024), (12, 64), (39, 256), (7, 64)])
+def test_show_os_own_loop_multiplies_its_temperature_in_place_and_counts_in_float32(steps: int, length: int):
+    settings, temperature, open_places = SamplingSettings(steps=steps, temperature=1.3), 1.3, length
+    assert settings.remasking == "show-o"
+    for step in range(steps):
+        ratio = (step + 1) / steps
+        mask_ratio = torch.cos(torch.tensor(ratio, dtype=torch.float32) * math.pi / 2)
+        temperature *= 1 - ratio
+        assert remasking_temperature(step, settings) == temperature
+        left = masked_after(step, steps, open_places, length, "show-o")
+        assert left == (0 if ratio == 1 else max(1, min(open_places - 1, int((length * mask_ratio).floor()))))
+        open_places = left
+
+
+def test_schedules_differ_as_stated(model):
+    ours, original = SamplingSettings(remasking="linear"), SamplingSettings()
+    assert [round(remasking_temperature(step, ours), 3) for step in (0, 8, 12, 17)] == [0.944, 0.5, 0.278, 0]
+    assert [round(remasking_temperature(step, original), 3) for step in (0, 8, 12, 17)] == [0.944, 0.044, 0.001, 0]
+    assert remasking_temperature(12, original) < 0.001
+    assert (masked_after(11, 18, 200, 256), masked_after(11, 18, 200, 256, "show-o")) == (128, 127)
+    drawn = [generate(model, PROMPTS, 4).steps, generate(model, PROMPTS, 4, remasking="show-o").steps]
+    assert torch.equal(drawn[0][:, 0], drawn[1][:, 0]) and not torch.equal(drawn[0], drawn[1])
 
 
 def test_steps_commit_by_schedule_and_keep_what_they_committed(model):
@@ -162,9 +195,10 @@ def test_samples_follow_the_distribution(model):
     assert (counts - expected).abs().max() < 4.5 * math.sqrt(0.25 / 3000)
 
 
-def test_remasking_adds_annealed_gumbel_to_log_p(model):
+@pytest.mark.parametrize(("remasking", "chance"), [("linear", 3 / 6), ("show-o", 5 / 6 * 4 / 6 * 3 / 6)])
+def test_remasking_adds_annealed_gumbel_to_log_p(model, remasking, chance):
     """Brute force over a step in the middle: who stays masked, with the temperature of that step."""
-    state = begin(model, [(0, 0), (0, 1)], SamplingSettings(1.0, steps=6, temperature=2.0))
+    state = begin(model, [(0, 0), (0, 1)], SamplingSettings(1.0, 6, 2.0, remasking))
     for _ in range(2):
         state, _ = advance(state, predict(model, state))
     logits = predict(model, state)
@@ -176,8 +210,8 @@ def test_remasking_adds_annealed_gumbel_to_log_p(model):
             code = int(step.guess[path, place])
             u = float(state.noise[path, 2, 1, place])
             log_p = float((logits[path, order] / 2.0).log_softmax(-1)[code])
-            confidence[place] = log_p + 2.0 * (1 - 3 / 6) * -math.log(-math.log(u))
-        left = masked_after(2, 6, len(places), 16)
+            confidence[place] = log_p + 2.0 * chance * -math.log(-math.log(u))
+        left = masked_after(2, 6, len(places), 16, remasking)
         expected = set(sorted(places, key=confidence.__getitem__)[:left])
         assert {i for i in range(16) if after.tokens[path, i] == MASKED} == expected
 
@@ -267,13 +301,41 @@ def test_generated_tokens_can_be_trained_on(model):
         assert not step.guess.is_inference()
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"steps": 0}, "steps must be a whole number from 1 to 1024"),
+        ({"steps": 10**7}, "steps must be"),
+        ({"steps": 18.0}, "steps must be"),
+        ({"steps": True}, "steps must be"),
+        ({"guidance_scale": -1.0}, "guidance_scale must be a finite number from 0 to 100"),
+        ({"guidance_scale": math.nan}, "guidance_scale must be"),
+        ({"guidance_scale": "1.5"}, "guidance_scale must be"),
+        ({"guidance_scale": 1e8}, "guidance_scale must be"),
+        ({"temperature": 0.0}, "temperature must be a finite number from 1e-06 to 100"),
+        ({"temperature": math.inf}, "temperature must be"),
+        ({"temperature": None}, "temperature must be"),
+        ({"temperature": 101}, "temperature must be"),
+        ({"remasking": "showo"}, "remasking must be one of 'show-o', 'linear'"),
+        ({"remasking": None}, "remasking must be"),
+    ],
+)
+def test_impossible_settings_are_one_sentence(changes: dict[str, Any], said: str):
+    with pytest.raises(ValueError, match=said) as error:
+        SamplingSettings(**changes)
+    assert "\n" not in str(error.value)
+
+
+def test_settings_become_plain_numbers():
+    plain, given = SamplingSettings(2.0, 6, 1.5), SamplingSettings(np.float32(2), np.int64(6), np.float64(1.5))
+    assert given == plain and [type(value) for value in vars(given).values()] == [float, int, float, str]
+    assert fingerprint((), given) == fingerprint((), plain) == fingerprint((), SamplingSettings(2, 6, 1.5))
+
+
 def test_bad_arguments_are_one_clear_sentence(model):
     for prompts, n, batch_size in ((PROMPTS, 0, 20), ([], 1, 20), (PROMPTS, 1, 0)):
         with pytest.raises(ValueError, match="At least one prompt, num_images"):
             generate(model, prompts, n, batch_size=batch_size)
-    for changes in ({"steps": 0}, {"guidance_scale": -1.0}, {"temperature": 0.0}):
-        with pytest.raises(ValueError, match="steps >= 1, guidance >= 0 and temperature > 0"):
-            SamplingSettings(**{"guidance_scale": 1.0, **changes})
     with pytest.raises(ValueError, match="'zebra'"):
         generate(model, "a photo of a zebra", 1)
     with pytest.raises(ValueError, match="one seed per branch"):

@@ -26,9 +26,10 @@ from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils import logging
 
 from cotgen_lite.generate.pipeline import ImageGenerator, check_parts
-from cotgen_lite.generate.sampling import MASKED, Cost, SamplingSettings, Step, path_noise
+from cotgen_lite.generate.sampling import MASKED, Cost, Remasking, SamplingSettings, Step, path_noise
 from cotgen_lite.generate.vq import ImageTokenizer, Magvit
 from cotgen_lite.hub import chosen_device, load_exactly, model_path
+from cotgen_lite.inputs import one_of, whole
 
 
 class AutoregressiveConfig(PretrainedConfig):
@@ -232,15 +233,14 @@ class AutoregressiveSettings(SamplingSettings):
     """
 
     steps: int = 16
+    remasking: Remasking = field(default="linear", init=False, repr=False)  # nothing is masked again here
     top_k: int = 0
     fill: Fill = "grey"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.top_k < 0:
-            raise ValueError(f"top_k is how many tokens may be drawn, or 0 for all of them, not {self.top_k}.")
-        if self.fill not in get_args(Fill):
-            raise ValueError(f'Unfinished images are filled with "grey" or with the "likeliest", not {self.fill!r}.')
+        object.__setattr__(self, "top_k", whole(self.top_k, "top_k (0 for all tokens)", 0))
+        object.__setattr__(self, "fill", one_of(self.fill, "fill", get_args(Fill)))
 
 
 @dataclass(frozen=True)

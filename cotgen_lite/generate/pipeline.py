@@ -44,7 +44,7 @@ from cotgen_lite.prompts import Prompt, encode_text
 
 PAPER_SETTINGS = SamplingSettings()
 # Guidance was chosen on the dev prompts (data/results/dev.json).
-LITE_SETTINGS = SamplingSettings(guidance_scale=1.5)
+LITE_SETTINGS = SamplingSettings(guidance_scale=1.5, remasking="linear")
 
 
 @dataclass(frozen=True)

@@ -8,31 +8,40 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from cotgen_lite.generate.showo import Showo, attention_mask, code_logits, image_span, pad_prefixes, text_prefix
+from cotgen_lite.inputs import number, one_of, whole
 
 MASKED = -1  # marks a position without a token yet
+MOST_STEPS = 1024  # the tokens of Show-o's largest images; every step commits at least one
+Remasking = Literal["show-o", "linear"]
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
     """How images are decoded; by default as the paper has it.
 
-    guidance_scale g >= 0 in Show-o's form, (1+g)·conditional − g·unconditional. temperature > 0 divides the logits
-    and scales the Gumbel noise of re-masking, which falls linearly to 0 within a call. ValueError otherwise.
+    guidance_scale: g from 0 to 100 in Show-o's form, (1+g)·conditional − g·unconditional. steps: 1 to 1,024.
+    temperature, 1e-6 to 100, divides the logits (Show-o's own code leaves them) and scales the Gumbel noise of
+    re-masking. remasking: how fast that noise fades, "show-o" as in Show-o's own loop or "linear", as the lite models
+    are used (`remasking_temperature`), and how the masked positions are counted (`masked_after`). ValueError otherwise.
     """
 
     guidance_scale: float = 1.75
     steps: int = 18
     temperature: float = 1.0
+    remasking: Remasking = "show-o"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.guidance_scale < 0 or not self.temperature > 0:
-            raise ValueError(f"Sampling needs steps >= 1, guidance >= 0 and temperature > 0, got {self}.")
+        object.__setattr__(self, "guidance_scale", number(self.guidance_scale, "guidance_scale", 0, 100))
+        object.__setattr__(self, "steps", whole(self.steps, "steps", 1, MOST_STEPS))
+        object.__setattr__(self, "temperature", number(self.temperature, "temperature", 1e-6, 100))
+        object.__setattr__(self, "remasking", one_of(self.remasking, "remasking", get_args(Remasking)))
 
 
 @dataclass
@@ -280,24 +289,33 @@ def _open_positions(tokens: Tensor) -> Tensor:
     return (tokens == MASKED).nonzero()[:, 1].view(len(tokens), -1)
 
 
-def masked_after(step: int, steps: int, open_positions: int, length: int) -> int:
+def masked_after(step: int, steps: int, open_positions: int, length: int, remasking: Remasking = "linear") -> int:
     """How many positions stay masked after step 0..steps-1: the cosine schedule, at least one committed and one left.
 
-    After the last step none is left. Show-o: max(1, min(open − 1, ⌊L·cos(π(s+1)/2T)⌋)).
+    After the last step none is left; before it max(1, min(open − 1, ⌊L·cos(π(s+1)/2T)⌋)). remasking: with "show-o" the
+    cosine is float32's, as in Show-o's code, which leaves 127 of 256 positions where the cosine is one half.
     """
     if step == steps - 1:
         return 0
-    # 1e-9: with some T (39, 51, ...) the cosine that is one half comes out a hair below it.
-    return max(1, min(open_positions - 1, math.floor(length * math.cos(math.pi * (step + 1) / (2 * steps)) + 1e-9)))
+    if remasking == "show-o":
+        left = int((length * torch.cos(torch.tensor((step + 1) / steps, dtype=torch.float32) * math.pi * 0.5)).floor())
+    else:  # 1e-9: with some T (39, 51, ...) the cosine that is one half comes out a hair below it.
+        left = math.floor(length * math.cos(math.pi * (step + 1) / (2 * steps)) + 1e-9)
+    return max(1, min(open_positions - 1, left))
 
 
 def remasking_temperature(step: int, settings: SamplingSettings) -> float:
-    """How much chance decides what step 0..T-1 masks again: τ(1 − (s+1)/T), which falls linearly to 0 within a call.
+    """How much chance decides what step 0..T-1 masks again; it falls to 0 within a call and starts afresh at the next.
 
-    As in Show-o; unlike the released code of the paper, it starts afresh at each call. To try
-    another schedule, change this function.
+    "show-o": each step multiplies it by 1 − (s+1)/T, so that it compounds, as in Show-o's own loop (of 18 steps, .04
+    after the ninth and below .001 after the thirteenth). "linear": τ(1 − (s+1)/T). To try another, write it here.
     """
-    return settings.temperature * (1 - (step + 1) / settings.steps)
+    left = [1 - (each + 1) / settings.steps for each in range(step + 1)]
+    return (
+        settings.temperature * left[-1]
+        if settings.remasking == "linear"
+        else math.prod(left, start=settings.temperature)
+    )
 
 
 @torch.no_grad()
@@ -317,7 +335,7 @@ def advance(state: DecodingState, logits: Tensor) -> tuple[DecodingState, Step]:
     confidence = log_p.gather(2, sampled)[..., 0] + remasking_temperature(state.step, settings) * gumbel
 
     guess = state.tokens.scatter(1, positions, sampled[..., 0])
-    left = masked_after(state.step, settings.steps, positions.shape[1], guess.shape[1])
+    left = masked_after(state.step, settings.steps, positions.shape[1], guess.shape[1], settings.remasking)
     lowest = confidence.argsort(dim=1, stable=True)[:, :left]
     tokens = guess.scatter(1, positions.gather(1, lowest), MASKED)
     step = Step(state.step, guess, tokens != MASKED)
