@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,6 +39,8 @@ from cotgen_lite.verify.verifier import (
     REFLECTION_QUESTION,
     Verifier,
 )
+
+NOBODY = SimpleNamespace(detect=list)  # a detector that is never asked, where the judge is replaced
 
 
 class DarkIsRight:
@@ -175,9 +178,11 @@ def test_paths_are_a_right_and_a_wrong_one_of_each_prompt(toy_generator, tmp_pat
     finals = drawn.images.split(4)
     judged.bound = torch.cat(finals).float().mean(dim=(1, 2, 3)).median()
     ends = np.stack([judged(None, images, [None] * 4) for images in finals])
-    paths, seconds = generate_paths(toy_generator, None, prompts, 4, seed=1, work_dir=tmp_path)
+    paths, seconds = generate_paths(toy_generator, NOBODY, prompts, 4, seed=1, work_dir=tmp_path)
     usable = np.flatnonzero(ends.any(1) & ~ends.all(1))
-    assert len(usable) and generate_paths(toy_generator, None, prompts, 4, seed=1, work_dir=tmp_path)[1] == seconds > 0
+    assert (
+        len(usable) and generate_paths(toy_generator, NOBODY, prompts, 4, seed=1, work_dir=tmp_path)[1] == seconds > 0
+    )
     assert paths.prompts == tuple(prompts[row] for row in usable for _ in range(2))
     right = paths.correct["template"]
     assert right[::2, -1].all() and not right[1::2, -1].any()
@@ -206,7 +211,7 @@ def test_held_out_prompts_are_refused_whatever_their_wording(split):
         parm_examples(replace(paths, prompts=lite_prompts("train")[:2]), fine, 1, 0)
 
 
-def test_full_scale_holds_out_geneval_and_not_the_lite_sets(tmp_path: Path):
+def test_full_scale_holds_out_geneval_and_not_the_lite_sets(toy_generator, tmp_path: Path):
     held_out, labels = geneval_meanings(), np.array([[True, False], [False, True]])
     lite = {meaning(prompt) for split in ("dev", "test") for prompt in lite_prompts(split)}
     theirs = [prompt for prompt in full_prompts() if meaning(prompt) in lite]
@@ -234,7 +239,7 @@ def test_full_scale_holds_out_geneval_and_not_the_lite_sets(tmp_path: Path):
             replace(one, prompts=prompts), np.array([["", "no"]]), 5, 0, **scale
         ),
         lambda prompts, **scale: preference_pairs(replace(one, prompts=prompts), 1, 0, **scale),
-        lambda prompts, **scale: generate_paths(None, None, prompts, 2, 0, tmp_path, **scale),
+        lambda prompts, **scale: generate_paths(toy_generator, NOBODY, prompts, 2, 0, tmp_path, **scale),
     ):
         with pytest.raises(ValueError, match=r"bench.*held_out=geneval_meanings\(\)"):
             make((bench,), held_out=held_out)
@@ -259,8 +264,8 @@ def test_the_dataset_decodes_when_it_is_read(toy_generator):
 
 def test_labelled_images_are_hot_ones(toy_generator, tmp_path: Path, judged):
     prompts = lite_prompts("train")[:2]
-    pool, seconds = generate_labelled(toy_generator, None, prompts, 3, seed=1, work_dir=tmp_path)
-    again, same = generate_labelled(toy_generator, None, prompts, 3, seed=1, work_dir=tmp_path)
+    pool, seconds = generate_labelled(toy_generator, NOBODY, prompts, 3, seed=1, work_dir=tmp_path)
+    again, same = generate_labelled(toy_generator, NOBODY, prompts, 3, seed=1, work_dir=tmp_path)
     assert seconds == same > 0 and torch.equal(again.tokens, pool.tokens)  # seconds are kept with the shards
     drawn = toy_generator([prompt.text for prompt in prompts], 3, temperature=1.3, seed=1)
     assert torch.equal(pool.tokens[1, 2].long(), drawn.tokens[5])
@@ -271,8 +276,8 @@ def test_labelled_images_are_hot_ones(toy_generator, tmp_path: Path, judged):
 def test_steps_are_labelled_by_how_their_rollouts_end(toy_generator, tmp_path: Path, judged, monkeypatch):
     prompts = (*lite_prompts("train")[:2], lite_prompts("train")[0])
     steps = toy_generator.settings.steps
-    labels, seconds = label_steps(toy_generator, None, prompts, rollouts=3, seed=5, work_dir=tmp_path)
-    assert label_steps(toy_generator, None, prompts, rollouts=3, seed=5, work_dir=tmp_path)[1] == seconds > 0
+    labels, seconds = label_steps(toy_generator, NOBODY, prompts, rollouts=3, seed=5, work_dir=tmp_path)
+    assert label_steps(toy_generator, NOBODY, prompts, rollouts=3, seed=5, work_dir=tmp_path)[1] == seconds > 0
     ends_well = labels.correct["rollouts"]
     assert labels.tokens.shape == (3, steps, 64) and ends_well.shape == (3, steps, 3)
     # the paths are those that the generator draws, a prompt's second path being another candidate
@@ -283,13 +288,13 @@ def test_steps_are_labelled_by_how_their_rollouts_end(toy_generator, tmp_path: P
     np.testing.assert_array_equal(ends_well[:, -1], np.repeat(finished[:, None], 3, axis=1))
     # an interrupted run gives the same
     monkeypatch.setattr("cotgen_lite.verify.training_data.PATHS_AT_ONCE", 2)
-    label_steps(toy_generator, None, prompts, 3, 5, tmp_path / "parted")
+    label_steps(toy_generator, NOBODY, prompts, 3, 5, tmp_path / "parted")
     for shard in sorted((tmp_path / "parted").glob("*/shard-*"))[1:]:
         shard.unlink()
     drawn = []
     made = training_data._roll_out
     monkeypatch.setattr(training_data, "_roll_out", lambda *given: drawn.append(given[1]) or made(*given))
-    again, _ = label_steps(toy_generator, None, prompts, 3, 5, tmp_path / "parted")
+    again, _ = label_steps(toy_generator, NOBODY, prompts, 3, 5, tmp_path / "parted")
     assert [len(shard) for shard in drawn] == [1]  # the first shard's two paths were there
     assert torch.equal(again.tokens, labels.tokens)
     np.testing.assert_array_equal(again.correct["rollouts"], ends_well)
@@ -324,8 +329,8 @@ def test_examples_are_what_trl_learns_from(toy_generator, tmp_path: Path):
 
 
 def test_a_step_needs_a_rollout(toy_generator, tmp_path: Path):
-    with pytest.raises(ValueError, match="rollouts must be 1 or more, got 0"):
-        label_steps(toy_generator, None, lite_prompts("train")[:1], 0, 0, tmp_path)
+    with pytest.raises(ValueError, match="rollouts must be a whole number from 1 to 1000, got 0"):
+        label_steps(toy_generator, NOBODY, lite_prompts("train")[:1], 0, 0, tmp_path)
 
 
 def test_shipped_images_are_of_training_prompts_alone():

@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from cotgen_lite import prompts as templates
 from cotgen_lite.geneval import Detection, Detector, evaluate
 from cotgen_lite.hub import load_exactly, model_path
+from cotgen_lite.inputs import of_kind, whole, with_methods
 from cotgen_lite.lite.world import Scene, SceneObject, icon_box, icon_mask, random_scene, render, world
 from cotgen_lite.prompts import RELATIONS, TAGS, Prompt
 from cotgen_lite.training import TrainingLog, train
@@ -39,6 +40,7 @@ def _icon_at(x: int, y: int, name: str, score: float, color: str | None) -> Dete
 
 def _chunks(images: Tensor) -> tuple[Tensor, ...]:
     size = world().image_size
+    of_kind(images, "images", Tensor, f"a uint8 tensor (batch, 3, {size}, {size})")
     if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
         raise ValueError(
             f"Images are {images.dtype} {tuple(images.shape)}, but the lite judges look at torch.uint8 "
@@ -230,6 +232,7 @@ def draw_lessons(count: int, rng: np.random.Generator, rebuild: Rebuild = AS_THE
     gone; stray patches come from the next scene. rebuild: what all pictures go through before they are damaged, if
     anything: a tokenizer heals damage, so what it makes of a broken icon is unknown.
     """
+    count = whole(count, "count", 1, 100_000)
     scenes = [random_scene(rng) for _ in range(count)]
     drawn = scenes + [_twin(scene, rng) for scene in scenes]
     images, (inks, hues) = rebuild(render(drawn)), _inks(drawn)
@@ -324,7 +327,7 @@ def train_judge(
     steps: of 64 images each. rebuild: half of every batch goes through it, e.g. through the tokenizer and back. Returns
     the trained judge as it is after saving, in evaluation mode, and what its training was.
     """
-    folder = Path(work_dir)
+    folder, steps, seed = Path(work_dir), whole(steps, "steps", 1), whole(seed, "seed", 0)
     torch.manual_seed(seed)
     model = LearnedJudge(LearnedJudgeConfig())
 
@@ -399,7 +402,8 @@ def measure_judge(detector: Detector, number: int, seed: int, rebuild: Rebuild =
     Each scene gets a question that it shows and a near miss, of the same random tag; at least `number` scenes count.
     rebuild: what images go through first, if anything. Returns the share of right verdicts by tag, and of all as "all".
     """
-    rng = np.random.default_rng(seed)
+    with_methods(detector, "detector", ("detect",), "a judge, such as `load_judges` gives")
+    number, rng = whole(number, "number", 1, 1_000_000), np.random.default_rng(whole(seed, "seed", 0))
     right: dict[str, list[bool]] = {tag: [] for tag in TAGS}
     while sum(map(len, right.values())) < 2 * number:
         scenes = [random_scene(rng) for _ in range(200)]

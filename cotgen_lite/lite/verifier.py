@@ -19,6 +19,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrain
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from cotgen_lite.hub import write_manifest
+from cotgen_lite.inputs import finite, whole
 from cotgen_lite.lite.verifier_questions import another, as_dialogue, encode_dialogue, pick, relations_seen
 from cotgen_lite.lite.vocabulary import IMAGE, USER
 from cotgen_lite.lite.world import Scene, render, scene_for, world
@@ -148,7 +149,10 @@ class HeldOut:
 
 def evaluation_set(scenes_per_tag: int, seed: int) -> list[HeldOut]:
     """Clean scenes of dev prompts, for each tag as many, half of them hard negatives."""
-    rng = np.random.default_rng(seed)
+    scenes_per_tag, rng = (
+        whole(scenes_per_tag, "scenes_per_tag", 2, 100_000),
+        np.random.default_rng(whole(seed, "seed", 0)),
+    )
     held_out = []
     for tag in TAGS:
         prompts = [prompt for prompt in lite_prompts("dev") if prompt.tag == tag]
@@ -179,6 +183,7 @@ def measure_verifier(
             logits = model.lm_head(group.last[torch.arange(len(first)), first - 1])
             rows, columns = np.divmod(group.source, len(WORDINGS))
             odds[start + rows, columns] = (logits[:, yes] - logits[:, no]).numpy()
+    finite(odds, "log-odds of the lite verifier that is measured")
     holds, tags = np.array([h.holds for h in held_out]), np.array([h.tag for h in held_out])
     return {
         name: {tag: roc_auc(odds[tags == tag, column], holds[tags == tag]) for tag in TAGS}

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.geneval import Detector, Finding, evaluate
+from cotgen_lite.inputs import of_kind, shaped, text, whole, with_methods
 from cotgen_lite.prompts import Prompt, plural, with_article
 
 AND = ", and "  # between two things that are wrong
@@ -26,28 +27,30 @@ def write_reasons(findings: Sequence[Finding], rng: np.random.Generator) -> str:
     """
     if not findings:
         raise ValueError("There is nothing to write about: only a wrong image has reasons.")
+    of_kind(rng, "rng", np.random.Generator, "a generator of numpy's, such as `np.random.default_rng(0)` gives")
     options = [wordings(finding) for finding in findings]
     return AND.join(ways[int(rng.random() * len(ways))] for ways in options)
 
 
-def share_told(text: str, findings: Sequence[Finding]) -> tuple[float, float]:
+def share_told(said: str, findings: Sequence[Finding]) -> tuple[float, float]:
     """How far a text says what was found wrong: the share of its parts that are true, and of the findings it tells.
 
     Word for word, in any of the wordings that `write_reasons` draws from.
     """
-    parts, told = text.split(AND), [set(wordings(finding)) for finding in findings]
+    parts, told = text(said, "said").split(AND), [set(wordings(finding)) for finding in findings]
     true = sum(any(part in one for one in told) for part in parts)
     return true / len(parts), sum(bool(one & set(parts)) for one in told) / max(1, len(told))
 
 
 def wordings(finding: Finding) -> list[str]:
-    """All ways in which `write_reasons` may say one finding."""
+    """All ways in which `write_reasons` may say one finding. ValueError for one that GenEval's rules do not know."""
+    of_kind(finding, "each of findings", Finding, "a Finding, as `evaluate` gives")
     name, expected = finding.name, finding.expected
     match finding.kind:
         case "missing":
             return [f"there is no {name}", f"the {name} is missing", f"{with_article(name)} should be there too"]
         case "count" | "extra":
-            seen, wanted = _number(finding.found, name), NUMBERS[int(expected)]
+            seen, wanted = _number(finding.found, name), NUMBERS[whole(expected, "a count that is asked for", 0, 10)]
             few = finding.kind == "count"
             return [
                 f"there {'is' if finding.found == 1 else 'are'} {'only ' if few else ''}{seen}, not {wanted}",
@@ -72,6 +75,7 @@ def wordings(finding: Finding) -> list[str]:
                 f"the {name} should be {expected} the {other}, not {place} it",
                 f"the {name} is {place} the {other} but should be {expected} it",
             ]
+    raise ValueError(f"There are no words for a finding of kind {finding.kind!r}: only for what `evaluate` finds.")
 
 
 def _number(found: object, name: str) -> str:
@@ -82,7 +86,15 @@ def _number(found: object, name: str) -> str:
 def find_reasons(
     generator: Generator, detector: Detector, tokens: Tensor, prompts: Sequence[Prompt], seed: int
 ) -> npt.NDArray[np.object_]:
-    """What is wrong with each image of a pool, in words; "" where nothing is. tokens (P, N, L); returns str (P, N)."""
+    """What is wrong with each image of a pool, in words; "" where nothing is. tokens (P, N, L); returns str (P, N).
+
+    ValueError for another number of prompts.
+    """
+    with_methods(generator, "generator", ("decode",), "a generator, such as `load_generator` gives")
+    with_methods(detector, "detector", ("detect",), "a judge, such as `load_judges` gives")
+    prompts = [of_kind(prompt, "each of prompts", Prompt, "a Prompt, as `parse_prompt` gives") for prompt in prompts]
+    shaped(of_kind(tokens, "tokens", Tensor, "a tensor of tokens"), "tokens", (len(prompts), "N", "L"))
+    seed = whole(seed, "seed", 0)
     rng, found = np.random.default_rng(seed), np.full(tokens.shape[:2], "", dtype=object)
     for row, (candidates, prompt) in enumerate(zip(tqdm(tokens, desc="reasons"), prompts, strict=True)):
         for column, detections in enumerate(detector.detect(generator.decode(candidates))):

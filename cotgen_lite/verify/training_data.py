@@ -8,11 +8,11 @@ of GenEval. Next: finetune.py, which learns from them, and align/dpo.py.
 """
 
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from cotgen_lite.generate.pipeline import Generator, ImageGenerator, State, gene
 from cotgen_lite.generate.sampling import Cost, branch
 from cotgen_lite.geneval import Detector
 from cotgen_lite.identity import fingerprint
+from cotgen_lite.inputs import of_kind, one_of, shaped, shown, text, verdicts, whole, with_methods
 from cotgen_lite.pools import Pool, in_shards
 from cotgen_lite.prompts import TAGS, Prompt, lite_prompts, refuse_held_out
 from cotgen_lite.verify.verifier import (
@@ -43,6 +44,7 @@ T = TypeVar("T")
 HOT_TEMPERATURE = 1.3  # of what is learned from: more variety, so that more prompts have images of both labels
 POOL_FILE = "pool.safetensors"  # labelled images or paths
 FOUR_ROLLOUTS, SIXTEEN_ROLLOUTS = "four.safetensors", "sixteen.safetensors"  # steps, labelled by so many
+MOST_ROLLOUTS = 1000  # whose noise has seeds 1000 · seed + number, so that more were another seed's
 PATHS_AT_ONCE = 10  # labelled side by side, and between two savings
 # PARM's labels of steps, counted from 1: unclear before step 10, clear after step 11, the two between left out; and how
 # many of its examples are unclear ones, clear ones asked about potential, and finished ones (120 : 80 : 200 in the
@@ -61,9 +63,24 @@ class Example:
     tokens: Tensor
     turns: tuple[tuple[str, str], ...]
 
+    def __post_init__(self) -> None:
+        shaped(of_kind(self.tokens, "tokens", Tensor, "a tensor of an image's tokens"), "tokens", ("L",))
+        if not self.turns or any(isinstance(turn, str) or len(turn) != 2 for turn in self.turns):
+            raise ValueError(f"turns must be pairs of question and answer, at least one, got {shown(self.turns)}.")
+        turns = tuple((text(asked, "a question"), text(said, "an answer")) for asked, said in self.turns)
+        object.__setattr__(self, "turns", turns)
+
 
 def train_prompts(distinct: dict[str, int], seed: int) -> tuple[Prompt, ...]:
-    """Training prompts drawn by seed: `distinct` of each of the six tags, or all there are if those are fewer."""
+    """Training prompts drawn by seed: `distinct` of each of the six tags, or all there are if those are fewer.
+
+    ValueError for other tags, or numbers below 0.
+    """
+    of_kind(distinct, "distinct", Mapping, "a number of prompts for each tag")
+    distinct = {one_of(tag, "each tag of distinct", TAGS): whole(number, tag, 0) for tag, number in distinct.items()}
+    if lacking := [tag for tag in TAGS if tag not in distinct]:
+        raise ValueError(f"distinct must say how many prompts of each tag, 0 for none; it lacks {', '.join(lacking)}.")
+    seed = whole(seed, "seed", 0)
     rng = np.random.default_rng(seed)
     chosen: list[Prompt] = []
     for tag in TAGS:
@@ -87,6 +104,7 @@ def generate_labelled(
     errors as in `generate_pool`. Returns a pool without scores, its labels in `correct["template"]`, and the seconds
     of drawing and labelling, of earlier calls and other processes too.
     """
+    prompts = _checked(generator, detector, prompts)
     made = generate_pool(generator, prompts, n, seed, work_dir, final_only=True, temperature=temperature)
     labels, seconds = label_tokens(generator, made.tokens, prompts, detector, work_dir / "labels")
     return Pool(tuple(prompts), made.tokens, {}, {"template": labels}), made.cost.seconds + seconds
@@ -108,6 +126,7 @@ def generate_paths(
     (P, T), whose last column is the path's label; and the seconds it took, earlier calls' and other processes' too.
     Resumes from `work_dir`. ValueError for a dev or test prompt, as in `orm_examples`. Paper: section 4.
     """
+    prompts, seed, work_dir = _checked(generator, detector, prompts), whole(seed, "seed", 0), Path(work_dir)
     refuse_held_out(prompts, held_out)
     made = generate_pool(generator, prompts, n, seed, work_dir)
     right, seconds = label_tokens(generator, made.tokens, prompts, detector, work_dir / "labels")
@@ -129,18 +148,45 @@ def label_steps(
     path's state; nothing before it is computed anew. Resumes from `work_dir`. Returns a pool with a row for each path
     and the guesses of all steps as columns, tokens (P, T, L), and in `correct["rollouts"]` how each rollout ended, bool
     (P, T, R), after the last step the finished image itself; and the seconds of drawing and labelling, of earlier calls
-    and other processes too. ValueError for rollouts < 1. Paper: section 3.2, PRM ranking data.
+    and other processes too. rollouts: 1 to 1000; ValueError for others. Paper: section 3.2, PRM ranking data.
     """
-    if rollouts < 1:
-        raise ValueError(f"A step is labelled by its rollouts: rollouts must be 1 or more, got {rollouts}.")
+    prompts, work_dir = _checked(generator, detector, prompts), Path(work_dir)
+    rollouts, seed = whole(rollouts, "rollouts", 1, MOST_ROLLOUTS), whole(seed, "seed")
     paths = [(prompt.text, number) for number, prompt in enumerate(prompts)]
     shards = [paths[i : i + PATHS_AT_ONCE] for i in range(0, len(paths), PATHS_AT_ONCE)]
-    folder = work_dir / fingerprint((generator.model,), generator.settings, shards, rollouts, seed)
+    read = [generator.encode(prompt.text) for prompt in prompts]
+    folder = work_dir / fingerprint((generator.model,), generator.settings, shards, read, rollouts, seed)
     parts = in_shards(shards, lambda shard: _roll_out(generator, shard, rollouts, seed), folder, "rollouts")
     tokens, ends = (torch.cat([part[name] for part in parts]) for name in ("tokens", "ends"))
     right, seconds = label_tokens(generator, ends.flatten(1, 2), prompts, detector, work_dir / "labels")
     seconds += sum(float(part["seconds"]) for part in parts)
     return Pool(tuple(prompts), tokens, {}, {"rollouts": right.reshape(ends.shape[:3])}), seconds
+
+
+def _checked(generator: Any, detector: Any, prompts: Any) -> tuple[Prompt, ...]:
+    """The prompts; ValueError unless these are a generator, a judge's detector and prompts, at least one."""
+    with_methods(generator, "generator", ("begin", "decode"), "a generator, such as `load_generator` gives")
+    with_methods(detector, "detector", ("detect",), "a judge, such as `load_judges` gives")
+    return _known(prompts)
+
+
+def _known(prompts: Any) -> tuple[Prompt, ...]:
+    """The prompts as a tuple; ValueError unless they are Prompts, at least one."""
+    if isinstance(prompts, str | Prompt) or not isinstance(prompts, Sequence) or not prompts:
+        raise ValueError(f"prompts must be a list of Prompts, at least one, got {shown(prompts)}.")
+    return tuple(of_kind(one, "each of prompts", Prompt, "a Prompt, as `parse_prompt` gives") for one in prompts)
+
+
+def _labels(pool: Any, judge: str, *shape: str) -> npt.NDArray[np.bool_]:
+    """A pool's verdicts, of a row for each prompt; ValueError if there are none, or if they do not fit its images."""
+    of_kind(pool, "a pool", Pool, "a Pool, as `load_pool` gives")
+    if judge not in pool.correct:
+        raise ValueError(
+            f"The pool has no verdicts {judge!r}: give one that was labelled, it has {list(pool.correct)}."
+        )
+    known = dict(zip("PN", pool.tokens.shape, strict=False)) | {"P": len(pool.prompts)}
+    whole(shaped(pool.tokens, "the pool's tokens", ("P", "N", "L")).shape[1], "candidates of each prompt", 1)
+    return verdicts(pool.correct[judge], f"the pool's verdicts {judge!r}", [known.get(size, size) for size in shape])
 
 
 def _roll_out(generator: Generator, paths: Sequence[tuple[str, int]], rollouts: int, seed: int) -> dict[str, Tensor]:
@@ -166,7 +212,10 @@ def balanced(labels: npt.NDArray[np.bool_], most: int, rng: np.random.Generator)
     """Places (row, column) of as many yes as no in every row, at most `most` of each; rows with one label give none.
 
     Balanced row by row, a verifier cannot learn from the prompt alone how likely a yes is. labels: (P, N).
+    ValueError for labels that are no verdicts, or most < 1.
     """
+    labels, most = verdicts(labels, "labels", ("P", "N")), whole(most, "most", 1)
+    of_kind(rng, "rng", np.random.Generator, "a generator of numpy's, such as `np.random.default_rng(0)` gives")
     chosen: list[tuple[int, int]] = []
     for row, right in enumerate(labels):
         yes, no = (rng.permutation(np.flatnonzero(side)) for side in (right, ~right))
@@ -183,10 +232,12 @@ def orm_examples(pool: Pool, most: int, seed: int, held_out: Set[str] | None = N
     """The ORM's training set, shuffled: finished images, yes and no alike for every prompt.
 
     most: images of either label a pool; neighbouring pools of one prompt are balanced together. ValueError if a dev or
-    test prompt is among them, in whatever wording; held_out: as in `refuse_held_out`. Paper: section 3.2.
+    test prompt is among them, in whatever wording, for most < 1 or a pool without labels; held_out: as in
+    `refuse_held_out`. Paper: section 3.2.
     """
+    labels, most, examples = _labels(pool, "template", "P", "N"), whole(most, "most", 1), []
     refuse_held_out(pool.prompts, held_out)
-    rng, labels, examples = np.random.default_rng(seed), pool.correct["template"], []
+    rng = np.random.default_rng(whole(seed, "seed", 0))
     for prompt, group in groupby(range(len(pool.prompts)), key=lambda row: pool.prompts[row]):
         rows = list(group)
         for _, place in balanced(labels[rows].reshape(1, -1), most * len(rows), rng):
@@ -202,14 +253,14 @@ def prm_examples(steps: Pool, seed: int, held_out: Set[str] | None = None) -> li
     the verifier would learn from the tag, or from the blur, how likely a yes is. (A single prompt may still tell: it
     has one path.) ValueError for a dev or test prompt, as in `orm_examples`. Paper: section 3.2.
     """
-    refuse_held_out(steps.prompts, held_out)
-    if "rollouts" not in steps.correct:
+    if "rollouts" not in of_kind(steps, "steps", Pool, "a Pool, as `label_steps` gives").correct:
         raise ValueError("These are no labelled steps: give what `label_steps` made, or a pool loaded from its file.")
-    rng, examples = np.random.default_rng(seed), []
-    labels = np.logical_or.reduce(steps.correct["rollouts"], axis=2)
+    labels = np.logical_or.reduce(_labels(steps, "rollouts", "P", "N", "R"), axis=2)
+    refuse_held_out(steps.prompts, held_out)
+    rng, examples = np.random.default_rng(whole(seed, "seed", 0)), []
     for tag in TAGS:
         paths = [path for path, prompt in enumerate(steps.prompts) if prompt.tag == tag]
-        for t, place in balanced(labels[paths].T, len(paths), rng):
+        for t, place in balanced(labels[paths].T, max(1, len(paths)), rng):
             path = paths[place]
             turn = _turn(PRM_QUESTION, steps.prompts[path], labels[path, t])
             examples.append(Example(steps.tokens[path, t], (turn,)))
@@ -225,13 +276,14 @@ def parm_examples(paths: Pool, pool: Pool, most: int, seed: int, held_out: Set[s
     ValueError for paths that do not come in pairs as `generate_paths` gives them, or for a dev or test prompt, as in
     `orm_examples`. Paper: section 4.
     """
+    ends = _labels(paths, "template", "P", "N")[:, -1]
     refuse_held_out(paths.prompts, held_out)
-    ends = paths.correct["template"][:, -1]
-    if (ends[::2] == ends[1::2]).any() or paths.prompts[::2] != paths.prompts[1::2]:
+    if len(ends) % 2 or (ends[::2] == ends[1::2]).any() or paths.prompts[::2] != paths.prompts[1::2]:
         raise ValueError(
             "Paths must come in pairs, a right and a wrong one of each prompt: give what `generate_paths` drew."
         )
-    rng, examples = np.random.default_rng(seed), orm_examples(pool, most, seed, held_out)
+    examples = orm_examples(pool, most, seed, held_out)
+    rng = np.random.default_rng(whole(seed, "seed", 0))
     steps, share = paths.tokens.shape[1], len(examples) / PROPORTIONS["selection"]
     clear = [(pair, t) for pair in range(0, len(paths.prompts), 2) for t in range(CLEAR_FROM - 1, steps)]
     for pair, t in _shuffled(clear, rng)[: round(share * PROPORTIONS["potential"] / 2)]:
@@ -252,10 +304,14 @@ def reflection_examples(
 
     pool: labelled images; reasons: of each (P, N), "" where it is right (`reasons.find_reasons`). number: examples;
     fewer if there are not so many images. Of every prompt as many wrong images for each right one, so that the prompt
-    alone gives nothing away. ValueError for a dev or test prompt, as in `orm_examples`. Paper: section 5.
+    alone gives nothing away. ValueError for a dev or test prompt, as in `orm_examples`, or reasons that do not fit the
+    pool. Paper: section 5.
     """
+    of_kind(pool, "pool", Pool, "a Pool, as `load_pool` gives")
+    shaped(np.asarray(reasons), "reasons", (len(pool.prompts), *pool.tokens.shape[1:2]))
+    reasons = np.array([[text(why, "each of reasons") for why in row] for row in reasons], dtype=object)
     refuse_held_out(pool.prompts, held_out)
-    rng, groups = np.random.default_rng(seed), []
+    rng, number, groups = np.random.default_rng(whole(seed, "seed", 0)), whole(number, "number", 1), []
     for row, texts in enumerate(reasons):
         right, wrong = (rng.permutation(np.flatnonzero(side)) for side in (texts == "", texts != ""))
         for k in range(min(len(right), len(wrong) // WRONG_FOR_A_RIGHT)):
@@ -279,6 +335,9 @@ def as_dataset(examples: Sequence[Example], generator: ImageGenerator[State]) ->
     """Examples as trl trains on them: rows of `messages` and `images` (one of Pillow's), decoded when they are read."""
     from datasets import Dataset
 
+    with_methods(generator, "generator", ("decode",), "a generator, such as `load_generator` gives")
+    for one in examples:
+        of_kind(one, "each of examples", Example, "an Example, as `orm_examples` gives")
     rows = [{"tokens": one.tokens.tolist(), "turns": [list(turn) for turn in one.turns]} for one in examples]
 
     def decode(batch: dict[str, list]) -> dict[str, list]:
