@@ -196,7 +196,9 @@ def disk_is_full(error: BaseException, folder: Path) -> bool:
 def work_folder(path: str | Path | None) -> Iterator[Path]:
     """The folder at a path, or for None one that is gone after the block: where a job keeps what it resumes from."""
     if path is not None:
-        yield Path(path)
+        from cotgen_lite.inputs import of_kind  # not before it is needed: the doctor works without numpy
+
+        yield Path(of_kind(path, "work_dir", (str, Path), "the path of a folder, or None"))
         return
     with TemporaryDirectory() as folder:
         yield Path(folder)

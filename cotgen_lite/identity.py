@@ -45,9 +45,11 @@ def canonical(value: Any) -> Any:
         return {type(value).__name__: {field.name: canonical(getattr(value, field.name)) for field in fields(value)}}
     if isinstance(value, Mapping):
         return {str(key): canonical(one) for key, one in value.items()}
+    if isinstance(value, bytes):
+        return {"bytes": hashlib.sha256(value).hexdigest()}
     if isinstance(value, set | frozenset):
         return sorted(map(canonical, value))
-    if isinstance(value, Sequence) and not isinstance(value, bytes):
+    if isinstance(value, Sequence):
         return [canonical(one) for one in value]
     raise ValueError(f"A {type(value).__name__} cannot be part of what a run is named by: give plain data.")
 
@@ -83,11 +85,11 @@ def refuse_other_run(work_dir: Path, saved: str, run: str) -> None:
 
 
 def check_same_run(work_dir: Path, run: str) -> None:
-    """Note in the folder which run it belongs to; ValueError if it is another one's.
+    """Note in the folder which run it belongs to; ValueError if it is another one's, or holds checkpoints of nobody's.
 
     run: a name of all that the run depends on, as `identity` gives.
     """
     note = work_dir / RUN
-    if note.exists():
-        refuse_other_run(work_dir, note.read_text(encoding="utf-8"), run)
+    if note.exists() or any(work_dir.glob("checkpoint*")):
+        refuse_other_run(work_dir, note.read_text(encoding="utf-8") if note.exists() else "", run)
     write_atomically(note, run)

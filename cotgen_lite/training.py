@@ -5,26 +5,32 @@ First the loop (`train`): AdamW, warm-up and cosine, resuming. Then, for fine-tu
 Read next: generate/vq.py.
 """
 
+import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import ZipFile
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import PrinterCallback, ProgressCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from cotgen_lite.hub import in_place_of, write_atomically
-from cotgen_lite.identity import refuse_other_run
+from cotgen_lite.hub import file_sha256, first_line, in_place_of, write_atomically, write_json
+from cotgen_lite.identity import fingerprint, refuse_other_run
+from cotgen_lite.inputs import number, of_kind, whole
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
 CHECKPOINT = "checkpoint.pt"
+WHOLE = "whole.json"  # in a folder `checkpoint-N`, written last: the sha256 of every file there
+MOST_STEPS, MOST_AT_ONCE, LARGEST_SEED = 1_000_000, 65_536, 2**32 - 1  # of a run; of a batch; numpy's
 
 
 @dataclass
@@ -58,19 +64,26 @@ def train(
     loss_at: the loss of a step (its number is all that it may depend on, beside the weights, so that a resumed run sees
     the data that an uninterrupted one sees). warmup: share of steps in which the rate rises; then it falls as a cosine
     to 1% of `learning_rate`. Gradients are clipped to norm 1. work_dir: None keeps no checkpoint; else it stays, so a
-    finished run returns at once. about: what else the run depends on (its data's settings). ValueError if the
-    checkpoint is that of another run.
+    finished run returns at once. about: what else the run depends on beside the model as it comes: data and their
+    settings. ValueError if the checkpoint is damaged or that of another run; or if the loss, its gradient or a weight
+    is not finite any more: it names the step, and the last checkpoint stays.
     """
-    run = repr({"steps": steps, "learning_rate": learning_rate, "weight_decay": weight_decay, **(about or {})})
+    of_kind(work_dir, "work_dir", (str, Path, type(None)), "the path of a folder, or None")
+    steps, learning_rate = whole(steps, "steps", 1, MOST_STEPS), number(learning_rate, "learning_rate", 0)
+    weight_decay, warmup = number(weight_decay, "weight_decay", 0), number(warmup, "warmup", 0, 1)
+    run = fingerprint((model,), steps, learning_rate, weight_decay, warmup, dict(about or {}))
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.98))
     checkpoint = Path(work_dir) / CHECKPOINT if work_dir else None
     log, recent = TrainingLog(), []
+    if checkpoint:
+        delete_parts(checkpoint.parent, checkpoint.name)
     if checkpoint and checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        refuse_other_run(checkpoint.parent, state["run"], run)
+        state = read_checkpoint(checkpoint, run)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         log = TrainingLog(**state["log"])
+        torch.set_rng_state(state["rng"][0])  # of dropout, if the model has any
+        torch.cuda.set_rng_state_all(state["rng"][1:])
     started = saved = time.monotonic()
     earlier_seconds = log.seconds
     model.train()
@@ -80,19 +93,24 @@ def train(
                 group["lr"] = learning_rate * _schedule(log.steps / steps, warmup)
             loss = loss_at(log.steps)
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            log.steps += 1
+            recent.append(loss.item())
+            refuse_divergence(log.steps, {"loss": recent[-1], "gradient norm": norm.item()})
             optimizer.step()
             optimizer.zero_grad()
-            recent.append(loss.item())
-            log.steps += 1
             log.seconds = earlier_seconds + time.monotonic() - started
             bar.update()
             if log.steps % 50 == 0 or log.steps == steps:
                 log.losses.append(sum(recent) / len(recent))
                 recent.clear()
                 bar.set_postfix(loss=f"{log.losses[-1]:.3f}")
-            if checkpoint and (log.steps == steps or (time.monotonic() - saved > save_seconds and not recent)):
-                state = {"run": run, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": vars(log)}
+            due = log.steps == steps or (time.monotonic() - saved > save_seconds and not recent)
+            if due:
+                refuse_divergence(log.steps, {}, model)
+            if due and checkpoint:
+                state = {"run": run, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                state |= {"log": vars(log), "rng": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]}
                 with in_place_of(checkpoint) as part:
                     torch.save(state, part)
                 saved = time.monotonic()
@@ -104,6 +122,42 @@ def _schedule(done: float, warmup: float) -> float:
     if done < warmup:
         return (done + 1e-3) / (warmup + 1e-3)
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+
+
+def read_checkpoint(path: Path, run: str) -> dict[str, Any]:
+    """A run's state as `torch.save` wrote it: tensors and plain data alone, and no code is run.
+
+    ValueError names a file that is damaged, or the folder if the state is another run's.
+    """
+    try:
+        with ZipFile(path) as file:
+            damaged = file.testzip()  # torch does not look at checksums
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if damaged or not isinstance(state, dict):
+            raise ValueError("its checksums differ")
+    except Exception as error:  # whatever damaged bytes lead to
+        raise ValueError(f"{path} is damaged ({first_line(error)}): delete it to start afresh.") from error
+    refuse_other_run(path.parent, str(state.get("run")), run)
+    return state
+
+
+def delete_parts(folder: Path, name: str = "") -> None:
+    """Delete what a killed process has left of files that it was writing (`hub.in_place_of`)."""
+    for part in folder.glob(f"{name}*.part"):
+        part.unlink(missing_ok=True)
+
+
+def refuse_divergence(step: int, values: Mapping[str, float], model: nn.Module | None = None) -> None:
+    """ValueError, which names the step, if a loss, a gradient's norm or a weight of the model is not finite."""
+    wrong = [f"its {name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+    if model is not None:
+        bad = (name for name, weight in model.named_parameters() if not weight.isfinite().all())
+        wrong += [f"weights are not finite ({name} first)" for name in list(bad)[:1]]
+    if wrong:
+        raise ValueError(
+            f"Training diverged at step {step}: {wrong[0]}. The last checkpoint before it, if any, stays: "
+            "take a lower learning rate, and check the data."
+        )
 
 
 def subsample(losses: Sequence[float]) -> list[float]:
@@ -128,6 +182,18 @@ class TrainerSettings:
     save_steps: int = 500
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        checked = {
+            "learning_rate": number(self.learning_rate, "learning_rate", 0),
+            "epochs": number(self.epochs, "epochs", above=0, most=10_000),
+            "batch_size": whole(self.batch_size, "batch_size", 1, MOST_AT_ONCE),
+            "warmup": number(self.warmup, "warmup", 0, 1),
+            "save_steps": whole(self.save_steps, "save_steps", 1, MOST_STEPS),
+            "seed": whole(self.seed, "seed", 0, LARGEST_SEED),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
 
 def trainer_arguments(settings: TrainerSettings, examples: int, folder: Path, device: torch.device) -> dict[str, Any]:
     """What `TrainingArguments`, and trl's kinds of it, are given: examples to learn from, a folder for checkpoints.
@@ -145,8 +211,8 @@ def trainer_arguments(settings: TrainerSettings, examples: int, folder: Path, de
         "per_device_train_batch_size": settings.batch_size,
         "seed": settings.seed,
         "save_steps": settings.save_steps,
-        "save_total_limit": 1,
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it shows a NaN as 0
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": not on_gpu,
@@ -159,10 +225,19 @@ def run_trainer(trainer: "Trainer", label: str) -> tuple[Any, TrainingLog]:
     """Train, going on from the last checkpoint in the trainer's folder; the model, for evaluation, and the log.
 
     label: of the progress bar. After an interrupt the log's seconds are what all steps take at the pace of the last.
+    What is half-written in the folder is deleted first. ValueError if training diverges, as in `train`.
     """
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StepBar(label))
+    trainer.add_callback(WholeCheckpoints())
     folder = Path(str(trainer.args.output_dir))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        delete_parts(folder)
+        for checkpoint in folder.glob(CHECKPOINTS):
+            if not is_whole(checkpoint):
+                shutil.rmtree(checkpoint)
+    trainer.accelerator.wait_for_everyone()
     last = get_last_checkpoint(str(folder))
     output = trainer.train(resume_from_checkpoint=last)
     done_now = output.global_step - (int(last.rpartition("-")[2]) if last else 0)
@@ -174,6 +249,46 @@ def run_trainer(trainer: "Trainer", label: str) -> tuple[Any, TrainingLog]:
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
     rows = [row for row in trainer.state.log_history if "loss" in row]
     return model, TrainingLog(len(rows), seconds, [row["loss"] for row in rows], rows)
+
+
+CHECKPOINTS = "checkpoint-[0-9]*"  # transformers' folders
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether all that was saved in a checkpoint's folder is there, unharmed, by the note that is written last."""
+    try:
+        sums = json.loads((checkpoint / WHOLE).read_text(encoding="utf-8"))
+        return bool(sums) and all(file_sha256(checkpoint / name) == expected for name, expected in sums.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+class WholeCheckpoints(TrainerCallback):
+    """Stops a training that diverges before that is saved, and notes in a checkpoint, last, that it is whole.
+
+    Only then are older checkpoints deleted, so that there is always one to go on from.
+    """
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict | None = None, model: Any = None, **_: Any
+    ) -> None:
+        """Look at the latest loss and its gradient, and at the weights if they are about to be saved."""
+        values = {name: float(logs[key]) for key, name in GUARDED.items() if key in logs} if logs else {}
+        refuse_divergence(state.global_step, values, model if control.should_save else None)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Note the checksums, and delete older checkpoints."""
+        args.distributed_state.wait_for_everyone()  # each process writes its share of the checkpoint
+        if state.is_world_process_zero:
+            here = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            files = sorted(path for path in here.rglob("*") if path.is_file())
+            write_json(here / WHOLE, {path.relative_to(here).as_posix(): file_sha256(path) for path in files})
+            for other in here.parent.glob(CHECKPOINTS):
+                if other != here:
+                    shutil.rmtree(other)
+
+
+GUARDED = {"loss": "loss", "grad_norm": "gradient norm"}  # as transformers and as we name them
 
 
 class StepBar(ProgressCallback):

@@ -16,9 +16,10 @@ from transformers import PreTrainedTokenizerBase
 from cotgen_lite.generate.autoregressive import AutoregressiveModel, next_token_loss
 from cotgen_lite.generate.showo import CaptionedTokens, Showo, masked_loss, text_prefix
 from cotgen_lite.generate.vq import Magvit
+from cotgen_lite.inputs import of_kind, whole
 from cotgen_lite.lite.world import CaptionNoise, noisy_pair, render
 from cotgen_lite.prompts import encode_text
-from cotgen_lite.training import TrainingLog, train
+from cotgen_lite.training import LARGEST_SEED, MOST_STEPS, TrainingLog, train
 
 BATCH_SIZE = 64
 
@@ -27,6 +28,10 @@ def make_captioned_tokens(
     count: int, image_tokenizer: Magvit, text_tokenizer: PreTrainedTokenizerBase, noise: CaptionNoise, seed: int
 ) -> CaptionedTokens:
     """Draw `count` noisy pairs and encode their pictures; the same seed gives the same set."""
+    count, seed = whole(count, "count", 1, MOST_STEPS), whole(seed, "seed", 0, LARGEST_SEED)
+    of_kind(image_tokenizer, "image_tokenizer", Magvit, "a Magvit")
+    of_kind(text_tokenizer, "text_tokenizer", PreTrainedTokenizerBase, "a tokenizer of transformers")
+    of_kind(noise, "noise", CaptionNoise, "a CaptionNoise")
     rng = np.random.default_rng(seed)
     text_ids, tokens = [], []
     for start in tqdm(range(0, count, 256), desc="captioned pictures"):
@@ -40,7 +45,11 @@ def train_generator(
     model: Showo | AutoregressiveModel, data: CaptionedTokens, steps: int, work_dir: Path, seed: int, rate: float = 2e-3
 ) -> TrainingLog:
     """Train in place, resumable from `work_dir`, in batches of 64: a `Showo` to fill in masked tokens (Show-o's loss),
-    an `AutoregressiveModel` to predict each token from the caption and the tokens before it."""
+    an `AutoregressiveModel` to predict each token from the caption and the tokens before it. ValueError as in `train`,
+    or for data that the model does not fit."""
+    of_kind(model, "model", (Showo, AutoregressiveModel), "a Showo or an AutoregressiveModel")
+    of_kind(data, "data", CaptionedTokens, "CaptionedTokens")
+    seed = whole(seed, "seed", 0, LARGEST_SEED)
 
     def loss_at(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -51,4 +60,4 @@ def train_generator(
         return next_token_loss(model, texts, tokens, generator)
 
     label = "generator" if isinstance(model, Showo) else "next-token generator"
-    return train(model, loss_at, steps, rate, work_dir, label, about=data.about | {"training_seed": seed})
+    return train(model, loss_at, steps, rate, work_dir, label, about={"data": data, "seed": seed, "batch": BATCH_SIZE})

@@ -331,12 +331,13 @@ def train_judge(
     torch.manual_seed(seed)
     model = LearnedJudge(LearnedJudgeConfig())
 
-    def loss_at(step: int) -> Tensor:
+    def lessons_at(step: int) -> Lessons:
         rng = np.random.default_rng([seed, step])
         halves = (draw_lessons(BATCH // 2, rng), draw_lessons(BATCH // 2, rng, rebuild))
-        return _loss(model, Lessons(*(torch.cat(parts) for parts in zip(*halves, strict=True))))
+        return Lessons(*(torch.cat(parts) for parts in zip(*halves, strict=True)))
 
-    log = train(model, loss_at, steps, PEAK_RATE, folder, "judge")
+    about = {"seed": seed, "first_lessons": lessons_at(0)}  # which stand for what draws and rebuilds them
+    log = train(model, lambda step: _loss(model, lessons_at(step)), steps, PEAK_RATE, folder, "judge", about=about)
     model.half().save_pretrained(folder)
     return LearnedJudge.from_pretrained(folder), log
 

@@ -6,7 +6,7 @@ certain (its entropy low), all of them used (the entropy of their mean high), en
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cotgen_lite.generate.vq import Magvit, to_pixels, tokens_to_bits
-from cotgen_lite.training import TrainingLog, train
+from cotgen_lite.inputs import number, of_kind, shaped, whole
+from cotgen_lite.training import LARGEST_SEED, MOST_AT_ONCE, MOST_STEPS, TrainingLog, train
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,12 @@ class TokenizerTraining:
     commitment: float = 0.03
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        most = {"steps": (1, MOST_STEPS), "batch": (1, MOST_AT_ONCE), "seed": (0, LARGEST_SEED)}
+        for name, value in asdict(self).items():
+            checked = whole(value, name, *most[name]) if name in most else number(value, name, 0)
+            object.__setattr__(self, name, checked)
+
 
 def train_tokenizer(
     model: Magvit, draw: Callable[[np.random.Generator, int], Tensor], config: TokenizerTraining, work: Path
@@ -42,12 +49,18 @@ def train_tokenizer(
 
     draw(rng, n): n images, uint8 (n, 3, H, W); step s draws with a generator seeded by (seed, s).
     """
+    of_kind(model, "model", Magvit, "a Magvit")
+    of_kind(config, "config", TokenizerTraining, "a TokenizerTraining")
+
+    def images_at(step: int) -> Tensor:
+        return draw(np.random.default_rng((config.seed, step)), config.batch)
 
     def loss_at(step: int) -> Tensor:
-        images = draw(np.random.default_rng((config.seed, step)), config.batch).to(model.device)
-        return tokenizer_loss(model, images, config)
+        return tokenizer_loss(model, images_at(step).to(model.device), config)
 
-    return train(model, loss_at, config.steps, config.learning_rate, work, "tokenizer", config.weight_decay, warmup=0.1)
+    about = asdict(config) | {"first_images": images_at(0)}  # which stand for what draws them
+    rate, decay = config.learning_rate, config.weight_decay
+    return train(model, loss_at, config.steps, rate, work, "tokenizer", decay, warmup=0.1, about=about)
 
 
 def tokenizer_loss(model: Magvit, images: Tensor, config: TokenizerTraining) -> Tensor:
@@ -55,6 +68,10 @@ def tokenizer_loss(model: Magvit, images: Tensor, config: TokenizerTraining) -> 
 
     Reconstruction is per pixel, in [-1, 1]; certainty and diversity are in nats, commitment is per bit.
     """
+    of_kind(images, "images", Tensor, "a tensor")
+    shaped(images, "images", ("B", 3, model.config.image_size, model.config.image_size))
+    if images.dtype != torch.uint8 or not len(images):
+        raise ValueError(f"images must be at least one, of dtype uint8, got {len(images)} of {images.dtype}.")
     pixels = to_pixels(images)
     marked = foreground(pixels)
     weight = 1 + config.foreground * marked

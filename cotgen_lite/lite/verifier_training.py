@@ -5,6 +5,7 @@ more often, in the paper's. The last two ask several questions an image, each of
 the image is read once, and its keys and values are shared by its questions (`read_together`).
 """
 
+import copy
 import json
 import time
 from collections.abc import Iterable, Sequence
@@ -18,8 +19,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
-from cotgen_lite.hub import in_place_of
-from cotgen_lite.identity import refuse_other_run
+from cotgen_lite.hub import in_place_of, write_atomically
+from cotgen_lite.identity import fingerprint
+from cotgen_lite.inputs import whole
 from cotgen_lite.lite.verifier import (
     Group,
     evaluation_set,
@@ -34,11 +36,13 @@ from cotgen_lite.lite.verifier_questions import Mix, draw_dialogues, encode_dial
 from cotgen_lite.lite.vocabulary import lite_tokenizer
 from cotgen_lite.lite.world import Scene, SceneObject, render, world
 from cotgen_lite.prompts import plural
+from cotgen_lite.training import LARGEST_SEED, MOST_STEPS, delete_parts, read_checkpoint, refuse_divergence
 
 TOWER_RATE, PEAK_RATE = 1e-3, 1.2e-3  # learning rates of the first stage and of the other two, after the warm-up
 PROBE_WEIGHT = 0.3
 FACTS, MATCHES = Mix(facts=1.0, official=0.0, caption=True), Mix(facts=0.25, official=0.65)
 SAVE_SECONDS = 180
+NOTED = ("step", "seconds", "rows", "best", "best_weights")  # of a trainer, in its checkpoint beside the states
 
 
 def train_verifier(
@@ -61,18 +65,29 @@ def train_verifier(
     work_dir: of checkpoints and `log.jsonl`. save_dir: where the best weights so far (fp16) and the processor are kept,
     as `from_pretrained` reads them. images: a step; `questions` are asked of each. evaluate_every: steps between two
     measurements on the dev prompts, with `scenes_per_tag` scenes each. Returns of the saved weights "auc" (by wording
-    and tag), "step" and "seconds". ValueError if the checkpoint is another run's.
+    and tag), "step" and "seconds". ValueError if the checkpoint is damaged or another run's, or if training diverges.
     """
+    sizes = {"tower_steps": tower_steps, "fact_steps": fact_steps, "match_steps": match_steps}
+    sizes = {name: whole(value, name, 0, MOST_STEPS) for name, value in sizes.items()}
+    images, questions = whole(images, "images", 1, 4096), whole(questions, "questions", 1, 4096)
+    evaluate_every = whole(evaluate_every, "evaluate_every", 1)
+    scenes_per_tag, seed = whole(scenes_per_tag, "scenes_per_tag", 2, 100_000), whole(seed, "seed", 0, LARGEST_SEED)
+    if not fact_steps + match_steps:
+        raise ValueError("There is nothing to learn: fact_steps and match_steps are both 0.")
     work, checkpoint = Path(work_dir), Path(work_dir) / "checkpoint.pt"
+    delete_parts(work)
     torch.manual_seed(seed)
     plan = [("facts", FACTS)] * fact_steps + [("matches", MATCHES)] * match_steps
-    run = repr((tower_steps, fact_steps, match_steps, images, questions, seed))
-    trainer = _Trainer(len(plan), seed, run)
+    trainer = _Trainer(len(plan), seed, (sizes, images, questions, evaluate_every, scenes_per_tag))
     model, tokenizer = trainer.model, trainer.tokenizer
     held_out = evaluation_set(scenes_per_tag, seed + 1)
     started = time.monotonic()
     if checkpoint.exists():
         trainer.load(checkpoint)
+        if trainer.best["step"]:  # what stands there may be half-written, or from after the checkpoint
+            best = copy.deepcopy(model)
+            best.load_state_dict(trainer.best_weights)
+            save_verifier(best, tokenizer, Path(save_dir))
     else:
         _train_tower(model, trainer.probes, tower_steps, seed, 2 * images)
         trainer.seconds = time.monotonic() - started
@@ -93,9 +108,10 @@ def train_verifier(
                 now["mean"] = float(np.mean([value for tags in auc.values() for value in tags.values()]))
                 if now["enough"] or now["mean"] > trainer.best["mean"]:
                     trainer.best = now
+                    trainer.best_weights = {name: value.half() for name, value in model.state_dict().items()}
                     save_verifier(model, tokenizer, Path(save_dir))
-                with (work / "log.jsonl").open("a", encoding="utf-8") as log:
-                    log.write(json.dumps({"stage": stage} | losses | now) + "\n")
+                trainer.rows.append(json.dumps({"stage": stage} | losses | now) + "\n")
+                write_atomically(work / "log.jsonl", "".join(trainer.rows))
             if last or trainer.best["enough"] or time.monotonic() - saved > SAVE_SECONDS:
                 trainer.save(checkpoint)
                 saved = time.monotonic()
@@ -114,7 +130,7 @@ def _train_tower(model: LlavaForConditionalGeneration, probes: "Probes", steps: 
         rng = np.random.default_rng((seed, 0, step))
         scenes = [training_scene(rng) for _ in range(batch)]
         loss = probes.patch_loss(image_features(model, render(scenes)), scenes)
-        _descend(loss, optimizer, weights)
+        _descend(loss, optimizer, weights, step + 1)
         bar.set_postfix(loss=round(loss.item(), 4))
 
 
@@ -123,18 +139,19 @@ def _rate(step: int, steps: int, warm_up: int) -> float:
     return min(1, (step + 1) / warm_up, (steps - step) / (0.3 * steps))
 
 
-def _descend(loss: Tensor, optimizer: torch.optim.Optimizer, clipped: Iterable[Tensor]) -> None:
+def _descend(loss: Tensor, optimizer: torch.optim.Optimizer, clipped: Iterable[Tensor], step: int) -> None:
     optimizer.zero_grad()
     loss.backward()
-    nn.utils.clip_grad_norm_(clipped, 1.0)
+    norm = nn.utils.clip_grad_norm_(clipped, 1.0)
+    refuse_divergence(step, {"loss": loss.item(), "gradient norm": norm.item()})
     optimizer.step()
 
 
 class _Trainer:
     """The model with all that training needs beside it, so that it can stop and go on."""
 
-    def __init__(self, steps: int, seed: int, run: str) -> None:
-        self.seed, self.run, self.tokenizer = seed, run, lite_tokenizer()
+    def __init__(self, steps: int, seed: int, sizes: object) -> None:
+        self.seed, self.tokenizer = seed, lite_tokenizer()
         self.model = lite_verifier(self.tokenizer)
         self.probes = Probes(self.tokenizer, self.model.config.text_config.hidden_size)
         weights = [*self.model.parameters(), *self.probes.parameters()]
@@ -142,8 +159,14 @@ class _Trainer:
         warm_up = min(100, max(1, steps // 10))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: _rate(step, steps, warm_up))
         self.kept: tuple[Any, ...] = (self.model, self.probes, self.optimizer, self.schedule)
+        # The first scene and its picture stand for the world's names, places, colours and icons.
+        scene = training_scene(np.random.default_rng(seed))
+        rates = (TOWER_RATE, PEAK_RATE, PROBE_WEIGHT, FACTS, MATCHES)
+        self.run = fingerprint((self.model, self.probes), sizes, seed, rates, world(), scene, render([scene]))
         self.step, self.seconds = 0, 0.0
+        self.rows: list[str] = []  # of the log
         self.best: dict[str, Any] = {"mean": 0.0, "auc": {}, "step": 0, "seconds": 0.0, "enough": False}
+        self.best_weights: dict[str, Tensor] = {}
 
     def learn(self, mix: Mix, images: int, questions: int) -> dict[str, float]:
         """One step on fresh scenes, drawn by seed and step; returns the losses."""
@@ -163,23 +186,25 @@ class _Trainer:
             noun_loss = noun_loss + self.probes.noun_loss(group, facts)
         answer_loss, noun_loss = answer_loss / len(encoded), noun_loss / len(encoded)
         loss = answer_loss + PROBE_WEIGHT * (noun_loss + patch_loss)
-        _descend(loss, self.optimizer, self.model.parameters())
+        _descend(loss, self.optimizer, self.model.parameters(), self.step + 1)
         self.schedule.step()
         self.step += 1
         parts = {"answers": answer_loss, "nouns": noun_loss, "patches": patch_loss}
         return {name: round(part.item(), 4) for name, part in parts.items()}
 
     def save(self, path: Path) -> None:
-        """Write everything, whole or not at all."""
+        """Write everything, whole or not at all; ValueError if a weight is not finite."""
+        refuse_divergence(self.step, {}, self.model)
+        state = {"run": self.run, "states": [one.state_dict() for one in self.kept]}
         with in_place_of(path) as part:
-            states = [one.state_dict() for one in self.kept]
-            torch.save((self.run, states, self.step, self.seconds, self.best), part)
+            torch.save(state | {name: getattr(self, name) for name in NOTED}, part)
 
     def load(self, path: Path) -> None:
-        """Go on from what `save` wrote; ValueError if that was another run."""
-        run, states, self.step, self.seconds, self.best = torch.load(path, weights_only=False)
-        refuse_other_run(path.parent, run, self.run)
-        for one, state in zip(self.kept, states, strict=True):
+        """Go on from what `save` wrote; ValueError if that is damaged or was another run."""
+        saved = read_checkpoint(path, self.run)
+        for name in NOTED:
+            setattr(self, name, saved[name])
+        for one, state in zip(self.kept, saved["states"], strict=True):
             one.load_state_dict(state)
 
 
