@@ -23,7 +23,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from cotgen_lite.hub import file_sha256, first_line, in_place_of, write_atomically, write_json
 from cotgen_lite.identity import fingerprint, refuse_other_run
-from cotgen_lite.inputs import number, of_kind, whole
+from cotgen_lite.inputs import number, of_kind, shaped, whole
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -158,6 +158,20 @@ def refuse_divergence(step: int, values: Mapping[str, float], model: nn.Module |
             f"Training diverged at step {step}: {wrong[0]}. The last checkpoint before it, if any, stays: "
             "take a lower learning rate, and check the data."
         )
+
+
+def stack_tokens(images: Sequence[Tensor], length: int, codes: int) -> Tensor:
+    """Images to learn from, tokens int64 (B, L); ValueError unless each is L whole numbers, below `codes`."""
+    for image in images:
+        shaped(of_kind(image, "an image's tokens", Tensor, "a tensor"), "an image's tokens", (length,))
+    stacked = torch.stack(list(images))
+    whole_numbers = not (stacked.is_floating_point() or stacked.is_complex() or stacked.dtype == torch.bool)
+    if not whole_numbers or stacked.min() < 0 or stacked.max() >= codes:
+        raise ValueError(
+            f"An image's tokens must be whole numbers from 0 to {codes - 1}, got {stacked.dtype} from "
+            f"{stacked.min()} to {stacked.max()}: give finished images of this generator's own tokenizer."
+        )
+    return stacked.long()
 
 
 def subsample(losses: Sequence[float]) -> list[float]:

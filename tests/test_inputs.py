@@ -102,9 +102,12 @@ def test_equal_inputs_of_any_kind_have_one_identity():
     )
     ones = torch.ones(2, 3)
     assert identity(ones) == identity(ones.numpy())
-    different = [identity(x) for x in (ones, torch.ones(3, 2), 0 * ones, ones.long(), Asked("a", 2), Asked("a", 3), [])]
+    different = [
+        identity(x)
+        for x in (ones, torch.ones(3, 2), 0 * ones, ones.long(), Asked("a", 2), Asked("a", 3), [], b"a", b"b")
+    ]
     assert len(set(different)) == len(different)
-    for unnameable in (float("nan"), len, b"bytes"):
+    for unnameable in (float("nan"), len, object()):
         with pytest.raises(ValueError, match="part of what a run is named by"):
             identity(unnameable)
 

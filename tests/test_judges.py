@@ -229,9 +229,9 @@ def test_training_learns_rebuilds_half_and_saves_what_it_returns(tmp_path, monke
         return images
 
     _, log = train_judge(tmp_path, steps=12, seed=1, rebuild=rebuild)
-    assert rebuilt == [16] * 12  # half of the batch, with as many twins
+    assert rebuilt == [16] * 13  # half of the batch, with as many twins; the first one names the run, too
     finished, _ = train_judge(tmp_path, steps=12, seed=1, rebuild=rebuild)  # from its checkpoint: nothing is left to do
-    assert len(rebuilt) == 12
+    assert len(rebuilt) == 14
     again = LearnedJudge.from_pretrained(tmp_path)
     assert not again.training and again.dtype == torch.float32
     for name, weight in finished.state_dict().items():

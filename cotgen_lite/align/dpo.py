@@ -10,12 +10,12 @@ import copy
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, Trainer, TrainingArguments
 
 from cotgen_lite.generate.autoregressive import AutoregressiveGenerator, sequence_ids
@@ -23,13 +23,23 @@ from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.showo import Showo, draw_mask, image_logits, text_prefix
 from cotgen_lite.hub import work_folder
 from cotgen_lite.identity import check_same_run, fingerprint
+from cotgen_lite.inputs import finite, number, of_kind, one_of, shaped, shown, verdicts, whole, with_methods, yes_or_no
 from cotgen_lite.pools import Pool
 from cotgen_lite.prompts import Prompt, refuse_held_out
-from cotgen_lite.training import TrainerSettings, TrainingLog, run_trainer, trainer_arguments
+from cotgen_lite.training import (
+    MOST_STEPS,
+    TrainerSettings,
+    TrainingLog,
+    refuse_divergence,
+    run_trainer,
+    stack_tokens,
+    trainer_arguments,
+)
 from cotgen_lite.verify.training_data import balanced
 from cotgen_lite.verify.verifier import Verifier
 
 Weighting = Literal["sum", "elbo"]
+MOST_MASKS = 4096
 
 
 class Pair(NamedTuple):
@@ -43,11 +53,15 @@ class Pair(NamedTuple):
 def preference_pairs(pool: Pool, most: int, seed: int, held_out: Set[str] | None = None) -> list[Pair]:
     """Pairs for DPO: of each pool up to `most` right images, each with a wrong one of its own; shuffled.
 
-    ValueError if a dev or test prompt is among them; held_out: as in `refuse_held_out`. Paper: section 3.3.
+    ValueError if a dev or test prompt is among them, or for a pool without labels ("template"); held_out: as in
+    `refuse_held_out`. Paper: section 3.3.
     """
+    most, seed = whole(most, "most", 1), whole(seed, "seed", 0)
+    if "template" not in of_kind(pool, "pool", Pool, "a Pool").correct:
+        raise ValueError('The pool has no labels of the judge "template": give one made by `generate_labelled`.')
+    labels = verdicts(pool.correct["template"], 'pool.correct["template"]', pool.tokens.shape[:2])
     refuse_held_out(pool.prompts, held_out)
     rng = np.random.default_rng(seed)
-    labels = pool.correct["template"]
     pairs = []
     for row, prompt in enumerate(pool.prompts):
         columns = [column for _, column in balanced(labels[row : row + 1], most, rng)]
@@ -60,13 +74,21 @@ def preference_pairs(pool: Pool, most: int, seed: int, held_out: Set[str] | None
 def read_pairs(generator: Generator, pairs: Sequence[Pair]) -> tuple[list[list[int]], Tensor, Tensor]:
     """What a masked model reads of B pairs: B prefixes (`text_prefix`), chosen and rejected tokens int64 (B, L).
 
-    ValueError without pairs, or for a prompt that the generator cannot read.
+    ValueError without pairs, or for a prompt or an image that is not the generator's.
     """
-    if not pairs:
+    _check_pairs(pairs)
+    config = of_kind(generator, "generator", Generator, "a Generator").model.config
+    prefixes = [text_prefix(config, generator.encode(pair.prompt.text)) for pair in pairs]
+    size = (config.num_image_tokens, config.codebook_size)
+    return prefixes, stack_tokens([p.chosen for p in pairs], *size), stack_tokens([p.rejected for p in pairs], *size)
+
+
+def _check_pairs(pairs: Sequence[Pair]) -> None:
+    if not of_kind(pairs, "pairs", Sequence, "a list of Pairs"):
         raise ValueError("There is nothing to learn from: give at least one pair.")
-    prompts, chosen, rejected = zip(*pairs, strict=True)
-    prefixes = [text_prefix(generator.model.config, generator.encode(prompt.text)) for prompt in prompts]
-    return prefixes, torch.stack(chosen).long(), torch.stack(rejected).long()
+    for pair in pairs:
+        if not isinstance(getattr(of_kind(pair, "each of pairs", Pair, "a Pair").prompt, "text", None), str):
+            raise ValueError(f"A pair's prompt must be a Prompt, got {shown(pair.prompt)}.")
 
 
 @dataclass(frozen=True)
@@ -86,7 +108,10 @@ def draw_masks(batch: int, length: int, number: int, weighting: Weighting, gener
     "elbo": every number k of hidden tokens alike, weighted by L/k. Estimates the mean of log p over all orders in which
     the tokens could be filled in one by one, a lower bound of their log-probability (arXiv 2110.02037).
     """
-    if weighting == "sum":
+    batch, length = whole(batch, "batch", 1), whole(length, "length", 1)
+    number = whole(number, "number", 1, MOST_MASKS)
+    of_kind(generator, "generator", torch.Generator, "a torch.Generator")
+    if one_of(weighting, "weighting", get_args(Weighting)) == "sum":
         positions = draw_mask(number * batch, length, generator)
         weight = torch.ones(number * batch)
     else:
@@ -119,8 +144,18 @@ def dpo_loss(
 ) -> tuple[Tensor, Tensor]:
     """DPO's loss of each pair, −log σ(margin), and its reward margin, from log-probabilities (B,) in nats.
 
-    The reward of an image is β times how much likelier the policy makes it than the reference.
+    The reward of an image is β times how much likelier the policy makes it than the reference. ValueError for
+    log-probabilities of different shapes, or that are not finite, and for β ≤ 0.
     """
+    beta = number(beta, "beta", above=0)
+    shaped(policy_chosen, "policy_chosen", ("B",))
+    for name, values in (
+        ("policy_chosen", policy_chosen),
+        ("policy_rejected", policy_rejected),
+        ("reference_chosen", reference_chosen),
+        ("reference_rejected", reference_rejected),
+    ):
+        finite(shaped(of_kind(values, name, Tensor, "a tensor"), name, policy_chosen.shape), name)
     margin = beta * ((policy_chosen - reference_chosen) - (policy_rejected - reference_rejected))
     return -F.logsigmoid(margin), margin
 
@@ -149,6 +184,11 @@ def online_pairs(
     settings, the policy its weights. ValueError for N < 2, or if a dev or test prompt is among the prompts; held_out:
     as in `refuse_held_out`. Paper: section 3.4.
     """
+    of_kind(generator, "generator", Generator, "a Generator")
+    with_methods(verifier, "verifier", ("score",), "a Verifier")
+    prompts, seed = _checked_prompts(prompts), whole(seed, "seed", 0)
+    prompts_per_step = whole(prompts_per_step, "prompts_per_step (a step's prompts are all different)", 1, len(prompts))
+    num_images_per_prompt = whole(num_images_per_prompt, "num_images_per_prompt", 1, 1024)
     if num_images_per_prompt < 2:
         raise ValueError(f"A pair needs two images: draw at least 2 a prompt, not {num_images_per_prompt}.")
     refuse_held_out(prompts, held_out)
@@ -160,12 +200,23 @@ def online_pairs(
         drawn = replace(generator, model=policy)([p.text for p in asked], num_images_per_prompt, seed=noise)
         pairs = []
         for prompt, tokens in zip(asked, drawn.tokens.split(num_images_per_prompt), strict=True):
-            log_odds = verifier.score(generator.decode(tokens), prompt.text)
+            log_odds = finite(verifier.score(generator.decode(tokens), prompt.text), "the verifier's log-odds")
             pairs.append(Pair(prompt, tokens[log_odds.argmax()], tokens[log_odds.argmin()]))
         return pairs
 
-    texts = [prompt.text for prompt in prompts]
-    return Online(draw, fingerprint((verifier.model,), texts, prompts_per_step, num_images_per_prompt, seed))
+    texts, sizes = [prompt.text for prompt in prompts], (prompts_per_step, num_images_per_prompt, seed)
+    parts = (getattr(verifier, "model", None), generator.image_tokenizer)
+    networks = [part for part in parts if isinstance(part, nn.Module)]
+    return Online(draw, fingerprint(networks, texts, generator.settings, sizes))
+
+
+def _checked_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
+    listed = [
+        of_kind(one, "each of prompts", Prompt, "a Prompt") for one in of_kind(prompts, "prompts", Sequence, "a list")
+    ]
+    if not listed:
+        raise ValueError("prompts must hold at least one Prompt, got an empty list.")
+    return listed
 
 
 Watch = Callable[[Showo, Showo], float]  # from policy and reference to a number worth watching
@@ -178,6 +229,9 @@ def divergence_on_samples(generator: Generator, prompts: Sequence[Prompt], n: in
     ELBO's weighting (`masks` an image): never negative, and what the log-ratio of sampled tokens would scatter about.
     The images are generated as always, with guidance.
     """
+    of_kind(generator, "generator", Generator, "a Generator")
+    n, seed, masks = whole(n, "n", 1, 1024), whole(seed, "seed", 0), whole(masks, "masks", 1, MOST_MASKS)
+    prompts = _checked_prompts(prompts)
     texts = [prompt.text for prompt in prompts]
 
     def measure(policy: Showo, reference: Showo) -> float:
@@ -217,6 +271,19 @@ class DpoTraining(TrainerSettings):
     guidance: float = 1.0
     watch_every: int = 100
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checked = {
+            "beta": number(self.beta, "beta", above=0),
+            "masks": whole(self.masks, "masks", 1, MOST_MASKS),
+            "shared": yes_or_no(self.shared, "shared"),
+            "weighting": one_of(self.weighting, "weighting", get_args(Weighting)),
+            "guidance": number(self.guidance, "guidance", 0),
+            "watch_every": whole(self.watch_every, "watch_every", 1, MOST_STEPS),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
 
 def train_dpo(
     generator: Generator,
@@ -232,10 +299,14 @@ def train_dpo(
     the policy's for each step, whose loss is added `settings.guidance` times. watch: looked at every
     `settings.watch_every` steps and at the end. Returns the aligned generator, and a log whose rows have for each step
     "loss", "margin" and "accuracy" (share of pairs with a positive margin), of fresh pairs "online_margin", and
-    "watched" where it was looked. ValueError without pairs, or for a `work_dir` that holds another run.
+    "watched" where it was looked. ValueError without pairs, for a `work_dir` that holds another run, or if training
+    diverges: it names the step, and the last checkpoint stays.
     """
-    prefixes, chosen, rejected = read_pairs(generator, pairs)
-    data = (prefixes, chosen.tolist(), rejected.tolist())
+    of_kind(settings, "settings", DpoTraining, "a DpoTraining")
+    of_kind(online, "online", (Online, type(None)), "what `online_pairs` gives, or None")
+    if watch is not None and not callable(watch):
+        raise ValueError(f"watch must be a function of policy and reference, or None, got {shown(watch)}.")
+    data = read_pairs(generator, pairs)
     with work_folder(work_dir) as folder:
         about = (settings, data, online and online.about, watch is None)
         check_same_run(folder, fingerprint((generator.model,), *about))
@@ -305,7 +376,10 @@ class DpoTrainer(Trainer):
         # In the policy's precision, or the two would differ before the first step.
         with torch.no_grad(), torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
             reference = log_probability(self.reference, config, prefixes * 2, tokens, both)
+        apart = (policy - reference).detach().abs().max().item()  # one number is as wrong as any of them
+        refuse_divergence(self.state.global_step + 1, {"log-probability": apart})
         losses, margin = dpo_loss(policy[:batch], policy[batch:], reference[:batch], reference[batch:], settings.beta)
+        refuse_divergence(self.state.global_step + 1, {"reward margin": margin.detach().abs().max().item()})
         return losses.mean(), margin
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -319,8 +393,10 @@ def reward_margins(
     """How far a policy prefers each pair's chosen image, against a reference; positive where it does.
 
     Estimated under `masks` masks a pair, the same for both images and both models. Returns (B,). ValueError without
-    pairs.
+    pairs, or if one of the models cannot read them.
     """
+    beta, masks, seed = number(beta, "beta", above=0), whole(masks, "masks", 1, MOST_MASKS), whole(seed, "seed", 0)
+    read_pairs(reference, pairs)
     prefixes, chosen, rejected = read_pairs(policy, pairs)
     same = draw_masks(len(chosen), chosen.shape[1], masks, "sum", torch.Generator().manual_seed(seed))
     with torch.no_grad():
@@ -339,8 +415,10 @@ def train_autoregressive_dpo(
     The log's rows have "loss", "margin" and "accuracy", and the rewards of "chosen" and "rejected" images (β times what
     their log-probability has gained).
     """
-    if not pairs:
-        raise ValueError("There is nothing to learn from: give at least one pair.")
+    of_kind(settings, "settings", DpoTraining, "a DpoTraining")
+    config = of_kind(generator, "generator", AutoregressiveGenerator, "an AutoregressiveGenerator").model.config
+    _check_pairs(pairs)
+    size = (config.num_image_tokens, config.codebook_size)
     from datasets import Dataset  # these two come with an extra of the package
     from trl import DPOConfig, DPOTrainer
 
@@ -350,11 +428,11 @@ def train_autoregressive_dpo(
 
     rows = [
         {
-            "prompt_ids": sequence_ids(generator.model.config, generator.encode(prompt.text)),
-            "chosen_ids": chosen.tolist(),
-            "rejected_ids": rejected.tolist(),
+            "prompt_ids": sequence_ids(config, generator.encode(pair.prompt.text)),
+            "chosen_ids": stack_tokens([pair.chosen], *size)[0].tolist(),
+            "rejected_ids": stack_tokens([pair.rejected], *size)[0].tolist(),
         }
-        for prompt, chosen, rejected in pairs
+        for pair in pairs
     ]
     policy, reference = copy.deepcopy(generator.model), copy.deepcopy(generator.model).requires_grad_(False)
     policy.generation_config = GenerationConfig()  # where trl notes the pad

@@ -7,7 +7,7 @@ core ends here: lite/ is the world in which the course's models live.
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.showo import CaptionedTokens, correction_prefix, masked_loss, text_prefix
-from cotgen_lite.identity import fingerprint
+from cotgen_lite.inputs import number, of_kind, shown, text, whole
 from cotgen_lite.prompts import Prompt
-from cotgen_lite.training import TrainingLog, train
+from cotgen_lite.training import LARGEST_SEED, MOST_AT_ONCE, MOST_STEPS, TrainingLog, stack_tokens, train
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,25 @@ class CorrectionTraining:
     without_words: float = 0.1
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        checked = {
+            "steps": whole(self.steps, "steps", 1, MOST_STEPS),
+            "learning_rate": number(self.learning_rate, "learning_rate", 0),
+            "batch_size": whole(self.batch_size, "batch_size", 1, MOST_AT_ONCE),
+            "seed": whole(self.seed, "seed", 0, LARGEST_SEED),
+        }
+        shares = ("replay", "without_reasons", "without_words")
+        for name, value in (checked | {name: number(getattr(self, name), name, 0, 1) for name in shares}).items():
+            object.__setattr__(self, name, value)
+        if self.without_reasons + self.without_words > 1:
+            raise ValueError(
+                "without_reasons and without_words must add up to at most 1: they are shares of corrections."
+            )
+        if round(self.batch_size * self.replay) == self.batch_size:
+            raise ValueError(
+                f"replay of {self.replay:g} leaves no room for a correction in {self.batch_size}: lower it."
+            )
+
 
 def train_correction(
     generator: Generator,
@@ -57,20 +76,31 @@ def train_correction(
 ) -> tuple[Generator, TrainingLog]:
     """Teach a copy of a generator to correct images, with plain generating mixed in; it resumes from `work_dir`.
 
-    The loss is on the target image alone. Returns what has learned, and the log. ValueError without lessons, or for a
-    `work_dir` that holds another run. Paper: section 5.
+    The loss is on the target image alone. Returns what has learned, and the log. ValueError without lessons, for one
+    that the generator cannot read, for a `work_dir` that holds another run, or as in `train`. Paper: section 5.
     """
-    if not lessons:
+    of_kind(settings, "settings", CorrectionTraining, "a CorrectionTraining")
+    of_kind(replay, "replay", CaptionedTokens, "CaptionedTokens")
+    if not of_kind(lessons, "lessons", Sequence, "a list of Corrections"):
         raise ValueError("There is nothing to learn from: give at least one correction.")
-    model, config = copy.deepcopy(generator.model), generator.model.config
+    for lesson in lessons:
+        if not isinstance(of_kind(lesson, "each of lessons", Correction, "a Correction").prompt, Prompt):
+            raise ValueError(f"A correction's prompt must be a Prompt, got {shown(lesson.prompt)}.")
+    config = of_kind(generator, "generator", Generator, "a Generator").model.config
+    model = copy.deepcopy(generator.model)
+    size = (config.num_image_tokens, config.codebook_size)
     said = [generator.encode(lesson.prompt.text) for lesson in lessons]
-    why = [generator.encode(lesson.reasons) for lesson in lessons]
-    rejected = [lesson.rejected.tolist() for lesson in lessons]
-    targets = torch.stack([lesson.target for lesson in lessons]).long()
+    why = [generator.encode(text(lesson.reasons, "a correction's reasons")) for lesson in lessons]
+    rejected = stack_tokens([lesson.rejected for lesson in lessons], *size).tolist()
+    targets = stack_tokens([lesson.target for lesson in lessons], *size)
+    plain = round(settings.batch_size * settings.replay)
+    if plain and not (len(replay.text_ids) == len(stack_tokens(list(replay.tokens), *size)) > 0):
+        raise ValueError(f"replay must hold one caption an image, and some; got {len(replay.text_ids)} captions.")
+    for i in range(len(lessons)):  # what cannot be read is said now, not at the step that draws it
+        correction_prefix(config, said[i], why[i], rejected[i])
 
     def loss_at(step: int) -> Tensor:
         drawing = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-        plain = round(settings.batch_size * settings.replay)
         some = torch.randint(len(lessons), (settings.batch_size - plain,), generator=drawing).tolist()
         chance = torch.rand(len(some), generator=drawing)
         blind = (chance < settings.without_words).tolist()
@@ -85,7 +115,6 @@ def train_correction(
         # Corrections are guided against the image alone, so their prefixes are not dropped to the empty prompt.
         return masked_loss(model, prefixes, new, drawing, [0.0] * len(some) + [0.1] * plain)
 
-    run = fingerprint((model,), said, why, rejected, targets.tolist(), replay.tokens.sum(dim=1).tolist())
-    about = asdict(settings) | replay.about | {"run": run}
+    about = {"settings": settings, "lessons": (said, why, rejected, targets), "replay": replay}
     log = train(model, loss_at, settings.steps, settings.learning_rate, work_dir, "self-correction", about=about)
     return replace(generator, model=model), log

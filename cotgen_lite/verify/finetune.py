@@ -4,12 +4,17 @@ Paper: section 3.2 (ORM and PRM: one epoch, batches of 8). What is learned from 
 a tuned verifier is for stands in search.py. Read next: reasons.py.
 """
 
+import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from cotgen_lite.hub import work_folder
-from cotgen_lite.identity import check_same_run, fingerprint
+from cotgen_lite.identity import check_same_run, fingerprint, identity
+from cotgen_lite.inputs import of_kind
 from cotgen_lite.training import TrainerSettings, TrainingLog, run_trainer, trainer_arguments
 from cotgen_lite.verify.verifier import Verifier
 
@@ -36,24 +41,31 @@ def finetune_verifier(
     which an interrupted call goes on; without one, none are kept. lora: train a low-rank adapter instead of all
     weights, and merge it into them at the end.
     Returns the fine-tuned verifier and its log: the loss of every step, and the seconds (after an interrupt, what all
-    steps take at the pace of the last). ValueError for an empty dataset, a chat template that does not mark answers or
-    writes them elsewhere than where P(yes) is read, or a `work_dir` that holds another run. Paper: section 3.2.
+    steps take at the pace of the last). ValueError for a dataset that is empty or of another form, a chat template that
+    does not mark answers or writes them elsewhere than where P(yes) is read, a `work_dir` that holds another run (other
+    weights, settings, words or images), or if training diverges. Paper: section 3.2.
     """
+    from datasets import Dataset
     from trl import SFTConfig
 
-    if len(dataset) == 0:
+    of_kind(verifier, "verifier", Verifier, "a Verifier")
+    of_kind(settings, "settings", FineTuning, "a FineTuning")
+    if lora is not None:
+        from peft import LoraConfig  # comes with an extra of the package
+
+        of_kind(lora, "lora", LoraConfig, "a LoraConfig of peft, or None")
+    if len(of_kind(dataset, "dataset", Dataset, "a Dataset of rows, as `as_dataset` makes it")) == 0:
         raise ValueError("There is nothing to learn from: the dataset has no rows.")
+    if lacking := [name for name in ("messages", "images") if not isinstance(dataset[0].get(name), list)]:
+        raise ValueError(f"Each row of the dataset must have lists {' and '.join(lacking)}: see `as_dataset`.")
     if "{% generation %}" not in verifier.processor.chat_template:
         raise ValueError(
             "The chat template does not mark answers, so the loss cannot be put on them alone: write "
             "{% generation %} before and {% endgeneration %} after an answer in processor.chat_template."
         )
     _check_where_answers_stand(verifier.processor)
-    # Images are as dear to read as to train on; the columns beside them tell runs apart.
-    rows = dataset.with_format(None)
-    data = [rows[name][:] for name in rows.column_names if name != "images"]
     with work_folder(work_dir) as folder:
-        check_same_run(folder, fingerprint((verifier.model,), settings, lora, len(dataset), data))
+        check_same_run(folder, fingerprint((verifier.model,), settings, lora, list(_contents(dataset, verifier))))
         arguments = SFTConfig(
             **trainer_arguments(settings, len(dataset), folder, verifier.model.device),
             remove_unused_columns=False,
@@ -66,10 +78,27 @@ def finetune_verifier(
             args=arguments,
             train_dataset=dataset,
             processing_class=verifier.processor,
-            peft_config=lora,
+            peft_config=copy.deepcopy(lora),  # which peft changes, and a run is named by it
         )
         model, log = run_trainer(trainer, "fine-tuning")
     return Verifier(model.merge_and_unload() if lora is not None else model, verifier.processor), log
+
+
+def _contents(dataset: "Dataset", verifier: Verifier) -> Iterator[object]:
+    """What tells datasets apart: all that is stored, images by their bytes, and how two rows of it are read.
+
+    A dataset's transform may decode images anew whenever they are read, which takes as long as to train on them: so
+    only of the first and the last row the messages, and what the processor makes of the images.
+    """
+    from datasets.table import embed_table_storage  # of images that are stored as paths
+
+    stored = dataset.with_format("arrow")
+    for at in range(0, len(dataset), 1000):
+        yield identity(embed_table_storage(stored[at : at + 1000]).to_pylist())
+    for row in (dataset[0], dataset[len(dataset) - 1]):
+        pixels = [np.asarray(image) for image in row["images"]]
+        yield row["messages"], pixels, verifier.processor.image_processor(row["images"], return_tensors="np")
+    yield verifier.processor.chat_template, verifier.processor.tokenizer.get_vocab()
 
 
 def _check_where_answers_stand(processor: Any) -> None:
