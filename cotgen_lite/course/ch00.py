@@ -4,8 +4,9 @@ Notebook: 00_generate_step_by_step.ipynb. Paper: sections 2 and 3.1. Shared: plo
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,7 +15,7 @@ from ipywidgets import FloatSlider, IntSlider, VBox
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cotgen_lite.course.checker import compare, expect
+from cotgen_lite.course.checker import Exercise
 from cotgen_lite.course.explorer import explorer, menu, slider
 from cotgen_lite.course.plots import Texts, draw_grid, draw_picture
 
@@ -83,42 +84,86 @@ def step_explorer(prompts: Texts, draw_path: Callable[[str, int, float], tuple[T
     )
 
 
-def check_schedule(function: Callable[[int, int], Sequence[int]]) -> None:
-    """How many of L places each of T steps commits, by the cosine and at least one a step."""
-    for steps, places in ((18, 64), (13, 256), (18, 20)):
-        case = f"With {steps} steps and {places} places"
-        got = [int(count) for count in function(steps, places)]
-        expect(len(got) == steps, f"One number a step is wanted: {steps} of them, not {len(got)}.")
-        late = got[0] == 0 and got[-1] >= 1
-        expect(not late, "The first step commits something already: the cosine of step s takes (s + 1) / T.")
-        expect(sum(got) == places, f"{case}, all places are committed in the end: yours add up to {sum(got)}.")
-        expect(min(got) >= 1, f"{case}, one of your steps commits nothing: at least one place a step.")
-        wanted, up = _committed(steps, places, math.floor), _committed(steps, places, math.ceil)
-        expect(not got == up != wanted, "What stays masked is whole: round it down, not up.")
-        expect(got == wanted, f"{case}, expected {wanted}, got {got}: is it the cosine of a quarter turn?")
+RANDOM = np.random.default_rng(0)  # of the exercises' cases
 
 
-def _committed(steps: int, places: int, whole: Callable[[float], int]) -> list[int]:
-    masked = [places]
-    for step in range(1, steps):
-        cosine = round(places * math.cos(math.pi * step / (2 * steps)), 9)  # a half may come out a little less
-        masked.append(max(1, min(masked[-1] - 1, whole(cosine))))
-    return (-np.diff([*masked, 0])).tolist()
+def _schedule(steps: int, places: int, curve: str = "cosine", whole: Any = math.floor, least: int = 1) -> list[int]:
+    """What each step commits, by a curve of the share that stays masked; all but "cosine" are usual mistakes."""
+    left = [places]
+    for done in [*range(1, steps), steps] if curve != "late" else range(steps):
+        turn = math.pi / 2 * done / steps
+        share = {"line": 1 - done / steps, "half": (1 + math.cos(2 * turn)) / 2}.get(curve, math.cos(turn))
+        masked = whole(round(places * share, 9))  # a half may come out a little less
+        left.append(max(least, min(left[-1] - least, masked)) if len(left) < steps else 0)
+    return (-np.diff(left)).tolist()
 
 
-def check_agreement(function: Callable[[Tensor], Tensor]) -> None:
-    """The share of tokens that equal the final ones at each step; (T, L) → (T,)."""
-    got = function(torch.tensor([[1, 2, 3, 4], [1, 9, 3, 4], [1, 9, 3, 7]]))
-    fully = {"The last step agrees with itself fully: compare with tokens[-1].": lambda shares: shares[-1] != 1}
-    compare(got, [0.5, 0.75, 1.0], fully, shape="One number a step, averaged over places,")
+# How many of L places each of T steps commits, by the cosine and at least one a step.
+check_schedule = Exercise(
+    _schedule,
+    ((17, 64), (18, 21), (1, 5), (4, 4), (13, 256)),
+    lambda steps, places: {
+        "The first step commits something already: the cosine of step s, from 0, takes (s + 1) / T.": _schedule(
+            steps, places, "late", least=0
+        ),
+        "Yours is a step late: the cosine of step s, from 0, takes (s + 1) / T.": _schedule(steps, places, "late"),
+        "That is a straight line: take the cosine of a quarter turn.": _schedule(steps, places, "line"),
+        "That is half a turn: take a quarter, cos(π/2 · (s + 1) / T).": _schedule(steps, places, "half"),
+        "What stays masked is whole: round it down, not up.": _schedule(steps, places, whole=math.ceil),
+        "What stays masked is whole: round it down, not to the nearest.": _schedule(steps, places, whole=round),
+        "At least one place a step: one of your steps commits nothing.": _schedule(steps, places, least=0),
+        "That is what stays masked: what goes is wanted.": places - np.cumsum(_schedule(steps, places)),
+        "Those are totals: what each single step commits is wanted.": np.cumsum(_schedule(steps, places)),
+    },
+    "One number a step",
+    lambda counts, steps, places: (
+        "all places are committed in the end: your numbers do not add up to `places`."
+        if counts.sum() != places
+        else "at least one place a step: one of your steps commits nothing."
+        if counts.min() < 1
+        else ""
+    ),
+)
 
+# The share of tokens that equal the final ones at each step; (T, L) → (T,).
+check_agreement = Exercise(
+    lambda tokens: (tokens == tokens[-1]).float().mean(dim=1),
+    (
+        (torch.tensor([[1, 2, 3, 4], [1, 9, 3, 4], [1, 9, 3, 7]]),),
+        (torch.tensor([[5, 6, 5]]),),
+        (torch.from_numpy(RANDOM.integers(3, size=(5, 3))),),
+        (torch.from_numpy(RANDOM.integers(2, size=(4, 7))),),
+    ),
+    lambda tokens: {
+        "The last step agrees with itself fully: compare with tokens[-1].": (tokens == tokens[0]).float().mean(1),
+        "That averages over steps: average over places, the last dimension.": (tokens == tokens[-1]).float().mean(0),
+        "That averages over steps too: average over places alone.": (tokens == tokens[-1]).float().mean(),
+        "Those are numbers of tokens: divide by how many there are.": (tokens == tokens[-1]).sum(1),
+        "Those are the shares that differ: the shares that agree are wanted.": (tokens != tokens[-1]).float().mean(1),
+        "That asks whether all tokens agree: which share of them does?": (tokens == tokens[-1]).all(1),
+    },
+    "One share a step",
+)
 
-def check_guide(function: Callable[[Tensor, Tensor, float], Tensor]) -> None:
-    """Guidance in Show-o's form, (1 + g)·conditional − g·unconditional."""
-    cond, uncond = torch.tensor([2.0, 0.0, 1.0]), torch.tensor([1.0, 0.0, 3.0])
-    compare(function(cond, uncond, 0.0), cond, case="Without guidance (g = 0) the conditional logits stay")
-    mistakes = {
-        "That is u + g·(c − u), diffusion's form: Show-o's g = 1.5 is 2.5 in it.": uncond + 1.5 * (cond - uncond),
-        "The signs are swapped: away from the unconditional logits, not towards them.": 2.5 * uncond - 1.5 * cond,
-    }
-    compare(function(cond, uncond, 1.5), 2.5 * cond - 1.5 * uncond, mistakes, "(1 + g)·conditional − g·unconditional")
+# Guidance in Show-o's form, (1 + g)·conditional − g·unconditional.
+check_guide = Exercise(
+    lambda conditional, unconditional, g: unconditional + (1 + g) * (conditional - unconditional),
+    tuple(
+        (torch.tensor(conditional), torch.tensor(unconditional), g)
+        for conditional, unconditional, g in (
+            ([2.0, 0.0, 1.0], [1.0, 0.0, 3.0], 0.0),
+            ([2.0, 0.0, 1.0], [1.0, 0.0, 3.0], 1.5),
+            ([-0.3, 1.7, -2.2, 0.8], [0.6, -1.1, -0.4, 2.5], 0.7),
+            ([-1.5], [-4.0], 5.0),
+        )
+    ),
+    lambda c, u, g: {
+        "That is u + g·(c − u): which s leaves the conditional logits as they are at g = 0?": u + g * (c - u),
+        "The two are swapped: away from the unconditional logits, not towards them.": (1 + g) * u - g * c,
+        "The unconditional logits are taken away, not added.": (1 + g) * c + g * u,
+        "The difference leads from the unconditional to the conditional logits, c − u.": u + (1 + g) * (u - c),
+        "That starts from the conditional logits, and goes too far: s = 1 + g starts from u.": c + (1 + g) * (c - u),
+        "Those are the conditional logits alone: g has no part in it.": c,
+    },
+    "One number for each logit",
+)

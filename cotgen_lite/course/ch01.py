@@ -3,9 +3,9 @@
 Notebook: 01_zero_shot_orm.ipynb. Paper: section 3.2. Shared: plots.py, explorer.py, checker.py.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from itertools import combinations
+from collections.abc import Sequence
+from itertools import combinations, product
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from ipywidgets import Button, ToggleButtons, VBox
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cotgen_lite.course.checker import compare
+from cotgen_lite.course.checker import Exercise
 from cotgen_lite.course.explorer import Game, explorer
 from cotgen_lite.course.plots import RIGHT, WRONG, Numbers, Texts, draw_images, new_chart
 
@@ -76,40 +76,83 @@ def pick_the_best(prompts: Texts, images: Sequence[Tensor], beliefs: np.ndarray,
     return explorer(draw, (picks,), (onward,), game=game)
 
 
-def check_probability(function: Callable[[Tensor, Sequence[int], Sequence[int]], float]) -> None:
-    """P(yes) among yes and no, from one row of logits, over several spellings of each."""
-    logits = torch.tensor([3.0, 1.0, 2.0, -1.0, 0.5, 4.0])
-    yes, no = math.exp(3) + math.exp(1), math.exp(2) + math.exp(-1)
-    wanted = yes / (yes + no)
-    mistakes = {
-        "That is the share of yes among all words: only yes and no count here.": yes / float(logits.exp().sum()),
-        "You added logits; probabilities add, so take log-sum-exp over the spellings.": 1 / (1 + math.exp(-3)),
-        "You took the best spelling only: log-sum-exp counts them all.": 1 / (1 + math.exp(-1)),
-        "That is P(no): yes and no are swapped.": 1 - wanted,
-        "Those are the log-odds: a sigmoid turns them into a probability.": math.log(yes / no),
-    }
-    compare(float(function(logits, [0, 1], [2, 3])), wanted, mistakes)
-    large = float(function(logits + 1000, [0, 1], [2, 3]))
-    compare(round(large, 3), round(wanted, 3), case="Large logits overflow: use torch.logsumexp, not exp")
+def _log_odds(logits: Tensor, yes: Sequence[int], no: Sequence[int]) -> Tensor:
+    return logits[yes].logsumexp(0) - logits[no].logsumexp(0)
 
 
-def check_best_of_n(function: Callable[[np.ndarray, np.ndarray, int], float]) -> None:
-    """The expected accuracy of best-of-n over all n-subsets of one prompt's candidates (no ties)."""
-    scores, correct = np.array([0.3, -1.0, 2.0, 0.9, 0.1]), np.array([1, 1, 0, 1, 0])
-    told = {1: "nothing is chosen (it is the mean accuracy)", 5: "the candidate with the highest score is always taken"}
-    for n in range(1, 6):
-        chosen = [max(subset, key=lambda i: scores[i]) for subset in combinations(range(5), n)]
-        hint = f"For n = {n}, that is the first n candidates only: average over all subsets."
-        mistakes = {hint: correct[scores[:n].argmax()]} if n == 2 else {}
-        case = f"For n = {n}" + (f", where {told[n]}" if n in told else "")
-        compare(float(function(scores, correct, n)), np.mean(correct[chosen]), mistakes, case)
+_LOGITS = torch.tensor([3.0, 1.0, 2.0, -1.0, 0.5, 4.0])
+# P(yes) among yes and no, from one row of logits, over several spellings of each.
+check_probability = Exercise(
+    lambda logits, yes, no: _log_odds(logits, yes, no).sigmoid(),
+    (
+        (_LOGITS, [0, 1], [2, 3]),
+        (_LOGITS, [4], [5, 2, 3]),
+        (torch.tensor([0.25, -1.5, 0.75, 2.5, -0.5]), [4, 0], [1]),
+        (_LOGITS + 1000, [0, 1], [2, 3]),
+    ),
+    lambda logits, yes, no: {
+        "That is the share of yes among all words: only yes and no count here.": logits.softmax(0)[yes].sum(),
+        "You added logits: log-sum-exp adds probabilities.": (logits[yes].sum() - logits[no].sum()).sigmoid(),
+        "You averaged logits: log-sum-exp adds probabilities.": (logits[yes].mean() - logits[no].mean()).sigmoid(),
+        "You took the best spelling: log-sum-exp counts them all.": (logits[yes].max() - logits[no].max()).sigmoid(),
+        "You took the first spelling: log-sum-exp counts them all.": (logits[yes[0]] - logits[no[0]]).sigmoid(),
+        "That is P(no): yes and no are swapped.": _log_odds(logits, no, yes).sigmoid(),
+        "Those are the log-odds: a sigmoid turns them into a probability.": _log_odds(logits, yes, no),
+        "Large logits overflow: use torch.logsumexp, not exp.": logits[yes].exp().sum() / logits[yes + no].exp().sum(),
+    },
+    "One probability",
+)
 
 
-def check_oracle(function: Callable[[np.ndarray], float]) -> None:
-    """The ceiling of any choice: the share of prompts with at least one right candidate; (P, N)."""
-    correct, share = np.array([[0, 0, 1], [0, 0, 0], [1, 1, 0], [0, 1, 1]], dtype=bool), 5 / 12
-    mistakes = {
-        "That is the mean over all images, the random choice: the oracle needs one right image a prompt.": share,
+def _best_of_n(
+    scores: np.ndarray, correct: np.ndarray, n: int, subsets: Any = combinations, choose: Any = max
+) -> float:
+    return float(np.mean([correct[choose(drawn, key=scores.item)] for drawn in subsets(range(len(scores)), n)]))
+
+
+_SCORES, _CORRECT = np.array([0.3, -1.0, 2.0, 0.9, 0.1]), np.array([1, 1, 0, 1, 0])
+# The expected accuracy of best-of-n over all n-subsets of one prompt's candidates (no ties).
+check_best_of_n = Exercise(
+    _best_of_n,
+    (
+        *((_SCORES, _CORRECT, n) for n in range(1, 6)),
+        (np.array([1.2, -0.7, 0.4, -2.1, 0.9, -0.2, -1.6]), np.array([0, 1, 1, 0, 1, 0, 1]), 3),
+        (np.array([-0.4, -0.9, -3.0]), np.array([0, 1, 1]), 2),
+        (np.array([-0.5]), np.array([1]), 1),
+    ),
+    lambda scores, correct, n: {
+        "That is the choice among the first n only: average over all subsets.": correct[scores[:n].argmax()],
+        "That is the mean accuracy, whatever n is: nothing is chosen by the scores.": correct.mean(),
+        "That always takes the best of all: it is in some of the subsets only.": correct[scores.argmax()],
+        "That takes the lowest score of each subset.": _best_of_n(scores, correct, n, choose=min),
+        "That averages the n best: one is chosen in each subset.": correct[np.argsort(-scores)[:n]].mean(),
+        "That may draw a candidate twice: a subset holds n different ones.": _best_of_n(
+            scores, correct, n, lambda among, n: product(among, repeat=n)
+        ),
+        "That is an oracle's: the scores choose.": np.mean([max(drawn) for drawn in combinations(correct, n)]),
+    },
+)
+
+# The ceiling of any choice: the share of prompts with at least one right candidate; (P, N).
+check_oracle = Exercise(
+    lambda correct: correct.any(axis=1).mean(),
+    tuple(
+        (np.array(rows, dtype=bool),)
+        for rows in (
+            [[0, 0, 1], [0, 0, 0], [1, 1, 0], [0, 1, 1]],
+            [[0, 1, 0, 0, 1], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]],
+            [[0, 0, 0], [0, 0, 0]],
+            [[0], [1]],
+        )
+    ),
+    lambda correct: {
+        "That is the mean over all images, a random choice: an oracle needs one right image a prompt.": correct.mean(),
         "That is over candidates: the axis of candidates is the last one.": correct.any(axis=0).mean(),
-    }
-    compare(float(function(correct)), 0.75, mistakes, "Three of four prompts have a right candidate")
+        "That asks for all candidates to be right: the oracle needs one of them.": correct.all(axis=1).mean(),
+        "That looks at each prompt's first candidate: the oracle may choose any.": correct[:, 0].mean(),
+        "That is a number of prompts: a share of them is wanted.": correct.any(axis=1).sum(),
+        "That is the majority: one right candidate is enough.": (correct.mean(axis=1) > 0.5).mean(),
+        "One answer a prompt: take the mean over prompts.": correct.any(axis=1),
+    },
+    "One share",
+)

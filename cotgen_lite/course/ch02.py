@@ -3,15 +3,15 @@
 Notebook: 02_finetuned_orm.ipynb. Paper: section 3.2. Shared: plots.py, explorer.py, checker.py.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from ipywidgets import Dropdown, VBox
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from cotgen_lite.course.checker import compare, expect
+from cotgen_lite.course.checker import Exercise
 from cotgen_lite.course.explorer import explorer, slider
 from cotgen_lite.course.plots import CHANCE, MARKERS, OTHER, OURS, Numbers, Texts, new_chart
 from cotgen_lite.metrics import calibration, calibration_error
@@ -49,34 +49,80 @@ def calibration_explorer(log_odds: Mapping[str, np.ndarray], correct: np.ndarray
     return explorer(draw, (tag, slider("bins", 10, 2, 20)))
 
 
-def check_balanced(function: Callable[[np.ndarray], list[tuple[int, int]]]) -> None:
-    """Places (row, column) of as many yes as no in every row of verdicts (P, N), all there are."""
-    labels = np.array([[1, 1, 1, 0, 0], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1], [0, 1, 1, 0, 0]], dtype=bool)
-    chosen = [(int(row), int(column)) for row, column in function(labels)]
-    expect(len(set(chosen)) == len(chosen), "An image is taken twice: each place may stand in the list once.")
-    taken = [[bool(labels[place]) for place in chosen if place[0] == row] for row in range(4)]
-    yes, no = [sum(row) for row in taken], [len(row) - sum(row) for row in taken]
-    hint = "Yes and no are as many over all, but not for each prompt: the prompt would tell the answer."
-    expect(sum(yes) != sum(no) or yes == no, hint)
-    expect(yes == no, f"Of each prompt as many yes as no are wanted; yours: {yes} yes, {no} no.")
-    expect(yes[2] == 0, "The third prompt has one label only: it can teach nothing, leave it out.")
-    expect(yes == [2, 1, 0, 2], f"Take as many as there are of the rarer label: 2, 1, 0, 2 pairs, not {yes}.")
+RANDOM = np.random.default_rng(0)  # of the exercises' cases
 
 
-def check_answer_loss(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-    """Mean cross-entropy of the answer's tokens; logits (T, V), ids (T,), is_answer bool (T,)."""
-    logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
-    ids, answer = torch.tensor([0, 3, 2, 1, 4, 0]), torch.tensor([0, 0, 0, 0, 1, 1], dtype=torch.bool)
-    log_p = logits.log_softmax(-1)
+def _balanced(labels: np.ndarray) -> list[tuple[int, int]]:
+    pairs = [(at, zip(np.flatnonzero(row), np.flatnonzero(~row), strict=False)) for at, row in enumerate(labels)]
+    return [(at, int(place)) for at, both in pairs for pair in both for place in pair]
 
-    def loss(rows: list[int], words: list[int]) -> float:
-        return -float(log_p[rows, ids[words]].mean())
 
-    wanted, every = loss([3, 4], [4, 5]), loss([*range(5)], [*range(1, 6)])
-    mistakes = {
-        "The logits at a place predict the *next* token: those at t − 1 belong to token t.": loss([4, 5], [4, 5]),
-        "That is the loss on every token: the question is given, only the answer is to be learned.": every,
-        "That is the sum: take the mean, or long answers count more.": 2 * wanted,
-        "The sign: a loss is *minus* the log-probability.": -wanted,
-    }
-    compare(float(function(logits, ids, answer)), wanted, mistakes)
+def _unbalanced(places: np.ndarray, labels: np.ndarray) -> str:
+    """What is wrong with places, if anything is: many choices are right."""
+    pairs = places.size == 0 or places.shape[1:] == (2,)
+    if not pairs or (places.size and ((places != places.round()) | (places < 0) | (places >= labels.shape)).any()):
+        return "a list of pairs (row, column) is wanted, whole numbers from 0, inside of the table."
+    rows, columns = places.reshape(-1, 2).astype(int).T
+    if len(set(zip(rows, columns, strict=True))) < len(rows):
+        return "an image is taken twice: each place may stand in the list once."
+    yes, no = (np.bincount(rows[labels[rows, columns] == kind], minlength=len(labels)) for kind in (True, False))
+    if (yes + no)[labels.all(axis=1) | ~labels.any(axis=1)].any():
+        return "a prompt with one label only can teach nothing: leave it out."
+    if (yes != no).any():
+        if yes.sum() == no.sum():
+            return "yes and no are as many over all, but not for each prompt: the prompt would tell the answer."
+        return f"of each prompt, as many yes as no are wanted; yours: {yes.tolist()} yes, {no.tolist()} no."
+    most = np.minimum(labels.sum(axis=1), (~labels).sum(axis=1)).tolist()
+    return "" if yes.tolist() == most else f"take all there are of the rarer label, {most}, not {yes.tolist()}."
+
+
+# Places (row, column) of as many yes as no in every row of verdicts (P, N), all there are.
+check_balanced = Exercise(
+    _balanced,
+    tuple(
+        (np.array(rows, dtype=bool),)
+        for rows in (
+            [[1, 1, 1, 0, 0], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1], [0, 1, 1, 0, 0]],
+            [[0, 1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0], [1, 1, 1, 0, 1, 1]],
+            [[1, 0]],
+            [[1, 1, 1], [0, 0, 0]],
+        )
+    ),
+    wanted="A list of places (row, column)",
+    rule=_unbalanced,
+    free=True,
+)
+
+# Mean cross-entropy of the answer's tokens; logits (T, V), ids (T,), is_answer bool (T,).
+check_answer_loss = Exercise(
+    lambda logits, ids, is_answer: F.cross_entropy(logits[:-1][is_answer[1:]], ids[1:][is_answer[1:]]),
+    tuple(
+        (
+            torch.from_numpy(RANDOM.normal(size=(len(ids), 5)).round(1)).float(),
+            torch.tensor(ids),
+            torch.tensor(answer, dtype=torch.bool),
+        )
+        for ids, answer in (
+            ([1, 4, 3], [0, 0, 1]),
+            ([0, 3, 2, 1, 4, 0], [0, 0, 0, 0, 1, 1]),
+            ([2, 2, 0, 4, 1, 3, 1], [0, 0, 1, 1, 1, 0, 0]),
+        )
+    ),
+    lambda logits, ids, on: {
+        "The logits at a place predict the *next* token: those at t − 1 belong to token t.": F.cross_entropy(
+            logits[on], ids[on]
+        ),
+        "That is the loss on every token: only the answer is to be learned.": F.cross_entropy(logits[:-1], ids[1:]),
+        "That is the loss on the question: only the answer is to be learned.": F.cross_entropy(
+            logits[:-1][~on[1:]], ids[1:][~on[1:]]
+        ),
+        "That is the sum: take the mean, or long answers count more.": F.cross_entropy(
+            logits[:-1][on[1:]], ids[1:][on[1:]], reduction="sum"
+        ),
+        "You divide by the number of all tokens: the mean is over the answer's.": (
+            F.cross_entropy(logits[:-1], ids[1:], reduction="none")[on[1:]].sum() / (len(ids) - 1)
+        ),
+        "The sign: a loss is *minus* the log-probability.": -F.cross_entropy(logits[:-1][on[1:]], ids[1:][on[1:]]),
+    },
+    "One loss",
+)

@@ -3,6 +3,7 @@
 Notebook: 03_prm.ipynb. Paper: section 3.2. Shared: plots.py, explorer.py, checker.py.
 """
 
+import math
 from collections.abc import Callable
 from itertools import combinations
 
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from cotgen_lite.course.checker import compare
+from cotgen_lite.course.checker import Exercise
 from cotgen_lite.course.explorer import explorer, menu, slider
 from cotgen_lite.course.plots import OTHER, OURS, TAG_NAMES, Numbers, Texts, draw_picture, sign
 
@@ -66,41 +67,70 @@ def rollout_explorer(
     )
 
 
-def check_step_labels(function: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Math-Shepherd's labels (P, T) from how rollouts end, bool (P, T, R): yes if any ends well."""
-    ends = np.array([[[0, 0, 0], [0, 1, 0], [1, 1, 0]], [[1, 1, 1], [1, 0, 0], [0, 0, 1]]], dtype=bool)
-    all_well = ends.all(axis=2)
-    mistakes = {
-        "That asks for all rollouts to end well: one is enough to show that it is still possible.": all_well,
+RANDOM = np.random.default_rng(0)  # of the exercises' cases
+
+# Math-Shepherd's labels (P, T) from how rollouts end, bool (P, T, R): yes if any ends well.
+check_step_labels = Exercise(
+    lambda ends_well: ends_well.any(axis=2),
+    (
+        (np.array([[[0, 0, 0, 0], [0, 1, 0, 1], [1, 1, 1, 0]], [[1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 1]]]) > 0,),
+        (RANDOM.random((3, 2, 5)) < 0.25,),
+        (RANDOM.random((2, 4, 3)) < 0.4,),
+        (np.array([[[True]]]),),
+    ),
+    lambda ends: {
+        "That asks for all rollouts to end well: one shows that it is still possible.": ends.all(axis=2),
         "That is the majority: one rollout that ends well is enough.": ends.mean(axis=2) > 0.5,
         "That looks at the first rollout only.": ends[:, :, 0],
-    }
-    compare(function(ends), ends.any(axis=2), mistakes, shape="One label a step of each path")
+        "That looks at the last rollout only.": ends[:, :, -1],
+        "Those are numbers of rollouts: a label is yes or no.": ends.sum(axis=2),
+        "Those are shares of rollouts: a label is yes or no.": ends.mean(axis=2),
+        "That looks along the steps: the rollouts lie on the last axis.": ends.any(axis=1),
+        "The labels are the wrong way round: yes if one ends well.": ~ends.any(axis=2),
+    },
+    "One label a step of each path",
+)
+
+# How likely a step's label is yes, if each of its rollouts ends well with chance p.
+check_chance_of_yes = Exercise(
+    lambda p, rollouts: 1 - (1 - p) ** rollouts,
+    ((0.1, 4), (0.5, 1), (0.02, 16), (0.37, 3), (0.0, 2), (1.0, 5)),
+    lambda p, rollouts: {
+        "That is the chance that all end well.": p**rollouts,
+        "Chances add only if not two rollouts can both end well: ask for none instead.": p * rollouts,
+        "Chances do not add, and capping does not help: ask for none instead.": min(1, p * rollouts),
+        "That is one rollout's chance: the label looks at all of them.": p,
+        "That is the chance of no.": (1 - p) ** rollouts,
+        "That is the chance that not all end well: the label is yes unless *none* does.": 1 - p**rollouts,
+        "That is the chance of exactly one: two that end well make a yes, too.": rollouts
+        * p
+        * (1 - p) ** (rollouts - 1),
+    },
+    "One chance",
+)
 
 
-def check_chance_of_yes(function: Callable[[float, int], float]) -> None:
-    """How likely a step's label is yes, if each of its rollouts ends well with chance p."""
-    for p, rollouts in ((0.1, 4), (0.5, 1), (0.02, 16)):
-        wanted = 1 - (1 - p) ** rollouts
-        mistakes = {
-            "That is the chance that all end well.": p**rollouts,
-            "Chances add only if not two rollouts can both end well: ask for none instead.": p * rollouts,
-            "That is one rollout's chance: the label looks at all of them.": p,
-            "That is the chance of no.": 1 - wanted,
-        }
-        compare(float(function(p, rollouts)), wanted, mistakes, f"With p = {p} and {rollouts} rollouts")
+def _likeness(tokens: Tensor) -> float:
+    return float(np.mean([(one == other).float().mean() for one, other in combinations(tokens, 2)]))
 
 
-def check_likeness(function: Callable[[Tensor], float]) -> None:
-    """How alike candidates (N, L) are: the mean share of equal tokens over all pairs."""
-    tokens = torch.tensor([[1, 2, 3, 4], [1, 2, 0, 0], [1, 0, 0, 0]])
-    pairs = [(tokens[a] == tokens[b]).float().mean().item() for a, b in combinations(range(3), 2)]
-    with_self = (tokens[:, None] == tokens[None]).float().mean().item()
-    to_first = (tokens == tokens[:1]).float().mean().item()
-    mistakes = {
-        "A candidate is compared with itself too: leave out those pairs.": with_self,
-        "All are compared with the first, itself included: take every pair.": to_first,
-        "All are compared with the first only: take every pair.": sum(pairs[:2]) / 2,
-        "That is the sum over pairs: take the mean.": sum(pairs),
-    }
-    compare(float(function(tokens)), sum(pairs) / 3, mistakes)
+# How alike candidates (N, L) are: the mean share of equal tokens over all pairs.
+check_likeness = Exercise(
+    _likeness,
+    (
+        (torch.tensor([[1, 2, 3, 4], [1, 2, 0, 0], [1, 0, 0, 0]]),),
+        (torch.from_numpy(RANDOM.integers(3, size=(4, 7))),),
+        (torch.from_numpy(RANDOM.integers(2, size=(5, 3))),),
+        (torch.tensor([[1, 2, 3], [1, 2, 0]]),),
+    ),
+    lambda tokens: {
+        "A candidate is compared with itself too: leave out those pairs.": (tokens[:, None] == tokens).float().mean(),
+        "All are compared with the first, itself included: take every pair.": (tokens == tokens[:1]).float().mean(),
+        "All are compared with the first only: take every pair.": (tokens[1:] == tokens[:1]).float().mean(),
+        "Each is compared with the next one only: take every pair.": (tokens[1:] == tokens[:-1]).float().mean(),
+        "That is the sum over pairs: take the mean.": math.comb(len(tokens), 2) * _likeness(tokens),
+        "Those are numbers of tokens: divide by how many an image has.": tokens.shape[1] * _likeness(tokens),
+        "That is how much they differ: the share of equal tokens is wanted.": 1 - _likeness(tokens),
+        "Those are places where all agree: take two by two.": (tokens == tokens[:1]).all(dim=0).float().mean(),
+    },
+)

@@ -3,14 +3,12 @@
 Notebook: 04_dpo.ipynb. Paper: section 3.3. Shared: plots.py, explorer.py, checker.py.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cotgen_lite.course.checker import compare
+from cotgen_lite.course.checker import Exercise
 from cotgen_lite.course.plots import Texts, draw_images, wrap
 
 
@@ -24,45 +22,65 @@ def draw_pairs(chosen: Tensor, rejected: Tensor, prompts: Texts) -> Figure:
     return figure
 
 
-def check_margin(function: Callable[[float, float, float, float, float], float]) -> None:
-    """The reward margin of a pair, from policy's and reference's log-probabilities and β."""
-    for numbers in ((-10.0, -12.0, -11.0, -11.5, 0.1), (-30.0, -20.0, -35.0, -20.5, 0.5)):
-        policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta = numbers
-        gains = policy_chosen - reference_chosen, policy_rejected - reference_rejected
-        wanted, added = beta * (gains[0] - gains[1]), beta * (gains[0] + gains[1])
-        by = beta * (policy_chosen - policy_rejected)
-        mistakes = {
-            "The sign: the margin is positive where the policy has learned to prefer the chosen image.": -wanted,
-            "That is the policy alone: a reward is how much likelier an image became *than under the reference*.": by,
-            "The scale β is missing.": wanted / beta,
-            "You added both rewards: the margin is that of the chosen image *minus* that of the rejected.": added,
-        }
-        compare(float(function(*numbers)), wanted, mistakes)
+# The reward margin of a pair, from policy's and reference's log-probabilities and β.
+check_margin = Exercise(
+    lambda policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta: (
+        beta * ((policy_chosen - reference_chosen) - (policy_rejected - reference_rejected))
+    ),
+    (
+        (-10.0, -12.0, -11.0, -11.5, 0.1),
+        (-30.0, -20.0, -35.0, -20.5, 0.5),
+        (-7.3, -2.8, -1.9, -6.1, 1.7),
+        (-8.0, -3.5, -6.5, -3.0, 1.2),
+    ),
+    lambda pc, pr, rc, rr, beta: {
+        "The sign: the margin is positive where the policy prefers the chosen image.": beta * ((pr - rr) - (pc - rc)),
+        "That is the policy alone: a reward is how much likelier than *under the reference*.": beta * (pc - pr),
+        "That is the reference alone: a reward is how much likelier an image became by the policy.": beta * (rc - rr),
+        "The scale β is missing.": (pc - rc) - (pr - rr),
+        "Multiply by β, do not divide.": ((pc - rc) - (pr - rr)) / beta,
+        "You added both rewards: the chosen image's *minus* the rejected one's.": beta * ((pc - rc) + (pr - rr)),
+        "That is the reward of the chosen image alone: take away the rejected one's.": beta * (pc - rc),
+        "A margin may be negative: leave out the absolute value.": abs(beta * ((pc - rc) - (pr - rr))),
+    },
+)
 
+# How hard a pair pulls: minus the derivative of the loss by the log-ratio; margins (B,), β.
+check_pull = Exercise(
+    lambda margin, beta: beta * torch.sigmoid(-margin),
+    (
+        (torch.tensor([-2.0, 0.0, 3.0]), 0.1),
+        (torch.tensor([0.4, -1.3, -0.6, 2.2]), 0.5),
+        (torch.tensor([1.1]), 1.0),
+    ),
+    lambda margin, beta: {
+        "That pulls hardest at pairs that are right already: the sign inside the sigmoid.": beta * margin.sigmoid(),
+        "The chain rule: m is β times the log-ratio, so β comes out as a factor.": torch.sigmoid(-margin),
+        "Minus the derivative is wanted: it is positive.": -beta * torch.sigmoid(-margin),
+        "That is the loss itself, not how it changes.": -F.logsigmoid(margin),
+        "That is the loss itself, not how it changes, and has the wrong sign.": F.logsigmoid(margin),
+        "β has no part inside the sigmoid: the margin holds it already.": beta * torch.sigmoid(-beta * margin),
+        "That is the derivative of σ: the loss is −log σ.": beta * margin.sigmoid() * torch.sigmoid(-margin),
+    },
+    "One number a pair",
+)
 
-def check_pull(function: Callable[[Tensor, float], Tensor]) -> None:
-    """How hard a pair pulls: minus the derivative of the loss by the log-ratio; margins (B,), β."""
-    margin, beta = torch.tensor([-2.0, 0.0, 3.0]), 0.1
-    wanted, right_already = beta * torch.sigmoid(-margin), beta * torch.sigmoid(margin)
-    loss = "That is the loss itself, not how it changes"
-    mistakes = {
-        "That pulls hardest at pairs that are right already: the sign inside the sigmoid.": right_already,
-        "The chain rule: the margin is β times the log-ratio, so β comes out as a factor.": torch.sigmoid(-margin),
-        "Minus the derivative is wanted: it is positive.": -wanted,
-        f"{loss}.": -F.logsigmoid(margin),
-        f"{loss}, and has the wrong sign.": F.logsigmoid(margin),
-    }
-    compare(function(margin, beta), wanted, mistakes, shape="One number a pair")
-
-
-def check_elbo(function: Callable[[Tensor, Tensor], float]) -> None:
-    """One ELBO-weighted estimate, from log p of every place (L,) and which are hidden, bool (L,)."""
-    log_p = torch.tensor([-1.0, -2.0, -0.5, -3.0])
-    for hidden in (torch.tensor([True, False, True, False]), torch.tensor([True, True, True, True])):
-        plain, mean, seen = log_p[hidden].sum(), log_p[hidden].mean(), log_p[~hidden].mean()
-        mistakes = {
-            "That is the plain sum over hidden places: fewer of them must count more, by L / k.": plain,
-            "That is the mean of hidden places: the image has L of them, so multiply by L.": mean,
-            "You took the visible places: they are given, only the hidden ones are predicted.": 4 * seen,
-        }
-        compare(float(function(log_p, hidden)), 4 * mean, mistakes, f"{int(hidden.sum())} of 4 hidden")
+_SHORT, _LONG = torch.tensor([-1.0, -2.0, -0.5, -3.0]), torch.tensor([-0.7, -2.4, -1.1, -4.2, -0.3, -1.8])
+# One ELBO-weighted estimate, from log p of every place (L,) and which are hidden, bool (L,).
+check_elbo = Exercise(
+    lambda log_p, hidden: len(log_p) * log_p[hidden].mean(),
+    (
+        (_SHORT, torch.tensor([True, False, True, False])),
+        (_SHORT, torch.tensor([True, True, True, True])),
+        (_LONG, torch.tensor([False, True, True, False, False, True])),
+        (_LONG, torch.tensor([False, False, False, True, False, False])),
+    ),
+    lambda log_p, hidden: {
+        "That is the plain sum over hidden places: fewer of them must count more, by L / k.": log_p[hidden].sum(),
+        "That is the mean of hidden places: the image has L of them, so multiply by L.": log_p[hidden].mean(),
+        "You took the visible places: only the hidden ones are predicted.": len(log_p) * log_p[~hidden].mean(),
+        "You took all places: only the hidden ones are predicted.": log_p.sum(),
+        "The weight is upside down: few places count more, L / k.": log_p[hidden].sum() * hidden.sum() / len(log_p),
+        "The sign: that is a loss, a log-probability is at most 0.": -len(log_p) * log_p[hidden].mean(),
+    },
+)

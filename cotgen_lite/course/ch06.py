@@ -4,7 +4,7 @@ Notebook: 06_verify_and_align.ipynb. Paper: section 3.4. Shared: plots.py, explo
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from ipywidgets import FloatLogSlider, SelectionSlider, VBox
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
-from torch import Tensor
 
-from cotgen_lite.course.checker import compare, expect
+from cotgen_lite.course.checker import Exercise
 from cotgen_lite.course.explorer import explorer
 from cotgen_lite.course.plots import CEILING, CHANCE, MARKERS, OTHER, OURS, Series, new_chart
 
@@ -60,44 +59,74 @@ def budget_explorer(sizes: Sequence[int], accuracy: Series, seconds_each: float,
     return explorer(draw, (pictures, budget))
 
 
-def check_online_pair(function: Callable[[Tensor], tuple[int, int]]) -> None:
-    """Which of a prompt's fresh images make the online pair, from log-odds (K,): chosen, rejected."""
-    for odds in (torch.tensor([0.5, 3.0, -2.0, 1.0]), torch.tensor([-5.0, -4.0, -9.0])):
-        best, worst = int(odds.argmax()), int(odds.argmin())
-        chosen, rejected = (int(place) for place in function(odds))
-        expect((chosen, rejected) != (worst, best), "They are swapped: chosen first, rejected second.")
-        expect(rejected == worst, f"The rejected image has the lowest log-odds: number {worst}, not {rejected}.")
-        expect(chosen == best, f"The chosen image has the highest log-odds, even below 0: number {best}.")
+# Which of a prompt's fresh images make the online pair, from log-odds (K,): chosen, rejected.
+check_online_pair = Exercise(
+    lambda log_odds: (log_odds.argmax(), log_odds.argmin()),
+    (
+        (torch.tensor([0.5, 3.0, -2.0, 1.0]),),
+        (torch.tensor([-5.0, -4.0, -9.0]),),
+        (torch.tensor([2.0, 0.5]),),
+        (torch.tensor([1.2, -0.3, 0.8, -3.1, 2.6]),),
+        (torch.tensor([-1.4, 0.2, 0.7, 4.4, 3.9, 1.0]),),
+    ),
+    lambda odds: {
+        "They are swapped: chosen first, rejected second.": (odds.argmin(), odds.argmax()),
+        "Those are log-odds: the numbers of the two images are wanted, from 0.": (odds.max(), odds.min()),
+        "Images are counted from 0 here.": (odds.argmax() + 1, odds.argmin() + 1),
+        "The rejected image has the lowest log-odds, not the second highest.": tuple(odds.argsort(descending=True)[:2]),
+        "Log-odds are compared with their signs, not by their size.": (odds.abs().argmax(), odds.abs().argmin()),
+        "Those are the first and the last image: the log-odds say which.": (0, len(odds) - 1),
+    },
+    "A pair of numbers, of the chosen and of the rejected image,",
+)
+
+# The guided loss from offline margins (B,), online margins (K,) and λ: its value and its gradients.
+check_guided = Exercise(
+    lambda offline, online, weight: -F.logsigmoid(offline).mean() - weight * F.logsigmoid(online).mean(),
+    tuple(
+        (torch.tensor(offline, requires_grad=True), torch.tensor(online, requires_grad=True), weight)
+        for offline, online, weight in (
+            ([0.5, -1.0, 2.0], [1.0, -0.5], 0.5),
+            ([-0.7], [0.9, 0.2, -1.6, 1.3], 2.0),
+            ([1.4, -0.1], [-2.3, 0.6, 0.8], 0.0),
+        )
+    ),
+    lambda a, b, weight: {
+        "That is one mean over all pairs: λ has no part in it.": -F.logsigmoid(torch.cat([a, b])).mean(),
+        "The weight λ of the online pairs is missing.": -F.logsigmoid(a).mean() - F.logsigmoid(b).mean(),
+        "λ weighs the online pairs, not the others.": -weight * F.logsigmoid(a).mean() - F.logsigmoid(b).mean(),
+        "The offline loss keeps its full weight: λ is no share of a mixture.": (
+            (weight - 1) * F.logsigmoid(a).mean() - weight * F.logsigmoid(b).mean()
+        ),
+        "That adds the margin itself: the online loss is −log σ, too.": -F.logsigmoid(a).mean() - weight * b.mean(),
+        "Those are sums: each loss is a mean over its pairs.": -F.logsigmoid(a).sum() - weight * F.logsigmoid(b).sum(),
+        "The sign: a loss falls where margins grow, −log σ.": F.logsigmoid(a).mean() + weight * F.logsigmoid(b).mean(),
+        "No gradient reaches the online pairs: a reward that is a constant teaches nothing.": (
+            -F.logsigmoid(a).mean() - weight * F.logsigmoid(b.detach()).mean()
+        ),
+        "No gradient reaches the offline pairs: a loss that is a constant teaches nothing.": (
+            -F.logsigmoid(a.detach()).mean() - weight * F.logsigmoid(b).mean()
+        ),
+    },
+    "One loss",
+)
 
 
-def check_guided(function: Callable[[Tensor, Tensor, float], Tensor]) -> None:
-    """The guided loss from offline margins (B,), online margins (K,) and λ."""
-    offline, online = torch.tensor([0.5, -1.0, 2.0], requires_grad=True), torch.tensor([1.0, -0.5], requires_grad=True)
-    got, weight = function(offline, online, 0.5), 0.5
-    first, second = -F.logsigmoid(offline).mean(), -F.logsigmoid(online).mean()
-    mistakes = {
-        "That is one mean over all pairs: λ has no part in it.": (3 * first + 2 * second) / 5,
-        "The weight λ of the online pairs is missing.": first + second,
-        "That adds the margin itself: the online pairs have DPO's loss too, −log σ.": first - weight * online.mean(),
-    }
-    compare(got, first + weight * second, mistakes)
-    expect(bool(got.requires_grad), "The loss has no gradient: do not turn it into a number on the way.")
-    got.backward()
-    reached = online.grad is not None and bool(online.grad.abs().sum() > 0)
-    expect(reached, "No gradient reaches the online pairs: a reward that is a constant teaches nothing.")
+def _over(once: float, saved: float) -> float:
+    return once / saved if saved else math.inf
 
 
-def check_break_even(function: Callable[[float, float, float], float]) -> None:
-    """From how many pictures on alignment pays; its seconds, and a picture's without and with it."""
-    for upfront, without, with_it in ((3600.0, 2.0, 0.5), (100.0, 1.0, 0.9)):
-        wanted, alone = upfront / (without - with_it), upfront / without
-        mistakes = {
-            "The aligned generator's pictures cost something too: divide by what each one saves.": alone,
-            "A picture saves the difference of the two, not their sum.": upfront / (with_it + without),
-            "The sign: what is saved is what it costs without, minus with.": -wanted,
-            "Upside down: seconds once, divided by seconds saved a picture.": 1 / wanted,
-        }
-        case = f"{upfront:g} s once, {without:g} or {with_it:g} s each"
-        compare(float(function(upfront, without, with_it)), wanted, mistakes, case)
-    never = "Where a picture of the aligned generator costs more, alignment never pays: return infinity, np.inf."
-    expect(math.isinf(float(function(100.0, 0.5, 1.0))), never)
+# From how many pictures on alignment pays; its seconds, and a picture's without and with it.
+check_break_even = Exercise(
+    lambda once, without, with_it: _over(once, max(without - with_it, 0)),
+    ((3600.0, 2.0, 0.5), (100.0, 1.0, 0.9), (730.0, 3.1, 1.7), (100.0, 0.5, 1.0), (100.0, 2.0, 2.0)),
+    lambda once, a, b: {
+        "The aligned generator's pictures cost something too: divide by what each one saves.": once / a,
+        "A picture saves the difference of the two, not their sum.": once / (a + b),
+        "Where a picture costs more with alignment, it never pays: return infinity, np.inf.": _over(once, a - b),
+        "The sign: what is saved is what it costs without, minus with.": _over(once, b - a),
+        "Alignment pays where pictures cost less *with* it.": _over(once, max(b - a, 0)),
+        "Upside down: seconds once, divided by seconds saved a picture.": (a - b) / once if a > b else math.inf,
+        "Leave the number as it is, without rounding it.": math.ceil(once / (a - b)) if a > b else math.inf,
+    },
+)

@@ -3,7 +3,7 @@
 Notebook: 07_parm.ipynb. Paper: section 4. Shared: plots.py, explorer.py, checker.py.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,17 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from cotgen_lite.course.checker import compare
+from cotgen_lite.course.checker import Exercise
 from cotgen_lite.course.explorer import Game, explorer, menu
 from cotgen_lite.course.plots import OURS, RIGHT, WRONG, Numbers, Texts, Truths, draw_flow, draw_grid, new_chart, sign
 from cotgen_lite.verify.search import ParmPath
 
 UNCLEAR, PROMISING, HOPELESS = "#D9D9D9", "#56B4E9", "#D55E00"
 FIRST_LOOK, STRIDE = 2, 2  # the step that the game shows first, and how many steps lie between two looks
-EACH = "One number a path, found along its steps,"
-# Log-odds (P, T) of four paths for the exercises.
-CLARITY = np.array([[-1.0, 2.0, 1.0, 3.0], [-2.0, -1.0, -1.0, -3.0], [1.0, -1.0, 2.0, 1.0], [-1.0, -2.0, 0.5, 2.0]])
-POTENTIAL = np.array([[-3.0, 1.0, -1.0, 2.0], [-1.0, -1.0, -1.0, -1.0], [2.0, -4.0, 1.0, 0.5], [9.0, -1.0, -2.0, 1.0]])
 
 
 def draw_parm() -> Figure:
@@ -121,37 +117,77 @@ def be_the_parm(
     return explorer(draw, (prompt, again), (*stops, onward), game=game)
 
 
-def check_first_clear(function: Callable[[np.ndarray], np.ndarray]) -> None:
-    """The step, counted from 1, at which each path is clear for the first time; 0 for never."""
-    never = "The second path is never clear: argmax gives 0 for it, as for one that is clear at once."
-    mistakes: dict[str, object] = {
-        never: lambda got: got[1] == 1,
-        "Steps are counted from 1 here: add one, but keep 0 for paths that never are.": [1, 0, 0, 2],
-        "That is where each path is clearest: the first step above zero is asked for.": [4, 0, 3, 4],
-        "That counts how many steps are clear: which is the first?": [3, 0, 3, 2],
-    }
-    compare(function(CLARITY.copy()), [2, 0, 1, 3], mistakes, "Clear means log-odds above 0", EACH)
+_PATHS = (  # clarity and potential, log-odds of (paths, steps)
+    (
+        np.array([[-1.0, 2.0, 1.0, 3.0], [-2.0, -1.0, -1.0, -3.0], [1.0, -1.0, 2.0, 1.0], [-1.0, -2.0, 0.5, 2.0]]),
+        np.array([[-3.0, 1.0, -1.0, 2.0], [-1.0, -1.0, -1.0, -1.0], [2.0, -4.0, 1.0, 0.5], [9.0, -1.0, -2.0, 1.0]]),
+    ),
+    (
+        np.array([[0.0, -0.3, 0.6, 1.2, 0.4], [-0.8, 0.7, 0.2, -0.1, 2.3], [-1.5, 0.0, -0.2, -2.0, 0.0]]),
+        np.array([[-0.6, 0.5, 1.1, -0.2, 0.9], [0.3, 0.8, 0.0, -1.4, 1.7], [0.2, -0.9, 1.3, 0.4, -0.5]]),
+    ),
+    (np.array([[0.4, -1.1]]), np.array([[-0.7, 0.6]])),
+)
 
 
-def check_stops(function: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
-    """The step, counted from 1, at which PARM stops each path; 0 for paths that it lets live."""
-    got = function(CLARITY.copy(), POTENTIAL.copy())
-    mistakes = {
-        "Potential counts only where the path is clear: path 2 never is, and is never stopped.": [1, 1, 2, 2],
-        "That asks at the first clear step only; the paper's text asks at every clear step.": [0, 0, 0, 3],
-        "Steps are counted from 1 here.": [2, 0, 0, 2],
-        "The sign: paths *without* potential are stopped, log-odds of 0 or less.": [2, 0, 1, 4],
-    }
-    compare(got, [3, 0, 0, 3], mistakes, "Clear, and potential not above 0", EACH)
+def _first(at: np.ndarray, never: int = 0) -> np.ndarray:
+    """The first true step of each path, counted from 1; 0 where there is none."""
+    return np.where(at.any(axis=1), at.argmax(axis=1) + 1, never)
 
 
-def check_saved(function: Callable[[np.ndarray, int], float]) -> None:
-    """The share of generator passes that stopping saves; from the steps that each path ran, and T."""
-    ran = np.array([18, 18, 18, 6, 12])
-    mistakes = {
-        "That is the share that was spent: the rest was saved.": 72 / 90,
-        "That is the share of paths that were stopped: they did run some steps.": 2 / 5,
-        "That is the number of steps saved: divide by what all paths would have run.": 18,
-        "That averages over the stopped paths only: the share is of all paths' steps.": 1 / 2,
-    }
-    compare(float(function(ran, 18)), 1 - 72 / 90, mistakes, f"With steps {ran.tolist()} of 18")
+# The step, counted from 1, at which each path is clear for the first time; 0 for never.
+check_first_clear = Exercise(
+    lambda clarity: _first(clarity > 0),
+    tuple((clarity,) for clarity, _ in _PATHS),
+    lambda c: {
+        "A path that is never clear gets 0: argmax alone takes it for clear at once.": _first(c > 0, 1),
+        "Steps are counted from 1 here: add one, but keep 0 for paths that never are.": (c > 0).argmax(axis=1),
+        "Clear means log-odds *above* 0: just 0 is not clear.": _first(c >= 0),
+        "That is where each path is clearest: the first step above zero is asked for.": (
+            np.where((c > 0).any(axis=1), c.argmax(axis=1) + 1, 0)
+        ),
+        "That counts how many steps are clear: which is the first?": (c > 0).sum(axis=1),
+        "That is the first step that is *not* clear.": _first(c <= 0),
+        "That is the last clear step: the first is asked for.": ((c > 0) * np.arange(1, c.shape[1] + 1)).max(axis=1),
+    },
+    "One number a path, found along its steps,",
+)
+
+# The step, counted from 1, at which PARM stops each path; 0 for paths that it lets live.
+check_stops = Exercise(
+    lambda clarity, potential: _first((clarity > 0) & (potential <= 0)),
+    _PATHS,
+    lambda c, p: {
+        "Potential counts only where the path is clear: one that never is clear is never stopped.": _first(p <= 0),
+        "That asks at the first clear step only; the paper's text asks at every clear step.": _first(
+            (c > 0) & (np.cumsum(c > 0, axis=1) == 1) & (p <= 0)
+        ),
+        "Steps are counted from 1 here.": np.maximum(_first((c > 0) & (p <= 0)) - 1, 0),
+        "A path that lives gets 0: argmax alone takes it for stopped at once.": _first((c > 0) & (p <= 0), 1),
+        "The sign: paths *without* potential are stopped, log-odds of 0 or less.": _first((c > 0) & (p > 0)),
+        "Potential of just 0 is none: a path goes on where its log-odds are *above* 0.": _first((c > 0) & (p < 0)),
+        "Clear means log-odds *above* 0: just 0 is not clear.": _first((c >= 0) & (p <= 0)),
+        "Those are the first clear steps: ask for the potential there, too.": _first(c > 0),
+        "Both must hold, at the same step: clear, and without potential.": _first((c > 0) | (p <= 0)),
+    },
+    "One number a path, found along its steps,",
+)
+
+# The share of generator passes that stopping saves; from the steps that each path ran, and T.
+check_saved = Exercise(
+    lambda ran, steps: 1 - ran.mean() / steps,
+    ((np.array([18, 18, 18, 6, 12]), 18), (np.array([3, 7, 2]), 8), (np.array([1]), 4), (np.array([5, 5]), 5)),
+    lambda ran, steps: {
+        "That is the share that was spent: the rest was saved.": ran.mean() / steps,
+        "That is the share of paths that were stopped: they did run some steps.": (ran < steps).mean(),
+        "That is the number of steps saved: divide by what all paths would have run.": (steps - ran).sum(),
+        "Those are steps saved a path: divide by how many a path has.": steps - ran.mean(),
+        "That averages over the stopped paths only: the share is of all paths' steps.": (
+            1 - ran[ran < steps].mean() / steps if (ran < steps).any() else 0
+        ),
+        "That is a median: the share is of all paths' steps.": 1 - np.median(ran) / steps,
+        "Divide by what all paths would have run, not by what was run.": (steps - ran).sum() / ran.sum(),
+        "One share for each path: take them together.": 1 - ran / steps,
+    },
+    "One share",
+)

@@ -3,14 +3,14 @@
 Notebook: 08_parm_plus_plus.ipynb. Paper: section 5. Shared: plots.py, explorer.py, checker.py.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from ipywidgets import IntSlider, VBox
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cotgen_lite.course.checker import compare, expect
+from cotgen_lite.course.checker import Exercise
 from cotgen_lite.course.explorer import explorer, menu
 from cotgen_lite.course.plots import Texts, Truths, draw_flow, draw_grid, sign, wrap
 
@@ -56,46 +56,98 @@ def reflection_explorer(
     return explorer(draw, (menu(prompts), IntSlider(value=0, min=0, max=3, description="round")))
 
 
-def check_kept(function: Callable[[Sequence[float]], int]) -> None:
-    """Which image a reflection keeps, from what it would believe of all of them, log-odds in order."""
-    rows = ([-2.0, 1.0, 3.0, -1.0], [-3.0, -1.0, -2.0, -4.0], [0.5, 2.0, 1.0, 3.0], [-1.0, -2.0, -3.0, 0.1])
-    mistakes = {
-        "The first yes ends it: what would have come later is never drawn.": [2, 1, 3, 3],
-        "Without a yes the likeliest is kept, not the last.": [1, 3, 0, 3],
-        "Without a yes the likeliest is kept, not the first.": [1, 0, 0, 3],
-        "Images are counted from 0 here: the first one is number 0.": [2, 2, 1, 4],
-        "That is always the last one: a yes ends it, and corrections can spoil.": [3, 3, 3, 3],
-    }
-    case = f"Of {[list(row) for row in rows]}, where yes means log-odds above 0"
-    compare([int(function(list(row))) for row in rows], [1, 1, 0, 3], mistakes, case)
+def _first_yes(log_odds: Sequence[float], otherwise: int, least: float = 0.0) -> int:
+    return next((number for number, one in enumerate(log_odds) if one > least), otherwise)
 
 
-def check_changed(function: Callable[[np.ndarray, np.ndarray], tuple[int, int]]) -> None:
-    """How many images a reflection mended, and how many it spoiled; from verdicts before and after."""
-    before = np.array([True, True, True, False, False, False, False, True, False])
-    after = np.array([True, False, True, True, True, False, True, False, False])
-    got, two = function(before.copy(), after.copy()), "A pair of numbers (their difference hides how many of each)"
-    mistakes = {
-        "The other way round: mended first, then spoiled.": [2, 3],
-        "That counts all that are right, and wrong, afterwards: some were so before.": [5, 4],
-        "That counts all that were right, and wrong, before: look at both verdicts of each image.": [4, 5],
-        "Those are shares: counts are wanted.": [3 / 9, 2 / 9],
-        "Those are shares of the wrong and of the right ones: counts are wanted.": [3 / 5, 2 / 4],
-    }
-    compare(got, [3, 2], mistakes, "Mended was wrong and is right", two)
+# Which image a reflection keeps, from what it would believe of all of them, log-odds in order.
+check_kept = Exercise(
+    lambda log_odds: _first_yes(log_odds, int(np.argmax(log_odds))),
+    (
+        ([-2.0, 1.0, 3.0, -1.0],),
+        ([-3.0, -1.0, -2.0, -4.0],),
+        ([0.5, 2.0, 1.0, 3.0],),
+        ([-1.0, -2.0, -3.0, 0.1],),
+        ([-1.0, -2.5, -0.5, -2.0],),
+        ([-1.0, 0.0, -0.2, 0.3],),
+        ([-0.7],),
+    ),
+    lambda odds: {
+        "The first yes ends it: what would have come later is never drawn.": np.argmax(odds),
+        "Without a yes the likeliest is kept, not the last.": _first_yes(odds, len(odds) - 1),
+        "Without a yes the likeliest is kept, not the first.": _first_yes(odds, 0),
+        "Without a yes the likeliest is kept, not the least likely.": _first_yes(odds, int(np.argmin(odds))),
+        "Images are counted from 0 here: the first one is number 0.": _first_yes(odds, int(np.argmax(odds))) + 1,
+        "That is always the last one: a yes ends it, and corrections can spoil.": len(odds) - 1,
+        "Yes means log-odds *above* 0: just 0 is no yes.": _first_yes(odds, int(np.argmax(odds)), -1e-9),
+        "Those are log-odds: the number of the image is wanted.": odds[_first_yes(odds, int(np.argmax(odds)))],
+    },
+    "The number of one image",
+)
+
+# How many images a reflection mended, and how many it spoiled; from verdicts before and after.
+check_changed = Exercise(
+    lambda before, after: ((~before & after).sum(), (before & ~after).sum()),
+    tuple(
+        (np.array(before, dtype=bool), np.array(after, dtype=bool))
+        for before, after in (
+            ([1, 1, 1, 0, 0, 0, 0, 1, 0], [1, 0, 1, 1, 1, 0, 1, 0, 0]),
+            ([1, 0, 1, 1, 1], [0, 1, 0, 1, 0]),
+            ([0, 1, 1, 0], [0, 1, 1, 0]),
+            ([0, 0], [1, 1]),
+        )
+    ),
+    lambda a, b: {
+        "The other way round: mended first, then spoiled.": ((a & ~b).sum(), (~a & b).sum()),
+        "Their difference hides how many of each: return both numbers.": b.sum() - a.astype(int).sum(),
+        "That counts all that are right, and wrong, afterwards: some were so before.": (b.sum(), (~b).sum()),
+        "That counts all that were right, and wrong, before: look at both verdicts.": (a.sum(), (~a).sum()),
+        "Those are shares of all images: counts are wanted.": ((~a & b).mean(), (a & ~b).mean()),
+        "Those are shares of the wrong and of the right ones: counts are wanted.": (
+            (~a & b).sum() / (~a).sum(),
+            (a & ~b).sum() / a.sum(),
+        ),
+        "Those stayed right, or wrong: count the images that changed.": ((a & b).sum(), (~a & ~b).sum()),
+        "That is how many changed at all: count mended and spoiled ones apart.": (a != b).sum(),
+    },
+    "A pair of numbers, mended and spoiled,",
+)
 
 
-def check_others_reasons(function: Callable[[Texts, Texts], Texts]) -> None:
-    """The control: for each image the reasons of another one of the same tag; from reasons and tags."""
-    tags = ["position", "color_attr", "position", "color_attr", "position", "counting", "counting"]
-    reasons = [f"reasons {number}" for number in range(len(tags))]
-    got = list(function(list(reasons), list(tags)))
-    expect(len(got) == len(tags), f"Reasons for each of {len(tags)} images are wanted, got {len(got)}.")
-    expect("" not in got, "Empty reasons are another control: that one tells the generator that nothing is known.")
-    expect(set(got) <= set(reasons), "Only reasons that were given may be used: the same texts, at other images.")
-    own = next((number for number, text in enumerate(got) if text == reasons[number]), None)
-    expect(own is None, f"Image {own} keeps its own reasons: a control must take them from another image.")
-    far = next((number for number, text in enumerate(got) if tags[reasons.index(text)] != tags[number]), None)
-    expect(far is None, f"Image {far} gets reasons of another tag: they would be easy to tell from its own kind.")
-    twice = len(set(got)) < len(got)
-    expect(not twice, "Some reasons are given twice: pass each on once, so that only their places change.")
+def _moved(reasons: Sequence[str], tags: Sequence[str]) -> list[str]:
+    """Every text at the next place of its tag."""
+    places = [[at for at, one in enumerate(tags) if one == tag] for tag in tags]
+    return [reasons[mine[(mine.index(at) + 1) % len(mine)]] for at, mine in enumerate(places)]
+
+
+def _unfair(given: np.ndarray, reasons: Sequence[str], tags: Sequence[str]) -> str:
+    """What is wrong with a control's reasons, if anything is: many orders are right."""
+    got = given.tolist() if given.shape == (len(tags),) else []
+    if len(got) < len(tags):
+        return f"{len(tags)} texts are wanted, one for each image, not {len(given) if given.ndim else 'a single one'}."
+    if "" in got:
+        return "empty reasons are another control: that one tells the generator that nothing is known."
+    if not set(got) <= set(reasons):
+        return "only reasons that were given may be used: the same texts, at other images."
+    if own := [at for at, text in enumerate(got) if text == reasons[at]]:
+        return f"image {own[0]} keeps its own reasons: a control must take them from another image."
+    if far := [at for at, text in enumerate(got) if tags[reasons.index(text)] != tags[at]]:
+        return f"image {far[0]} gets reasons of another tag: they would be easy to tell from its own kind."
+    return "some reasons are given twice: use each once, so that only their places change." * (len(set(got)) < len(got))
+
+
+# The control: for each image the reasons of another one of the same tag; from reasons and tags.
+check_others_reasons = Exercise(
+    _moved,
+    tuple(
+        ([f"why {len(tags)}{number}" for number in range(len(tags))], tags)
+        for tags in (
+            ["position", "color_attr", "position", "color_attr", "position", "counting", "counting"],
+            ["colors", "colors", "colors", "two", "two"],
+            [],
+        )
+    ),
+    wanted="A list of texts",
+    rule=_unfair,
+    free=True,
+)

@@ -3,15 +3,16 @@
 Notebook: 09_sequential_models.ipynb. Paper: section 4, table 4. Shared: plots.py, explorer.py, checker.py.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from ipywidgets import IntSlider, VBox
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cotgen_lite.course.checker import compare
+from cotgen_lite.course.checker import Exercise
 from cotgen_lite.course.explorer import explorer, menu
 from cotgen_lite.course.plots import Texts, Truths, draw_grid, sign
 
@@ -67,56 +68,86 @@ def run_explorer(
     )
 
 
-def check_whole_after(function: Callable[[int, int, int, int], int]) -> None:
-    """The run, from 1, after which a thing is drawn whole; from its last row and column (from 0), side and runs."""
-    cases = ((0, 0, 8, 16), (0, 7, 8, 16), (3, 3, 8, 16), (3, 4, 8, 16), (7, 7, 8, 16), (2, 1, 4, 4))
-    wanted = [1, 2, 7, 8, 16, 3]
-    before = [-(-(row * side + column) // (side * side // runs)) for row, column, side, runs in cases]
-    across = [(column * side + row) // (side * side // runs) + 1 for row, column, side, runs in cases]
-    mistakes = {
-        "Runs are counted from 1 here: add one.": [one - 1 for one in wanted],
-        "The place itself has to be drawn as well: count the places up to it, it included.": before,
-        "That counts rows: a run is as many codes as L / runs, here half a row.": [row + 1 for row, *_ in cases],
-        "Codes are written row by row: the number of a place is row * side + column.": across,
-        "Those are codes: divide by how many of them make a run.": [r * side + c + 1 for r, c, side, _ in cases],
-    }
-    compare([int(function(*case)) for case in cases], wanted, mistakes, f"(row, column, side, runs) in {list(cases)}")
+RANDOM = np.random.default_rng(0)  # of the exercises' cases
+
+# The run, from 1, after which a thing is drawn whole; from its last row and column (from 0), side and runs.
+check_whole_after = Exercise(
+    lambda row, column, side, runs: (row * side + column) // (side * side // runs) + 1,
+    (
+        (0, 0, 8, 16),
+        (0, 7, 8, 16),
+        (3, 3, 8, 16),
+        (3, 4, 8, 16),
+        (7, 7, 8, 16),
+        (2, 1, 4, 4),
+        (1, 4, 6, 3),
+        (5, 0, 6, 9),
+    ),
+    lambda row, column, side, runs: {
+        "Runs are counted from 1 here: add one.": (row * side + column) // (side * side // runs),
+        "The place itself has to be drawn as well: count it, too.": -(-(row * side + column) // (side * side // runs)),
+        "That counts rows: a run is L / runs codes, not always a row.": row + 1,
+        "The number of a place is row * side + column.": (column * side + row) // (side * side // runs) + 1,
+        "Those are codes: divide by how many of them make a run.": row * side + column + 1,
+        "A run has L / runs codes, and L is side * side.": (row * side + column) // runs + 1,
+        "Runs are whole: one that has begun comes to its end.": (row * side + column) / (side * side // runs) + 1,
+        "The column is left out: a place's number is row * side + column.": row * side // (side * side // runs) + 1,
+    },
+    "The number of a run",
+)
 
 
-def check_places(function: Callable[[int, int, bool], int]) -> None:
-    """How many places one image takes (without guidance); from words, codes L, and whether keys and values are kept."""
-    got = [function(5, 4, True), function(5, 4, False), function(16, 64, False)]
-    wanted = [5 + 3, 5 + 6 + 7 + 8, sum(16 + k for k in range(64))]
-    too_many = [5 + 4, 5 + 6 + 7 + 8 + 9, sum(16 + k for k in range(65))]
-    mistakes = {
-        "One pass too many: once the last code is drawn, nothing has to be read any more.": too_many,
-        "The words take places too: once if they are kept, in every pass if not.": [3, 0 + 1 + 2 + 3, sum(range(64))],
-        "Those are passes: without kept keys and values each of them reads the whole sequence.": [4, 4, 64],
-        "The other way round: kept keys and values save work.": [wanted[1], wanted[0], 16 + 63],
-        "The sequence grows: in the first pass only the words are there.": [8, (5 + 4) * 4, (16 + 64) * 64],
-    }
-    compare(got, wanted, mistakes, "(5, 4, kept), (5, 4, not), (16, 64, not)")
+def _places(words: int, length: int, kept: bool) -> int:
+    return words + length - 1 if kept else sum(words + written for written in range(length))
 
 
-def check_image_log_probability(function: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """The exact log-probability of each image; from logits of whole sequences (B, W + L, K) and codes (B, L)."""
-    torch.manual_seed(0)
-    logits, codes = torch.randn(3, 5 + 4, 7), torch.randint(7, (3, 4))
+# How many places one image takes (without guidance); from words, codes L, and whether keys and values are kept.
+check_places = Exercise(
+    _places,
+    ((5, 4, True), (5, 4, False), (16, 64, False), (3, 7, True), (2, 1, True), (2, 1, False)),
+    lambda words, length, kept: {
+        "One pass too many: once the last code is drawn, nothing has to be read any more.": (
+            words + length if kept else sum(range(words, words + length + 1))
+        ),
+        "The words take places too: once if they are kept, in every pass if not.": _places(0, length, kept),
+        "Those are passes: without kept keys and values each of them reads the whole sequence.": length,
+        "The other way round: kept keys and values save work.": _places(words, length, not kept),
+        "The sequence grows: in the first pass only the words are there.": (
+            words + length - 1 if kept else (words + length) * length
+        ),
+        "Whether keys and values are kept makes a difference: that is with them.": _places(words, length, True),
+        "Whether keys and values are kept makes a difference: that is without them.": _places(words, length, False),
+    },
+)
 
-    def told(seen: Tensor, first: int = 4) -> Tensor:
-        return seen[:, first : first + 4].gather(2, codes[..., None])[..., 0].sum(1)
 
-    log_p = logits.log_softmax(2)
-    wanted = told(log_p)
-    mistakes = {
-        "A place's logits are of the *next* code: begin one place earlier.": told(log_p, 5),
-        "That is the mean: the log-probability of all codes is their sum.": wanted / 4,
-        "Those are logits: take `log_softmax` first.": told(logits),
-        "Probabilities multiply, their logarithms add up: take the log.": told(logits.softmax(2)),
-        "The softmax runs over the codes, the last dimension.": told(logits.log_softmax(1)),
-        "The first places belong to the words: the image's codes stand at the end.": told(log_p, 0),
-        "The sign: that is the loss, a log-probability is at most 0.": -wanted,
-    }
-    compare(
-        function(logits.clone(), codes.clone()), wanted, mistakes, shape="One number an image, all places added up,"
-    )
+def _log_p(seen: Tensor, codes: Tensor, ahead: int = 1) -> Tensor:
+    """What each image's codes got, added up, at the last places but so many."""
+    end = seen.shape[1] - ahead
+    return seen[:, end - codes.shape[1] : end].gather(2, codes[..., None])[..., 0].sum(1)
+
+
+# The exact log-probability of each image; from logits of whole sequences (B, W + L, K) and codes (B, L).
+check_image_log_probability = Exercise(
+    lambda logits, codes: _log_p(logits.log_softmax(2), codes),
+    tuple(
+        (
+            torch.from_numpy(RANDOM.normal(size=(images, words + length, options)).round(1)).float(),
+            torch.from_numpy(RANDOM.integers(options, size=(images, length))),
+        )
+        for images, words, length, options in ((1, 2, 2, 3), (3, 5, 4, 7), (2, 2, 3, 5))
+    ),
+    lambda logits, codes: {
+        "A place's logits are of the *next* code: begin one place earlier.": _log_p(logits.log_softmax(2), codes, 0),
+        "That is the mean: add the codes up.": _log_p(logits.log_softmax(2), codes) / codes.shape[1],
+        "Those are logits: take `log_softmax` first.": _log_p(logits, codes),
+        "Probabilities multiply, their logarithms add up: take the log.": _log_p(logits.softmax(2), codes),
+        "The softmax runs over the codes, the last dimension.": _log_p(logits.log_softmax(1), codes),
+        "The first places belong to the words: the image's codes stand at the end.": (
+            _log_p(logits.log_softmax(2)[:, : codes.shape[1]], codes, 0)
+        ),
+        "The sign: that is the loss, a log-probability is at most 0.": -_log_p(logits.log_softmax(2), codes),
+        "Those are probabilities: their logarithm is wanted.": _log_p(logits.log_softmax(2), codes).exp(),
+    },
+    "One number an image, all places added up,",
+)

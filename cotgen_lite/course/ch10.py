@@ -10,7 +10,7 @@ import numpy.typing as npt
 from ipywidgets import Dropdown, IntSlider, ToggleButtons, VBox
 from matplotlib.figure import Figure
 
-from cotgen_lite.course.checker import compare
+from cotgen_lite.course.checker import Exercise
 from cotgen_lite.course.explorer import explorer
 from cotgen_lite.course.plots import CEILING, OTHER, OURS, PAPER, RIGHT, WRONG, legend_below, new_chart, sign
 
@@ -70,58 +70,83 @@ def memory_explorer(parts_of: Callable[[int, int, int], Mapping[str, float]], ca
     return explorer(draw, (card, n), (size, bits))
 
 
-def check_keys_and_values(function: Callable[[int, int, int, int, int, int], int]) -> None:
-    """Bytes of the keys and values that are kept while n guided candidates are drawn; from n, the places of one
-    sequence, the layers, the heads of a layer, the width of a head, and the bytes of a number."""
-    for n, places, layers, heads, width, size in ((20, 280, 24, 32, 64, 8), (3, 1050, 5, 7, 11, 2)):
-        wanted = 4 * n * places * layers * heads * width * size
-        half, quarter = wanted // 2, wanted // 4
-        mistakes = {
-            "That is a quarter: keys *and* values, and two rows a candidate, with the prompt and without.": quarter,
-            "That is half: keys *and* values are kept, for two rows a candidate, with the prompt and without.": half,
-            "Those are numbers: each takes several bytes.": wanted // size,
-            "That is one head of each layer: a layer keeps all its heads' keys and values.": wanted // heads,
-            "That is one layer: each has keys and values of its own.": wanted // layers,
-            "That is one candidate: all n are drawn at once.": wanted // n,
-            "Keys and values grow with the places, not with their square, as scores would.": wanted * places,
-        }
-        compare(int(function(n, places, layers, heads, width, size)), wanted, mistakes, f"n = {n}, {places} places")
+# Bytes of the keys and values that are kept while n guided candidates are drawn; from n, the places of one sequence,
+# the layers, the heads of a layer, the width of a head, and the bytes of a number.
+check_keys_and_values = Exercise(
+    lambda n, places, layers, heads, head_width, size: 4 * n * places * layers * heads * head_width * size,
+    ((2, 3, 5, 7, 11, 2), (20, 280, 24, 32, 64, 2), (3, 1050, 2, 13, 5, 8), (1, 1, 1, 1, 1, 1)),
+    lambda n, places, layers, heads, width, size: {
+        "That is a quarter: keys *and* values, and two rows a candidate, with the prompt and without.": (
+            n * places * layers * heads * width * size
+        ),
+        "That is half: keys *and* values are kept, for two rows a candidate, with the prompt and without.": (
+            2 * n * places * layers * heads * width * size
+        ),
+        "Those are numbers: each takes several bytes.": 4 * n * places * layers * heads * width,
+        "That is one head of each layer: a layer keeps all its heads'.": 4 * n * places * layers * width * size,
+        "That is one layer: each has keys and values of its own.": 4 * n * places * heads * width * size,
+        "That is one candidate: all n are drawn at once.": 4 * places * layers * heads * width * size,
+        "Keys and values grow with the places, not with their square, as scores would.": (
+            4 * n * places**2 * layers * heads * width * size
+        ),
+    },
+    "A number of bytes",
+)
 
 
-def check_hours(function: Callable[[int, int, int, int, float, int], float]) -> None:
-    """Hours that a pool of guided images takes; from images, steps of each, places of a pass, the model's weights, the
-    FLOPs a second that one GPU reaches, and the number of GPUs."""
-    for case in ((288_000, 18, 258, 1_208_506_368, 94e12, 8), (7, 5, 11, 1000, 3.0, 2)):
-        images, steps, places, weights, rate, gpus = case
-        wanted = images * steps * 2 * places * 2 * weights / rate / gpus / 3600
-        quarter = wanted / 4
-        mistakes = {
-            "Those are seconds: an hour has 3,600.": wanted * 3600,
-            "Those are minutes: an hour has 60.": wanted * 60,
-            "A weight takes a multiplication *and* an addition, and guidance a second row: both double it.": quarter,
-            "Half of it: 2 FLOPs a weight and place, and two rows, with the prompt and without.": wanted / 2,
-            "The GPUs share the work: divide by their number.": wanted * gpus,
-            "Every step is a pass over the whole image.": wanted / steps,
-            "A weight is used once for every place of the sequence.": wanted / places,
-        }
-        compare(float(function(*case)), wanted, mistakes)
+def _hours(images: int, steps: int, places: int, weights: int, rate: float, gpus: int) -> float:
+    return images * steps * 2 * places * 2 * weights / rate / gpus / 3600
 
 
-def check_parm_over_best(function: Callable[[npt.NDArray[np.int64], int, float, float], float]) -> None:
-    """What PARM costs as a share of what best-of-n costs; from how many of the steps each path ran (those that ran all
-    are judged once more when they are finished), the steps, the cost of a step, and that of a look."""
-    for ran, steps, step, look in ((np.array([18, 3, 5, 18, 2]), 18, 1.2, 25.0), (np.array([4, 4, 1]), 4, 3.0, 0.5)):
-        some, whole, finished = ran.sum(), len(ran) * steps, (ran == steps).sum()
-        best = whole * step + len(ran) * look
-        wanted, looks = some * (step + look) / best, np.minimum(ran, steps - 1).sum() * look
-        mistakes = {
-            "The finished pictures are looked at once more, to choose among them.": (some * step + looks) / best,
-            "PARM looks at every step, not only at the finished pictures.": (some * step + finished * look) / best,
-            "Stopped paths cost nothing more: count the steps that each path ran.": whole * (step + look) / best,
-            "That is the generator alone: the verifier's looks cost too.": some / whole,
-            "A stopped path's steps are saved as well as its looks.": (whole * step + some * look) / best,
-            "Best-of-n looks too: once at each finished picture.": some * (step + look) / (whole * step),
-            "Upside down: PARM's cost over that of best-of-n.": 1 / wanted,
-            "That is what is saved: the share that is spent is asked for.": 1 - wanted,
-        }
-        compare(float(function(ran, steps, step, look)), wanted, mistakes, f"With steps {ran.tolist()}")
+# Hours that a pool of guided images takes; from images, steps of each, places of a pass, the model's weights, the
+# FLOPs a second that one GPU reaches, and the number of GPUs.
+check_hours = Exercise(
+    _hours,
+    ((7, 5, 11, 1000, 3.0, 2), (288_000, 18, 258, 1_208_506_368, 94e12, 8), (90, 4, 6, 250, 7.5, 1)),
+    lambda images, steps, places, weights, rate, gpus: {
+        hint: factor * _hours(images, steps, places, weights, rate, gpus)
+        for hint, factor in {
+            "Those are seconds: an hour has 3,600.": 3600,
+            "Those are minutes: an hour has 60.": 60,
+            "A weight takes a multiplication *and* an addition, and guidance a second row: both double it.": 1 / 4,
+            "Half of it: 2 FLOPs a weight and place, and two rows, with the prompt and without.": 1 / 2,
+            "The GPUs share the work: divide by their number.": gpus,
+            "The GPUs share the work: divide by their number, do not multiply.": gpus**2,
+            "Every step is a pass over the whole image.": 1 / steps,
+            "A weight is used once for every place of the sequence.": 1 / places,
+            "That is one image: the pool has many.": 1 / images,
+        }.items()
+    },
+    "A number of hours",
+)
+
+
+def _parm_mistakes(ran: npt.NDArray[np.int64], steps: int, step: float, look: float) -> dict[str, float]:
+    some, whole, finished = ran.sum(), len(ran) * steps, (ran == steps).sum()
+    best, last = whole * step + len(ran) * look, np.minimum(ran, steps - 1).sum()
+    return {
+        "The finished pictures are looked at once more, to choose among them.": (some * step + last * look) / best,
+        "A finished picture's last step has one look, not two.": (some * step + (some + finished) * look) / best,
+        "PARM looks at every step, not only at the finished pictures.": (some * step + finished * look) / best,
+        "Stopped paths cost nothing more: count the steps that each path ran.": whole * (step + look) / best,
+        "That is the generator alone: the verifier's looks cost too.": some / whole,
+        "A stopped path's steps are saved as well as its looks.": (whole * step + some * look) / best,
+        "Best-of-n looks too: once at each finished picture.": some * (step + look) / (whole * step),
+        "Upside down: PARM's cost over that of best-of-n.": best / (some * (step + look)),
+        "That is what is saved: the share that is spent is asked for.": 1 - some * (step + look) / best,
+    }
+
+
+# What PARM costs as a share of what best-of-n costs; from how many of the steps each path ran (those that ran all are
+# judged once more when they are finished), the steps, the cost of a step, and that of a look.
+check_parm_over_best = Exercise(
+    lambda ran, steps, step, look: ran.sum() * (step + look) / (len(ran) * (steps * step + look)),
+    (
+        (np.array([18, 3, 5, 18, 2]), 18, 1.2, 25.0),
+        (np.array([4, 4, 1]), 4, 3.0, 0.5),
+        (np.array([7, 2, 6, 7, 7, 1]), 7, 0.8, 1.9),
+        (np.array([2, 2]), 2, 1.0, 3.0),
+    ),
+    _parm_mistakes,
+    "One share",
+)

@@ -3,14 +3,14 @@
 Notebook: 11_results.ipynb. Paper: tables 1 to 5. Shared: plots.py, explorer.py, checker.py.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from ipywidgets import Dropdown, VBox
 from matplotlib.figure import Figure
 
-from cotgen_lite.course.checker import compare, expect
+from cotgen_lite.course.checker import Exercise
 from cotgen_lite.course.explorer import explorer
 from cotgen_lite.course.plots import CHANCE, OTHER, OURS, PAPER, WRONG, draw_profile, legend_below, new_chart, wrap
 
@@ -65,31 +65,54 @@ def method_explorer(rows: Mapping[str, Mapping], labels: Mapping[str, str], firs
     return explorer(lambda *two: draw_two(rows, labels, *two), (one,), (other,))
 
 
-def check_verdict(function: Callable[[float, float], str]) -> None:
-    """From the interval of a difference to "yes", "no" or "undecided"."""
-    for low, high, wanted, hint in (
-        (0.01, 0.2, "yes", "From 0.01 to 0.2 lies wholly above zero, as the claim says."),
-        (-0.2, -0.01, "no", "From -0.2 to -0.01 lies wholly below zero: that is a decision, too."),
-        (-0.1, 0.3, "undecided", "From -0.1 to 0.3 holds zero: such a difference may have either sign."),
-        (0.0, 0.1, "undecided", "An interval that touches zero holds it: undecided."),
-    ):
-        got = function(low, high)
-        expect(got in ("yes", "no", "undecided"), f'One of "yes", "no" and "undecided" is wanted, not {got!r}.')
-        expect((got, wanted) != ("yes", "no"), f"From {low} to {high} lies below zero: the claim says above.")
-        expect(got == wanted, hint)
+def _verdict(low: float, high: float) -> str:
+    return "yes" if low > 0 else "no" if high < 0 else "undecided"
 
 
-def check_paired_difference(function: Callable[[npt.NDArray, npt.NDArray, npt.NDArray], npt.NDArray]) -> None:
-    """The difference of two methods' means in each of R bootstrap samples, (R,); from right a, right b, both (P,), and
-    the prompts drawn in each sample, (R, P)."""
-    a, b = np.array([1.0, 0.0, 1.0, 1.0]), np.array([0.0, 0.0, 1.0, 0.5])
-    rows = np.array([[0, 0, 1, 2], [3, 3, 3, 3], [1, 2, 1, 2]])
-    got, wanted = function(a.copy(), b.copy(), rows.copy()), (a - b)[rows].mean(axis=1)
-    apart = a[rows].mean(axis=1) - b.mean()
-    mistakes = {
-        "The other way around: the first method minus the second.": -wanted,
-        "Every sample gives the same: take the prompts that it drew, a[rows].": np.full(3, (a - b).mean()),
-        "Both methods are measured on the *same* drawn prompts: that is what makes it paired.": apart,
+# From the interval of a difference to "yes", "no" or "undecided".
+check_verdict = Exercise(
+    _verdict,
+    ((0.01, 0.2), (-0.2, -0.01), (-0.1, 0.3), (-0.4, 0.05), (0.0, 0.1), (-0.1, 0.0), (0.3, 0.31), (-0.9, -0.8)),
+    lambda low, high: {
+        "An interval that touches zero from above holds it: undecided.": _verdict(low + 1e-9, high),
+        "An interval that touches zero from below holds it: undecided.": _verdict(low, high - 1e-9),
+        "An interval that touches zero holds it: undecided.": _verdict(low + 1e-9, high - 1e-9),
+        "That goes by the middle: an interval that holds zero leaves both signs.": "yes" if low + high > 0 else "no",
+        "An interval wholly below zero is a decision, too: no.": "yes" if low > 0 else "undecided",
+        "An interval that holds zero decides nothing: undecided.": "yes" if low > 0 else "no",
+        "The other way round: wholly above zero is what the claim says.": _verdict(-high, -low),
+        "An interval wholly above zero decides, too: yes.": "no" if high < 0 else "undecided",
+    },
+    'One of "yes", "no" and "undecided"',
+    lambda got, low, high: (
+        "" if got in ("yes", "no", "undecided") else 'one of "yes", "no" and "undecided" is wanted, in small letters.'
+    ),
+)
+
+# The difference of two methods' means in each of R bootstrap samples, (R,); from right a, right b, both (P,), and the
+# prompts drawn in each sample, (R, P).
+check_paired_difference = Exercise(
+    lambda right_a, right_b, rows: (right_a - right_b)[rows].mean(axis=1),
+    tuple(
+        (np.array(a), np.array(b), np.array(rows))
+        for a, b, rows in (
+            ([1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.5], [[0, 0, 1, 2], [3, 3, 3, 3], [1, 2, 1, 2]]),
+            ([0.2, 0.9, 0.4], [0.7, 0.1, 0.5], [[2, 0, 2], [1, 1, 0], [0, 1, 2], [2, 2, 2], [0, 1, 0]]),
+            ([0.5, 1.0], [1.0, 0.0], [[0, 0]]),
+        )
+    ),
+    lambda a, b, rows: {
+        "The other way around: the first method minus the second.": (b - a)[rows].mean(axis=1),
+        "Every sample gives the same: take the prompts that it drew, right_a[rows].": np.full(
+            len(rows), (a - b).mean()
+        ),
+        "Both are measured on the *same* drawn prompts: the second one, too.": a[rows].mean(axis=1) - b.mean(),
+        "Both are measured on the *same* drawn prompts: the first one, too.": a.mean() - b[rows].mean(axis=1),
         "Accuracies are means over prompts, not sums.": (a - b)[rows].sum(axis=1),
-    }
-    compare(got, wanted, mistakes, shape="One difference a sample (average over prompts)")
+        "That averages over samples: average over the prompts of each.": (a - b)[rows].mean(axis=0),
+        "That is one number: average over the prompts of each sample alone.": (a - b)[rows].mean(),
+        "That is the first method alone: subtract the second.": a[rows].mean(axis=1),
+        "A difference may be negative: leave out the absolute value.": abs((a - b)[rows].mean(axis=1)),
+    },
+    "One difference a sample",
+)

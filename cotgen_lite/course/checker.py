@@ -1,54 +1,212 @@
-"""What the checkers of all exercises share: they compare an answer with the right one, and know the usual mistakes.
+"""What the exercises of all chapters share: an exercise is data, and `check` tries a learner's function on it.
 
-A chapter's checkers stand in its own file, ch00.py to ch11.py, as `check_…` functions of the learner's function; each
-raises AssertionError with a hint unless the function does what its docstring says.
+A chapter's exercises stand in its own file, ch00.py to ch11.py, as `check_…`. A hint at a usual mistake is given only
+where the learner's answers are that mistake's in every case; else the first case that is wrong is shown.
 """
 
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+import io
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from copy import deepcopy
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-F = TypeVar("F", bound=Callable)
+Answer = tuple[np.ndarray, ...]  # what was returned, then its gradients by those arguments that ask for them
+
+IN_WORDS: dict[type[BaseException], str] = {  # the first that fits is said
+    RecursionError: "it calls itself without end",
+    ImportError: "what it imports is not there",
+    NameError: "it uses a name that is not known: misspelt, or defined in a cell that was not run",
+    IndexError: "an index lies outside of what is there",
+    KeyError: "what it looks up is not there",
+    ZeroDivisionError: "it divides by zero",
+    AttributeError: "it asks a value for something that such values do not have",
+    TypeError: "it handles a value of another kind than it expects",
+    SystemExit: "it ends the program instead of returning",
+}
 
 
-def check(checker: Callable[[F], None], function: F) -> None:
-    """Try a learner's function on a chapter's checker, and print that it is right or a hint at what is wrong."""
+@dataclass(frozen=True)
+class Exercise:
+    """A right function, and the cases it is tried on, each the arguments of a call.
+
+    mistakes: of a case's arguments, hint → the wrong answer that calls for it; wanted: what an answer is, in words;
+    rule: of an answer and the case's arguments, what is wrong in words, or ""; free: many answers are right, and the
+    rule alone decides.
+    """
+
+    solution: Callable[..., Any]
+    cases: Sequence[tuple]
+    mistakes: Callable[..., Mapping[str, Any]] = lambda *_: {}
+    wanted: str = "A number"
+    rule: Callable[..., str] = lambda *_: ""
+    free: bool = False
+
+
+def check(exercise: Exercise, function: Callable[..., Any]) -> None:
+    """Try a learner's function on an exercise: prints ✓, ✗ with a hint, or that it is not solved yet. Nothing is raised
+    but KeyboardInterrupt."""
     try:
-        checker(function)
-        print("✓ Right.")
-    except (NotImplementedError, AssertionError) as hint:
-        print(hint)
+        print(_verdict(exercise, function))
+    except NotImplementedError as stub:
+        print(f"Not solved yet: {stub}" if str(stub) else "Not solved yet.")
 
 
-def expect(condition: bool, hint: str) -> None:
-    """AssertionError with a hint for the learner unless the condition holds."""
-    if not condition:
-        raise AssertionError(hint)
+def _verdict(exercise: Exercise, function: Any) -> str:
+    if not callable(function):
+        return "✗ The checker takes your function itself, without parentheses: check(ch00.check_guide, my_guide)."
+    names = list(signature(exercise.solution).parameters)[: len(exercise.cases[0])]
+    try:
+        signature(function).bind(*exercise.cases[0])
+    except TypeError:
+        return f"✗ Your function has to take {len(names)} arguments, in this order: {', '.join(names)}."
+    except ValueError:  # a built-in function that does not tell
+        pass
+    answers: list[Answer | str] = []
+    for case in exercise.cases:
+        answers.append(_answer(function, case))
+        if isinstance(answers[-1], str):
+            break
+    tried = list(zip(exercise.cases, answers, strict=False))
+    fault = next(filter(None, (_fault(exercise, names, *one) for one in tried)), None)
+    if fault is None:
+        return "✓ Right."
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        told = [_mistakes(exercise, case) for case, _ in tried]
+    hints = (
+        hint for hint in told[0] if all(_same(got, wrong[hint]) for (_, got), wrong in zip(tried, told, strict=True))
+    )
+    return f"✗ {next(hints, fault)}"
 
 
-def compare(
-    got: object, wanted: object, mistakes: Mapping[str, object] | None = None, case: str = "", shape: str = ""
-) -> None:
-    """AssertionError unless an answer is what is wanted, give or take a rounding error; both are numbers of any kind.
-    mistakes: hint → a wrong answer that calls for it, or a test of the answer; case: what was asked, said where no hint
-    fits; shape: what is wanted, said of a wrong shape."""
-    answer, right = as_array(got), as_array(wanted)
-    fits = not shape or answer.shape == right.shape
-    expect(fits, f"{shape} is wanted: shape {right.shape}, got {answer.shape}.")
-    for hint, wrong in (mistakes or {}).items():
-        expect(not (wrong(answer) if callable(wrong) else same(answer, wrong) and not same(wrong, right)), hint)
-    said = [(part.round(4) if part.dtype.kind == "f" else part).tolist() for part in (right, answer)]
-    expect(same(answer, right), f"{f'{case}: expected' if case else 'Expected'} {said[0]}, got {said[1]}.")
+def _answer(function: Callable[..., Any], case: tuple) -> Answer | str:
+    """What a function returns for copies of a case's arguments, or what is wrong about it, in words."""
+    handed, said = deepcopy(case), io.StringIO()
+    try:
+        with redirect_stdout(said):
+            answer = function(*handed)
+    except (Exception, SystemExit) as error:
+        return _broken(error, function)
+    finally:
+        print(said.getvalue(), end="")
+    if answer is None or answer is ...:
+        code = getattr(function, "__code__", None)
+        if code and len(code.co_code) == len(_stub.__code__.co_code):
+            raise NotImplementedError
+        cure = "It only prints: write return in place of print" if said.getvalue() else "End it with return"
+        return f"your function returns {answer}. {cure}."
+    try:
+        return _read(answer, handed)
+    except (TypeError, ValueError, RuntimeError, RecursionError) as error:
+        made = ": list(…) around it makes its values" if hasattr(answer, "__next__") else ""
+        inside = f" that cannot be read ({error})" if isinstance(answer, list | tuple | np.ndarray | Tensor) else ""
+        return f"your function returns a {type(answer).__name__}{inside}{made}."
 
 
-def as_array(values: object) -> np.ndarray:
-    """Numbers of any kind as an array."""
-    return np.asarray(values.detach() if isinstance(values, Tensor) else values)
+def _stub() -> None: ...
 
 
-def same(one: object, other: object) -> bool:
-    """Whether numbers of any kind have the same shape and, give or take a rounding error, the same values."""
-    first, second = as_array(one), as_array(other)
-    return first.shape == second.shape and bool(np.allclose(first, second, rtol=1e-5, atol=1e-6))
+def _broken(error: BaseException, function: Callable[..., Any]) -> str:
+    file = getattr(getattr(function, "__code__", None), "co_filename", None)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == file]
+    if isinstance(error, NotImplementedError) and frames[-1:] == own[-1:] and "raise" in (own[-1].line or "raise"):
+        raise error  # a stub; torch raises this, too, where it cannot compute
+    line = f" in line {own[-1].lineno} of its cell" + (f", `{own[-1].line}`" if own[-1].line else "") if own else ""
+    plain = next((f"{words} " for kind, words in IN_WORDS.items() if isinstance(error, kind)), "")
+    message = (str(error).strip() or "no more is said").splitlines()[0][:150]
+    return f"your function breaks off{line}: {plain}({type(error).__name__}: {message})."
+
+
+def _mistakes(exercise: Exercise, case: tuple) -> dict[str, Answer | str]:
+    handed = deepcopy(case)
+    return {hint: _read(wrong, handed) for hint, wrong in exercise.mistakes(*handed).items()}
+
+
+def _read(answer: Any, handed: tuple) -> Answer | str:
+    """An answer as arrays, with its gradients where arguments ask for them; TypeError or ValueError if it is neither
+    numbers nor texts."""
+    value = _array(answer)
+    leaves = [one for one in handed if isinstance(one, Tensor) and one.requires_grad]
+    if not leaves:
+        return (value,)
+    if not (isinstance(answer, Tensor) and answer.requires_grad):
+        return "the loss has no gradient: return a tensor, and do not turn it into a number on the way."
+    slopes = torch.autograd.grad(answer.sum(), leaves, retain_graph=True, allow_unused=True)
+    pairs = zip(leaves, slopes, strict=True)
+    return value, *(_array(torch.zeros_like(leaf) if slope is None else slope) for leaf, slope in pairs)
+
+
+def _array(value: Any) -> np.ndarray:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        value = (value.double() if value.is_floating_point() else value).numpy()
+    array = np.array([_array(one) for one in value] if isinstance(value, list | tuple) else value)
+    if array.dtype.kind == "O":  # fractions, whole numbers of many digits
+        array = np.array([float(one) for one in array.ravel()]).reshape(array.shape)
+    if array.dtype.kind not in "biufU":
+        raise TypeError(f"{array.dtype} is no kind of number or text")
+    return array
+
+
+def _same(one: Answer | str, other: Answer | str) -> bool:
+    """Whether answers, not faults, are the same."""
+    if isinstance(one, str) or isinstance(other, str):
+        return False
+    return len(one) == len(other) and all(map(_close, one, other))
+
+
+def _close(got: np.ndarray, wanted: np.ndarray) -> bool:
+    """Whether arrays have the same shape and, give or take float32's rounding errors, values."""
+    if got.shape != wanted.shape or (got.dtype.kind == "U") != (wanted.dtype.kind == "U"):
+        return False
+    if wanted.dtype.kind == "U":
+        return bool((got == wanted).all())
+    rough = 1e-4 if wanted.dtype.kind == "f" else 1e-6
+    return np.allclose(got.astype(float), wanted.astype(float), rough, 1e-6, equal_nan=True)
+
+
+def _fault(exercise: Exercise, names: Sequence[str], case: tuple, got: Answer | str) -> str:
+    """What is wrong with the answer in one case; nothing if it is right."""
+    where = "With " + ", ".join(f"{name} = {_said(_array(one))}" for name, one in zip(names, case, strict=True))
+    if isinstance(got, str):
+        return f"{where}: {got}"
+    right = _answer(exercise.solution, case)
+    if not exercise.free and _same(got, right):
+        return ""
+    answer, wanted = got[0], np.asarray(right[0])
+    if (answer.dtype.kind == "U") != (wanted.dtype.kind == "U"):
+        return f"{where}: {exercise.wanted} is wanted, not {_said(answer)}."
+    if exercise.free:
+        broken = exercise.rule(answer, *case)
+        return f"{where}: {broken}" if broken else ""
+    if answer.shape != wanted.shape:
+        yours = f"of shape {answer.shape}" if answer.ndim else f"the single number {_said(answer)}"
+        shape = f", an array of shape {wanted.shape}" if wanted.ndim else ""
+        return f"{where}: {exercise.wanted} is wanted{shape}, but your answer is {yours}."
+    if broken := exercise.rule(answer, *case):
+        return f"{where}: {broken}"
+    if answer.dtype.kind == "f" and (~np.isfinite(answer) & np.isfinite(wanted)).any():
+        return f"{where}: your answer holds nan or infinity. Is something divided by 0, or too large for exp or log?"
+    if _close(answer, wanted):
+        return f"{where}: the value is right, but not its gradient. Is a part of it a plain number?"
+    digits = 4 if _said(answer) != _said(wanted) else 10
+    return f"{where}: expected {_said(wanted, digits)}, got {_said(answer, digits)}."
+
+
+def _said(array: np.ndarray, digits: int = 4) -> str:
+    """Values as hints show them: rounded, and large arrays by their shape."""
+    if array.size > 40:
+        return f"an array of shape {array.shape}"
+    if array.ndim:
+        plain = array.astype(int) if array.dtype.kind == "b" else array
+        return f"[{', '.join(_said(np.asarray(one), digits) for one in plain)}]"
+    return f"{float(array):.{digits}g}" if array.dtype.kind == "f" else repr(array.item())
