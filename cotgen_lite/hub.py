@@ -39,7 +39,7 @@ def data_path(name: str) -> Path:
     """
     path = data_root() / name
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: {_restore(data_root())}.")
+        raise FileNotFoundError(f"{path} is missing: {restore(data_root())}.")
     return check_whole(path)
 
 
@@ -55,10 +55,10 @@ def model_path(name: str, models: Path | None = None) -> Path:
     try:
         sums = json.loads(note.read_text(encoding="utf-8"))["sha256"]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{note} is damaged: {_restore(data_root())}.") from None
+        raise ValueError(f"{note} is damaged: {restore(data_root())}.") from None
     for file, expected in sums.items():
         if file_sha256(data_path(f"models/{name}/{file}")) != expected:
-            raise ValueError(f"{folder / file} is damaged: {_restore(data_root())}.")
+            raise ValueError(f"{folder / file} is damaged: {restore(data_root())}.")
     return folder
 
 
@@ -72,14 +72,19 @@ def check_whole(path: Path) -> Path:
         if (root / CHECKSUMS).is_file() or _is_shipped(root):
             for name, wrong in _damage(root, full.relative_to(root).as_posix()):
                 kind: type[Exception] = FileNotFoundError if wrong == "missing" else ValueError
-                raise kind(f"{root / name} is {wrong}: {_restore(root)}.")
+                raise kind(f"{root / name} is {wrong}: {restore(root)}.")
             break
     return path
 
 
 def damaged_files(root: Path) -> list[str]:
     """What is wrong with a data folder's files, e.g. "models/orm/config.json is missing"; reads them all."""
-    return [f"{name} is {wrong}" for name, wrong in _damage(root)]
+    return [f"{name} is {wrong}" for name, wrong in missing_or_damaged(root).items()]
+
+
+def missing_or_damaged(root: Path) -> dict[str, str]:
+    """The listed files of a data folder that are "missing" or "damaged", by name; reads them all."""
+    return dict(_damage(root))
 
 
 def read_checksums(root: Path) -> dict[str, str]:
@@ -91,10 +96,10 @@ def read_checksums(root: Path) -> dict[str, str]:
         if text == _as_list(listed):
             return listed
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing: {_restore(root)}.") from None
+        raise FileNotFoundError(f"{path} is missing: {restore(root)}.") from None
     except (ValueError, KeyError, TypeError, AttributeError):  # of JSON and of UTF-8 too
         pass
-    raise ValueError(f"{path} is damaged: {_restore(root)}.")
+    raise ValueError(f"{path} is damaged: {restore(root)}.")
 
 
 def write_checksums(root: Path, files: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -146,7 +151,7 @@ def _is_shipped(root: Path) -> bool:
     return root.resolve() == _SHIPPED
 
 
-def _restore(root: Path) -> str:
+def restore(root: Path) -> str:
     """How to get a file of a data folder back."""
     again = f"`python -m cotgen_lite.build --out {root}`"
     if _is_shipped(root):
@@ -287,16 +292,14 @@ def load_exactly(load: Callable[..., Any], path: str | Path, what: str, **settin
     return model.eval()
 
 
-def publish(model: Any, folder: Path, settings: Mapping[str, object], seconds: float) -> None:
+def publish(model: Any, folder: Path, settings: Mapping[str, object]) -> None:
     """Save a model's weights as fp16 safetensors, and the manifest that says how it was made."""
     shutil.rmtree(folder, ignore_errors=True)
     copy.deepcopy(model).half().save_pretrained(folder)
-    write_manifest(folder, settings, seconds)
+    write_manifest(folder, settings)
 
 
-def write_manifest(folder: Path, settings: Mapping[str, object], seconds: float) -> None:
-    """Record settings, seconds of training and every file's checksum; its presence says that the model is whole."""
-    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
-    sums = {path.name: file_sha256(path) for path in files}
-    manifest = {"settings": settings, "seconds": round(seconds), "sha256": sums}
-    write_json(folder / MANIFEST, manifest)
+def write_manifest(folder: Path, settings: Mapping[str, object]) -> None:
+    """Record settings and every file's checksum; its presence says that the model is whole."""
+    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST and _listed(path.name))
+    write_json(folder / MANIFEST, {"settings": settings, "sha256": {path.name: file_sha256(path) for path in files}})

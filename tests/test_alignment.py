@@ -24,6 +24,7 @@ from cotgen_lite.experiments.measure_alignment import (
     layouts,
     layouts_of,
 )
+from cotgen_lite.experiments.results import read_seconds
 from cotgen_lite.experiments.train_generators import (
     align,
     draw_second_round,
@@ -55,7 +56,8 @@ def test_a_round_leaves_its_start_alone_and_tells_how_it_went(toy_generator, tmp
     assert any(not torch.equal(weight, before[name]) for name, weight in aligned.model.state_dict().items())
     assert log["steps"] == 3 and len(log["margin"]) == 3 and log["learning_rate"] == 3e-3
     assert [done for done, _ in log["divergence"]] == [0, 3] and log["divergence"][0][1] == 0
-    publish_aligned(aligned, log, "generator", triples(), tmp_path / "models/dpo")
+    publish_aligned(aligned, log, "generator", triples(), tmp_path / "models/dpo", tmp_path / "work/dpo")
+    assert list(read_seconds(tmp_path / "work/times.json")["training"]) == ["models/dpo"]
     manifest = json.loads((tmp_path / "models/dpo/manifest.json").read_text())["settings"]
     assert (manifest["start"], manifest["pairs"], manifest["pairs_of_prompts"]) == ("generator", 6, 6)
     assert settings_of(tmp_path, "dpo") == settings
@@ -98,7 +100,7 @@ def test_policy_and_reference_of_the_second_round_are_the_first_rounds_policy(mo
 
     monkeypatch.setattr(alignment, "align", watch)
     guide = "orm" if name.endswith("orm") else None
-    monkeypatch.setattr(alignment, "publish_aligned", lambda g, log, start, t, folder: seen.update(said=start))
+    monkeypatch.setattr(alignment, "publish_aligned", lambda g, log, start, *_: seen.update(said=start))
     alignment.build_it_dpo(tmp_path, tmp_path, QUICK, guide)
     assert loaded == ["dpo"] and seen["start"] == "dpo" and seen["said"] == "dpo" and seen["pairs"] == ["pair"]
     assert seen["online"] == (("dpo", "orm") if name.endswith("orm") else None)

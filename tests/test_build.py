@@ -1,6 +1,11 @@
 """The whole build at toy size: every step runs, a second call skips all, and what it makes can be loaded."""
 
+import errno
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -11,12 +16,12 @@ import torch
 from transformers import PretrainedConfig
 
 from cotgen_lite.experiments import build, pretrain
-from cotgen_lite.experiments.configs import LITE, QUICK
+from cotgen_lite.experiments.configs import LITE, QUICK, Config
 from cotgen_lite.experiments.measure_sequential import teach_verifiers
 from cotgen_lite.experiments.report import finding_lines, rows_by_method, table_lines, write_readme
-from cotgen_lite.experiments.results import read_rows
+from cotgen_lite.experiments.results import note_seconds, read_rows, read_scores, read_seconds, write_rows
 from cotgen_lite.generate.autoregressive import load_autoregressive
-from cotgen_lite.hub import data_root
+from cotgen_lite.hub import CHECKSUMS, damaged_files, data_root, read_checksums, write_atomically
 from cotgen_lite.lite import verifier
 from cotgen_lite.pools import Pool, load_pool, save_pool
 from cotgen_lite.prompts import Prompt, lite_prompts
@@ -62,15 +67,19 @@ def test_quick_build_makes_everything_once(
     capsys.readouterr()
     build.main(["--quick"])
     assert capsys.readouterr().out.count("there already") == len(build.STEPS)
-
-    def nothing(*_: object) -> None:
-        """Made nothing."""
+    written = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert written == {CHECKSUMS, *read_checksums(out)} and damaged_files(out) == []
+    assert all(any(step.owns(file) for step in build.STEPS) for file in written - {CHECKSUMS})
+    assert not [file for file in written if "seconds" in (out / file).read_text("utf-8", "replace")]  # of the clock
+    assert read_seconds(tmp_path / "build/quick/work/times.json").keys() >= {"scores", "training", "parm", "steps"}
 
     teach_by_chance(out)
+    build.main(["checksums", "--quick"])
     for module in ("experiments.train_generators", "experiments.train_verifiers"):
         monkeypatch.setattr(f"cotgen_lite.{module}.find_reasons", reasons_by_chance)
     build.main(["orm", "prm", "parm", "parm-plus-plus", "dpo", "dpo_images", "self-correct", "--quick"])
     label_by_chance(out / "training/dpo_images/pool.safetensors")
+    build.main(["checksums", "--quick"])
     build.main(["it-dpo", "it-dpo-guided-orm", "it-dpo-guided-parm", "dpo_estimators", "--quick"])
     estimators = json.loads((out / "results/dpo_estimators.json").read_text())
     assert all(found["noise"]["scatter"] >= 0 and found["steps"] > 0 for found in estimators.values())
@@ -98,16 +107,189 @@ def test_quick_build_makes_everything_once(
     assert list((taught / "orm").glob("checkpoint-*")) and list((taught / "parm").glob("checkpoint-*"))
     assert not any((out / f"results/{name}.json").exists() for name in ("orm_auc", "alignment"))
 
-    made_nothing = [
-        replace(step, run=nothing) if step.name in ("tokenizer", "results") else step for step in build.STEPS
-    ]
-    monkeypatch.setattr(build, "STEPS", made_nothing)
-    build.main(["results", "--quick"])
-    assert not (out / "results/test_set.json").exists()  # an interrupted step is not done
-    build.main(["tokenizer", "--quick"])
-    done = {step.name for step in build.STEPS if step.last_file(out).exists()}
-    assert done == {"prompts", "verifier"}  # what was made from the old one is to be made again, from nothing
-    assert {path.name for path in (tmp_path / "build/quick/work").iterdir()} == {"verifier"}
+
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Three steps, of which the last adds to the first one's file, in place of the build's; what was run is noted."""
+    run: list[str] = []
+
+    def make(name: str) -> Callable[[Path, Path, Config], None]:
+        def step(out: Path, work: Path, config: Config) -> None:
+            """Make something."""
+            run.append(name)
+            write_atomically(out / f"models/{name}/weights", name)
+            write_atomically(out / f"models/{name}/manifest.json", "{}")
+            work.mkdir(exist_ok=True)
+            if name == "c":
+                write_atomically(out / "scores", (out / "scores").read_text().removesuffix("c\n") + "c\n")
+                if "stop" in run:
+                    raise KeyboardInterrupt
+            elif name == "a":
+                write_atomically(out / "scores", "a\n")
+
+        return step
+
+    steps = (
+        build.Step("a", "", make("a"), "models/a scores"),
+        build.Step("b", "a", make("b")),
+        build.Step("c", "b", make("c"), changes="scores"),
+    )
+    monkeypatch.setattr(build, "STEPS", steps)
+    return run
+
+
+def test_a_step_is_done_when_all_its_files_are_as_it_left_them(small_steps: list[str], tmp_path: Path) -> None:
+    out, work = tmp_path / "data", tmp_path / "work"
+
+    def again() -> list[str]:
+        small_steps.clear()
+        build.build([], out, work, QUICK)
+        return list(small_steps)
+
+    assert again() == ["a", "b", "c"] and again() == []
+    whole = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for file, made in {
+        "models/c/weights": ["c"],
+        "models/b/manifest.json": ["b", "c"],
+        "models/a/weights": ["a", "b", "c"],
+        "scores": ["a", "b", "c"],
+    }.items():
+        (out / file).unlink()
+        assert again() == made and again() == [], file
+        (out / file).write_text("other")
+        assert again() == made and again() == [], file
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == whole
+
+
+def test_an_interrupted_step_starts_from_what_the_steps_before_it_left(small_steps: list[str], tmp_path: Path) -> None:
+    out, work = tmp_path / "data", tmp_path / "work"
+    small_steps.append("stop")
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            build.build([], out, work, QUICK)
+    (out / "models/b.1f.part").write_text("half")
+    (work / "b").mkdir(exist_ok=True)
+    (work / "b/shard.part").write_text("half")
+    assert small_steps == ["stop", "a", "b", "c", "c"]
+    small_steps.clear()
+    build.build([], out, work, QUICK)
+    assert small_steps == ["c"] and (out / "scores").read_text() == "a\nc\n"
+    assert not list(out.rglob("*.part")) and not list(work.rglob("*.part"))
+    assert damaged_files(out) == [] and not (out / ".before").exists()
+
+
+def test_a_named_step_undoes_what_hangs_on_it(small_steps: list[str], tmp_path: Path) -> None:
+    out, work = tmp_path / "data", tmp_path / "work"
+    build.build([], out, work, QUICK)
+    build.build(["b"], out, work, QUICK)
+    assert not (out / "models/c").exists() and not (work / "c").exists() and (work / "a").exists()
+    (out / "models/b/weights").unlink()
+    with pytest.raises(build.CannotBuild, match="c needs b, which is not"):
+        build.build(["c"], out, work, QUICK)
+
+
+def test_what_stands_without_a_list_is_left_alone(small_steps: list[str], tmp_path: Path) -> None:
+    (tmp_path / "models/a").mkdir(parents=True)
+    (tmp_path / "models/a/weights").write_text("mine")
+    with pytest.raises(build.CannotBuild, match=r"no list of what is whole .*build checksums --out"):
+        build.build([], tmp_path, tmp_path / "work", QUICK)
+    assert (tmp_path / "models/a/weights").read_text() == "mine" and not small_steps
+
+
+def test_the_courses_own_files_are_not_made_again_for_being_damaged(small_steps: list[str], tmp_path: Path) -> None:
+    build.build([], tmp_path / "data", tmp_path / "work", QUICK)
+    (tmp_path / "data/models/a/weights").write_text("other")
+    small_steps.clear()
+    with pytest.raises(build.CannotBuild, match=r"models/a/weights is damaged: .*Nothing was changed"):
+        build.build([], tmp_path / "data", tmp_path / "work", QUICK, own=True)
+    assert not small_steps
+
+
+def test_two_builds_at_once_are_refused_and_a_dead_one_holds_nothing(small_steps: list[str], tmp_path: Path) -> None:
+    program = "import sys, time; from pathlib import Path; from cotgen_lite.experiments.build import held\n"
+    program += "with held(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    out = tmp_path / "data"
+    other = subprocess.Popen([sys.executable, "-c", program, str(out)], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout and other.stdout.readline() == b"held\n"
+        with pytest.raises(build.CannotBuild, match=rf"Another build is at work in .*data \(process {other.pid} on"):
+            build.build([], out, tmp_path / "work", QUICK)
+    finally:
+        other.kill()
+        other.wait()
+    build.build([], out, tmp_path / "work", QUICK)
+    assert small_steps == ["a", "b", "c"] and not (out / ".lock").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+    ],
+)
+def test_a_full_disk_is_named_and_the_build_goes_on(
+    error: Exception, small_steps: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def fail(*_: object) -> None:
+        """Fail."""
+        raise error
+
+    steps = build.STEPS
+    monkeypatch.setattr(build, "STEPS", (steps[0], replace(steps[1], run=fail), steps[2]))
+    with pytest.raises(SystemExit, match=r"^The disk is full, .*cannot be written: free some, and .*goes on"):
+        build.main(["--out", "mine"])
+    monkeypatch.setattr(build, "STEPS", steps)
+    build.main(["--out", "mine"])
+    assert small_steps == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--all", "--quick"], "--all stands alone"),
+        (["table", "orm"], "table stands alone"),
+        (["--out", "."], "is no folder with a name of its own"),
+        (["--out", "file"], "is no folder with a name of its own"),
+        (["--out", "file/mine"], "cannot be written"),
+        (["checksums", "--out", "nowhere"], "nowhere is no folder"),
+        (["table", "--out", "nowhere"], "nowhere/results/scores.jsonl is missing: make it with"),
+        (["table", "--out", "half"], "half/results/scores.jsonl is damaged in line 1"),
+    ],
+)
+def test_bad_command_lines_are_refused_in_one_sentence(
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    write_atomically(tmp_path / "half/results/scores.jsonl", "{")
+    with pytest.raises(SystemExit) as left:
+        build.main(arguments)
+    assert said in f"{left.value.code} {capsys.readouterr().err}"
+
+
+def test_tables_are_printed_whatever_the_terminal_can_show(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cotgen_lite.build", "table"]
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    said = subprocess.run(command, env=environment, capture_output=True, check=True).stdout.decode("cp1252")
+    assert "ft-orm \\u2212 zs-orm > 0" in said
+
+
+def test_seconds_stand_beside_the_results_and_are_read_with_them(tmp_path: Path) -> None:
+    row = {"method": "a", "generator": "b", "n": 2, "seed": 0, "cost": {"tokens": 3.0}}
+    write_rows(tmp_path / "data/results/scores.jsonl", [row])
+    assert read_scores(tmp_path / "data") == [row]
+    note_seconds(tmp_path / "work/times.json", "scores", {"a of b, n 2, seed 0": 0.5})
+    note_seconds(tmp_path / "work/times.json", "scores", {"c of b, n 1, seed 0": 9})
+    assert build.list_as_it_is(tmp_path / "data", tmp_path / "work") == 2
+    assert read_scores(tmp_path / "data") == [row | {"cost": {"tokens": 3.0, "seconds": 0.5}}]
 
 
 def make_models_small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +368,7 @@ def test_nothing_of_the_courses_own_data_is_made_again_unasked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     made: list[tuple] = []
-    monkeypatch.setattr(build, "build", lambda steps, out, work, config: made.append((steps, out, work, config)))
+    monkeypatch.setattr(build, "build", lambda *arguments: made.append(arguments))
     monkeypatch.setattr(build, "write_readme", lambda out: None)
     monkeypatch.setattr(build, "print_table", lambda out: None)
     with pytest.raises(SystemExit):
@@ -200,8 +382,8 @@ def test_nothing_of_the_courses_own_data_is_made_again_unasked(
     build.main(["orm", "--out", "again"])
     build.main(["--all"])
     assert made == [
-        (["orm"], Path("again"), Path("again-work"), LITE),
-        ([], Path("build/all/data"), Path("build/all/work"), LITE),
+        (["orm"], Path("again"), Path("again-work"), LITE, False),
+        ([], Path("build/all/data"), Path("build/all/work"), LITE, False),
     ]
 
 

@@ -41,7 +41,7 @@ def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "models/toy"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
-    write_manifest(folder, {"steps": 1}, 0.0)
+    write_manifest(folder, {"steps": 1})
     monkeypatch.setenv("COTGEN_DATA", str(tmp_path))
     return folder
 

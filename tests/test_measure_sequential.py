@@ -94,13 +94,14 @@ def test_costs_of_choices_are_the_searches_own(generator: AutoregressiveGenerato
     pool = Pool(PROMPTS, tokens, scores, {"learned": correct, "template": correct})
     whole = Outcome(np.full((3, 3), 8), np.ones((3, 3), dtype=bool), order)
     units = {key: {"seconds": 1.0, "flops": 2.0} for key in ("generator_pass", "decode", "read", "read_twice")}
-    bench = Bench(tmp_path, tmp_path, replace(QUICK, pool_size=3), "test")
+    bench = Bench(tmp_path, tmp_path / "work", replace(QUICK, pool_size=3), "test")
     add_choices(bench, generator, pool, {"parm": whole, "parm-retaught": whole}, units)
     rows = {(row["method"], row["n"], row["judge"]): row for row in read_rows(tmp_path / "results/scores.jsonl")}
     found = best_of_n(generator, Moody(), PROMPTS[0].text, 3, seed=0)  # type: ignore[arg-type]
     cost = rows["seq:ft-orm-retaught", 3, "learned"]["cost"]
     assert (cost["generator_passes"], cost["verifier_passes"]) == (found.cost.generator_passes, 3)
-    assert cost["seconds"] == found.cost.generator_passes + 3 + 3  # passes, decoding, reading
+    seconds = bench.seconds("scores")["seq:ft-orm-retaught of sequential, n 3, seed 0"]
+    assert seconds == found.cost.generator_passes + 3 + 3  # passes, decoding, reading
     parm = rows["seq:parm", 3, "learned"]["cost"]
     assert parm["generator_passes"] == cost["generator_passes"] and parm["verifier_passes"] == 3 * 7 + 3
 

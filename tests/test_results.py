@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from cotgen_lite.experiments.findings import decide
+from cotgen_lite.experiments.findings import decide, findings, merge_findings
 from cotgen_lite.experiments.results import (
-    merge_json,
     merge_rows,
     read_rows,
     results,
@@ -94,6 +93,10 @@ def test_merging_replaces_what_was_measured_again(tmp_path: Path) -> None:
         row("b", "dpo", 1),
         row("a", "baseline", 2, seed=1),
     ]
-    merge_json(tmp_path / "findings.json", {"F1": 1, "F2": 2})
-    merge_json(tmp_path / "findings.json", {"F2": 3})
-    assert json.loads((tmp_path / "findings.json").read_text()) == {"F1": 1, "F2": 3}
+    merge_rows(path, [row("a", "baseline", 3)])  # made again: it stands where it stood
+    assert [one["n"] for one in read_rows(path)] == [3, 5, 1, 2]
+    merge_findings(tmp_path, {"F10": {"delta": 1}, "F2": {"delta": 2}})
+    merge_findings(tmp_path, {"F2": {"delta": 3}})
+    assert list(findings(tmp_path).items()) == [("F2", {"delta": 3}), ("F10", {"delta": 1})]
+    written = json.loads((tmp_path / "results/findings.json").read_text())
+    assert list(written) == ["F2", "F10"]  # so that the file is the same whatever was decided when

@@ -24,6 +24,7 @@ from cotgen_lite.experiments.train_generators import (
     guidance,
     pairs_of,
     settings_of,
+    without_seconds,
 )
 from cotgen_lite.generate.pipeline import Generator, load_generator
 from cotgen_lite.hub import write_json
@@ -55,7 +56,10 @@ def measure_estimators(out: Path, work: Path, config: Config) -> None:
     for name, change in ESTIMATORS.items():
         generator, log = attempt(out, pairs, replace(settings, **change), work, config)
         right[name] = dev_verdicts(generator, work, config)
-        found[name] = {"noise": noise[name], "over_first": difference(prompts, right[name] - right[FIRST])} | log
+        found[name] = {
+            "noise": noise[name],
+            "over_first": difference(prompts, right[name] - right[FIRST]),
+        } | without_seconds(log)
     write_json(out / "results/dpo_estimators.json", found)
 
 
@@ -113,7 +117,7 @@ def measure_spread(out: Path, work: Path, config: Config) -> None:
         cost = cost_of_best_of(generator, prompts[0].text, drawn.cost.seconds / images)
         bench.add_rows(name, name, pool, cost, seed=seed, images=images)
         runs.setdefault(name, []).append(pool.correct["learned"].mean(1))
-        logs[f"{name}, seed {seed}"] = log
+        logs[f"{name}, seed {seed}"] = without_seconds(log)
 
     labelled = out / "training/images"
     for seed in config.extra_seeds:

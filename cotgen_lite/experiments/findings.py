@@ -5,6 +5,7 @@ A finding F13 is added here: its words to `FINDINGS`, its rule as a function `de
 pools, not models, so that each is computed again from shipped files in a moment. Read on in `report.py`.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from cotgen_lite.experiments.results import SIZES, merge_json, read_json
+from cotgen_lite.experiments.results import SIZES, read_json
+from cotgen_lite.hub import write_json
 from cotgen_lite.metrics import bootstrap_interval, expected_best_of, roc_auc, roc_auc_within_prompts, tag_means
 from cotgen_lite.pools import Pool
 from cotgen_lite.prompts import Prompt
@@ -54,12 +56,23 @@ REFLECTING = {  # F12
 
 def findings(out: Path) -> dict[str, dict]:
     """The entries of `results/findings.json` under `out`, F1 first."""
-    return dict(sorted(read_json(out, "findings").items(), key=lambda one: int(one[0].removeprefix("F"))))
+    return dict(sorted(read_json(out, "findings").items(), key=_number))
 
 
 def write_findings(out: Path, rules: Callable[[str], Mapping[str, dict]]) -> None:
     """Decide findings and write them into `results/findings.json`: by the learned judge, and what the other says."""
-    merge_json(out / "results/findings.json", by_both_judges(rules))
+    merge_findings(out, by_both_judges(rules))
+
+
+def merge_findings(out: Path, found: Mapping[str, dict]) -> None:
+    """Write findings into `results/findings.json`, F1 first whatever was decided when."""
+    path = out / "results/findings.json"
+    there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    write_json(path, dict(sorted({**there, **found}.items(), key=_number)))
+
+
+def _number(finding: tuple[str, dict]) -> int:
+    return int(finding[0].removeprefix("F"))
 
 
 def by_both_judges(rules: Callable[[str], Mapping[str, dict]]) -> dict[str, dict]:

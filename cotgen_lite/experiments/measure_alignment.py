@@ -44,6 +44,7 @@ def measure_alignment(out: Path, work: Path, config: Config) -> None:
         "judges": {name: disagreement(pool) for name, pool in pools.items()},
         "cost": cost_of_training(bench),
     }
+    bench.note_seconds("alignment", seconds_of_training(bench))
     bench.write("alignment", found)
 
 
@@ -133,19 +134,21 @@ def disagreement(pool: Pool) -> dict[str, dict]:
 
 
 def cost_of_training(bench: Bench) -> dict[str, float]:
-    """What training took, part by part: images drawn and labelled, and seconds; beside it what a candidate costs.
+    """Images drawn and labelled: "images" serve the ORM and the first round of DPO, "second_images" the second."""
+    notes = [bench.out / "training" / name / MANIFEST for name in ("images", "dpo_images")]
+    about = [json.loads(note.read_text(encoding="utf-8"))["settings"] for note in notes]
+    images, second = (float(one["pools"] * one["images_a_pool"]) for one in about)
+    return {"images": images, "second_images": second}
 
-    "images" serve the ORM and the first round of DPO alike, "second_images" the second round. Of several learning rates
-    that were tried, only the one taken counts. "seconds_of_one": drawing one candidate and reading it with the ORM,
-    timed anew over best of n.
+
+def seconds_of_training(bench: Bench) -> dict[str, float]:
+    """Seconds that training took, model by model: of several learning rates that were tried, only the one taken counts.
+
+    Beside them "seconds_of_one": drawing one candidate and reading it with the ORM, timed anew over best of n.
     """
-
-    def manifest(name: str) -> dict:
-        return json.loads((bench.out / name / MANIFEST).read_text(encoding="utf-8"))
-
-    about = {name: manifest(f"training/{name}")["settings"] for name in ("images", "dpo_images")}
-    images, second = (float(one["pools"] * one["images_a_pool"]) for one in about.values())
     n = bench.config.pool_size
     searched = time_search(lite_prompts("test"), partial(best_of_n, bench.generator(), bench.orms["ft-orm"], n=n))
-    seconds = {name: float(manifest(f"models/{name}")["seconds"]) for name in ("orm", *ALIGNED)}
-    return {"images": images, "second_images": second, "seconds_of_one": round(searched / n, 4), **seconds}
+    taken = bench.seconds("training")
+    return {"seconds_of_one": round(searched / n, 4)} | {
+        name: float(taken.get(f"models/{name}", 0)) for name in ("orm", *ALIGNED)
+    }

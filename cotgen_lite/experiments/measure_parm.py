@@ -67,6 +67,7 @@ def measure_parm(out: Path, work: Path, config: Config) -> None:
     everywhere = ask_of_paths(generator, parm, whole, some, work / "opinions", stop=False)
     save_opinions(out / "pools/baseline_steps_parm.safetensors", everywhere)
     equal, prm = at_equal_cost(pool, base.outcome, units, whole.shape[2]), bench.pool("ft-prm")
+    bench.note_seconds("parm", {"units": in_seconds(units), "equal_cost": equal.pop("seconds")})
     write_findings(out, lambda judge: {"F7": decide_f7(pool, prm, base.outcome, n, equal, judge)})
     orders = {method: outcome.order for method, outcome in {"parm": base.outcome, **others}.items()}
     best = expected_best_of(pool.scores["ft-orm"], learned, n)
@@ -81,7 +82,7 @@ def measure_parm(out: Path, work: Path, config: Config) -> None:
             task: by_step(roc_auc_within_prompts, odds, learned[kept])
             for task, odds in (("clarity", everywhere.clarity), ("potential", everywhere.potential))
         },
-        "units": units,
+        "units": in_flops(units),
         "equal_cost": equal,
     }
     bench.write("parm", summary)
@@ -91,7 +92,9 @@ def measure_guided(out: Path, work: Path, config: Config) -> None:
     """The generator that PARM guided, verifiers on top of it, PARM among them; scores and findings."""
     bench = Bench(out, work, config, "parm_guided_results")
     measure_pool(bench, bench.generator(GUIDED), GUIDED, bench.orms)
-    units = json.loads((out / "results/parm.json").read_text(encoding="utf-8"))["baseline"]["units"]
+    seconds = bench.seconds("parm").get("units", {})
+    flops = json.loads((out / "results/parm.json").read_text(encoding="utf-8"))["baseline"]["units"]
+    units = {deed: {"seconds": seconds.get(deed, 0.0), "flops": number} for deed, number in flops.items()}
     summary = measure_paths(bench, GUIDED, bench.verifier("parm"), units).summary
     pools = {name: bench.pool(name) for name in (*GENERATORS, *ALIGNED, GUIDED)}
     write_findings(out, lambda judge: decide_best(pools, config.pool_size, judge))
@@ -172,6 +175,16 @@ def unit_costs(
         deed: {"seconds": round(float(seconds), 6), "flops": round(float(flops))}
         for deed, (seconds, flops) in zip(deeds, means, strict=True)
     }
+
+
+def in_seconds(units: Units) -> dict[str, float]:
+    """The seconds of `unit_costs`."""
+    return {deed: cost["seconds"] for deed, cost in units.items()}
+
+
+def in_flops(units: Units) -> dict[str, float]:
+    """The FLOPs of `unit_costs`, which are the same at every run."""
+    return {deed: cost["flops"] for deed, cost in units.items()}
 
 
 def _spent(deed: Callable[[], object]) -> tuple[float, float]:

@@ -16,7 +16,15 @@ import numpy as np
 
 from cotgen_lite.experiments.configs import Config
 from cotgen_lite.experiments.findings import decide_f10, write_findings
-from cotgen_lite.experiments.measure_parm import Units, in_numbers, order_within_rows, priced, unit_costs
+from cotgen_lite.experiments.measure_parm import (
+    Units,
+    in_flops,
+    in_numbers,
+    in_seconds,
+    order_within_rows,
+    priced,
+    unit_costs,
+)
 from cotgen_lite.experiments.measuring import Bench, by_step, measure_pool, rounded, score_pool
 from cotgen_lite.experiments.results import score_tokens
 from cotgen_lite.experiments.train_generators import dev_score, draw_ranking_data
@@ -71,7 +79,8 @@ def measure_sequential(out: Path, work: Path, config: Config) -> None:
     add_choices(bench, generator, pool, outcomes, units)
     write_findings(out, lambda judge: {"F10": decide_f10(pool, dpo, n, judge)})
     fills = measure_fills(bench, generator, orms | parms)
-    bench.write("sequential", {"settings": dev, "fills": fills, "parm": found, "units": units})
+    bench.note_seconds("sequential", {"units": in_seconds(units)})
+    bench.write("sequential", {"settings": dev, "fills": fills, "parm": found, "units": in_flops(units)})
 
 
 def measure_settings(bench: Bench, generator: AutoregressiveGenerator) -> list[dict]:

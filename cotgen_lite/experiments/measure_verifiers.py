@@ -14,10 +14,18 @@ import torch
 from torch import Tensor
 
 from cotgen_lite.experiments.configs import Config
-from cotgen_lite.experiments.findings import decide_f2, decide_f3, decide_f4, difference, resampled, write_findings
+from cotgen_lite.experiments.findings import (
+    decide_f2,
+    decide_f3,
+    decide_f4,
+    difference,
+    merge_findings,
+    resampled,
+    write_findings,
+)
 from cotgen_lite.experiments.measure import load_steps_of_pool
 from cotgen_lite.experiments.measuring import VERIFIER_NAMES, Bench, by_step, let_choose, rounded, time_search
-from cotgen_lite.experiments.results import merge_json, read_rows, score_tokens, steps_profile
+from cotgen_lite.experiments.results import row_name, score_tokens, steps_profile
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.identity import fingerprint
 from cotgen_lite.metrics import expected_best_of, roc_auc, roc_auc_within_prompts, telling_tags
@@ -38,9 +46,11 @@ QUESTIONS = {  # method → folder of the verifier, and what it is asked
 def measure_orm(out: Path, work: Path, config: Config) -> None:
     """Scores and findings of the fine-tuned ORM on the baseline's pool, which keeps its scores."""
     bench = Bench(out, work, config, "orm_results")
-    drawn = next(row["cost"] for row in read_rows(out / "results/scores.jsonl") if row["method"] == "baseline")
+    drawn = bench.seconds("scores").get(
+        row_name({"method": "baseline", "generator": "baseline", "n": 1, "seed": 0}), 0.0
+    )
     orm, pool = bench.verifier("orm"), bench.pool()
-    pool = let_choose(bench, bench.generator(), "baseline", pool, "ft-orm", orm, drawn["seconds"])
+    pool = let_choose(bench, bench.generator(), "baseline", pool, "ft-orm", orm, drawn)
     prompts, correct, zero_shot, tuned = pool.prompts, pool.correct, pool.scores["zs-orm"], pool.scores["ft-orm"]
     write_findings(out, lambda judge: {"F2": decide_f2(prompts, zero_shot, tuned, correct[judge])})
     bench.write("orm_auc", compare_areas(prompts, tuned, zero_shot, correct["learned"]))
@@ -77,7 +87,7 @@ def measure_prm(out: Path, work: Path, config: Config) -> None:
         return {"F3": decide_f3(prompts, prm.correct[judge][:, 0].astype(float), best, right.mean(1))}
 
     write_findings(out, decide_by)
-    merge_json(out / "results/findings.json", {"F4": decide_f4(beliefs["zs-orm"], learned[kept], whole)})
+    merge_findings(out, {"F4": decide_f4(beliefs["zs-orm"], learned[kept], whole)})
     found = {
         name: {method: by_step(measured, odds, learned[kept]) for method, odds in beliefs.items()}
         for name, measured in (("auc", roc_auc), ("auc_within_prompts", roc_auc_within_prompts))
@@ -86,8 +96,9 @@ def measure_prm(out: Path, work: Path, config: Config) -> None:
         "tokens_equal_to_final": [rounded(share) for share in steps_profile(whole)],
         "tuning_gains_early": tuning_gains_early(beliefs["zs-prm"], beliefs["ft-prm"], learned[kept]),
         "gain_over_baseline": gains,
-        "seconds_of_best_of_n": time_search(prompts, partial(best_of_n, generator, verifiers["orm"], n=n)),
     }
+    best_of = time_search(prompts, partial(best_of_n, generator, verifiers["orm"], n=n))
+    bench.note_seconds("steps", {"seconds_of_best_of_n": best_of})
     bench.write("steps", found | others | likeness(generator, guesses["zs-prm"][kept]))
     labels = [load_pool(out / "training/rollouts" / name) for name in (FOUR_ROLLOUTS, SIXTEEN_ROLLOUTS)]
     bench.write("labels", label_noise(*labels))

@@ -15,7 +15,17 @@ import numpy.typing as npt
 from torch import Tensor
 
 from cotgen_lite.experiments.configs import Config
-from cotgen_lite.experiments.results import SIZES, Price, merge_rows, score_rows, score_tokens
+from cotgen_lite.experiments.results import (
+    SIZES,
+    TIMES,
+    Price,
+    merge_rows,
+    note_seconds,
+    read_seconds,
+    row_name,
+    score_rows,
+    score_tokens,
+)
 from cotgen_lite.generate.pipeline import (
     GeneratedPool,
     Generator,
@@ -83,6 +93,14 @@ class Bench:
         """Write one of the results, as JSON."""
         write_json(self.out / f"results/{name}.json", found)
 
+    def note_seconds(self, name: str, seconds: Mapping[str, object]) -> None:
+        """Write measured seconds beside the work, under the name of the results that they belong to."""
+        note_seconds(self.work.parent / TIMES, name, seconds)
+
+    def seconds(self, name: str) -> dict[str, Any]:
+        """What was noted under a name; nothing if the folder of work is gone."""
+        return read_seconds(self.work.parent / TIMES).get(name, {})
+
     def generate(self, generator: AnyGenerator, prompts: Sequence[Prompt], n: int, seed: int = 0) -> GeneratedPool:
         """N candidates of every prompt, as `generate_pool`."""
         return generate_pool(generator, prompts, n, seed, self.work / "pool")
@@ -117,8 +135,11 @@ class Bench:
         command = f"python -m cotgen_lite.build {self.step}"
         about = {"generator": generator, "verifier": None, "seed": 0, "command": command}
         sizes = (by_chance,) if order is None else self.sizes
-        rows = score_rows(method, pool.prompts, pool.correct, sizes, about, cost, order)
-        merge_rows(self.out / "results/scores.jsonl", [row | fields for row in rows])
+        rows = [row | fields for row in score_rows(method, pool.prompts, pool.correct, sizes, about, cost, order)]
+        self.note_seconds(
+            "scores", {row_name(row): row["cost"].pop("seconds") for row in rows if "seconds" in row["cost"]}
+        )
+        merge_rows(self.out / "results/scores.jsonl", rows)
 
 
 def method_name(generator: str, verifier: str = "") -> str:

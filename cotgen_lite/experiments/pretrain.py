@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cotgen_lite.experiments.configs import Config
-from cotgen_lite.experiments.results import write_rows
+from cotgen_lite.experiments.results import note_training, write_rows
 from cotgen_lite.generate.autoregressive import AutoregressiveModel, lite_autoregressive_config
 from cotgen_lite.generate.showo import Showo, lite_showo_config
 from cotgen_lite.generate.vq import Magvit, lite_magvit_config
@@ -34,7 +34,7 @@ def build_prompts(out: Path, work: Path, config: Config) -> None:
         write_rows(out / f"prompts/{split}.jsonl", [to_record(prompt) for prompt in lite_prompts(split)])
     words = out / "models/words"
     lite_tokenizer().save_pretrained(words)
-    write_manifest(words, {}, 0)
+    write_manifest(words, {})
 
 
 def build_tokenizer(out: Path, work: Path, config: Config) -> None:
@@ -44,14 +44,16 @@ def build_tokenizer(out: Path, work: Path, config: Config) -> None:
     phases = enumerate(config.tokenizer)
     logs = [train_tokenizer(model, _draw_scenes, training, work / f"phase-{n}") for n, training in phases]
     settings = {"phases": [asdict(training) for training in config.tokenizer]}
-    publish(model, out / "models/tokenizer", settings, sum(log.seconds for log in logs))
+    note_training(work, "models/tokenizer", sum(log.seconds for log in logs))
+    publish(model, out / "models/tokenizer", settings)
 
 
 def build_judge(out: Path, work: Path, config: Config) -> None:
     """The learned judge, on clean scenes and on what the tokenizer makes of them."""
     pixels = Magvit.from_pretrained(out / "models/tokenizer")
     model, log = train_judge(work, config.judge_steps, rebuild=pixels.rebuild)
-    publish(model, out / "models/judge", {"steps": config.judge_steps, "seed": 0}, log.seconds)
+    note_training(work, "models/judge", log.seconds)
+    publish(model, out / "models/judge", {"steps": config.judge_steps, "seed": 0})
 
 
 def build_generator(out: Path, work: Path, config: Config) -> None:
@@ -76,7 +78,8 @@ def _pretrain(model: Showo | AutoregressiveModel, out: Path, work: Path, name: s
     data = make_captioned_tokens(config.captioned_pictures, pixels, lite_tokenizer(), noise, seed=0)
     log = train_generator(model, data, steps, work, seed=0)
     settings = {"steps": log.steps, "pictures": config.captioned_pictures, "seed": 0, "noise": asdict(noise)}
-    publish(model, out / "models" / name, settings | {"losses": subsample(log.losses)}, log.seconds)
+    note_training(work, f"models/{name}", log.seconds)
+    publish(model, out / "models" / name, settings | {"losses": subsample(log.losses)})
 
 
 def build_verifier(out: Path, work: Path, config: Config) -> None:
@@ -86,7 +89,8 @@ def build_verifier(out: Path, work: Path, config: Config) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(work / "best", folder)
     settings = config.verifier | {"seed": 0, "stopped_at_step": log["step"], "dev_auc": log["auc"]}
-    write_manifest(folder, settings, log["seconds"])
+    note_training(work, "models/verifier", log["seconds"])
+    write_manifest(folder, settings)
 
 
 def _draw_scenes(rng: np.random.Generator, count: int) -> Tensor:

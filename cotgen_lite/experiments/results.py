@@ -24,6 +24,7 @@ from cotgen_lite.verify.verifier import ORM_QUESTION, Verifier
 if TYPE_CHECKING:
     import pandas as pd
 
+TIMES = "times.json"  # seconds stand there alone: they differ from run to run, and everything else is the same
 SIZES = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20)  # the n of curves
 Price = Callable[[int], Mapping[str, float]] | Mapping[str, float]  # what a row cost: from n, or for every n the same
 
@@ -111,11 +112,19 @@ def results(out: Path | None = None) -> "pd.DataFrame":
 
 
 def read_scores(out: Path) -> list[dict]:
-    """The rows of `results/scores.jsonl` under `out`; errors, if it is missing or damaged, say how to make them."""
+    """The rows of `results/scores.jsonl` under `out`, with their seconds where these were kept (`TIMES`).
+
+    FileNotFoundError if it is missing, ValueError if it is damaged; both say how to make it.
+    """
     path = out / "results/scores.jsonl"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: make it with `python -m cotgen_lite.build --out {out}`.")
-    return read_rows(check_whole(path))
+    seconds = read_seconds(out / "results" / TIMES).get("scores", {})
+    rows = read_rows(check_whole(path))
+    for row in rows:
+        if row_name(row) in seconds:
+            row["cost"]["seconds"] = seconds[row_name(row)]
+    return rows
 
 
 def read_json(out: Path, name: str) -> Any:
@@ -127,6 +136,27 @@ def read_json(out: Path, name: str) -> Any:
         raise FileNotFoundError(f"{path} is missing: make it with `python -m cotgen_lite.build --out {out}`.") from None
     except ValueError:  # of JSON, and of UTF-8
         raise ValueError(f"{path} is damaged: make it again with `python -m cotgen_lite.build --out {out}`.") from None
+
+
+def note_seconds(file: Path, name: str, seconds: Mapping[str, object]) -> None:
+    """Write seconds that were measured into a file for all of them, under a name; what else is there stays."""
+    there = read_seconds(file)
+    write_json(file, dict(sorted((there | {name: there.get(name, {}) | dict(seconds)}).items())))
+
+
+def read_seconds(file: Path) -> dict[str, dict]:
+    """What `note_seconds` wrote, by name; nothing if the file is missing."""
+    return json.loads(check_whole(file).read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def note_training(work: Path, name: str, seconds: float) -> None:
+    """Note how long a model's training took, or the drawing of a training set, e.g. "models/dpo"; work: the step's."""
+    note_seconds(work.parent / TIMES, "training", {name: round(seconds)})
+
+
+def row_name(row: Mapping) -> str:
+    """What a row's seconds stand under."""
+    return f"{row['method']} of {row['generator']}, n {row['n']}, seed {row['seed']}"
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -146,14 +176,9 @@ def write_rows(path: Path, rows: Sequence[Mapping]) -> None:
 
 
 def merge_rows(path: Path, rows: Sequence[Mapping]) -> None:
-    """Write rows into a jsonl file; those there of the same methods, generators and seeds go, all others stay."""
+    """Write rows into a jsonl file, in the place of those of the same methods, generators and seeds; others stay."""
     key = itemgetter("method", "generator", "seed")
-    new = set(map(key, rows))
-    kept = [row for row in (read_rows(path) if path.exists() else []) if key(row) not in new]
-    write_rows(path, [*kept, *rows])
-
-
-def merge_json(path: Path, entries: Mapping[str, object]) -> None:
-    """Write entries into a JSON object on disk; others that were there stay."""
-    there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    write_json(path, {**there, **entries})
+    new, there = set(map(key, rows)), read_rows(path) if path.exists() else []
+    place = next((at for at, row in enumerate(there) if key(row) in new), len(there))
+    before, after = ([row for row in some if key(row) not in new] for some in (there[:place], there[place:]))
+    write_rows(path, [*before, *rows, *after])

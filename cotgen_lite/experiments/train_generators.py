@@ -28,6 +28,7 @@ from cotgen_lite.align.dpo import (
 from cotgen_lite.align.self_correction import CorrectionTraining, train_correction
 from cotgen_lite.experiments.configs import Config
 from cotgen_lite.experiments.findings import difference
+from cotgen_lite.experiments.results import note_training
 from cotgen_lite.experiments.train_verifiers import keep_best
 from cotgen_lite.generate.autoregressive import (
     AutoregressiveGenerator,
@@ -58,9 +59,9 @@ def build_dpo(out: Path, work: Path, config: Config) -> None:
         lambda log: log["dev"]["overall"],
     )
     before = dev_score(dev_verdicts(load_generator(models=out / "models"), work, config), config)
-    tried = {f"learning rate {rate:g}": log for rate, log in logs.items()}
+    tried = {f"learning rate {rate:g}": without_seconds(log) for rate, log in logs.items()}
     write_json(out / "results/dpo_rates.json", {"baseline": before, "taken": f"learning rate {best:g}", "tried": tried})
-    publish_aligned(generator, logs[best], "generator", pairs, out / "models/dpo")
+    publish_aligned(generator, logs[best], "generator", pairs, out / "models/dpo", work)
 
 
 def attempt(
@@ -90,7 +91,8 @@ def build_it_dpo(out: Path, work: Path, config: Config, guide: str | None = None
         online = guidance(first, Verifier.from_pretrained(out / "models" / guide), config)
     generator, log = align(first, pairs, settings_of(out, "dpo"), work, config, online)
     about = {"guided_by": guide} if guide else {}
-    publish_aligned(generator, log | about, "dpo", pairs, out / f"models/it-dpo{f'-guided-{guide}' if guide else ''}")
+    folder = out / f"models/it-dpo{f'-guided-{guide}' if guide else ''}"
+    publish_aligned(generator, log | about, "dpo", pairs, folder, work)
 
 
 def align(
@@ -165,6 +167,7 @@ def draw_second_round(generator: Generator, folder: Path, seed: int, work: Path,
     """
     prompts = train_prompts(config.round_two_prompts, seed=2)
     labelled, seconds = generate_labelled(generator, TemplateJudge(), prompts, config.round_two_images, 10 + seed, work)
+    note_training(work, f"training/{folder.name}", seconds)
     save_pool(labelled, folder / POOL_FILE)
     about = {
         "judge": "template",
@@ -172,13 +175,21 @@ def draw_second_round(generator: Generator, folder: Path, seed: int, work: Path,
         "images_a_pool": config.round_two_images,
         "pools": len(prompts),
     }
-    write_manifest(folder, about | {"seed": 10 + seed}, seconds)
+    write_manifest(folder, about | {"seed": 10 + seed})
 
 
-def publish_aligned(generator: Generator, log: Mapping, start: str, pairs: Sequence[Pair], folder: Path) -> None:
+def without_seconds(log: Mapping) -> dict:
+    """A log as results keep it: the same at every run."""
+    return {key: value for key, value in log.items() if key != "seconds"}
+
+
+def publish_aligned(
+    generator: Generator, log: Mapping, start: str, pairs: Sequence[Pair], folder: Path, work: Path
+) -> None:
     """Save an aligned generator, with where it started, on how many pairs of how many prompts, and its log."""
     about = {"start": start, "pairs": len(pairs), "pairs_of_prompts": len({pair.prompt.text for pair in pairs})}
-    publish(generator.model, folder, about | dict(log), log["seconds"])
+    note_training(work, f"models/{folder.name}", log["seconds"])
+    publish(generator.model, folder, about | without_seconds(log))
 
 
 def in_parts(values: Sequence[float], parts: int = 20) -> list[float]:
@@ -223,10 +234,13 @@ def build_sequential_dpo(out: Path, work: Path, config: Config) -> None:
 
     options = product(drawn, config.autoregressive_dpo_learning_rates)
     best, generator, logs = keep_best(options, attempt, lambda log: log["dev"]["overall"])
-    tried = {f"pairs at temperature {t:g}, learning rate {rate:g}": log for (t, rate), log in logs.items()}
+    tried = {
+        f"pairs at temperature {t:g}, learning rate {rate:g}": without_seconds(log) for (t, rate), log in logs.items()
+    }
     taken = "pairs at temperature {:g}, learning rate {:g}".format(*best)
     about = {"start": "sequential", "dev_before": dev_score(before, config), "taken": taken, "tried": tried}
-    publish(generator.model, out / "models/sequential-dpo", about, logs[best].get("seconds", 0))
+    note_training(work, "models/sequential-dpo", logs[best].get("seconds", 0))
+    publish(generator.model, out / "models/sequential-dpo", about)
 
 
 def build_self_correct(out: Path, work: Path, config: Config) -> None:
@@ -246,7 +260,8 @@ def build_self_correct(out: Path, work: Path, config: Config) -> None:
     generator, log = train_correction(start, lessons, replay, training, work)
     about = {"start": "generator", "lessons": len(lessons), "replayed": config.replay_pictures}
     about |= {"dev": try_on_dev(start, generator, work, config), "losses": subsample(log.losses)}
-    publish(generator.model, out / "models/self-correct", asdict(training) | about, log.seconds)
+    note_training(work, "models/self-correct", log.seconds)
+    publish(generator.model, out / "models/self-correct", asdict(training) | about)
 
 
 def try_on_dev(start: Generator, generator: Generator, work: Path, config: Config) -> dict[str, float]:

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from cotgen_lite.experiments.configs import Config
+from cotgen_lite.experiments.results import note_training
 from cotgen_lite.generate.pipeline import generate_pool, judge_tokens, load_generator
 from cotgen_lite.hub import file_sha256, write_manifest
 from cotgen_lite.lite.judges import TemplateJudge
@@ -77,7 +78,8 @@ def build_images(out: Path, work: Path, config: Config) -> None:
     labelled, seconds = generate_labelled(generator, TemplateJudge(), pools, config.orm_images, 0, work)
     save_pool(labelled, out / "training/images" / POOL_FILE)
     about = {"seed": 0, "temperature": HOT_TEMPERATURE, "images_a_pool": config.orm_images, "pools": len(pools)}
-    _describe(out, "images", about | {"distinct_prompts": len(prompts)}, seconds)
+    note_training(work, "training/images", seconds)
+    _describe(out, "images", about | {"distinct_prompts": len(prompts)})
 
 
 def build_rollouts(out: Path, work: Path, config: Config) -> None:
@@ -93,7 +95,8 @@ def build_rollouts(out: Path, work: Path, config: Config) -> None:
         save_pool(labels, out / "training/rollouts" / name)
         about[name] = {"paths": len(some), "rollouts": rollouts, "seed": seed}
         total += seconds
-    _describe(out, "rollouts", about, total)
+    note_training(work, "training/rollouts", total)
+    _describe(out, "rollouts", about)
 
 
 def build_paths(out: Path, work: Path, config: Config) -> None:
@@ -103,7 +106,8 @@ def build_paths(out: Path, work: Path, config: Config) -> None:
     paths, seconds = generate_paths(generator, TemplateJudge(), prompts, config.parm_paths, 8, work)
     save_pool(paths, out / "training/paths" / POOL_FILE)
     about = {"seed": 8, "prompts": len(prompts), "drawn_of_each": config.parm_paths, "paths": len(paths.prompts)}
-    _describe(out, "paths", about, seconds)
+    note_training(work, "training/paths", seconds)
+    _describe(out, "paths", about)
 
 
 def build_orm(out: Path, work: Path, config: Config) -> None:
@@ -139,10 +143,10 @@ def _images(out: Path, name: str) -> Pool:
     return load_pool(out / "training" / name / POOL_FILE)
 
 
-def _describe(out: Path, name: str, about: Mapping[str, object], seconds: float) -> None:
+def _describe(out: Path, name: str, about: Mapping[str, object]) -> None:
     """Write the manifest of a training set that the generator drew and the training judge labelled."""
     made = {"generator": file_sha256(out / "models/generator/model.safetensors"), "judge": "template"}
-    write_manifest(out / "training" / name, made | dict(about), seconds)
+    write_manifest(out / "training" / name, made | dict(about))
 
 
 def _finetune(
@@ -161,7 +165,7 @@ def _finetune(
     """
     if not examples:
         print("no prompt has images of both labels: there is nothing to learn from, the verifier stays as it is")
-        publish_verifier(Verifier.from_pretrained(out / "models/verifier"), out / "models" / name, {"examples": 0}, 0)
+        publish_verifier(Verifier.from_pretrained(out / "models/verifier"), out / "models" / name, {"examples": 0})
         return
     generator = load_generator(models=out / "models")
     data = as_dataset(examples, generator)
@@ -189,4 +193,5 @@ def _finetune(
     best, tuned, logs = keep_best(rates, attempt, lambda log: log["auc"])
     settings = {"examples": len(examples), "learning_rate": best, "losses": logs[best]["losses"]}
     settings |= {"dev_auc": {f"{rate:g}": log["auc"] for rate, log in logs.items()}, "dev_auc_zero_shot": before}
-    publish_verifier(tuned, out / "models" / name, settings, logs[best]["seconds"])
+    note_training(work, f"models/{name}", logs[best]["seconds"])
+    publish_verifier(tuned, out / "models" / name, settings)

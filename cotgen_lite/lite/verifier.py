@@ -76,11 +76,11 @@ def save_verifier(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTok
     lite_processor(tokenizer).save_pretrained(folder)
 
 
-def publish_verifier(verifier: Verifier, folder: Path, settings: Mapping[str, object], seconds: float) -> None:
+def publish_verifier(verifier: Verifier, folder: Path, settings: Mapping[str, object]) -> None:
     """Save a fine-tuned lite verifier as `save_verifier` does, and its manifest."""
     shutil.rmtree(folder, ignore_errors=True)
     save_verifier(verifier.model, verifier.processor.tokenizer, folder)
-    write_manifest(folder, settings, seconds)
+    write_manifest(folder, settings)
 
 
 # --- reading many questions at once ---
