@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cotgen_lite.prompts import Prompt, Requirement
+from cotgen_lite.inputs import number, of_kind, shaped, shown, text, whole, with_methods
+from cotgen_lite.prompts import Prompt, Requirement, each_prompt
 
 Box = tuple[float, float, float, float]
 
-THRESHOLD = 0.3  # confidence that a detection has to exceed
+THRESHOLD = 0.3  # confidence that a detection has to exceed, both in float32 as in GenEval
 COUNTING_THRESHOLD = 0.9  # the same where objects are counted
 POSITION_MARGIN = 0.1  # share of both objects' sizes that an offset has to exceed before it counts
 POSITION_COMPONENT = 0.5  # what a component of the shrunk unit offset has to exceed
@@ -27,12 +28,26 @@ POSITION_COMPONENT = 0.5  # what a component of the shrunk unit offset has to ex
 
 @dataclass(frozen=True)
 class Detection:
-    """One detected object: class, confidence in 0..1, box (x0, y0, x1, y1) in px, colour if it was read."""
+    """One detected object: class, confidence in 0..1, box (x0, y0, x1, y1) in px, colour if it was read.
+
+    ValueError for what is none, as a confidence of NaN.
+    """
 
     name: str
     score: float
     box: Box
     color: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", text(self.name, "The class of a detection"))
+        object.__setattr__(self, "score", number(self.score, f"The confidence of a {self.name}", 0, 1))
+        if self.color is not None:
+            object.__setattr__(self, "color", text(self.color, f"The colour of a {self.name}"))
+        box = tuple(self.box) if hasattr(self.box, "__iter__") and not isinstance(self.box, str) else ()
+        box = tuple(number(edge, f"Each edge of the box of a {self.name}") for edge in box)
+        if len(box) != 4:
+            raise ValueError(f"A box is (x0, y0, x1, y1) in px, got {shown(self.box)}.")
+        object.__setattr__(self, "box", box)
 
 
 @dataclass(frozen=True)
@@ -82,23 +97,26 @@ class Detector(Protocol):
 
 def threshold_of(prompt: Prompt) -> float:
     """The confidence that detections have to exceed for a prompt: it is higher where objects are counted."""
+    of_kind(prompt, "prompt", Prompt, "a Prompt (`parse_prompt` makes one)")
     return COUNTING_THRESHOLD if prompt.tag == "counting" else THRESHOLD
 
 
 def evaluate(prompt: Prompt, detections: Sequence[Detection], max_per_class: int = 16) -> Verdict:
-    """Hold one image's detections, in any order, against what it should show, by GenEval's rules.
+    """Hold one image's detections against what it should show, by GenEval's rules.
 
     Detections at or below `threshold_of` the prompt are ignored, and so are all but the `max_per_class` likeliest of a
-    class; overlapping boxes are all kept. Every `include` requirement must hold on the likeliest `count` detections of
-    its class: enough of them, all in the colour, each in the relation to each detection that met the reference
-    requirement. No `exclude` requirement may be reached. The verdict has reasons if and only if it is not correct.
-    ValueError if a position refers to a requirement that does not stand before it.
+    class; of equally likely ones the last counts first, and overlapping boxes are all kept. Every `include` requirement
+    must hold on the likeliest `count` detections of its class: enough of them, all in the colour, each in the relation
+    to each detection that met the reference requirement. No `exclude` requirement may be reached. The verdict has
+    reasons if and only if it is not correct.
     """
-    limit = threshold_of(prompt)
+    limit, max_per_class = np.float32(threshold_of(prompt)), whole(max_per_class, "max_per_class", 1)
+    if not isinstance(detections, Sequence) or not all(isinstance(one, Detection) for one in detections):
+        raise ValueError(f"detections must be a list of one image's Detections, got {shown(detections)}.")
     objects: dict[str, list[Detection]] = {}
-    for detection in sorted(detections, key=lambda d: -d.score):
+    for detection in sorted(detections, key=lambda d: np.float32(d.score))[::-1]:  # so the original turns its order
         of_class = objects.setdefault(detection.name, [])
-        if detection.score > limit and len(of_class) < max_per_class:
+        if np.float32(detection.score) > limit and len(of_class) < max_per_class:
             of_class.append(detection)
 
     reasons: list[Finding] = []
@@ -127,11 +145,6 @@ def _check(
         return Finding("color", name, required.color, tuple(d.color or "unknown" for d in found))
     if required.position is not None:
         relation, index = required.position
-        if not 0 <= index < len(matched):
-            raise ValueError(
-                f"In {prompt.text!r} the position of {name!r} refers to requirement {index}, but it can only "
-                f"refer to one of the {len(matched)} before it: put the reference object first in `include`."
-            )
         reference = prompt.include[index].name
         targets = matched[index]
         if targets is None:
@@ -175,7 +188,14 @@ def judge(detector: Detector, images: torch.Tensor, prompts: Sequence[Prompt]) -
 
     images: uint8 (B, 3, H, W); prompts: one for each. ValueError if there are not as many prompts as images.
     """
+    with_methods(detector, "detector", ["detect"], "a detector, as `load_judge()` gives")
+    shaped(of_kind(images, "images", torch.Tensor, "a uint8 tensor (B, 3, H, W)"), "images", ("B", 3, "H", "W"))
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images must be uint8 in 0..255, got {images.dtype}.")
+    prompts = each_prompt(prompts)
     if len(images) != len(prompts):
         raise ValueError(f"{len(images)} images came with {len(prompts)} prompts: pass one prompt for each image.")
     found = detector.detect(images)
+    if len(found) != len(images):
+        raise ValueError(f"The detector gave {len(found)} lists of detections for {len(images)} images: one for each.")
     return np.array([evaluate(p, d).correct for p, d in zip(prompts, found, strict=True)], dtype=bool)

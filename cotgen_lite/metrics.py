@@ -39,8 +39,8 @@ def score(prompts: Sequence[Prompt], correct: npt.ArrayLike, samples: int = 2000
 def accuracy_by_tag(prompts: Sequence[Prompt], correct: npt.ArrayLike) -> dict[str, float]:
     """Mean correctness of each tag that occurs, in GenEval's order; the overall score is their plain mean.
 
-    correct: (P,) share of each pool's images that are right, in 0..1. ValueError if lengths differ, there is no prompt,
-    a tag is unknown or a value is outside 0..1.
+    correct: (P,) share of each pool's images that are right, in 0..1. ValueError if lengths differ, there is no prompt
+    or a value is outside 0..1.
     """
     values = np.asarray(correct, dtype=float)
     if values.size and not (values.min() >= 0 and values.max() <= 1):
@@ -92,7 +92,7 @@ def detectable_difference(prompts: Sequence[Prompt], a: npt.ArrayLike, b: npt.Ar
 
     (1.96 + 0.84) standard errors of the paired difference: found in 80% of repetitions by a two-sided test at
     5%. The standard error is that of a mean of tags, each with independent prompts. a, b: as in `paired_interval`.
-    ValueError if lengths differ, a tag is unknown or a tag has one prompt only.
+    ValueError if lengths differ, or a tag has one prompt only.
     """
     variances = []
     for tag, (sums, sizes) in _clusters(prompts, _difference(a, b)).items():
@@ -221,9 +221,6 @@ def _clusters(prompts: Sequence[Prompt], values: Floats) -> dict[str, tuple[Floa
             f"{len(prompts)} prompts came with results of shape {values.shape}: "
             "pass one number for each prompt, and at least one."
         )
-    unknown = sorted({p.tag for p in prompts} - set(TAGS))
-    if unknown:
-        raise ValueError(f"Unknown tag {unknown[0]!r}: GenEval's tags are {', '.join(TAGS)}.")
     groups: dict[str, dict[Hashable, list[float]]] = {}
     for prompt, value in zip(prompts, values, strict=True):
         groups.setdefault(prompt.tag, {}).setdefault(prompt.text, []).append(float(value))

@@ -9,7 +9,10 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Hashable, Sequence, Set
+import unicodedata
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import combinations, permutations
@@ -17,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from cotgen_lite.hub import data_path
+from cotgen_lite.inputs import of_kind, one_of, shown, texts, whole
 from cotgen_lite.inputs import text as check_text
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 RELATIONS = ("left of", "right of", "above", "below")
 COUNTS = {"two": 2, "three": 3, "four": 4}
 _COUNT_WORDS = {number: word for word, number in COUNTS.items()}
+MOST_REQUIRED = 100  # of one kind of thing; GenEval goes to four
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
@@ -33,6 +38,16 @@ class Names:
     objects: tuple[str, ...]
     colors: tuple[str, ...]
     plurals: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        for field in ("objects", "colors"):
+            object.__setattr__(self, field, tuple(texts(getattr(self, field), f"The {field} of names")))
+            if twice := [name for name, times in Counter(getattr(self, field)).items() if times > 1]:
+                raise ValueError(f"The {field} of names must differ, but {twice[0]!r} is there twice.")
+        plurals = [tuple(texts(pair, "Each of plurals")) for pair in self.plurals]
+        if any(len(pair) != 2 for pair in plurals):
+            raise ValueError(f"Each of plurals is a name and its plural, got {shown(self.plurals)}.")
+        object.__setattr__(self, "plurals", tuple(plurals))
 
 
 # The 80 classes of COCO under GenEval's spelling, and its ten colours.
@@ -53,8 +68,47 @@ GENEVAL = Names(
 
 @cache
 def world_file() -> dict[str, Any]:
-    """The data folder's `world/world.json`, which describes the lite world; a process has one (see `lite/world.py`)."""
-    return json.loads(data_path("world/world.json").read_text(encoding="utf-8"))
+    """The data folder's `world/world.json`, which describes the lite world; a process has one (see `lite/world.py`).
+
+    ValueError if it is no JSON, names something twice, or lacks what prompts are made of.
+    """
+    path = data_path("world/world.json")
+    try:
+        file = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
+        check_world(file)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{path} does not describe a world ({_said(error)}): compare it with the shipped one, or restore that with "
+            "`git checkout -- data`."
+        ) from error
+    return file
+
+
+def check_world(file: dict[str, Any]) -> None:
+    """ValueError, KeyError, TypeError or AttributeError unless a world file says what prompts are made of."""
+    objects, colors, sizes = file["objects"], file["colors"], file["prompts"]
+    plurals = [check_text(about["plural"], f"The plural of {name!r}") for name, about in objects.items()]
+    for word in (*objects, *plurals, *colors):
+        if not re.fullmatch("[a-z]+( [a-z]+)*", word):
+            raise ValueError(f"{word!r} is no name: use small letters a to z, and single spaces between words")
+    if twice := [word for word, times in Counter((*objects, *plurals)).items() if times > 1]:
+        raise ValueError(f"{twice[0]!r} is the singular or plural of two things")
+    if len(objects) < 2 or len(colors) < 2:
+        raise ValueError("two objects and two colours are the least")
+    for part, least in (("test", 0), ("dev", 0), ("pools", 1)):
+        for tag in TAGS:
+            whole(sizes[part][tag], f"{tag} of prompts.{part}", least, 10_000)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if twice := [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]:
+        raise ValueError(f"{twice[0]!r} is there twice")
+    return dict(pairs)
+
+
+def _said(error: Exception) -> str:
+    """What an error says, for one about a file that lacks something."""
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
 
 
 @cache
@@ -69,7 +123,7 @@ class Requirement:
     """One entry of GenEval's `include` or `exclude` list.
 
     name: the object's class. count: how many (for `exclude`: this many or more are wrong). color: its colour, if asked.
-    position: (relation, index in `include` of the object that it relates to), if asked.
+    position: (relation, index in `include` of the object that it relates to), if asked. ValueError for other things.
     """
 
     name: str
@@ -77,15 +131,62 @@ class Requirement:
     color: str | None = None
     position: tuple[str, int] | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", _word(self.name, "The name of what is required"))
+        object.__setattr__(self, "count", whole(self.count, f"The count of {self.name!r}", 1, MOST_REQUIRED))
+        if self.color is not None:
+            object.__setattr__(self, "color", _word(self.color, f"The colour of {self.name!r}"))
+        if self.position is not None:
+            if not isinstance(self.position, tuple | list) or len(self.position) != 2:
+                raise ValueError(
+                    f"A position is a relation and an index, as ('left of', 0); got {shown(self.position)}."
+                )
+            relation = one_of(self.position[0], f"The relation of {self.name!r}", RELATIONS)
+            index = whole(self.position[1], f"The index that {self.name!r} relates to", 0)
+            object.__setattr__(self, "position", (relation, index))
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """A GenEval prompt: its text, its tag, what must be there (`include`) and what must not (`exclude`)."""
+    """A GenEval prompt: its text, its tag, what must be there (`include`) and what must not (`exclude`).
+
+    ValueError for another tag, or a position that does not refer to a requirement before it.
+    """
 
     text: str
     tag: str
     include: tuple[Requirement, ...]
     exclude: tuple[Requirement, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", check_text(self.text, "The text of a prompt"))
+        object.__setattr__(self, "tag", one_of(self.tag, "The tag of a prompt", TAGS))
+        for part in ("include", "exclude"):
+            items = of_kind(getattr(self, part), f"`{part}`", (tuple, list), "a tuple of Requirements")
+            items = tuple(of_kind(item, f"Each of `{part}`", Requirement, "a Requirement") for item in items)
+            object.__setattr__(self, part, items)
+        if not self.include:
+            raise ValueError(f"The prompt {self.text!r} requires nothing: put one Requirement or more into `include`.")
+        for number, item in enumerate(self.include):
+            if item.position and item.position[1] >= number:
+                raise ValueError(
+                    f"In {self.text!r} the position of {item.name!r} refers to requirement {item.position[1]}, but it "
+                    f"can only refer to one of the {number} before it: put the reference object first in `include`."
+                )
+
+
+def each_prompt(prompts: Any, name: str = "prompts") -> tuple[Prompt, ...]:
+    """Prompts as a tuple; ValueError if they are not several `Prompt`s."""
+    if isinstance(prompts, Prompt | str | Mapping) or not isinstance(prompts, Iterable):
+        raise ValueError(f"{name} must be a list of Prompts (`parse_prompt` makes them), got {shown(prompts)}.")
+    wanted = "a Prompt (`parse_prompt` makes one)"
+    return tuple(of_kind(prompt, f"Each of {name}", Prompt, wanted) for prompt in prompts)
+
+
+def _word(value: Any, name: str) -> str:
+    if not (word := check_text(value, name)).strip():
+        raise ValueError(f"{name} must not be empty.")
+    return word
 
 
 def single_object(name: str, names: Names | None = None) -> Prompt:
@@ -104,6 +205,7 @@ def two_object(first: str, second: str, names: Names | None = None) -> Prompt:
 def counting(name: str, count: int, names: Names | None = None) -> Prompt:
     """ "a photo of three cats": exactly `count` of them, 2 to 4."""
     _check("object", name, names)
+    count = whole(count, "The count")
     if count not in _COUNT_WORDS:
         raise ValueError(f"The count {count!r} is not one of GenEval's: use 2, 3 or 4.")
     text = f"a photo of {_COUNT_WORDS[count]} {plural(name, names)}"
@@ -121,8 +223,7 @@ def colored(name: str, color: str, names: Names | None = None) -> Prompt:
 def position(name: str, relation: str, reference: str, names: Names | None = None) -> Prompt:
     """ "a photo of a cat left of a dog": the reference ("dog") stands first in `include`, as in GenEval."""
     _check_different(name, reference, names)
-    if relation not in RELATIONS:
-        raise ValueError(f"Unknown relation {relation!r}: use one of {', '.join(RELATIONS)}.")
+    relation = one_of(relation, "The relation", RELATIONS)
     text = f"a photo of {with_article(name)} {relation} {with_article(reference)}"
     return Prompt(text, "position", (Requirement(reference), Requirement(name, position=(relation, 0))))
 
@@ -139,7 +240,8 @@ def color_attr(first: str, first_color: str, second: str, second_color: str, nam
 
 def plural(name: str, names: Names | None = None) -> str:
     """The plural listed in `names`; else GenEval's, which only knows -s and -es: "buses", but also "benchs"."""
-    return dict((names or lite_names()).plurals).get(name, f"{name}es" if name.endswith("s") else f"{name}s")
+    name = _word(name, "A name")
+    return dict(_known(names).plurals).get(name, f"{name}es" if name.endswith("s") else f"{name}s")
 
 
 def parse_prompt(text: str, names: Names | None = None) -> Prompt:
@@ -148,8 +250,10 @@ def parse_prompt(text: str, names: Names | None = None) -> Prompt:
     text: e.g. "a photo of a red apple and a blue car". Returns the `Prompt`.
     ValueError for a sentence of another form, an unknown object, colour or count; it lists what exists.
     """
-    names = names or lite_names()
-    match = re.fullmatch(r"a photo of (.+)", text.strip())
+    names = _known(names)
+    if len(text := check_text(text, "A prompt")) > LONGEST_SENTENCE:
+        raise ValueError(f"A prompt is one sentence of at most {LONGEST_SENTENCE} characters, got {len(text)}.")
+    match = re.fullmatch(r"a photo of (.+)", " ".join(text.split()))
     if not match:
         example = colored(names.objects[0], names.colors[0], names).text
         raise ValueError(f'A prompt starts with "a photo of", for example "{example}"; got {text!r}.')
@@ -176,19 +280,57 @@ def parse_prompt(text: str, names: Names | None = None) -> Prompt:
 def meaning(prompt: Prompt) -> Hashable:
     """What a prompt asks for, the same for two sentences that ask for the same picture.
 
-    "A left of B" equals "B right of A", and the order of "A and B" does not matter.
+    "A left of B" equals "B right of A"; the order of "A and B", capitals, spaces and plurals do not matter.
     """
+    of_kind(prompt, "prompt", Prompt, "a Prompt (`parse_prompt` makes one)")
     related = [item for item in prompt.include if item.position]
     if related:
         relation, index = related[0].position  # type: ignore[misc]
-        first, second = related[0].name, prompt.include[index].name
+        first, second = _singular(related[0].name), _singular(prompt.include[index].name)
         if relation in ("right of", "below"):
             relation, first, second = OPPOSITE[relation], second, first
         return relation, first, second
-    return tuple(sorted((item.name, item.count, item.color or "") for item in prompt.include))
+    items = ((_singular(item.name), item.count, _plain(item.color or "")) for item in prompt.include)
+    return tuple(sorted(items))
+
+
+def _plain(words: str) -> str:
+    """Words in small letters, and in the plain form of each letter and space."""
+    return " ".join(unicodedata.normalize("NFKC", words).casefold().split())
+
+
+def _singular(name: str) -> str:
+    """A plain name, of GenEval's and the lite world's objects the singular."""
+    return _plurals(_every_name()).get(_plain(name), _plain(name))
 
 
 @cache
+def _plurals(names: Names) -> dict[str, str]:
+    """Singulars by all the forms in which somebody may write a plural, and by themselves."""
+    forms = {"people": "person", "knives": "knife", "computer mice": "computer mouse"}
+    for name in names.objects:
+        forms |= dict.fromkeys((f"{name}s", f"{name}es", f"{name[:-1]}ies", plural(name, names)), name)
+    return forms | {name: name for name in names.objects}
+
+
+def _every_name() -> Names:
+    """GenEval's names and the lite world's, if there is one."""
+    try:
+        return _with_geneval(lite_names())
+    except FileNotFoundError:
+        return GENEVAL
+
+
+@cache
+def _with_geneval(lite: Names) -> Names:
+    objects, colors = (dict.fromkeys((*own, *its)) for own, its in zip(_lists(lite), _lists(GENEVAL), strict=True))
+    return Names(tuple(objects), tuple(colors), lite.plurals)
+
+
+def _lists(names: Names) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return names.objects, names.colors
+
+
 def lite_prompts(split: str) -> tuple[Prompt, ...]:
     """The lite prompts of one set; no meaning is in two sets, and which are in which was chosen once, by seed.
 
@@ -196,8 +338,11 @@ def lite_prompts(split: str) -> tuple[Prompt, ...]:
         it) or "test" (232, for reporting).
     ValueError for another name, or if the world file asks for more dev and test prompts than there are.
     """
-    if split not in ("train", "dev", "test"):
-        raise ValueError(f'There is no set {split!r}: use "train", "dev" or "test".')
+    return _lite_prompts(one_of(split, "The set of lite prompts", ("train", "dev", "test")))
+
+
+@cache
+def _lite_prompts(split: str) -> tuple[Prompt, ...]:
     sizes, chosen = world_file()["prompts"], []
     for tag in TAGS:
         prompts = _all_lite(tag)
@@ -212,33 +357,61 @@ def lite_prompts(split: str) -> tuple[Prompt, ...]:
     return tuple(chosen)
 
 
-def read_geneval(path: str | Path) -> list[Prompt]:
-    """Read GenEval's own jsonl (one record a line); ValueError names the first line that is not a record."""
+def read_geneval(path: str | Path, names: Names = GENEVAL) -> list[Prompt]:
+    """Read GenEval's own jsonl, one record a line.
+
+    names: the objects and colours that there are, by default GenEval's. ValueError names the first line that is no
+    record, or asks for a tag, object, colour or count (1 to 4) that does not exist.
+    """
+    of_kind(path, "path", (str, Path), "the path of a jsonl file")
     prompts = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no jsonl file of GenEval's: {error}.") from error
+    for number, line in enumerate(lines, start=1):
         try:
-            prompts.append(from_record(json.loads(line)))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            prompt = from_record(json.loads(line))
+            for item in (*prompt.include, *prompt.exclude):
+                _check("object", item.name, names)
+                if item.color:
+                    _check("colour", item.color, names)
+            for items, most in ((prompt.include, max(COUNTS.values())), (prompt.exclude, max(COUNTS.values()) + 1)):
+                for item in items:
+                    whole(item.count, f"The count of {item.name!r}", 1, most)
+        except ValueError as error:
             raise ValueError(
                 f"Line {number} of {path} is not a GenEval record (tag, include, prompt): {error}"
             ) from error
+        prompts.append(prompt)
     return prompts
 
 
 def from_record(record: dict) -> Prompt:
-    """GenEval's JSON record as a `Prompt`."""
+    """GenEval's JSON record as a `Prompt`; ValueError says what it lacks or holds too much."""
+    _check_keys(record, "A record", ("tag", "include", "prompt"), ("exclude",))
     include, exclude = (
-        tuple(
-            Requirement(item["class"], item["count"], item.get("color"), tuple(item.get("position", ())) or None)
-            for item in record.get(key, ())
-        )
-        for key in ("include", "exclude")
+        of_kind(record.get(key, []), f"{key!r}", (list, tuple), "a list") for key in ("include", "exclude")
     )
-    return Prompt(record["prompt"], record["tag"], include, exclude)
+    return Prompt(record["prompt"], record["tag"], tuple(map(_entry, include)), tuple(map(_entry, exclude)))
+
+
+def _entry(item: dict) -> Requirement:
+    _check_keys(item, "Each entry of a record", ("class", "count"), ("color", "position"))
+    return Requirement(item["class"], item["count"], item.get("color"), item.get("position"))
+
+
+def _check_keys(value: Any, name: str, needed: Sequence[str], more: Sequence[str]) -> None:
+    of_kind(value, name, Mapping, "a JSON object")
+    if missing := [key for key in needed if key not in value]:
+        raise ValueError(f"{name} needs {', '.join(needed)}, but {missing[0]!r} is missing.")
+    if strange := [key for key in value if key not in (*needed, *more)]:
+        raise ValueError(f"{name} has {', '.join((*needed, *more))}, but no {strange[0]!r}.")
 
 
 def to_record(prompt: Prompt) -> dict:
     """A `Prompt` as GenEval's JSON record; `from_record` undoes it."""
+    of_kind(prompt, "prompt", Prompt, "a Prompt (`parse_prompt` makes one)")
 
     def entry(item: Requirement) -> dict:
         record: dict = {"class": item.name, "count": item.count}
@@ -312,16 +485,20 @@ def _check_different(first: str, second: str, names: Names | None) -> None:
         raise ValueError(f"A prompt about two things needs two different objects; got {first!r} twice.")
 
 
+def _known(names: Names | None) -> Names:
+    return lite_names() if names is None else of_kind(names, "names", Names, "Names, as GENEVAL is")
+
+
 def _check(what: str, value: str, names: Names | None) -> None:
-    names = names or lite_names()
-    known = names.objects if what == "object" else names.colors
-    if value not in known:
+    known = _known(names).objects if what == "object" else _known(names).colors
+    if check_text(value, f"The {what}") not in known:
         raise ValueError(f"Unknown {what} {value!r}: use one of {', '.join(known)}.")
 
 
 UNKNOWN = "<|unknown|>"  # what the lite tokenizer makes of a word that it does not know
 
 
+LONGEST_SENTENCE = 500  # characters of a sentence of the templates
 LONGEST_TEXT = 20_000  # characters of a text; no model here reads as many, and nobody should wait for its tokens
 
 
@@ -375,12 +552,18 @@ def meaning_hash(prompt: Prompt) -> str:
 def refuse_held_out(prompts: Sequence[Prompt], held_out: Set[str] | None = None) -> None:
     """ValueError if a prompt asks what a dev or test prompt asks, in whatever wording.
 
-    held_out: what must not be asked, as hashes (`meaning_hash`); by default what the lite dev and test prompts ask. At
-    full scale the test is GenEval's: pass `full_scale.prompts.geneval_meanings()`.
+    A prompt asks what its record says, and what its sentence says if it is one of the templates'. held_out: what must
+    not be asked, as hashes (`meaning_hash`); by default what the lite dev and test prompts ask. At full scale the test
+    is GenEval's: pass `full_scale.prompts.geneval_meanings()`.
     """
     forbidden = _lite_meanings() if held_out is None else held_out
-    for prompt in prompts:
-        if meaning_hash(prompt) in forbidden:
+    if not isinstance(forbidden, Set) or not all(re.fullmatch("[0-9a-f]{16}", str(one)) for one in forbidden):
+        raise ValueError(f"held_out must be a set of hashes, as geneval_meanings() gives, got {shown(held_out)}.")
+    for prompt in each_prompt(prompts):
+        asked = {meaning_hash(prompt)}
+        with suppress(ValueError):  # most wordings of one's own are no sentence of the templates
+            asked.add(meaning_hash(parse_prompt(_plain(prompt.text).rstrip(" .!"), _every_name())))
+        if asked & forbidden:
             raise ValueError(
                 f"{prompt.text!r} asks what a dev or test prompt asks: train on `train_prompts` only, or at full scale "
                 "on `full_prompts` with `held_out=geneval_meanings()`."

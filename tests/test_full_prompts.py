@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -48,14 +49,14 @@ def write_records(path: Path, prompts: list[p.Prompt]) -> Path:
 
 
 def like_geneval() -> list[p.Prompt]:
-    """As many prompts of each tag as GenEval has, but ours; the last two ask for the same."""
+    """As many prompts of each tag as GenEval has, of its names, but drawn by us; the last two ask for the same."""
     chosen = [
         prompt
         for tag, size in f.GENEVAL_SIZES.items()
-        for prompt in [prompt for prompt in f.full_prompts() if prompt.tag == tag][:size]
+        for prompt in islice(f._unseen(f._candidates(tag, p.GENEVAL), set()), size)
     ]
     (a, b) = chosen[-2].include
-    return [*chosen[:-1], p.color_attr(b.name, str(b.color), a.name, str(a.color), f.everyday_names())]
+    return [*chosen[:-1], p.color_attr(b.name, str(b.color), a.name, str(a.color), p.GENEVAL)]
 
 
 def test_two_hundred_objects_geneval_among_them() -> None:

@@ -4,6 +4,7 @@ import itertools
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,11 @@ from cotgen_lite.prompts import RELATIONS, TAGS, Prompt, Requirement
 
 def found(name, x=0.0, y=0.0, score=0.95, color="red", size=20.0):
     return Detection(name, score, (x, y, x + size, y + size), color)
+
+
+class Blind:
+    def detect(self, images):
+        return []
 
 
 def kinds(prompt, detections, **options):
@@ -33,6 +39,55 @@ def test_threshold_has_to_be_exceeded(value, correct):
 def test_counting_has_its_own_threshold(value, correct):
     two = [found("cat"), found("cat", 40, score=value)]
     assert evaluate(P.counting("cat", 2), two).correct is correct
+
+
+@pytest.mark.parametrize(("prompt", "limit"), [(P.single_object("cat"), 0.3), (P.counting("cat", 2), 0.9)])
+def test_threshold_and_confidence_are_compared_in_float32(prompt, limit):
+    near = float(np.float32(limit))  # .3 is 0.30000001192… there, which is above the double .3
+    above = float(np.nextafter(np.float32(limit), np.float32(1)))
+    for score, correct in ((near, False), (np.float32(limit), False), (limit, False), (above, True)):
+        assert evaluate(prompt, [found("cat", score=score), found("cat", 40, score=score)]).correct is correct
+
+
+def test_of_equally_likely_detections_the_last_counts():
+    red, blue = found("cat", color="red"), found("cat", 40, color="blue")
+    assert kinds(P.colored("cat", "red"), [red, blue]) == ["color"]
+    assert evaluate(P.colored("cat", "red"), [blue, red]).correct
+    three = [replace(blue, score=0.9500000001), red, found("dog")]  # equal in float32, as the original sees them
+    assert evaluate(P.colored("cat", "red"), three).correct
+    crowd = [*[red] * 4, *[blue] * 2]
+    two_blue = Prompt("two blue cats", "colors", (Requirement("cat", 2, "blue"),))
+    assert evaluate(two_blue, crowd, max_per_class=2).correct and not evaluate(two_blue, crowd[::-1]).correct
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Detection(3, 0.5, (0, 0, 1, 1)), "class of a detection"),
+        (lambda: Detection("cat", math.nan, (0, 0, 1, 1)), "confidence of a cat"),
+        (lambda: Detection("cat", 1.5, (0, 0, 1, 1)), "from 0 to 1"),
+        (lambda: Detection("cat", "sure", (0, 0, 1, 1)), "confidence of a cat"),
+        (lambda: Detection("cat", 0.5, (0, 0, 1)), "x0, y0, x1, y1"),
+        (lambda: Detection("cat", 0.5, "0011"), "x0, y0, x1, y1"),
+        (lambda: Detection("cat", 0.5, None), "x0, y0, x1, y1"),
+        (lambda: Detection("cat", 0.5, (0, 0, math.inf, 1)), "edge of the box of a cat"),
+        (lambda: Detection("cat", 0.5, (0, 0, 1, 1), 3), "colour of a cat"),
+        (lambda: evaluate("a photo of a cat", []), "must be a Prompt"),
+        (lambda: evaluate(P.single_object("cat"), None), "list of one image's Detections"),
+        (lambda: evaluate(P.single_object("cat"), [[found("cat")]]), "list of one image's Detections"),
+        (lambda: evaluate(P.single_object("cat"), [], max_per_class=0), "max_per_class"),
+        (lambda: judge(None, torch.zeros(1, 3, 8, 8, dtype=torch.uint8), [P.single_object("cat")]), "a detector"),
+        (lambda: judge(Blind(), torch.zeros(1, 3, 8, 8), [P.single_object("cat")]), "uint8"),
+        (lambda: judge(Blind(), torch.zeros(3, 8, 8, dtype=torch.uint8), [P.single_object("cat")]), "shape"),
+        (lambda: judge(Blind(), None, [P.single_object("cat")]), "uint8 tensor"),
+        (lambda: judge(Blind(), torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "a photo of a cat"), "list of Prompts"),
+        (lambda: judge(Blind(), torch.zeros(1, 3, 8, 8, dtype=torch.uint8), ["cat"]), "a Prompt"),
+        (lambda: judge(Blind(), torch.zeros(1, 3, 8, 8, dtype=torch.uint8), [P.single_object("cat")]), "0 lists"),
+    ],
+)
+def test_what_cannot_be_judged_gets_one_sentence(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()
 
 
 def test_counting_ignores_unsure_extras_and_rejects_sure_ones():
@@ -169,12 +224,6 @@ def test_position_is_not_looked_at_when_the_color_is_wrong():
         (Requirement("cat"), Requirement("dog", 1, "red", ("left of", 0))),
     )
     assert kinds(prompt, [found("cat"), found("dog", 50, color="blue")]) == ["color"]
-
-
-def test_position_must_refer_backwards():
-    prompt = Prompt("a dog", "position", (Requirement("dog", position=("left of", 0)),))
-    with pytest.raises(ValueError, match="put the reference object first"):
-        evaluate(prompt, [found("dog")])
 
 
 # --- whole prompts: perfect detections pass, one broken requirement fails ---

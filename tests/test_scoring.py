@@ -1,7 +1,6 @@
 """Scores, intervals, AUC and calibration against closed forms and brute force."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -128,9 +127,6 @@ def test_errors_say_what_to_do():
         accuracy_by_tag(pools, [1.0, 20.0])
     with pytest.raises(ValueError, match="pool by pool"):
         paired_interval(pools, [1.0, 1.0], [1.0])
-    strange = replace(pools[0], tag="style")
-    with pytest.raises(ValueError, match=r"Unknown tag 'style'.*single_object"):
-        accuracy_by_tag([strange], [1.0])
 
 
 def test_roc_auc_equals_all_pairs_and_scikit_learns() -> None:

@@ -235,6 +235,7 @@ def test_a_wrong_world_file_is_explained(change: dict, says: str, monkeypatch: p
 
 def test_dev_and_test_prompts_must_leave_some_to_train_on(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = p.world_file()["prompts"] | {"test": p.world_file()["prompts"]["test"] | {"counting": 40}}
-    monkeypatch.setattr(p, "world_file", lambda: {"prompts": sizes})
+    world_file = p.world_file() | {"prompts": sizes}
+    monkeypatch.setattr(p, "world_file", lambda: world_file)
     with pytest.raises(ValueError, match="48 counting prompts, of which 48"):
-        p.lite_prompts.__wrapped__("train")
+        p._lite_prompts.__wrapped__("train")
