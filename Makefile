@@ -3,7 +3,9 @@
 # make test       environment, lint, unit tests, every notebook once
 # make notebooks  execute every notebook and keep the new outputs in notebooks/
 # make site       all notebooks and pages as HTML in build/site/, to read without running anything
-# make clean      remove the environment, executed copies and caches
+# make clean      remove the environment that make made, executed copies, toy builds and caches; nothing else
+# make test-faults KILLS=60   kill toy builds so often and damage every shipped file, in an hour or two: all is told, and
+#                 builds end with the same bytes
 #
 # make test PYTHON=python3.12 VENV=/some/folder PIP_ARGS="--index-url ..."   # another Python, place or wheel index
 
@@ -11,12 +13,22 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 
+# Make knows no names with spaces, and what stands below removes and writes in this folder.
+ifneq ($(words $(VENV)),1)
+$(error VENV must be the path of one folder, without spaces, got "$(VENV)")
+endif
+ifeq ($(wildcard cotgen_lite/experiments/build.py),)
+$(error Run make in the folder of this Makefile: this is not it)
+endif
+
 BIN := $(VENV)/bin
 ENV := $(VENV)/.complete
-COPIES := build/notebooks
+OURS := $(VENV)/.made-by-make
+override COPIES := build/notebooks
+KILLS ?= 60
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: course lab test lint check copies notebooks site env clean
+.PHONY: course lab test lint check copies notebooks site env clean test-faults
 .DELETE_ON_ERROR:
 
 # The course needs no network: loading a model by a hub name by mistake fails at once instead of downloading.
@@ -69,10 +81,20 @@ env: $(ENV)
 $(ENV): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " \
 		+ sys.version.split()[0] + ": name another, as in make PYTHON=python3.12")'
+	@[ -e "$(VENV)" ] || { mkdir -p "$(VENV)" && touch "$(OURS)"; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(PIP_ARGS) -r requirements.txt -e .
 	@touch $@
 
+test-faults: $(ENV)
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/faults.py --kills $(KILLS)
+
+# Builds at full size stay, as do folders and environments that others made, and what Jupyter keeps of their notebooks.
 clean:
-	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache cotgen_lite.egg-info
-	find cotgen_lite tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+	@if [ -e "$(OURS)" ] || { [ "$(VENV)" = .venv ] && [ -e "$(ENV)" ] && [ -e .venv/pyvenv.cfg ]; }; then \
+		rm -rf "$(VENV)" && echo "removed $(VENV)"; \
+	elif [ -e "$(VENV)" ]; then echo "$(VENV) stays: make did not make it"; fi
+	rm -rf $(COPIES) build/site build/quick build/faults
+	-[ ! -d build ] || rmdir build 2> /dev/null || echo "build stays: $$(ls build | tr '\n' ' ')"
+	rm -rf .mypy_cache .pytest_cache .ruff_cache cotgen_lite.egg-info notebooks/.ipynb_checkpoints
+	find cotgen_lite tests -type d -name __pycache__ -prune -exec rm -rf {} +

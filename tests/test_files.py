@@ -217,3 +217,72 @@ def test_a_full_disk_is_called_so_with_the_file(tmp_path: Path) -> None:
 def test_missing_file_says_how_to_get_it() -> None:
     with pytest.raises(FileNotFoundError, match="git checkout"):
         data_path("world/nothing.json")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A tree with the Makefile, what it makes, and folders of somebody else."""
+    root = tmp_path / "my course"
+    ours = ["build/notebooks", "build/quick/data", ".ruff_cache", "cotgen_lite/a b/__pycache__", "tests/__pycache__"]
+    theirs = [
+        "notebooks/my answers/.ipynb_checkpoints",
+        "notebooks/my",
+        "cotgen_lite/a",
+        "build/all/data",
+        "answers",
+        "b",
+    ]
+    for folder in (*ours, *theirs, "cotgen_lite/experiments"):
+        (root / folder).mkdir(parents=True)
+        (root / folder / "file").write_text("")
+    (root / "cotgen_lite/experiments/build.py").write_text("")
+    shutil.copy(data_root().parent / "Makefile", root)
+    return root
+
+
+def make(tree: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["make", *arguments], cwd=tree, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="only where there is make")
+def test_make_clean_removes_nothing_but_what_make_made(tree: Path) -> None:
+    before = {path.relative_to(tree).as_posix() for path in tree.rglob("*")}
+    assert make(tree, "clean").returncode == 0
+    gone = before - {path.relative_to(tree).as_posix() for path in tree.rglob("*")}
+    made = ("build/notebooks", "build/quick", ".ruff_cache", "cotgen_lite/a b/__pycache__", "tests/__pycache__")
+    assert gone == {path for path in before if path.startswith(made)}
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="only where there is make")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["VENV=pre cious"], "VENV must be the path of one folder, without spaces"),
+        (["VENV="], "VENV must be the path of one folder"),
+        (["VENV=answers"], "answers stays: make did not make it"),
+        (["VENV=."], ". stays: make did not make it"),
+        (["COPIES=answers"], ""),
+    ],
+)
+def test_make_clean_leaves_folders_of_others(arguments: list[str], said: str, tree: Path) -> None:
+    (tree / "pre cious").mkdir()
+    done = make(tree, "clean", *arguments)
+    assert said in done.stdout + done.stderr and bool(done.returncode) == ("must" in said)
+    assert all((tree / folder).exists() for folder in ("pre cious", "answers/file", "notebooks/my/file", "Makefile"))
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="only where there is make")
+def test_make_removes_its_own_environment_only(tree: Path) -> None:
+    for folder, marks in {
+        "made": [".made-by-make"],
+        ".venv": [".complete", "pyvenv.cfg"],
+        "own": ["pyvenv.cfg"],
+    }.items():
+        (tree / folder).mkdir()
+        for mark in marks:
+            (tree / folder / mark).write_text("")
+        make(tree, "clean", f"VENV={folder}")
+    assert not (tree / "made").exists() and not (tree / ".venv").exists() and (tree / "own").exists()
+    elsewhere = tree / "answers"
+    said = subprocess.run(["make", "-f", "../Makefile", "clean"], cwd=elsewhere, capture_output=True, text=True).stderr
+    assert "Run make in the folder of this Makefile" in said and (elsewhere / "file").exists()
