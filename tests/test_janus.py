@@ -249,6 +249,6 @@ def test_bad_requests_and_folders_are_one_clear_sentence(
     def end_of_file(*_: object, **__: object) -> None:
         raise EOFError
 
-    monkeypatch.setattr(JanusForConditionalGeneration, "from_pretrained", end_of_file)
+    monkeypatch.setattr(JanusForConditionalGeneration, "from_pretrained", classmethod(end_of_file))
     with pytest.raises(ValueError, match=r"\(EOFError\).*download it again"):
         JanusGenerator.from_pretrained(folder, SETTINGS)

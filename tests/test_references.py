@@ -79,7 +79,7 @@ def save_showo(
     # The embeddings feed norms, and need not be small.
     state["showo.model.embed_tokens.weight"] *= math.sqrt(WIDTH)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(state, folder / "pytorch_model.safetensors", metadata={"format": "pt"})
     released = {
         "_class_name": "Showo",
         "_diffusers_version": "0.30.1",
@@ -339,7 +339,7 @@ def save_magvit(folder: Path) -> State:
     state = random_state(magvit_shapes(), seed=0)
     tables = {"quantize.embedding": torch.zeros(2**BITS, BITS), "quantize.power_vals": torch.zeros(BITS)}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(state | tables, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(state | tables, folder / "pytorch_model.safetensors", metadata={"format": "pt"})
     fields = {"_class_name": "MAGViTv2", "_diffusers_version": "0.30.1", "channels": CHANNELS, "norm_groups": GROUPS}
     (folder / "config.json").write_text(json.dumps(fields))
     return state

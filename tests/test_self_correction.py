@@ -45,7 +45,7 @@ def test_a_correction_stands_in_the_order_of_its_parts(toy_generator: Any) -> No
     said, why = (encode_text(words, text) for text in (PROMPTS[0].text, WHY))
     eos, image = config.eos_token_id, [config.image_offset + 5] * 64
     assert prefix == [*text_prefix(config, said), *why, eos, config.soi_id, *image, config.eoi_id]
-    ids = build_sequences(config, [prefix], torch.zeros(1, 64))
+    ids = build_sequences(config, [prefix], torch.zeros(1, 64, dtype=torch.long))
     seen = attention_mask(config, ids)[0, 0] == 0
     target, rejected = len(prefix) + 1, len(prefix) - 60
     assert seen[target, :].all()  # the new image sees prompt, reasons and both images

@@ -197,7 +197,9 @@ def write_original_checkpoint(folder: Path) -> PhiForCausalLM:
     with torch.no_grad():
         for parameter in phi.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    save_file({f"showo.{name}": value for name, value in phi.state_dict().items()}, folder / "model.safetensors")
+    save_file(
+        {f"showo.{name}": value for name, value in phi.state_dict().items()}, folder / "pytorch_model.safetensors"
+    )
     fields = {
         "_class_name": "Showo",
         "_diffusers_version": "0.30.1",
@@ -241,7 +243,7 @@ def test_original_checkpoint_format(tmp_path):
 @pytest.mark.parametrize("damage", ["missing", "unexpected", "shape", "truncated", "no file", "no config"])
 def test_damaged_checkpoint_is_one_clear_sentence(tmp_path, damage):
     write_original_checkpoint(tmp_path)
-    path = tmp_path / "model.safetensors"
+    path = tmp_path / "pytorch_model.safetensors"
     weights = load_file(path)
     if damage == "missing":
         del weights["showo.model.layers.1.mlp.fc1.bias"]

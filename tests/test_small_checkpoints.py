@@ -24,6 +24,7 @@ from cotgen_lite.generate.vq import Magvit
 from cotgen_lite.prompts import GENEVAL
 from cotgen_lite.verify.verifier import Verifier
 
+OFFICIAL = "pytorch_model.safetensors"  # as Show-o's own classes call their weights
 PROMPT = "The red apple was next to the yellow pear."
 
 
@@ -40,12 +41,12 @@ def test_showo_has_the_released_names_and_fields(paths: dict[str, Path]) -> None
         assert (config["num_vq_tokens"], config["vocab_size"]) == (tokens, vocabulary)
         assert config["mask_token_id"] == vocabulary - 1
         assert {"_class_name", "llm_vocab_size", "w_clip_vit"} < set(config) and "model_type" not in config
-        found = {name: tuple(value.shape) for name, value in load_file(paths[part] / "model.safetensors").items()}
+        found = {name: tuple(value.shape) for name, value in load_file(paths[part] / OFFICIAL).items()}
         assert found == showo_shapes(vocabulary, 32, 2, 2, 64)
 
 
 def test_magvit_has_the_released_names_and_depth(paths: dict[str, Path]) -> None:
-    state = load_file(paths["magvit"] / "model.safetensors")
+    state = load_file(paths["magvit"] / OFFICIAL)
     tables = {"quantize.embedding", "quantize.power_vals"}
     shortcuts = {name.removesuffix(".nin_shortcut.weight") for name in state if "nin_shortcut.weight" in name}
     assert set(state) - tables == released_names([4, 3, 4, 3, 4], [4, 4, 3, 4, 3], shortcuts)
@@ -99,7 +100,8 @@ def test_a_seed_is_a_checkpoint(paths: dict[str, Path], tmp_path: Path) -> None:
     again, other = s.save_all(tmp_path / "a", seed=14), s.save_all(tmp_path / "b", seed=1)
     assert torch.equal(torch.get_rng_state(), before)
     for part in ("showo", "magvit", "onevision", "janus", "mask2former", "clip"):
-        ours, same, different = (load_file(each[part] / "model.safetensors") for each in (paths, again, other))
+        name = OFFICIAL if part in ("showo", "magvit") else "model.safetensors"
+        ours, same, different = (load_file(each[part] / name) for each in (paths, again, other))
         assert all(torch.equal(ours[name], same[name]) for name in ours)
         assert any(not torch.equal(ours[name], different[name]) for name in ours)
 

@@ -182,7 +182,7 @@ def test_the_default_sizes_are_the_released_model() -> None:
     assert (model.config.length, model.config.codebook_size, model.config.patch_size) == (256, 8192, 16)
 
 
-@pytest.mark.parametrize("file_name", ["pytorch_model.bin", "model.safetensors"])
+@pytest.mark.parametrize("file_name", ["pytorch_model.bin", "pytorch_model.safetensors", "model.safetensors"])
 def test_a_folder_in_the_released_format_loads(tmp_path: Path, file_name: str) -> None:
     from safetensors.torch import save_file
 
@@ -250,7 +250,7 @@ def test_wrong_tokens_say_what_is_accepted() -> None:
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     model = small_model()
     model.save_pretrained(tmp_path / "saved")
-    with pytest.raises(ValueError, match="the weights that belong to it"):
+    with pytest.raises(ValueError, match="mismatched keys"):
         Magvit.from_pretrained(tmp_path / "saved", config=MagvitConfig(**{**SMALL, "bits": 6}))
     with pytest.raises(ValueError, match="missing keys"):
         Magvit.from_pretrained(tmp_path / "saved", config=MagvitConfig(**{**SMALL, "encoder_blocks": [2, 1, 2]}))
@@ -258,7 +258,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         Magvit.from_pretrained(tmp_path / "saved", config=MagvitConfig(**{**SMALL, "encoder_blocks": [1, 1, 1]}))
     file = tmp_path / "saved" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="needs an intact config"):
+    with pytest.raises(ValueError, match="damaged"):
         Magvit.from_pretrained(tmp_path / "saved")
 
 

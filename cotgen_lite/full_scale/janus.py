@@ -15,7 +15,7 @@ from transformers import JanusForConditionalGeneration, PreTrainedTokenizerBase,
 
 from cotgen_lite.generate.autoregressive import AutoregressiveConfig, AutoregressiveSettings, NextTokenGenerator
 from cotgen_lite.generate.vq import VqTokenizer
-from cotgen_lite.hub import chosen_device, first_line, load_exactly
+from cotgen_lite.hub import chosen_device, load_exactly, read_whole
 from cotgen_lite.prompts import encode_text
 
 REQUEST = "<|User|>: {}\n\n<|Assistant|>:"  # Janus's chat template around a prompt, without a system prompt
@@ -73,10 +73,8 @@ class JanusGenerator(NextTokenGenerator):
         tokenizer lacks what Janus needs.
         """
         janus = load_exactly(JanusForConditionalGeneration.from_pretrained, model, "Janus model", dtype=dtype)
-        try:  # its tokenizer.json as it stands: DeepSeek labels it a Llama tokenizer, which would lose the spaces
-            words = PreTrainedTokenizerFast.from_pretrained(model)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{model} lacks Janus's tokenizer ({first_line(error)}): download it again.") from error
+        # Its tokenizer.json as it stands: DeepSeek labels it a Llama tokenizer, which would lose the spaces.
+        words = read_whole(PreTrainedTokenizerFast.from_pretrained, model, "Janus tokenizer")
         _special_ids(words)
         runs = JanusRuns(janus.to(chosen_device(device))).eval()
         return cls(runs, words, VqTokenizer(janus.model.vqmodel.float()), settings)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoTokenizer, JanusVQVAE, JanusVQVAEConfig, PreTrainedTokenizerBase, T5EncoderModel
+from transformers import JanusVQVAE, JanusVQVAEConfig, PreTrainedTokenizerBase, T5EncoderModel
 
 from cotgen_lite.generate.autoregressive import (
     AutoregressiveConfig,
@@ -22,7 +22,7 @@ from cotgen_lite.generate.autoregressive import (
     AutoregressiveSettings,
 )
 from cotgen_lite.generate.vq import VqTokenizer
-from cotgen_lite.hub import chosen_device, load_complete
+from cotgen_lite.hub import chosen_device, load_complete, load_tokenizer
 from cotgen_lite.inputs import text
 from cotgen_lite.prompts import encode_text
 
@@ -205,10 +205,10 @@ class LlamaGenGenerator(AutoregressiveGenerator):
         chosen = chosen_device(device)
         generator = cls(
             load_llamagen(model, grid).to(chosen, dtype),
-            AutoTokenizer.from_pretrained(text_tokenizer),
+            load_tokenizer(text_tokenizer),
             load_vq(image_tokenizer, grid).to(chosen),
             settings,
-            load_complete(T5EncoderModel, text_tokenizer, dtype=dtype).to(chosen),
+            load_complete(T5EncoderModel, text_tokenizer, "T5", dtype=dtype).to(chosen),
         )
         ours = generator.model.config.codebook_size, generator.model.config.text_width
         theirs = generator.image_tokenizer.config.codebook_size, generator.encoder.config.d_model

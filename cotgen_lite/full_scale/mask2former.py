@@ -18,7 +18,15 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from cotgen_lite.geneval import THRESHOLD, Box, Detection, Detector, evaluate, threshold_of
-from cotgen_lite.hub import chosen_device, data_path, load_complete, write_atomically
+from cotgen_lite.hub import (
+    chosen_device,
+    data_path,
+    load_complete,
+    load_tokenizer,
+    read_config,
+    read_whole,
+    write_atomically,
+)
 from cotgen_lite.prompts import GENEVAL, Prompt, to_record
 
 INSTANCES = 100  # most pairs of mask and class that are looked at in an image
@@ -138,11 +146,13 @@ class Mask2FormerDetector:
         weights are missing; OSError if there is no such model.
         """
         chosen = chosen_device(device)
-        geneval_names(hf.Mask2FormerConfig.from_pretrained(detector_path).id2label)  # before any weight is loaded
-        detector = load_complete(CocoMask2Former, detector_path, dtype=torch.float32).to(chosen)
-        clip = load_complete(hf.CLIPModel, clip_path, dtype=torch.float32).to(chosen)
-        readers = hf.AutoTokenizer.from_pretrained(clip_path), hf.CLIPImageProcessorPil.from_pretrained(clip_path)
-        return cls(detector, clip, *readers, **options)
+        read_config(detector_path, "Mask2Former", ["mask2former"])
+        config = read_whole(hf.Mask2FormerConfig.from_pretrained, detector_path, "Mask2Former")
+        geneval_names(config.id2label)  # before any weight is loaded
+        detector = load_complete(CocoMask2Former, detector_path, "Mask2Former", dtype=torch.float32).to(chosen)
+        clip = load_complete(hf.CLIPModel, clip_path, "CLIP", dtype=torch.float32).to(chosen)
+        pictures = read_whole(hf.CLIPImageProcessorPil.from_pretrained, clip_path, "CLIP's image processor")
+        return cls(detector, clip, load_tokenizer(clip_path), pictures, **options)
 
     @torch.inference_mode()
     def detect(self, images: Tensor) -> list[list[Detection]]:

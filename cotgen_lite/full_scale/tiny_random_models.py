@@ -202,5 +202,5 @@ def _stir(model: Any, by: float = 0.2) -> Any:
 def _write(folder: Path, config: dict, state: dict[str, Tensor]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config)
-    with in_place_of(folder / "model.safetensors") as part:
+    with in_place_of(folder / "pytorch_model.safetensors") as part:
         save_file(state, part, metadata={"format": "pt"})

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
-    AutoTokenizer,
     DynamicCache,
     LlamaConfig,
     LlamaModel,
@@ -28,7 +27,7 @@ from transformers.utils import logging
 from cotgen_lite.generate.pipeline import ImageGenerator, check_parts
 from cotgen_lite.generate.sampling import MASKED, Cost, Remasking, SamplingSettings, Step, path_noise
 from cotgen_lite.generate.vq import ImageTokenizer, Magvit
-from cotgen_lite.hub import chosen_device, load_exactly, model_path
+from cotgen_lite.hub import chosen_device, load_exactly, load_tokenizer, model_path
 from cotgen_lite.inputs import one_of, whole
 
 
@@ -389,7 +388,7 @@ class AutoregressiveGenerator(NextTokenGenerator):
         draws = AutoregressiveModel.from_pretrained(model).to(chosen)
         reads = Magvit.from_pretrained(image_tokenizer).to(chosen)
         check_parts(draws.config, reads.config, model, image_tokenizer)
-        return cls(draws, AutoTokenizer.from_pretrained(text_tokenizer), reads, settings)
+        return cls(draws, load_tokenizer(text_tokenizer), reads, settings)
 
     def read(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
         features, visible = self.model.read(pad_texts(self.model.config, texts).to(self.model.device))

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from cotgen_lite.generate.sampling import (
@@ -37,7 +37,7 @@ from cotgen_lite.generate.sampling import (
 from cotgen_lite.generate.showo import Showo, correction_prefix, text_prefix
 from cotgen_lite.generate.vq import ImageTokenizer, Magvit, MagvitConfig
 from cotgen_lite.geneval import Detector, judge
-from cotgen_lite.hub import chosen_device, model_path
+from cotgen_lite.hub import chosen_device, load_tokenizer, model_path, read_config
 from cotgen_lite.identity import fingerprint
 from cotgen_lite.pools import SHARD, in_shards
 from cotgen_lite.prompts import Prompt, encode_text
@@ -236,12 +236,11 @@ class Generator(ImageGenerator[DecodingState]):
         """
         chosen = chosen_device(device)
         draws = Showo.from_pretrained(model, dtype=dtype).to(chosen)
-        config = MagvitConfig.from_pretrained(image_tokenizer)
-        if "image_size" not in MagvitConfig.get_config_dict(image_tokenizer)[0]:
-            config.image_size = isqrt(draws.config.num_image_tokens) * config.patch_size
-        reads = Magvit.from_pretrained(image_tokenizer, config=config).to(chosen)
-        check_parts(draws.config, config, model, image_tokenizer)
-        return cls(draws, AutoTokenizer.from_pretrained(text_tokenizer), reads, settings)
+        reads = Magvit.from_pretrained(image_tokenizer).to(chosen)
+        if "image_size" not in read_config(image_tokenizer, "image tokenizer", [MagvitConfig.model_type]):
+            reads.config.image_size = isqrt(draws.config.num_image_tokens) * reads.config.patch_size
+        check_parts(draws.config, reads.config, model, image_tokenizer)
+        return cls(draws, load_tokenizer(text_tokenizer), reads, settings)
 
     @property
     def num_image_tokens(self) -> int:

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PhiConfig, PhiForCausalLM, PretrainedConfig, PreTrainedModel
 
 from cotgen_lite.hub import load_exactly
+from cotgen_lite.inputs import number, of_kind, shown, whole, yes_or_no
 
 # After the text words and the pad, in this order (Show-o's vocabulary).
 SPECIAL_TOKENS = ("soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg")
@@ -63,8 +65,9 @@ class ShowoConfig(PretrainedConfig):
                 "This Show-o checkpoint reads images through CLIP (w_clip_vit), which cannot draw here: "
                 "use showlab/show-o or showlab/show-o-512x512."
             )
-        self.text_vocab_size = int(kwargs.pop("llm_vocab_size", self.text_vocab_size))
-        self.num_image_tokens = int(kwargs.pop("num_vq_tokens", self.num_image_tokens))
+        self.text_vocab_size = kwargs.pop("llm_vocab_size", self.text_vocab_size)
+        self.num_image_tokens = kwargs.pop("num_vq_tokens", self.num_image_tokens)
+        self._check_sizes()
         for name, ours in (("vocab_size", self.vocab_size), ("mask_token_id", self.mask_id)):
             stated = kwargs.pop(name, None)
             if stated is not None and stated != ours:
@@ -78,6 +81,22 @@ class ShowoConfig(PretrainedConfig):
                 f"text and {self.num_image_tokens + 2} image positions: raise it."
             )
         super().__post_init__(**kwargs)
+
+    def _check_sizes(self) -> None:
+        """ValueError for sizes that no network can have, and numbers of a kind that none has."""
+        words = whole(self.text_vocab_size, "text_vocab_size", 1, 2**20)
+        least = {"max_text_length": 3, "bos_token_id": 0, "eos_token_id": 0}
+        most = {"num_hidden_layers": 1000, "bos_token_id": words - 1, "eos_token_id": words - 1}
+        for name, kind in ShowoConfig.__annotations__.items():
+            if kind is int:
+                setattr(self, name, whole(getattr(self, name), name, least.get(name, 1), most.get(name, 2**20)))
+            elif kind is bool:
+                setattr(self, name, yes_or_no(getattr(self, name), name))
+        number(self.partial_rotary_factor, "partial_rotary_factor", above=0, most=1)
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} cannot be cut into {self.num_attention_heads} heads: give a multiple."
+            )
 
     @property
     def pad_id(self) -> int:
@@ -192,16 +211,25 @@ def text_prefix(config: ShowoConfig, text_ids: Sequence[int]) -> list[int]:
 
     ValueError if the text is longer than the model was made for or holds ids that are not words.
     """
+    of_kind(config, "config", ShowoConfig, "a ShowoConfig")
+    text_ids = _words(config, text_ids)
     if len(text_ids) + 3 > config.max_text_length:
         raise ValueError(
             f"The prompt has {len(text_ids)} tokens; this model reads at most {config.max_text_length - 3}: shorten it."
         )
-    if any(not 0 <= token < config.text_vocab_size for token in text_ids):
-        raise ValueError(
-            f"Text ids must lie in 0..{config.text_vocab_size - 1}, got {list(text_ids)}: "
-            "encode the prompt with this model's own tokenizer."
-        )
     return [config.t2i_id, config.bos_token_id, *text_ids, config.eos_token_id]
+
+
+def _words(config: ShowoConfig, ids: Sequence[int]) -> list[int]:
+    """Ids of words as plain numbers; ValueError for others."""
+    try:
+        numbers = [whole(one, "id", 0, config.text_vocab_size - 1) for one in ids]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Text ids must lie in 0..{config.text_vocab_size - 1}, got {shown(ids)}: "
+            "encode the prompt with this model's own tokenizer."
+        ) from error
+    return numbers
 
 
 def correction_prefix(
@@ -212,8 +240,11 @@ def correction_prefix(
     tokens: those of the image that is to be corrected. ValueError as in `text_prefix`, or if all of it, with the image
     to be drawn, is longer than the model can read. The course's own layout, on the paper's three inputs (section 5).
     """
-    before = [*text_prefix(config, text_ids), *reason_ids, config.eos_token_id]
-    prefix = [*before, config.soi_id, *(config.image_offset + int(token) for token in tokens), config.eoi_id]
+    before = [*text_prefix(config, text_ids), *_words(config, reason_ids), config.eos_token_id]
+    codes = [whole(token, "each of tokens", 0, config.codebook_size - 1) for token in tokens]
+    if len(codes) != config.num_image_tokens:
+        raise ValueError(f"An image has {config.num_image_tokens} tokens here, got {len(codes)}: give a whole one.")
+    prefix = [*before, config.soi_id, *(config.image_offset + code for code in codes), config.eoi_id]
     longest = config.max_position_embeddings - config.num_image_tokens - 2
     if len(prefix) > longest:
         fits = len(prefix) - len(reason_ids) <= longest
@@ -227,6 +258,8 @@ def correction_prefix(
 
 def pad_prefixes(config: ShowoConfig, prefixes: Sequence[Sequence[int]]) -> Tensor:
     """Prefixes padded at the left to the longest one's length, ids (B, S); RoPE is relative, and nobody sees pads."""
+    if not len(prefixes) or not all(len(prefix) for prefix in prefixes):
+        raise ValueError("There is no prefix, or an empty one: give `text_prefix`'s of at least one prompt.")
     length = max(len(prefix) for prefix in prefixes)
     return torch.tensor([[config.pad_id] * (length - len(prefix)) + list(prefix) for prefix in prefixes])
 
@@ -250,10 +283,25 @@ def build_sequences(
     prefixes: B lists of ids (`text_prefix`, or longer ones, earlier images included); tokens: codes (B, L);
     masked: bool (B, L), the positions to hide. Returns ids (B, S + L + 2).
     """
+    _check_codes(config, tokens, masked)
     if len(prefixes) != tokens.shape[0]:
         raise ValueError(f"{len(prefixes)} prompts for {tokens.shape[0]} images: give one prompt per image.")
     span = image_span(config, tokens, masked)
     return torch.cat([pad_prefixes(config, prefixes).to(span.device), span], dim=1)
+
+
+def _check_codes(config: ShowoConfig, tokens: Tensor, masked: Tensor | None) -> None:
+    """ValueError unless tokens (B, L) are codes wherever they are not masked, and the mask is as large."""
+    whole_numbers = isinstance(tokens, Tensor) and tokens.ndim == 2 and not tokens.is_floating_point()
+    if not whole_numbers or tokens.dtype == torch.bool:
+        raise ValueError(f"Tokens must be whole numbers (B, L), got {shown(tokens)}.")
+    if masked is not None and (getattr(masked, "dtype", None) != torch.bool or masked.shape != tokens.shape):
+        raise ValueError(f"masked must be a bool tensor of shape {tuple(tokens.shape)}, got {shown(masked)}.")
+    wrong = (tokens < 0) | (tokens >= config.codebook_size)
+    if (wrong if masked is None else wrong & ~masked).any():
+        raise ValueError(
+            f"Tokens must lie in 0..{config.codebook_size - 1}: give codes, without the vocabulary's offset."
+        )
 
 
 def attention_mask(config: ShowoConfig, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -300,10 +348,18 @@ def draw_mask(batch: int, length: int, generator: torch.Generator) -> Tensor:
 
     Returns bool (batch, length) on the generator's device. Show-o section 3 (MaskGIT's cosine schedule).
     """
+    batch, length = whole(batch, "batch", 0), whole(length, "length", 1)
+    _check_chance(generator)
     ratio = torch.cos(torch.rand(batch, 1, generator=generator) * math.pi / 2)
     count = (ratio * length).round().clamp(min=1)
     rank = torch.rand(batch, length, generator=generator).argsort(dim=1).argsort(dim=1)
     return rank < count
+
+
+def _check_chance(generator: torch.Generator) -> None:
+    of_kind(generator, "generator", torch.Generator, "a torch.Generator on the CPU")
+    if generator.device.type != "cpu":
+        raise ValueError(f"generator must be a torch.Generator on the CPU, got one on {generator.device}.")
 
 
 def masked_loss(
@@ -320,8 +376,17 @@ def masked_loss(
     (10% in Show-o, section 3), one for all or one of each. Returns a scalar. ValueError for tokens of another shape.
     """
     config = model.config
-    if tokens.ndim != 2 or tokens.shape[1] != config.num_image_tokens:
+    _check_codes(config, tokens, None)
+    if not len(tokens) or tokens.shape[1] != config.num_image_tokens:
         raise ValueError(f"Tokens must be (B, {config.num_image_tokens}), got {tuple(tokens.shape)}.")
+    if len(prefixes) != len(tokens):
+        raise ValueError(f"{len(prefixes)} prompts for {len(tokens)} images: give one prompt per image.")
+    chances = np.asarray(condition_dropout, dtype=float)
+    if chances.shape not in ((), (len(tokens),)) or not ((chances >= 0) & (chances <= 1)).all():
+        raise ValueError(
+            f"condition_dropout must be from 0 to 1, one for all or one for each of {len(tokens)} images, "
+            f"got {shown(condition_dropout)}."
+        )
     tokens = tokens.to(model.device)
     masked = draw_mask(len(tokens), config.num_image_tokens, generator).to(model.device)
     dropped = torch.rand(len(tokens), generator=generator) < torch.as_tensor(condition_dropout)

@@ -16,11 +16,20 @@ from torch import Tensor, nn
 from transformers import JanusVQVAE, PreTrainedConfig, PreTrainedModel
 
 from cotgen_lite.hub import load_exactly
+from cotgen_lite.inputs import finite, of_kind, shown, whole
 
 # Pixels that pass through the network at once, for memory follows them and not the number of images: 256 images of the
 # lite model, 16 of Show-o's 256 px (2.7 GB of float32 feature maps), 4 of its 512 px. It does not follow what is free:
 # convolutions that see more images or fewer round otherwise, by one in 255 at times, and pictures should not differ.
 PIXELS_AT_ONCE = 2**20
+
+
+# Of MagvitConfig's numbers, and of those in its lists: the least and the most.
+_SIZES = (("image_size", 1, 2**14), ("channels", 1, 2**14), ("bits", 1, 30), ("norm_groups", 1, 2**14))
+_LEVELS = (
+    *(("encoder_multipliers", 1, 1000), ("encoder_blocks", 0, 100)),
+    *(("decoder_multipliers", 1, 1000), ("decoder_blocks", 0, 100)),
+)
 
 
 class MagvitConfig(PreTrainedConfig):
@@ -41,6 +50,24 @@ class MagvitConfig(PreTrainedConfig):
     decoder_blocks: list[int] | tuple[int, ...] = (4, 4, 3, 4, 3)
     bits: int = 13
     norm_groups: int = 32
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for name, least, most in _SIZES:
+            setattr(self, name, whole(getattr(self, name), name, least, most))
+        levels = None
+        for name, least, most in _LEVELS:
+            given = getattr(self, name)
+            if not isinstance(given, list | tuple) or not 1 <= len(given) <= 10 or len(given) != (levels or len(given)):
+                raise ValueError(f"{name} must be a list of 1 to 10 levels, as many as the others, got {shown(given)}.")
+            levels = len(given)
+            setattr(self, name, type(given)(whole(one, f"each of {name}", least, most) for one in given))
+        widths = [1, *self.encoder_multipliers, *self.decoder_multipliers]
+        if any(self.channels * width % self.norm_groups for width in widths) or self.image_size % self.patch_size:
+            raise ValueError(
+                f"channels {self.channels}, times each multiplier, must be a multiple of norm_groups "
+                f"{self.norm_groups}, and image_size {self.image_size} of the {self.patch_size} px of a patch."
+            )
+        super().__post_init__(**kwargs)
 
     @property
     def patch_size(self) -> int:
@@ -236,13 +263,23 @@ class Decoder(nn.Module):
 
 
 def tokens_to_bits(tokens: Tensor, bits: int) -> Tensor:
-    """Codes float32 (..., bits), each +1 or -1, most significant bit first (Show-o's layout), of tokens int64 (...)."""
+    """Codes float32 (..., bits), each +1 or -1, most significant bit first (Show-o's layout), of tokens int64 (...).
+
+    ValueError for tokens that are not whole numbers of so many bits.
+    """
+    bits = whole(bits, "bits", 1, 62)
+    if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64 or ((tokens < 0) | (tokens >= 2**bits)).any():
+        raise ValueError(f"Tokens must be torch.int64 from 0 to {2**bits - 1}, got {shown(tokens)}.")
     shifts = torch.arange(bits - 1, -1, -1, device=tokens.device)
     return ((tokens.unsqueeze(-1) >> shifts) & 1).float() * 2 - 1
 
 
 def bits_to_tokens(values: Tensor) -> Tensor:
-    """Tokens int64 (...) by the signs of values (..., bits), zero counting as -1; inverse of `tokens_to_bits`."""
+    """Tokens int64 (...) by the signs of values (..., bits), zero counting as -1; inverse of `tokens_to_bits`.
+
+    ValueError for values that are not finite.
+    """
+    finite(of_kind(values, "values", Tensor, "a tensor"), "What becomes tokens")
     bits = values.shape[-1]
     weights = 2 ** torch.arange(bits - 1, -1, -1, device=values.device)
     return ((values > 0).long() * weights).sum(-1)
@@ -255,11 +292,13 @@ def to_pixels(images: Tensor) -> Tensor:
 
 
 def to_images(pixels: Tensor) -> Tensor:
-    """Float pixels, clipped to [-1, 1] -> uint8 images 0..255; inverse of `to_pixels`."""
+    """Float pixels, clipped to [-1, 1] -> uint8 images 0..255; inverse of `to_pixels`. ValueError for NaN pixels."""
+    finite(of_kind(pixels, "pixels", Tensor, "a tensor"), "Pixels")
     return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def _check_images(images: Tensor, size: int) -> None:
+    of_kind(images, "images", Tensor, "a uint8 tensor (B, 3, H, W)")
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1:] != (3, size, size):
         raise ValueError(
             f"Images are {images.dtype} {tuple(images.shape)}, but this tokenizer reads torch.uint8 "
@@ -268,6 +307,7 @@ def _check_images(images: Tensor, size: int) -> None:
 
 
 def _check_tokens(tokens: Tensor, length: int, size: int) -> None:
+    of_kind(tokens, "tokens", Tensor, "an int64 tensor (B, L)")
     wrong = tokens.dtype != torch.int64 or tokens.dim() != 2 or tokens.shape[1] != length
     if wrong or bool(((tokens < 0) | (tokens >= size)).any()):
         raise ValueError(
@@ -340,6 +380,10 @@ class VqConfig:
     grid: int
     patch_size: int
 
+    def __post_init__(self) -> None:
+        for name in ("codebook_size", "grid", "patch_size"):
+            object.__setattr__(self, name, whole(getattr(self, name), name, 1))
+
     @property
     def length(self) -> int:
         return self.grid**2
@@ -354,7 +398,7 @@ class VqTokenizer(nn.Module):
 
     def __init__(self, vq: JanusVQVAE) -> None:
         super().__init__()
-        self.vq = vq.eval()
+        self.vq = of_kind(vq, "vq", JanusVQVAE, "a JanusVQVAE").eval()
         sizes = vq.config
         self.config = VqConfig(sizes.num_embeddings, sizes.num_patches, 2 ** (len(sizes.channel_multiplier) - 1))
 

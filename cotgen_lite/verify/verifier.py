@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
-    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     BitsAndBytesConfig,
@@ -24,9 +23,10 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import is_accelerate_available, is_bitsandbytes_available, logging
 
-from cotgen_lite.hub import chosen_device, load_complete, model_path
+from cotgen_lite.hub import check_dtype, chosen_device, load_complete, model_path, read_config, read_whole
 from cotgen_lite.inputs import finite, of_kind, shaped, text, texts, whole, with_methods
 from cotgen_lite.prompts import encode_text
 
@@ -106,20 +106,18 @@ class Verifier:
             ImportError: if bits are given and the extra "quantized" is not installed.
             OSError: if there is no such model.
         """
-        of_kind(path_or_name, "path_or_name", (str, Path), "a folder or a name on the hub")
-        of_kind(dtype, "dtype", torch.dtype, "a type of numbers such as torch.float32")
+        check_dtype(dtype)
         device = chosen_device(device)
+        kinds, auto = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, AutoModelForImageTextToText
+        fields = read_config(path_or_name, "verifier", kinds)
         if bits is None:
-            model = load_complete(AutoModelForImageTextToText, path_or_name, dtype=dtype).to(device)
+            model = load_complete(auto, path_or_name, "verifier", kinds, dtype=dtype).to(device)
         else:  # which must not be moved once it is loaded; what it calls missing was not seen here, so it is not judged
-            model = AutoModelForImageTextToText.from_pretrained(
-                path_or_name,
-                dtype=dtype,
-                device_map={"": device},
-                quantization_config=_quantization(bits, dtype),
-                trust_remote_code=False,
-            )
-        processor = _load_processor(path_or_name)
+            rounding = {"device_map": {"": device}, "quantization_config": _quantization(bits, dtype)}
+            model = read_whole(auto.from_pretrained, path_or_name, "verifier", dtype=dtype, **rounding)
+        # LLaVA-OneVision's without its video half, which would need torchvision.
+        kind = _ImageOnlyProcessor if fields["model_type"] == "llava_onevision" else AutoProcessor
+        processor = read_whole(kind.from_pretrained, path_or_name, "verifier's processor")
         if not getattr(processor, "chat_template", None):
             raise ValueError(
                 f"The processor of {path_or_name} has no chat template: use a model tuned to follow instructions."
@@ -375,13 +373,6 @@ def _single_tokens(tokenizer: Any, words: Iterable[str]) -> list[int]:
             f"The tokenizer has no single token for any of {', '.join(map(repr, words))}: P(yes) cannot be read."
         )
     return list(found)
-
-
-def _load_processor(path_or_name: str | Path) -> Any:
-    """The model's processor; LLaVA-OneVision's without its video half, which would need torchvision."""
-    if AutoConfig.from_pretrained(path_or_name, trust_remote_code=False).model_type == "llava_onevision":
-        return _ImageOnlyProcessor.from_pretrained(path_or_name)
-    return AutoProcessor.from_pretrained(path_or_name, trust_remote_code=False)
 
 
 class _ImageOnlyProcessor(LlavaOnevisionProcessor):
