@@ -90,9 +90,9 @@ RANDOM = np.random.default_rng(0)  # of the exercises' cases
 def _schedule(steps: int, places: int, curve: str = "cosine", whole: Any = math.floor, least: int = 1) -> list[int]:
     """What each step commits, by a curve of the share that stays masked; all but "cosine" are usual mistakes."""
     left = [places]
-    for done in [*range(1, steps), steps] if curve != "late" else range(steps):
+    for done in range(steps) if curve == "late" else range(1, steps + 1):
         turn = math.pi / 2 * done / steps
-        share = {"line": 1 - done / steps, "half": (1 + math.cos(2 * turn)) / 2}.get(curve, math.cos(turn))
+        share = 1 - done / steps if curve == "line" else math.cos(turn)
         masked = whole(round(places * share, 9))  # a half may come out a little less
         left.append(max(least, min(left[-1] - least, masked)) if len(left) < steps else 0)
     return (-np.diff(left)).tolist()
@@ -108,18 +108,14 @@ check_schedule = Exercise(
         ),
         "Yours is a step late: the cosine of step s, from 0, takes (s + 1) / T.": _schedule(steps, places, "late"),
         "That is a straight line: take the cosine of a quarter turn.": _schedule(steps, places, "line"),
-        "That is half a turn: take a quarter, cos(π/2 · (s + 1) / T).": _schedule(steps, places, "half"),
         "What stays masked is whole: round it down, not up.": _schedule(steps, places, whole=math.ceil),
-        "What stays masked is whole: round it down, not to the nearest.": _schedule(steps, places, whole=round),
-        "At least one place a step: one of your steps commits nothing.": _schedule(steps, places, least=0),
-        "That is what stays masked: what goes is wanted.": places - np.cumsum(_schedule(steps, places)),
-        "Those are totals: what each single step commits is wanted.": np.cumsum(_schedule(steps, places)),
+        "That is what stays masked: what each step commits is wanted.": places - np.cumsum(_schedule(steps, places)),
     },
     "One number a step",
     lambda counts, steps, places: (
-        "all places are committed in the end: your numbers do not add up to `places`."
+        "All places are committed in the end: your numbers do not add up to `places`."
         if counts.sum() != places
-        else "at least one place a step: one of your steps commits nothing."
+        else "At least one place a step: one of your steps commits nothing."
         if counts.min() < 1
         else ""
     ),
@@ -138,9 +134,7 @@ check_agreement = Exercise(
         "The last step agrees with itself fully: compare with tokens[-1].": (tokens == tokens[0]).float().mean(1),
         "That averages over steps: average over places, the last dimension.": (tokens == tokens[-1]).float().mean(0),
         "That averages over steps too: average over places alone.": (tokens == tokens[-1]).float().mean(),
-        "Those are numbers of tokens: divide by how many there are.": (tokens == tokens[-1]).sum(1),
         "Those are the shares that differ: the shares that agree are wanted.": (tokens != tokens[-1]).float().mean(1),
-        "That asks whether all tokens agree: which share of them does?": (tokens == tokens[-1]).all(1),
     },
     "One share a step",
 )
@@ -160,10 +154,8 @@ check_guide = Exercise(
     lambda c, u, g: {
         "That is u + g·(c − u): which s leaves the conditional logits as they are at g = 0?": u + g * (c - u),
         "The two are swapped: away from the unconditional logits, not towards them.": (1 + g) * u - g * c,
-        "The unconditional logits are taken away, not added.": (1 + g) * c + g * u,
-        "The difference leads from the unconditional to the conditional logits, c − u.": u + (1 + g) * (u - c),
+        "You added the unconditional logits: take them away.": (1 + g) * c + g * u,
         "That starts from the conditional logits, and goes too far: s = 1 + g starts from u.": c + (1 + g) * (c - u),
-        "Those are the conditional logits alone: g has no part in it.": c,
     },
     "One number for each logit",
 )

@@ -61,19 +61,19 @@ def _unbalanced(places: np.ndarray, labels: np.ndarray) -> str:
     """What is wrong with places, if anything is: many choices are right."""
     pairs = places.size == 0 or places.shape[1:] == (2,)
     if not pairs or (places.size and ((places != places.round()) | (places < 0) | (places >= labels.shape)).any()):
-        return "a list of pairs (row, column) is wanted, whole numbers from 0, inside of the table."
+        return "A list of pairs (row, column) is wanted, whole numbers from 0, inside of the table."
     rows, columns = places.reshape(-1, 2).astype(int).T
     if len(set(zip(rows, columns, strict=True))) < len(rows):
-        return "an image is taken twice: each place may stand in the list once."
+        return "An image is taken twice: each place may stand in the list once."
     yes, no = (np.bincount(rows[labels[rows, columns] == kind], minlength=len(labels)) for kind in (True, False))
     if (yes + no)[labels.all(axis=1) | ~labels.any(axis=1)].any():
-        return "a prompt with one label only can teach nothing: leave it out."
+        return "A prompt with one label only can teach nothing: leave it out."
     if (yes != no).any():
         if yes.sum() == no.sum():
-            return "yes and no are as many over all, but not for each prompt: the prompt would tell the answer."
-        return f"of each prompt, as many yes as no are wanted; yours: {yes.tolist()} yes, {no.tolist()} no."
+            return "Yes and no are as many over all, but not for each prompt: the prompt would tell the answer."
+        return f"Of each prompt, as many yes as no are wanted; yours: {yes.tolist()} yes, {no.tolist()} no."
     most = np.minimum(labels.sum(axis=1), (~labels).sum(axis=1)).tolist()
-    return "" if yes.tolist() == most else f"take all there are of the rarer label, {most}, not {yes.tolist()}."
+    return "" if yes.tolist() == most else f"Take all there are of the rarer label, {most}, not {yes.tolist()}."
 
 
 # Places (row, column) of as many yes as no in every row of verdicts (P, N), all there are.
@@ -118,9 +118,6 @@ check_answer_loss = Exercise(
         ),
         "That is the sum: take the mean, or long answers count more.": F.cross_entropy(
             logits[:-1][on[1:]], ids[1:][on[1:]], reduction="sum"
-        ),
-        "You divide by the number of all tokens: the mean is over the answer's.": (
-            F.cross_entropy(logits[:-1], ids[1:], reduction="none")[on[1:]].sum() / (len(ids) - 1)
         ),
         "The sign: a loss is *minus* the log-probability.": -F.cross_entropy(logits[:-1][on[1:]], ids[1:][on[1:]]),
     },

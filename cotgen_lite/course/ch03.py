@@ -82,9 +82,6 @@ check_step_labels = Exercise(
         "That asks for all rollouts to end well: one shows that it is still possible.": ends.all(axis=2),
         "That is the majority: one rollout that ends well is enough.": ends.mean(axis=2) > 0.5,
         "That looks at the first rollout only.": ends[:, :, 0],
-        "That looks at the last rollout only.": ends[:, :, -1],
-        "Those are numbers of rollouts: a label is yes or no.": ends.sum(axis=2),
-        "Those are shares of rollouts: a label is yes or no.": ends.mean(axis=2),
         "That looks along the steps: the rollouts lie on the last axis.": ends.any(axis=1),
         "The labels are the wrong way round: yes if one ends well.": ~ends.any(axis=2),
     },
@@ -98,7 +95,6 @@ check_chance_of_yes = Exercise(
     lambda p, rollouts: {
         "That is the chance that all end well.": p**rollouts,
         "Chances add only if not two rollouts can both end well: ask for none instead.": p * rollouts,
-        "Chances do not add, and capping does not help: ask for none instead.": min(1, p * rollouts),
         "That is one rollout's chance: the label looks at all of them.": p,
         "That is the chance of no.": (1 - p) ** rollouts,
         "That is the chance that not all end well: the label is yes unless *none* does.": 1 - p**rollouts,
@@ -129,8 +125,6 @@ check_likeness = Exercise(
         "All are compared with the first only: take every pair.": (tokens[1:] == tokens[:1]).float().mean(),
         "Each is compared with the next one only: take every pair.": (tokens[1:] == tokens[:-1]).float().mean(),
         "That is the sum over pairs: take the mean.": math.comb(len(tokens), 2) * _likeness(tokens),
-        "Those are numbers of tokens: divide by how many an image has.": tokens.shape[1] * _likeness(tokens),
         "That is how much they differ: the share of equal tokens is wanted.": 1 - _likeness(tokens),
-        "Those are places where all agree: take two by two.": (tokens == tokens[:1]).all(dim=0).float().mean(),
     },
 )

@@ -124,7 +124,7 @@ _PATHS = (  # clarity and potential, log-odds of (paths, steps)
     ),
     (
         np.array([[0.0, -0.3, 0.6, 1.2, 0.4], [-0.8, 0.7, 0.2, -0.1, 2.3], [-1.5, 0.0, -0.2, -2.0, 0.0]]),
-        np.array([[-0.6, 0.5, 1.1, -0.2, 0.9], [0.3, 0.8, 0.0, -1.4, 1.7], [0.2, -0.9, 1.3, 0.4, -0.5]]),
+        np.array([[-0.6, 0.5, 1.1, -0.2, 0.9], [-0.3, 0.8, 0.0, -1.4, 1.7], [0.2, -0.9, 1.3, 0.4, -0.5]]),
     ),
     (np.array([[0.4, -1.1]]), np.array([[-0.7, 0.6]])),
 )
@@ -147,10 +147,8 @@ check_first_clear = Exercise(
             np.where((c > 0).any(axis=1), c.argmax(axis=1) + 1, 0)
         ),
         "That counts how many steps are clear: which is the first?": (c > 0).sum(axis=1),
-        "That is the first step that is *not* clear.": _first(c <= 0),
-        "That is the last clear step: the first is asked for.": ((c > 0) * np.arange(1, c.shape[1] + 1)).max(axis=1),
     },
-    "One number a path, found along its steps,",
+    "One number a path",
 )
 
 # The step, counted from 1, at which PARM stops each path; 0 for paths that it lets live.
@@ -167,10 +165,8 @@ check_stops = Exercise(
         "The sign: paths *without* potential are stopped, log-odds of 0 or less.": _first((c > 0) & (p > 0)),
         "Potential of just 0 is none: a path goes on where its log-odds are *above* 0.": _first((c > 0) & (p < 0)),
         "Clear means log-odds *above* 0: just 0 is not clear.": _first((c >= 0) & (p <= 0)),
-        "Those are the first clear steps: ask for the potential there, too.": _first(c > 0),
-        "Both must hold, at the same step: clear, and without potential.": _first((c > 0) | (p <= 0)),
     },
-    "One number a path, found along its steps,",
+    "One number a path",
 )
 
 # The share of generator passes that stopping saves; from the steps that each path ran, and T.
@@ -181,13 +177,10 @@ check_saved = Exercise(
         "That is the share that was spent: the rest was saved.": ran.mean() / steps,
         "That is the share of paths that were stopped: they did run some steps.": (ran < steps).mean(),
         "That is the number of steps saved: divide by what all paths would have run.": (steps - ran).sum(),
-        "Those are steps saved a path: divide by how many a path has.": steps - ran.mean(),
         "That averages over the stopped paths only: the share is of all paths' steps.": (
             1 - ran[ran < steps].mean() / steps if (ran < steps).any() else 0
         ),
         "That is a median: the share is of all paths' steps.": 1 - np.median(ran) / steps,
-        "Divide by what all paths would have run, not by what was run.": (steps - ran).sum() / ran.sum(),
-        "One share for each path: take them together.": 1 - ran / steps,
     },
     "One share",
 )

@@ -89,9 +89,7 @@ check_whole_after = Exercise(
         "That counts rows: a run is L / runs codes, not always a row.": row + 1,
         "The number of a place is row * side + column.": (column * side + row) // (side * side // runs) + 1,
         "Those are codes: divide by how many of them make a run.": row * side + column + 1,
-        "A run has L / runs codes, and L is side * side.": (row * side + column) // runs + 1,
-        "Runs are whole: one that has begun comes to its end.": (row * side + column) / (side * side // runs) + 1,
-        "The column is left out: a place's number is row * side + column.": row * side // (side * side // runs) + 1,
+        "Return a whole number: the run that draws the place.": (row * side + column) / (side * side // runs) + 1,
     },
     "The number of a run",
 )
@@ -115,8 +113,6 @@ check_places = Exercise(
         "The sequence grows: in the first pass only the words are there.": (
             words + length - 1 if kept else (words + length) * length
         ),
-        "Whether keys and values are kept makes a difference: that is with them.": _places(words, length, True),
-        "Whether keys and values are kept makes a difference: that is without them.": _places(words, length, False),
     },
 )
 
@@ -139,7 +135,7 @@ check_image_log_probability = Exercise(
     ),
     lambda logits, codes: {
         "A place's logits are of the *next* code: begin one place earlier.": _log_p(logits.log_softmax(2), codes, 0),
-        "That is the mean: add the codes up.": _log_p(logits.log_softmax(2), codes) / codes.shape[1],
+        "That is the mean over codes: take the sum.": _log_p(logits.log_softmax(2), codes) / codes.shape[1],
         "Those are logits: take `log_softmax` first.": _log_p(logits, codes),
         "Probabilities multiply, their logarithms add up: take the log.": _log_p(logits.softmax(2), codes),
         "The softmax runs over the codes, the last dimension.": _log_p(logits.log_softmax(1), codes),
@@ -147,7 +143,6 @@ check_image_log_probability = Exercise(
             _log_p(logits.log_softmax(2)[:, : codes.shape[1]], codes, 0)
         ),
         "The sign: that is the loss, a log-probability is at most 0.": -_log_p(logits.log_softmax(2), codes),
-        "Those are probabilities: their logarithm is wanted.": _log_p(logits.log_softmax(2), codes).exp(),
     },
-    "One number an image, all places added up,",
+    "One number an image",
 )

@@ -102,7 +102,7 @@ def _hours(images: int, steps: int, places: int, weights: int, rate: float, gpus
 # FLOPs a second that one GPU reaches, and the number of GPUs.
 check_hours = Exercise(
     _hours,
-    ((7, 5, 11, 1000, 3.0, 2), (288_000, 18, 258, 1_208_506_368, 94e12, 8), (90, 4, 6, 250, 7.5, 1)),
+    ((7, 5, 11, 1000, 3.0, 2), (288_000, 18, 258, 1_208_506_368, 94e12, 8), (3, 2, 5, 7, 11.0, 4)),
     lambda images, steps, places, weights, rate, gpus: {
         hint: factor * _hours(images, steps, places, weights, rate, gpus)
         for hint, factor in {

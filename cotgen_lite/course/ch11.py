@@ -77,7 +77,7 @@ check_verdict = Exercise(
         "An interval that touches zero from above holds it: undecided.": _verdict(low + 1e-9, high),
         "An interval that touches zero from below holds it: undecided.": _verdict(low, high - 1e-9),
         "An interval that touches zero holds it: undecided.": _verdict(low + 1e-9, high - 1e-9),
-        "That goes by the middle: an interval that holds zero leaves both signs.": "yes" if low + high > 0 else "no",
+        "That goes by the middle: an interval that holds zero decides nothing.": "yes" if low + high > 0 else "no",
         "An interval wholly below zero is a decision, too: no.": "yes" if low > 0 else "undecided",
         "An interval that holds zero decides nothing: undecided.": "yes" if low > 0 else "no",
         "The other way round: wholly above zero is what the claim says.": _verdict(-high, -low),
@@ -85,7 +85,7 @@ check_verdict = Exercise(
     },
     'One of "yes", "no" and "undecided"',
     lambda got, low, high: (
-        "" if got in ("yes", "no", "undecided") else 'one of "yes", "no" and "undecided" is wanted, in small letters.'
+        "" if got in ("yes", "no", "undecided") else 'One of "yes", "no" and "undecided" is wanted, in small letters.'
     ),
 )
 
@@ -106,11 +106,9 @@ check_paired_difference = Exercise(
         "Every sample gives the same: take the prompts that it drew, right_a[rows].": np.full(
             len(rows), (a - b).mean()
         ),
-        "Both are measured on the *same* drawn prompts: the second one, too.": a[rows].mean(axis=1) - b.mean(),
-        "Both are measured on the *same* drawn prompts: the first one, too.": a.mean() - b[rows].mean(axis=1),
+        "You drew prompts for the first method only: measure both on the same ones.": a[rows].mean(axis=1) - b.mean(),
+        "You drew prompts for the second method only: measure both on the same ones.": a.mean() - b[rows].mean(axis=1),
         "Accuracies are means over prompts, not sums.": (a - b)[rows].sum(axis=1),
-        "That averages over samples: average over the prompts of each.": (a - b)[rows].mean(axis=0),
-        "That is one number: average over the prompts of each sample alone.": (a - b)[rows].mean(),
         "That is the first method alone: subtract the second.": a[rows].mean(axis=1),
         "A difference may be negative: leave out the absolute value.": abs((a - b)[rows].mean(axis=1)),
     },

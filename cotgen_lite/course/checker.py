@@ -12,6 +12,7 @@ from contextlib import redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass
 from inspect import signature
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ class Exercise:
     solution: Callable[..., Any]
     cases: Sequence[tuple]
     mistakes: Callable[..., Mapping[str, Any]] = lambda *_: {}
-    wanted: str = "A number"
+    wanted: str = "One number"
     rule: Callable[..., str] = lambda *_: ""
     free: bool = False
 
@@ -66,7 +67,7 @@ def _verdict(exercise: Exercise, function: Any) -> str:
     try:
         signature(function).bind(*exercise.cases[0])
     except TypeError:
-        return f"✗ Your function has to take {len(names)} arguments, in this order: {', '.join(names)}."
+        return f"✗ Your function has to take, in this order: {', '.join(names)}."
     except ValueError:  # a built-in function that does not tell
         pass
     answers: list[Answer | str] = []
@@ -75,16 +76,18 @@ def _verdict(exercise: Exercise, function: Any) -> str:
         if isinstance(answers[-1], str):
             break
     tried = list(zip(exercise.cases, answers, strict=False))
-    fault = next(filter(None, (_fault(exercise, names, *one) for one in tried)), None)
-    if fault is None:
+    faults = ((case, _fault(exercise, case, got)) for case, got in tried)
+    case, fault = next((one for one in faults if one[1]), ((), ""))
+    if not fault:
         return "✓ Right."
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         told = [_mistakes(exercise, case) for case, _ in tried]
-    hints = (
-        hint for hint in told[0] if all(_same(got, wrong[hint]) for (_, got), wrong in zip(tried, told, strict=True))
-    )
-    return f"✗ {next(hints, fault)}"
+    for hint in told[0]:
+        if all(_same(got, wrong[hint]) for (_, got), wrong in zip(tried, told, strict=True)):
+            return f"✗ {hint}"
+    inputs = ", ".join(f"{name} = {_said(_array(one))}" for name, one in zip(names, case, strict=True))
+    return f"✗ {fault}\n  Tried with {inputs}."
 
 
 def _answer(function: Callable[..., Any], case: tuple) -> Answer | str:
@@ -102,28 +105,28 @@ def _answer(function: Callable[..., Any], case: tuple) -> Answer | str:
         if code and len(code.co_code) == len(_stub.__code__.co_code):
             raise NotImplementedError
         cure = "It only prints: write return in place of print" if said.getvalue() else "End it with return"
-        return f"your function returns {answer}. {cure}."
+        return f"Your function returns {answer}. {cure}."
     try:
         return _read(answer, handed)
     except (TypeError, ValueError, RuntimeError, RecursionError) as error:
         made = ": list(…) around it makes its values" if hasattr(answer, "__next__") else ""
         inside = f" that cannot be read ({error})" if isinstance(answer, list | tuple | np.ndarray | Tensor) else ""
-        return f"your function returns a {type(answer).__name__}{inside}{made}."
+        return f"Your function returns a {type(answer).__name__}{inside}{made}."
 
 
 def _stub() -> None: ...
 
 
 def _broken(error: BaseException, function: Callable[..., Any]) -> str:
-    file = getattr(getattr(function, "__code__", None), "co_filename", None)
     frames = traceback.extract_tb(error.__traceback__)
+    file = getattr(getattr(function, "__code__", None), "co_filename", None)
     own = [frame for frame in frames if frame.filename == file]
     if isinstance(error, NotImplementedError) and frames[-1:] == own[-1:] and "raise" in (own[-1].line or "raise"):
         raise error  # a stub; torch raises this, too, where it cannot compute
-    line = f" in line {own[-1].lineno} of its cell" + (f", `{own[-1].line}`" if own[-1].line else "") if own else ""
-    plain = next((f"{words} " for kind, words in IN_WORDS.items() if isinstance(error, kind)), "")
-    message = (str(error).strip() or "no more is said").splitlines()[0][:150]
-    return f"your function breaks off{line}: {plain}({type(error).__name__}: {message})."
+    line = f" in line {own[-1].lineno} of its cell, {shorten(own[-1].line or '', 70, placeholder='…')}" if own else ""
+    plain = next((f": {words}" for kind, words in IN_WORDS.items() if isinstance(error, kind)), "")
+    message = f"{type(error).__name__}: {shorten(str(error), 120, placeholder='…')}".rstrip(": ")
+    return f"Your function breaks off{line.rstrip(', ')}{plain} ({message})."
 
 
 def _mistakes(exercise: Exercise, case: tuple) -> dict[str, Answer | str]:
@@ -139,7 +142,7 @@ def _read(answer: Any, handed: tuple) -> Answer | str:
     if not leaves:
         return (value,)
     if not (isinstance(answer, Tensor) and answer.requires_grad):
-        return "the loss has no gradient: return a tensor, and do not turn it into a number on the way."
+        return "The loss has no gradient: return a tensor, and do not turn it into a number on the way."
     slopes = torch.autograd.grad(answer.sum(), leaves, retain_graph=True, allow_unused=True)
     pairs = zip(leaves, slopes, strict=True)
     return value, *(_array(torch.zeros_like(leaf) if slope is None else slope) for leaf, slope in pairs)
@@ -174,32 +177,28 @@ def _close(got: np.ndarray, wanted: np.ndarray) -> bool:
     return np.allclose(got.astype(float), wanted.astype(float), rough, 1e-6, equal_nan=True)
 
 
-def _fault(exercise: Exercise, names: Sequence[str], case: tuple, got: Answer | str) -> str:
+def _fault(exercise: Exercise, case: tuple, got: Answer | str) -> str:
     """What is wrong with the answer in one case; nothing if it is right."""
-    where = "With " + ", ".join(f"{name} = {_said(_array(one))}" for name, one in zip(names, case, strict=True))
     if isinstance(got, str):
-        return f"{where}: {got}"
+        return got
     right = _answer(exercise.solution, case)
     if not exercise.free and _same(got, right):
         return ""
     answer, wanted = got[0], np.asarray(right[0])
     if (answer.dtype.kind == "U") != (wanted.dtype.kind == "U"):
-        return f"{where}: {exercise.wanted} is wanted, not {_said(answer)}."
-    if exercise.free:
-        broken = exercise.rule(answer, *case)
-        return f"{where}: {broken}" if broken else ""
-    if answer.shape != wanted.shape:
-        yours = f"of shape {answer.shape}" if answer.ndim else f"the single number {_said(answer)}"
-        shape = f", an array of shape {wanted.shape}" if wanted.ndim else ""
-        return f"{where}: {exercise.wanted} is wanted{shape}, but your answer is {yours}."
-    if broken := exercise.rule(answer, *case):
-        return f"{where}: {broken}"
+        return f"{exercise.wanted} is wanted, not {_said(answer)}."
+    if answer.shape != wanted.shape and not exercise.free:
+        yours = f"an answer of shape {answer.shape}" if answer.ndim else f"the single number {_said(answer)}"
+        return f"{exercise.wanted} is wanted{f', shape {wanted.shape}' if wanted.ndim else ''}, not {yours}."
+    broken = exercise.rule(answer, *case)
+    if broken or exercise.free:
+        return broken
     if answer.dtype.kind == "f" and (~np.isfinite(answer) & np.isfinite(wanted)).any():
-        return f"{where}: your answer holds nan or infinity. Is something divided by 0, or too large for exp or log?"
+        return "Your answer holds nan or infinity. Is something divided by 0, or too large for exp or log?"
     if _close(answer, wanted):
-        return f"{where}: the value is right, but not its gradient. Is a part of it a plain number?"
+        return "The value is right, but not its gradient. Is a part of it a plain number?"
     digits = 4 if _said(answer) != _said(wanted) else 10
-    return f"{where}: expected {_said(wanted, digits)}, got {_said(answer, digits)}."
+    return f"Expected {_said(wanted, digits)}, got {_said(answer, digits)}."
 
 
 def _said(array: np.ndarray, digits: int = 4) -> str:
@@ -209,4 +208,6 @@ def _said(array: np.ndarray, digits: int = 4) -> str:
     if array.ndim:
         plain = array.astype(int) if array.dtype.kind == "b" else array
         return f"[{', '.join(_said(np.asarray(one), digits) for one in plain)}]"
-    return f"{float(array):.{digits}g}" if array.dtype.kind == "f" else repr(array.item())
+    if array.dtype.kind != "f":
+        return repr(array.item())
+    return f"{array:.0f}" if 1e4 <= abs(array) < 1e9 and digits < 9 else f"{array:.{digits}g}"
