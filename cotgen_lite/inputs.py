@@ -91,10 +91,19 @@ def with_methods(value: T, name: str, methods: Sequence[str], wanted: str) -> T:
 
 def verdicts(values: Any, name: str, shape: Sequence[int | str]) -> npt.NDArray[np.bool_]:
     """An array of verdicts of this shape (see `shaped`), each yes or no, 1 or 0; ValueError for anything else."""
-    given = shaped(np.asarray(values), name, shape)
-    if given.dtype.kind not in "biuf" or not np.isin(given, (0, 1)).all():
+    given = shaped(_array(values, name), name, shape)
+    if given.dtype != bool and (given.dtype.kind not in "iuf" or not np.isin(given, (0, 1)).all()):
         raise ValueError(f"{name} must be verdicts, each yes or no (1 or 0), got {shown(given)} of {given.dtype}.")
     return given.astype(bool)
+
+
+def numbers(values: Any, name: str, least: float | None = None, most: float | None = None) -> npt.NDArray[np.float64]:
+    """An array of finite numbers, as float64; ValueError for anything else, or if any is out of range."""
+    given = finite(_array(values, name), name).astype(np.float64)
+    if given.size and ((least is not None and given.min() < least) or (most is not None and given.max() > most)):
+        run = f"they run from {given.min():g} to {given.max():g}"
+        raise ValueError(f"{name} must be numbers{_range(least, most)}, but {run}.")
+    return given
 
 
 def finite(values: T, name: str) -> T:
@@ -131,6 +140,13 @@ def shown(value: Any) -> str:
         return f"{type(value).__name__} of shape {tuple(value.shape)}"
     said = repr(value).splitlines()[0] if repr(value) else ""
     return f"{said if len(said) <= 60 else said[:57] + '...'} ({type(value).__name__})"
+
+
+def _array(values: Any, name: str) -> npt.NDArray:
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:  # rows of unequal length; a tensor elsewhere
+        raise ValueError(f"{name} must be an array of numbers, got {shown(values)}.") from error
 
 
 def _range(least: float | None, most: float | None) -> str:

@@ -1,7 +1,8 @@
 """From verdicts to numbers: scores with intervals, agreement of judges, AUC and calibration of verifiers.
 
 Everywhere P pools come with their prompts, one each; a prompt may have several pools of N images. GenEval's score is
-the plain mean of six tags' accuracies (paper: section 3.1). Verdicts come from geneval.py. Read next: pools.py.
+the plain mean of six tags' accuracies (paper: section 3.1). ValueError wherever shapes do not fit, a number is not
+finite, or a verdict is neither yes nor no. Verdicts come from geneval.py. Read next: pools.py.
 """
 
 from collections.abc import Hashable, Sequence
@@ -11,9 +12,11 @@ from math import comb
 import numpy as np
 import numpy.typing as npt
 
-from cotgen_lite.prompts import TAGS, Prompt
+from cotgen_lite.inputs import numbers, verdicts, whole
+from cotgen_lite.prompts import TAGS, Prompt, each_prompt
 
 Floats = npt.NDArray[np.float64]
+MOST_SAMPLES, MOST_BINS = 100_000, 1000
 FEWEST = 10  # right images of a tag, and wrong ones, for its AUC to count in a mean
 
 
@@ -42,17 +45,12 @@ def accuracy_by_tag(prompts: Sequence[Prompt], correct: npt.ArrayLike) -> dict[s
     correct: (P,) share of each pool's images that are right, in 0..1. ValueError if lengths differ, there is no prompt
     or a value is outside 0..1.
     """
-    values = np.asarray(correct, dtype=float)
-    if values.size and not (values.min() >= 0 and values.max() <= 1):
-        raise ValueError(
-            f"Correctness runs from {values.min():g} to {values.max():g}: pass shares of correct images, from 0 to 1."
-        )
-    return tag_means(prompts, values)
+    return tag_means(prompts, numbers(correct, "correct (shares of right images)", 0, 1))
 
 
 def tag_means(prompts: Sequence[Prompt], values: npt.ArrayLike) -> dict[str, float]:
     """Mean over each tag's pools of any numbers, such as differences; arguments and errors as `accuracy_by_tag`."""
-    clusters = _clusters(prompts, np.asarray(values, dtype=float))
+    clusters = _clusters(prompts, values)
     return {tag: float(sums.sum() / sizes.sum()) for tag, (sums, sizes) in clusters.items()}
 
 
@@ -79,9 +77,9 @@ def bootstrap_tags(prompts: Sequence[Prompt], correct: npt.ArrayLike, samples: i
     keeps its number of prompts. The same seed draws the same prompts, so two methods' draws are paired.
     correct: (P,) shares of right images, or differences of shares. Returns (samples, tags), tags in GenEval's order.
     """
-    rng = np.random.default_rng(seed)
+    samples, rng = whole(samples, "samples", 1, MOST_SAMPLES), np.random.default_rng(whole(seed, "seed", 0))
     columns = []
-    for sums, sizes in _clusters(prompts, np.asarray(correct, dtype=float)).values():
+    for sums, sizes in _clusters(prompts, correct).values():
         times_drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=samples)
         columns.append(times_drawn @ sums / (times_drawn @ sizes))
     return np.stack(columns, axis=1)
@@ -108,15 +106,14 @@ def expected_best_of(scores: npt.ArrayLike, correct: npt.ArrayLike, n: int) -> n
     """How often best-of-n is right if its n candidates are any n of the pool's N: exact, for each prompt.
 
     The candidate ranked r-th by score is the best of C(N-r, n-1) of the C(N, n) subsets; equal scores share the mean of
-    their places. scores: (P, N), higher is better; correct: (P, N), 0 or 1; n: 1 to N. Returns (P,) in 0..1.
-    ValueError for an n that the pool does not hold.
+    their places. scores: (P, N), higher is better; correct: (P, N), verdicts or any shares in 0..1; n: 1 to N. Returns
+    (P,) in 0..1. ValueError for an n that the pool does not hold.
     """
-    score, right = np.asarray(scores, dtype=np.float64), np.asarray(correct, dtype=np.float64)
-    if score.shape != right.shape or score.ndim != 2:
+    score, right = numbers(scores, "scores"), numbers(correct, "correct", 0, 1)
+    if score.shape != right.shape or score.ndim != 2 or not score.shape[1]:
         raise ValueError(f"Scores {score.shape} and verdicts {right.shape} must both be (prompts, candidates).")
     size = score.shape[1]
-    if not 1 <= n <= size:
-        raise ValueError(f"The pool holds {size} candidates a prompt: n must lie in 1..{size}, got {n}.")
+    n = whole(n, f"n, of {size} candidates a prompt,", 1, size)
     weights = np.array([comb(size - rank, n - 1) for rank in range(1, size + 1)], dtype=np.float64) / comb(size, n)
     order = np.argsort(-score, axis=1, kind="stable")
     score, right = np.take_along_axis(score, order, 1), np.take_along_axis(right, order, 1)
@@ -136,7 +133,7 @@ def cohens_kappa(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     """
     from sklearn.metrics import cohen_kappa_score  # takes a second to import
 
-    x, y = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
+    x, y = verdicts(a, "a", ("B",)), verdicts(b, "b", ("B",))
     if x.shape != y.shape or x.size == 0:
         raise ValueError(f"Verdicts have shapes {x.shape} and {y.shape}: pass two equally long, non-empty lists.")
     return 1.0 if (x == y).all() else float(cohen_kappa_score(x, y))
@@ -148,7 +145,8 @@ def roc_auc(log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> float:
     log_odds: a verifier's scores, of any shape; correct: the verdicts, of the same shape. As scikit-learn's
     roc_auc_score, but thirty times as fast on a few hundred images, of which bootstraps ask thousands of times.
     """
-    scores, truth = np.asarray(log_odds, dtype=float).ravel(), np.asarray(correct, dtype=bool).ravel()
+    scores, truth = _scored(log_odds, correct)
+    scores, truth = scores.ravel(), truth.ravel()
     if truth.all() or not truth.any():
         return float("nan")
     _, rank, count = np.unique(scores, return_inverse=True, return_counts=True)
@@ -163,7 +161,8 @@ def telling_tags(prompts: Sequence[Prompt], correct: npt.ArrayLike) -> tuple[str
     With k wrong ones, an AUC of chance has a standard error of 0.29 / √k or more: 0.12 with six of them. correct:
     verdicts (P, N).
     """
-    tags, right = np.array([p.tag for p in prompts]), np.asarray(correct, dtype=bool)
+    tags = np.array([prompt.tag for prompt in each_prompt(prompts)])
+    right = verdicts(correct, "correct", (len(tags), "N"))
     return tuple(
         tag for tag in TAGS if min(right[tags == tag].sum(dtype=int), (~right[tags == tag]).sum(dtype=int)) >= FEWEST
     )
@@ -171,8 +170,9 @@ def telling_tags(prompts: Sequence[Prompt], correct: npt.ArrayLike) -> tuple[str
 
 def mean_roc_auc(prompts: Sequence[Prompt], log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> float:
     """Mean over the `telling_tags` of the AUC of each, from scores and verdicts (P, N); nan if there are none."""
-    tags, scores, right = np.array([p.tag for p in prompts]), np.asarray(log_odds), np.asarray(correct)
-    areas = [roc_auc(scores[tags == tag], right[tags == tag]) for tag in telling_tags(prompts, right)]
+    scores, right = _scored(log_odds, correct)
+    counted, tags = telling_tags(prompts, right), np.array([prompt.tag for prompt in prompts])
+    areas = [roc_auc(scores[tags == tag], right[tags == tag]) for tag in counted]
     return float(np.mean(areas)) if areas else float("nan")
 
 
@@ -181,7 +181,8 @@ def roc_auc_within_prompts(log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> f
 
     log_odds, correct: scores and verdicts (P, N). nan if no row has both.
     """
-    rows = zip(np.asarray(log_odds, dtype=float), np.asarray(correct, dtype=bool), strict=True)
+    scores, truth = _scored(log_odds, correct)
+    rows = zip(scores, verdicts(truth, "correct", ("P", "N")), strict=True)
     areas = [roc_auc(odds, right) for odds, right in rows if right.any() and not right.all()]
     return float(np.mean(areas)) if areas else float("nan")
 
@@ -194,8 +195,13 @@ def calibration(
     log_odds, correct: scores and verdicts, of any one shape. Returns of each bin mean P(yes), share of right images,
     and number of images.
     """
-    belief = 1 / (1 + np.exp(-np.asarray(log_odds, dtype=float).ravel()))
-    truth = np.asarray(correct, dtype=bool).ravel()
+    scores, truth = _scored(log_odds, correct)
+    scores, truth = scores.ravel(), truth.ravel()
+    if not scores.size:
+        raise ValueError("Calibration needs at least one score with its verdict, got none.")
+    bins = whole(bins, "bins", 1, MOST_BINS)
+    with np.errstate(over="ignore"):  # of log-odds below −709, where P(yes) is 0
+        belief = 1 / (1 + np.exp(-scores))
     count, believed, right = (np.histogram(belief, bins, (0, 1), weights=w)[0] for w in (None, belief, truth * 1.0))
     filled = count > 0
     return believed[filled] / count[filled], right[filled] / count[filled], count[filled]
@@ -208,14 +214,21 @@ def calibration_error(log_odds: npt.ArrayLike, correct: npt.ArrayLike, bins: int
 
 
 def _difference(a: npt.ArrayLike, b: npt.ArrayLike) -> Floats:
-    x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    x, y = numbers(a, "a"), numbers(b, "b")
     if x.shape != y.shape:
         raise ValueError(f"Methods have results of shapes {x.shape} and {y.shape}: pair them pool by pool.")
     return x - y
 
 
-def _clusters(prompts: Sequence[Prompt], values: Floats) -> dict[str, tuple[Floats, Floats]]:
+def _scored(log_odds: npt.ArrayLike, correct: npt.ArrayLike) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Scores and as many verdicts."""
+    scores = numbers(log_odds, "scores")
+    return scores, verdicts(correct, "verdicts", scores.shape)
+
+
+def _clusters(prompts: Sequence[Prompt], results: npt.ArrayLike) -> dict[str, tuple[Floats, Floats]]:
     """Per tag, the sum of values and the number of pools of each different prompt."""
+    prompts, values = each_prompt(prompts), numbers(results, "results")
     if values.shape != (len(prompts),) or not len(prompts):
         raise ValueError(
             f"{len(prompts)} prompts came with results of shape {values.shape}: "

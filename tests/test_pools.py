@@ -2,6 +2,7 @@
 
 from itertools import combinations, permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,10 +76,38 @@ def test_limits() -> None:
     np.testing.assert_allclose(expected_best_of(np.zeros((9, 20)), correct, 7), correct.mean(1))
 
 
-@pytest.mark.parametrize("n", [0, 21])
-def test_n_outside_the_pool(n: int) -> None:
-    with pytest.raises(ValueError, match=r"1\.\.20"):
+@pytest.mark.parametrize("n", [0, 21, 2.0, "2", None, True, 10**12])
+def test_n_outside_the_pool(n: Any) -> None:
+    with pytest.raises(ValueError, match="from 1 to 20"):
         expected_best_of(np.zeros((1, 20)), np.zeros((1, 20)), n)
+
+
+def test_best_of_n_is_a_share_whatever_rounding_does() -> None:
+    ten = np.arange(10.0)[None]
+    assert expected_best_of(ten, np.ones((1, 10)), 4)[0] == 1.0  # the ten weights of n = 4 add up to 1 + 2e-16
+    assert expected_best_of(ten, np.ones((1, 10)), np.int64(4))[0] == 1.0  # type: ignore[arg-type]
+    assert expected_best_of(ten, np.full((1, 10), 0.25), 4)[0] == pytest.approx(0.25)  # shares may be mixed as well
+
+
+@pytest.mark.parametrize(
+    ("scores", "correct", "says"),
+    [
+        ([[0, np.nan]], [[0, 1]], "1 of 2 are NaN"),
+        ([[0, np.inf]], [[0, 1]], "1 of 2 are NaN or infinite"),
+        ([[0, 1]], [[0, np.nan]], "correct must be finite"),
+        ([[0, 1]], [[0, 2]], "from 0 to 1"),
+        ([[0, 1]], [[-1, 1]], "from 0 to 1"),
+        ([["a", "b"]], [[0, 1]], "scores must be numbers"),
+        ([[0, 1], [0]], [[0, 1]], "scores must be an array"),
+        (None, [[0, 1]], "scores must be numbers"),
+        ([0, 1], [0, 1], "must both be"),
+        ([[0, 1]], [[0], [1]], "must both be"),
+        (np.zeros((1, 0)), np.zeros((1, 0)), "must both be"),
+    ],
+)
+def test_scores_and_verdicts_that_are_none(scores: Any, correct: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        expected_best_of(scores, correct, 1)
 
 
 def test_test_set_has_four_pools_of_rare_tags() -> None:

@@ -1,6 +1,8 @@
 """Scores, intervals, AUC and calibration against closed forms and brute force."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from cotgen_lite.metrics import (
     roc_auc,
     roc_auc_within_prompts,
     score,
+    tag_means,
     telling_tags,
 )
 from cotgen_lite.prompts import TAGS, Prompt, Requirement, lite_prompts
@@ -129,6 +132,91 @@ def test_errors_say_what_to_do():
         paired_interval(pools, [1.0, 1.0], [1.0])
 
 
+def test_tags_are_means_over_pools_not_over_prompts() -> None:
+    pools = [*make_pools({"colors": 1}, pools=3), *make_pools({"colors": 2})[1:]]  # three pools of one, one of another
+    assert tag_means(pools, [1, 1, 1, 0]) == {"colors": 0.75}
+    assert tag_means(pools, [-3, 0, 0, 0]) == {"colors": -0.75}
+    assert detectable_difference(pools, [1, 1, 1, 0], [0, 0, 0, 0]) == pytest.approx(
+        2.8 * math.sqrt(2 * 2 * 0.75**2) / 4
+    )
+
+
+@pytest.mark.parametrize("prompts", [2, 3])
+def test_bootstrap_draws_as_many_prompts_as_there_are(prompts: int) -> None:
+    drawn = bootstrap_tags(make_pools({"colors": prompts}), [1.0] + [0.0] * (prompts - 1), samples=500)
+    assert drawn.shape == (500, 1)
+    assert sorted(set(drawn[:, 0])) == pytest.approx([k / prompts for k in range(prompts + 1)])
+    assert np.mean(drawn == 0) == pytest.approx((1 - 1 / prompts) ** prompts, abs=0.07)
+
+
+def test_the_interval_is_of_95_percent_and_of_as_many_samples_as_asked_for() -> None:
+    pools, values = make_pools({"colors": 50, "counting": 50}), np.random.default_rng(0).random(100)
+    drawn = bootstrap_tags(pools, values, samples=321, seed=5).mean(axis=1)
+    expected = tuple(np.percentile(drawn, [2.5, 97.5]))
+    assert bootstrap_interval(pools, values, 321, 5) == expected == score(pools, values, 321, 5).ci
+    assert paired_interval(pools, values, values * 0, 321, 5) == expected
+    assert score(pools, values).ci == bootstrap_interval(pools, values, 2000, 0)
+
+
+NAN = [0.5, math.nan]
+TWO = make_pools({"colors": 2})
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: score(TWO, NAN), "1 of 2 are NaN"),
+        (lambda: score(TWO, [0.5, -0.1]), "from 0 to 1"),
+        (lambda: score(TWO, [0.5, "right"]), "must be numbers"),
+        (lambda: score(TWO, [[0.5], [0.5, 1]]), "must be an array"),
+        (lambda: score([], []), "at least one"),
+        (lambda: score(None, [0.5]), "list of Prompts"),
+        (lambda: score(["a cat", "a dog"], [0.5, 1]), "a Prompt"),
+        (lambda: score(TWO[0], [0.5]), "list of Prompts"),
+        (lambda: score(TWO, [0.5, 1], samples=0), "samples must be a whole number from 1"),
+        (lambda: score(TWO, [0.5, 1], samples=10**9), "from 1 to 100000"),
+        (lambda: score(TWO, [0.5, 1], samples=2.5), "samples"),
+        (lambda: score(TWO, [0.5, 1], seed=-1), "seed"),
+        (lambda: score(TWO, [0.5, 1], seed="one"), "seed"),
+        (lambda: accuracy_by_tag(TWO, NAN), "NaN"),
+        (lambda: tag_means(TWO, NAN), "NaN"),
+        (lambda: tag_means(TWO, [1.0, math.inf]), "infinite"),
+        (lambda: bootstrap_interval(TWO, NAN), "NaN"),
+        (lambda: bootstrap_tags(TWO, NAN), "NaN"),
+        (lambda: paired_interval(TWO, NAN, [1, 1]), "a must be finite"),
+        (lambda: paired_interval(TWO, [1, 1], NAN), "b must be finite"),
+        (lambda: detectable_difference(TWO, NAN, [1, 1]), "a must be finite"),
+        (lambda: roc_auc(NAN, [True, False]), "scores must be finite, but 1 of 2"),
+        (lambda: roc_auc([1, 2], [True, math.nan]), "verdicts"),
+        (lambda: roc_auc([1, 2], [0, 2]), "verdicts"),
+        (lambda: roc_auc([1, 2], ["yes", "no"]), "verdicts"),
+        (lambda: roc_auc([1, 2, 3], [True, False]), "shape"),
+        (lambda: roc_auc([[1, 2]], [True, False]), "shape"),
+        (lambda: roc_auc(None, [True]), "scores must be numbers"),
+        (lambda: mean_roc_auc(TWO, [NAN, NAN], [[1, 0], [1, 0]]), "NaN"),
+        (lambda: mean_roc_auc(TWO, [[1, 2]], [[1, 0]]), "shape"),
+        (lambda: telling_tags(TWO, [[1, 0]]), "shape"),
+        (lambda: telling_tags("colors", [[1, 0]]), "list of Prompts"),
+        (lambda: roc_auc_within_prompts([NAN], [[1, 0]]), "NaN"),
+        (lambda: roc_auc_within_prompts([1, 2], [1, 0]), "shape"),
+        (lambda: calibration(NAN, [1, 0]), "NaN"),
+        (lambda: calibration([1, 2], [0.5, 0]), "verdicts"),
+        (lambda: calibration([1, 2], [1]), "shape"),
+        (lambda: calibration([], []), "at least one"),
+        (lambda: calibration_error([], []), "at least one"),
+        *((lambda bins=bins: calibration([1, 2], [1, 0], bins), "bins") for bins in (0, -1, 10**9, 2.5, "ten", None)),
+        (lambda: cohens_kappa([0.5, 1], [1, 0]), "a must be verdicts"),
+        (lambda: cohens_kappa([1, 0], ["yes", "no"]), "b must be verdicts"),
+        (lambda: cohens_kappa([1, math.nan], [1, 0]), "a must be verdicts"),
+        (lambda: cohens_kappa([[1, 0]], [[1, 0]]), "shape"),
+        (lambda: cohens_kappa([], []), "verdicts|non-empty"),
+    ],
+)
+def test_numbers_that_are_none_get_one_sentence(make: Callable[[], Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        make()
+
+
 def test_roc_auc_equals_all_pairs_and_scikit_learns() -> None:
     rng = np.random.default_rng(0)
     scores, truth = rng.integers(0, 6, 60).astype(float), rng.random(60) < 0.4
@@ -154,6 +242,16 @@ def test_calibration_by_hand() -> None:
     assert count.tolist() == [2, 3]
     assert calibration_error(odds, [0, 1, 1, 1, 0], bins=2) == pytest.approx((2 * 0.35 + 3 * (2.5 / 3 - 2 / 3)) / 5)
     assert calibration([100.0], [1], bins=4)[2].tolist() == [1]  # P(yes) = 1 is in the last bin
+
+
+def test_calibration_has_as_many_bins_as_asked_for() -> None:
+    odds = np.log([0.05 / 0.95, 0.3 / 0.7, 0.45 / 0.55, 0.55 / 0.45, 0.95 / 0.05])
+    for bins, counts in ((1, [5]), (2, [3, 2]), (3, [2, 2, 1]), (10, [1, 1, 1, 1, 1]), (5, [1, 1, 2, 1])):
+        assert calibration(odds, [1] * 5, bins)[2].tolist() == counts
+    edges = np.log(np.linspace(0.05, 0.95, 10) / (1 - np.linspace(0.05, 0.95, 10)))
+    assert calibration(edges, [1] * 10)[2].tolist() == [1] * 10
+    assert calibration(edges, [1] * 10, 20)[2].size == 10
+    assert calibration([-800.0, 800.0], [0, 1])[0].tolist() == [0, 1]  # without a warning
 
 
 def test_mean_roc_auc_counts_tags_with_enough_of_both_verdicts_only() -> None:
