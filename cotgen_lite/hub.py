@@ -192,7 +192,9 @@ def disk_is_full(error: BaseException, folder: Path) -> bool:
         return True
     if any(words in said for words in ("No space left", "os error 28", "os error 122", "Disk quota")):
         return True
-    failed = "PytorchStreamWriter" in said or "write failed" in said or "requested and" in said  # torch, numpy
+    failed = any(
+        words in said for words in ("PytorchStreamWriter", "inline_container", "requested and")
+    )  # torch, numpy
     there = next((one for one in (folder, *folder.absolute().parents) if one.exists()), Path("."))
     return failed and shutil.disk_usage(there).free < 2**24
 
@@ -401,7 +403,7 @@ def check_dtype(dtype: Any) -> None:
 def _check_path(path: Any, what: str) -> None:
     from cotgen_lite.inputs import of_kind  # see `chosen_device`
 
-    of_kind(path, f"the place of a {what}", (str, Path), "a folder or a hub name")
+    check_whole(Path(of_kind(path, f"the place of a {what}", (str, Path), "a folder or a hub name")))
 
 
 def _file_of(path: str | Path, name: str, where: Mapping[str, Any]) -> Path | None:

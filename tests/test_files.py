@@ -14,8 +14,9 @@ import pytest
 from cotgen_lite.experiments.findings import findings
 from cotgen_lite.experiments.measure import load_steps_of_pool
 from cotgen_lite.experiments.report import reading_lines
-from cotgen_lite.experiments.results import results
+from cotgen_lite.experiments.results import read_rows, results
 from cotgen_lite.generate.pipeline import load_generator
+from cotgen_lite.generate.vq import Magvit
 from cotgen_lite.hub import (
     CHECKSUMS,
     check_whole,
@@ -33,7 +34,7 @@ from cotgen_lite.hub import (
 )
 from cotgen_lite.lite.judges import load_judge
 from cotgen_lite.pools import load_pool
-from cotgen_lite.verify.verifier import load_verifier
+from cotgen_lite.verify.verifier import Verifier, load_verifier
 
 
 @pytest.fixture
@@ -135,15 +136,17 @@ READ: dict[str, Callable[[Path], object]] = {
     "models/orm/chat_template.jinja": lambda _: load_verifier("orm"),
     "models/orm/processor_config.json": lambda _: load_verifier("orm"),
     "models/judge/model.safetensors": lambda _: load_judge(),
+    "models/verifier/model.safetensors": lambda path: Verifier.from_pretrained(path.parent),
+    "models/tokenizer/config.json": lambda path: Magvit.from_pretrained(path.parent),
     "pools/baseline.safetensors": lambda _: load_pool(data_path("pools/baseline.safetensors")),
     "training/images/pool.safetensors": lambda _: load_pool(data_path("training/images/pool.safetensors")),
     "training/images/manifest.json": lambda _: data_path("training/images/manifest.json"),
     "pools/baseline_steps.safetensors": lambda _: load_steps_of_pool(data_path("pools/baseline_steps.safetensors")),
-    "pools/reflections.jsonl": lambda _: data_path("pools"),
     "prompts/test.jsonl": lambda _: data_path("prompts/test.jsonl"),
     "world/world.json": lambda _: data_path("world/world.json"),
     "world/objects.ttf": lambda _: data_path("world"),
     "results/scores.jsonl": lambda _: results(),
+    "pools/reflections.jsonl": read_rows,
     "results/findings.json": lambda path: findings(path.parent.parent),
     "results/judges.json": lambda path: reading_lines(path.parent.parent),
     "figures/overview.png": check_whole,

@@ -120,7 +120,7 @@ def read_scores(out: Path) -> list[dict]:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: make it with `python -m cotgen_lite.build --out {out}`.")
     seconds = read_seconds(out / "results" / TIMES).get("scores", {})
-    rows = read_rows(check_whole(path))
+    rows = read_rows(path)
     for row in rows:
         if row_name(row) in seconds:
             row["cost"]["seconds"] = seconds[row_name(row)]
@@ -162,6 +162,7 @@ def row_name(row: Mapping) -> str:
 def read_rows(path: Path) -> list[dict]:
     """The rows of a jsonl file; FileNotFoundError if it is missing, ValueError where a line is not a JSON object."""
     rows = []
+    check_whole(path)
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
             rows.append(dict(json.loads(line)))
