@@ -1,10 +1,15 @@
 """What chapter 11 stands on: guesses that are kept, tables of the paper's rows, and its figures and explorer."""
 
+import re
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pytest
+import torch
 
 from cotgen_lite.course import predictions
 from cotgen_lite.course.ch11 import draw_findings, draw_guesses, draw_two, method_explorer
@@ -33,6 +38,43 @@ def test_guesses_are_kept_and_changed(own_file: Path, capsys: pytest.CaptureFixt
     with pytest.raises(ValueError, match="'nothing' is not guessed"):
         predictions.guess("nothing", 0.5)
     assert predictions.kept()["parm"] == 0.7
+
+
+@pytest.mark.parametrize("wrong", ["0.5", "50%", float("nan"), float("inf"), -0.1, True, [0.5], {}, torch.ones(2), 1j])
+def test_what_is_no_guess_is_refused_in_a_sentence(wrong: Any, own_file: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"^Your guess \(write \.5 for 50%\) must be a finite number from 0 to 1, got .*\.$"
+    ):
+        predictions.guess("parm", wrong)
+    with pytest.raises(ValueError, match="is not guessed: one of baseline, "):
+        predictions.guess(wrong, 0.5)
+    assert not own_file.exists()
+
+
+def test_guesses_of_any_kind_of_number_are_kept(own_file: Path) -> None:
+    for right in (np.float32(0.5), torch.tensor(0.5), np.array(0.5), Fraction(1, 2)):
+        predictions.guess("dpo", right)
+        assert predictions.kept() == {"dpo": 0.5}
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]x", "3", "null", '["parm"]', '{"parm": "0.5"}', '{"parm": 7}', "\udc80"]
+)
+def test_a_damaged_file_of_guesses_is_said_and_replaced(damage: str, own_file: Path, capsys: Any) -> None:
+    own_file.parent.mkdir()
+    own_file.write_bytes(damage.encode("utf-8", "surrogateescape"))
+    assert predictions.kept() == {} and "guesses.json holds no guesses that can be read" in capsys.readouterr().out
+    predictions.guess("parm", 0.25)
+    assert predictions.kept() == {"parm": 0.25}
+
+
+def test_guesses_that_cannot_be_written_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("COTGEN_GUESSES", str(tmp_path / "file" / "guesses.json"))
+    predictions.guess("parm", 0.25)
+    assert re.search("^Not kept, .*guesses.json cannot be written: .*COTGEN_GUESSES", capsys.readouterr().out, re.M)
 
 
 def test_each_guess_is_asked_for_in_its_chapter_and_has_a_result() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cotgen_lite.experiments.report import LABELS
 from cotgen_lite.hub import write_json
+from cotgen_lite.inputs import number
 
 # What is guessed, in which chapter: the overall accuracy of a method, best of 20 where it chooses.
 METHODS = "baseline zs-orm ft-orm ft-prm dpo it-dpo it-dpo-guided-orm+ft-orm parm self-correct+parm++reflect seq:ft-orm"
@@ -22,23 +23,31 @@ def guesses_file() -> Path:
 
 def guess(method: str, overall: float | None) -> None:
     """Keep a guess of a method's overall GenEval accuracy, 0 to 1; None keeps nothing and says what to do. ValueError
-    for a number outside of 0..1 (a percentage?), or a method that is not asked about."""
-    if method not in GUESSED:
+    for anything but a number in 0..1 (a percentage?), or a method that is not asked about."""
+    if method not in list(GUESSED):
         raise ValueError(f"{method!r} is not guessed: one of {', '.join(GUESSED)} is.")
     if overall is None:
         print("No guess yet: write a number from 0 to 1 in place of None, and run this cell before the next one.")
         return
-    if not 0 <= overall <= 1:
-        raise ValueError(f"An accuracy lies between 0 and 1, not at {overall}: write .5 for 50%.")
-    write_json(guesses_file(), kept() | {method: float(overall)})
-    print(f"Kept: {overall:.2f} for {LABELS[method].format(n=20)}. Chapter 11 looks back on all of them.")
+    value = number(overall, "Your guess (write .5 for 50%)", 0, 1)
+    try:
+        write_json(guesses_file(), kept() | {method: value})
+    except OSError as error:
+        print(f"Not kept, {guesses_file()} cannot be written: {error}. $COTGEN_GUESSES may name another file.")
+        return
+    print(f"Kept: {value:.2f} for {LABELS[method].format(n=20)}. Chapter 11 looks back on all of them.")
 
 
 def kept() -> dict[str, float]:
-    """The guesses so far, method → accuracy, in the course's order."""
-    path = guesses_file()
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return {method: found[method] for method in GUESSED if method in found}
+    """The guesses so far, method → accuracy, in the course's order; a damaged file holds none, which is printed."""
+    try:
+        found = json.loads(guesses_file().read_text(encoding="utf-8"))
+        return {method: number(found[method], method, 0, 1) for method in GUESSED if method in found}
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, TypeError) as error:
+        print(f"{guesses_file()} holds no guesses that can be read ({error}): your next one replaces it.")
+    return {}
 
 
 def mean_distance(guesses: dict[str, float], truth: dict[str, float]) -> float:
