@@ -278,6 +278,40 @@ def test_wrong_input_is_explained(lite, images, change, says):
         lite.score(*change(images))
 
 
+@pytest.mark.parametrize("token", ["<image>", "<|endoftext|>", "<|assistant|>", "<|pad|>"])
+def test_control_tokens_are_refused_in_prompts_and_questions(verifier, images, token):
+    known = verifier.processor.tokenizer.get_added_vocab()
+    token = token if token in known else next(iter(known))  # every model has some of its own
+    for prompts, question in (
+        ([*PROMPTS[:3], f"a cat {token}"], ORM_QUESTION),
+        (PROMPTS, f"{token} {{prompt}}"),
+        ([token[1:-1]] * 4, f"{token[0]}{{prompt}}{token[-1]}"),
+    ):
+        for ask in (verifier.score, verifier.explain, lambda *some: verifier.score_questions(*some[:2], [some[2]])):
+            with pytest.raises(ValueError, match=r"holds '.*', which the model would obey"):
+                ask(images, prompts, question)
+
+
+def test_a_prompt_that_is_too_long_is_refused_with_the_bound(verifier, images, monkeypatch):
+    most, long = 512, " and ".join(["a cat"] * 200)
+    monkeypatch.setattr(verifier.model.config.get_text_config(), "max_position_embeddings", most)
+    for ask in (
+        verifier.score,
+        verifier.explain,
+        verifier.clarity_and_potential,
+        lambda *some: verifier.score_questions(*some, [ORM_QUESTION, PRM_QUESTION]),
+    ):
+        with pytest.raises(ValueError, match=f"this verifier reads at most {most}: shorten"):
+            ask(images[:1], long)
+
+
+def test_the_longest_of_several_questions_counts(lite, images):
+    long = "is it a cat, " * 30
+    assert lite.score_questions(images, PROMPTS, [ORM_QUESTION, f"{long} {{prompt}}"]).shape == (4, 2)
+    with pytest.raises(ValueError, match="reads at most 512"):
+        lite.score_questions(images, PROMPTS, [ORM_QUESTION, f"{long * 4} {{prompt}}"])
+
+
 def test_a_question_without_the_prompt_is_refused(lite, images):
     with pytest.raises(ValueError, match=r"\{prompt\}"):
         lite.score(images, PROMPTS, POTENTIAL_QUESTION)

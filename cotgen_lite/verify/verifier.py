@@ -238,7 +238,16 @@ class Verifier:
     def _inputs(self, images: Tensor, texts: list[str], **options: Any) -> Any:
         """What the model reads: the processor's tensors, on the model's device and in its precision."""
         made = self.processor(images=list(images.cpu()), text=texts, padding=True, return_tensors="pt", **options)
+        self._check_length(made["input_ids"].shape[1])
         return made.to(self.model.device, dtype=self.model.dtype)
+
+    def _check_length(self, tokens: int) -> None:
+        """ValueError if a conversation, its image among it, is longer than the model was made for."""
+        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or tokens
+        if tokens > most:
+            raise ValueError(
+                f"Image, prompt and question take {tokens} tokens; this verifier reads at most {most}: shorten them."
+            )
 
     def _read_apart(self, images: Tensor, texts: list[list[str]]) -> Tensor:
         """Log-odds of yes (B, Q) for one batch; texts: of each image, the Q conversations, each about it alone."""
@@ -249,6 +258,7 @@ class Verifier:
         inputs = self._inputs(images, [row[0] for row in texts])
         whole, lengths = inputs.pop("input_ids"), inputs.pop("attention_mask").sum(dim=1).tolist()
         kept = [length - len(row[0]) + same for length, row, same in zip(lengths, ids, shared, strict=True)]
+        self._check_length(max(k - same + max(map(len, row)) for k, row, same in zip(kept, ids, shared, strict=True)))
         # Padded at the left, so that a question follows its image at once, and the questions at the right.
         begun, seen = _pad([row[:length] for row, length in zip(whole, kept, strict=True)], "left")
         cache = DynamicCache(config=self.model.config)
@@ -298,8 +308,9 @@ class Verifier:
                     f"got {images.shape[2]} x {images.shape[3]}."
                 )
         checked_question(" ".join(text(question, "question") for question in questions))
-        for one in [*questions, *dict.fromkeys(prompts)]:
-            encode_text(self.processor.tokenizer, one.replace("{prompt}", " "))
+        for one in dict.fromkeys(prompts):
+            for question in questions:
+                encode_text(self.processor.tokenizer, question.replace("{prompt}", one))
         return prompts
 
 
