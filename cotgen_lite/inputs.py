@@ -7,6 +7,7 @@ are ValueErrors. Read next: identity.py, which names runs by what they depend on
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -134,11 +135,21 @@ def shaped(values: T, name: str, shape: Sequence[int | str]) -> T:
     return values
 
 
+def folder(value: Any, name: str) -> Path:
+    """The path of a folder, which need not be there yet; ValueError for anything but a path or a text."""
+    if not isinstance(value, str | Path) or not str(value).strip():
+        raise ValueError(f"{name} must be the path of a folder, got {shown(value)}.")
+    return Path(value)
+
+
 def shown(value: Any) -> str:
     """A value as an error shows it: short, with its type, and an array by its shape."""
     if hasattr(value, "shape") and hasattr(value, "dtype") and tuple(value.shape):
         return f"{type(value).__name__} of shape {tuple(value.shape)}"
-    said = repr(value).splitlines()[0] if repr(value) else ""
+    try:
+        said = (repr(value).splitlines() or [""])[0]
+    except Exception:  # what cannot even be shown is as wrong, and must be named
+        said = "something"
     return f"{said if len(said) <= 60 else said[:57] + '...'} ({type(value).__name__})"
 
 

@@ -20,7 +20,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from cotgen_lite import prompts as templates
 from cotgen_lite.geneval import Detection, Detector, evaluate
 from cotgen_lite.hub import load_exactly, model_path
-from cotgen_lite.inputs import of_kind, whole, with_methods
+from cotgen_lite.inputs import folder as checked_folder
+from cotgen_lite.inputs import of_kind, shown, whole, with_methods
 from cotgen_lite.lite.world import Scene, SceneObject, icon_box, icon_mask, random_scene, render, world
 from cotgen_lite.prompts import RELATIONS, TAGS, Prompt
 from cotgen_lite.training import TrainingLog, train
@@ -133,10 +134,10 @@ class LearnedJudge(PreTrainedModel):
 
     def __init__(self, config: LearnedJudgeConfig) -> None:
         super().__init__(config)
-        width = config.width
+        width, blocks = whole(config.width, "width", 4, 4096), whole(config.blocks, "blocks", 0, 100)
         levels = (3, width // 4, width // 2, width)
         self.down = nn.Sequential(*(_convolution(*pair, stride=2) for pair in pairwise(levels)))
-        self.blocks = nn.ModuleList(_convolution(width, width) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(_convolution(width, width) for _ in range(blocks))
         self.outputs = [len(world().objects), len(world().colors) + 1, 4]
         self.head = nn.Conv2d(width, sum(self.outputs), 1)
         assert self.head.bias is not None
@@ -233,6 +234,9 @@ def draw_lessons(count: int, rng: np.random.Generator, rebuild: Rebuild = AS_THE
     anything: a tokenizer heals damage, so what it makes of a broken icon is unknown.
     """
     count = whole(count, "count", 1, 100_000)
+    of_kind(rng, "rng", np.random.Generator, "a generator of numpy's, such as `np.random.default_rng(0)` gives")
+    if not callable(rebuild):
+        raise ValueError(f"rebuild must be a function from images to images, got {shown(rebuild)}.")
     scenes = [random_scene(rng) for _ in range(count)]
     drawn = scenes + [_twin(scene, rng) for scene in scenes]
     images, (inks, hues) = rebuild(render(drawn)), _inks(drawn)
@@ -327,7 +331,8 @@ def train_judge(
     steps: of 64 images each. rebuild: half of every batch goes through it, e.g. through the tokenizer and back. Returns
     the trained judge as it is after saving, in evaluation mode, and what its training was.
     """
-    folder, steps, seed = Path(work_dir), whole(steps, "steps", 1), whole(seed, "seed", 0)
+    folder, seed = checked_folder(work_dir, "work_dir"), whole(seed, "seed", 0)
+    steps = whole(steps, "steps", 1, 1_000_000)
     torch.manual_seed(seed)
     model = LearnedJudge(LearnedJudgeConfig())
 

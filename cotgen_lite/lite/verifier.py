@@ -19,7 +19,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrain
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from cotgen_lite.hub import write_manifest
-from cotgen_lite.inputs import finite, whole
+from cotgen_lite.inputs import finite, of_kind, whole
 from cotgen_lite.lite.verifier_questions import another, as_dialogue, encode_dialogue, pick, relations_seen
 from cotgen_lite.lite.vocabulary import IMAGE, USER
 from cotgen_lite.lite.world import Scene, render, scene_for, world
@@ -168,6 +168,8 @@ def measure_verifier(
     model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, held_out: Sequence[HeldOut]
 ) -> dict[str, dict[str, float]]:
     """AUC of yes against no, by wording and tag, from the answer's log-odds."""
+    if not held_out:
+        raise ValueError("There is nothing to measure by: give what `evaluation_set` draws.")
     yes, no = (tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no"))
     odds = np.zeros((len(held_out), len(WORDINGS)))
     for start in range(0, len(held_out), 120):
@@ -199,6 +201,8 @@ def sees_enough(auc: dict[str, dict[str, float]]) -> bool:
 
 def hard_negative(prompt: Prompt, rng: np.random.Generator) -> Scene:
     """A scene that only just fails a prompt: one count off, a wrong colour, a wrong relation, one thing gone."""
+    of_kind(prompt, "prompt", Prompt, "a Prompt, as `parse_prompt` gives")
+    of_kind(rng, "rng", np.random.Generator, "a generator of numpy's, such as `np.random.default_rng(0)` gives")
     items, names = list(prompt.include), [item.name for item in prompt.include]
     other = another(world().objects, names, rng)
     chance = rng.random()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cotgen_lite.generate.pipeline import ImageGenerator, State
 from cotgen_lite.identity import fingerprint
-from cotgen_lite.inputs import finite, of_kind, one_of, shaped, verdicts, whole, with_methods, yes_or_no
+from cotgen_lite.inputs import finite, folder, of_kind, one_of, shaped, verdicts, whole, with_methods, yes_or_no
 from cotgen_lite.metrics import expected_best_of
 from cotgen_lite.pools import SHARD, Pool, in_shards, read_arrays, write_arrays
 from cotgen_lite.prompts import Prompt
@@ -38,10 +38,11 @@ class Opinions:
     selection: npt.NDArray[np.float32]
 
     def __post_init__(self) -> None:
-        for name, odds in (("clarity", self.clarity), ("potential", self.potential)):
-            shaped(odds, name, (*np.shape(self.selection), "T − 1"))
-            finite(np.nan_to_num(odds, posinf=np.inf, neginf=-np.inf), f"{name} that was asked for")
         finite(shaped(self.selection, "selection", ("P", "N")), "selection")
+        shaped(self.clarity, "clarity", (*self.selection.shape, "T − 1"))
+        shaped(self.potential, "potential", self.clarity.shape)
+        for name, odds in (("clarity", self.clarity), ("potential", self.potential)):
+            finite(odds[~np.isnan(odds)] if odds.dtype.kind == "f" else odds, f"{name} where it was asked")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class Outcome:
     def __post_init__(self) -> None:
         verdicts(self.survived, "survived", ("P", "N"))
         finite(shaped(self.order, "order", self.survived.shape), "order")
-        shaped(self.steps, "steps", self.survived.shape)
+        if shaped(self.steps, "steps", self.survived.shape).dtype.kind not in "iu" or self.steps.min(initial=1) < 1:
+            raise ValueError("steps must be whole numbers of at least 1: how many each path runs.")
         object.__setattr__(self, "first_step", whole(self.first_step, "first_step", 1))
 
 
@@ -78,6 +80,7 @@ def ask_of_paths(
     Shards are kept apart by all that they hang on: verifier and its processor, questions, prompts, guesses. ValueError
     for guesses and prompts that do not belong together, a first_step outside 1..T, or log-odds that are not finite.
     """
+    work_dir = folder(work_dir, "work_dir")
     with_methods(generator, "generator", ("decode",), "a generator, such as `load_generator` gives")
     with_methods(verifier, "verifier", ("score", "clarity_and_potential"), "a verifier, such as `load_verifier` gives")
     prompts = [of_kind(prompt, "each of prompts", Prompt, "a Prompt, as `parse_prompt` gives") for prompt in prompts]
@@ -108,7 +111,7 @@ def ask_of_paths(
     asked = getattr(verifier, "described", type(verifier).__name__)
     about = asked, prompts, guesses, first_step, stop, SHARD
     name = fingerprint((verifier.model, generator.image_tokenizer), *about)
-    parts = in_shards(shards, ask, Path(work_dir) / name, "PARM")
+    parts = in_shards(shards, ask, work_dir / name, "PARM")
     odds, final = (torch.cat([part[name] for part in parts]).float().numpy() for name in ("odds", "final"))
     return Opinions(odds[..., 0], odds[..., 1], final)
 

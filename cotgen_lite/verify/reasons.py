@@ -25,7 +25,7 @@ def write_reasons(findings: Sequence[Finding], rng: np.random.Generator) -> str:
 
     findings: a verdict's, at least one. The wording is drawn from several. ValueError without findings.
     """
-    if not findings:
+    if not of_kind(findings, "findings", Sequence, "a list of Findings"):
         raise ValueError("There is nothing to write about: only a wrong image has reasons.")
     of_kind(rng, "rng", np.random.Generator, "a generator of numpy's, such as `np.random.default_rng(0)` gives")
     options = [wordings(finding) for finding in findings]
@@ -37,6 +37,7 @@ def share_told(said: str, findings: Sequence[Finding]) -> tuple[float, float]:
 
     Word for word, in any of the wordings that `write_reasons` draws from.
     """
+    of_kind(findings, "findings", Sequence, "a list of Findings")
     parts, told = text(said, "said").split(AND), [set(wordings(finding)) for finding in findings]
     true = sum(any(part in one for one in told) for part in parts)
     return true / len(parts), sum(bool(one & set(parts)) for one in told) / max(1, len(told))

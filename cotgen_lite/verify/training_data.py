@@ -24,7 +24,7 @@ from cotgen_lite.generate.pipeline import Generator, ImageGenerator, State, gene
 from cotgen_lite.generate.sampling import Cost, branch
 from cotgen_lite.geneval import Detector
 from cotgen_lite.identity import fingerprint
-from cotgen_lite.inputs import of_kind, one_of, shaped, shown, text, verdicts, whole, with_methods
+from cotgen_lite.inputs import folder, of_kind, one_of, shaped, shown, text, verdicts, whole, with_methods
 from cotgen_lite.pools import Pool, in_shards
 from cotgen_lite.prompts import TAGS, Prompt, lite_prompts, refuse_held_out
 from cotgen_lite.verify.verifier import (
@@ -65,7 +65,13 @@ class Example:
 
     def __post_init__(self) -> None:
         shaped(of_kind(self.tokens, "tokens", Tensor, "a tensor of an image's tokens"), "tokens", ("L",))
-        if not self.turns or any(isinstance(turn, str) or len(turn) != 2 for turn in self.turns):
+        if self.tokens.dtype.is_floating_point or self.tokens.dtype == torch.bool:
+            raise ValueError(f"tokens must be whole numbers, got {self.tokens.dtype}.")
+        if (
+            not isinstance(self.turns, Sequence)
+            or not self.turns
+            or any(isinstance(turn, str) or len(turn) != 2 for turn in self.turns)
+        ):
             raise ValueError(f"turns must be pairs of question and answer, at least one, got {shown(self.turns)}.")
         turns = tuple((text(asked, "a question"), text(said, "an answer")) for asked, said in self.turns)
         object.__setattr__(self, "turns", turns)
@@ -104,7 +110,7 @@ def generate_labelled(
     errors as in `generate_pool`. Returns a pool without scores, its labels in `correct["template"]`, and the seconds
     of drawing and labelling, of earlier calls and other processes too.
     """
-    prompts = _checked(generator, detector, prompts)
+    prompts, work_dir = _checked(generator, detector, prompts), folder(work_dir, "work_dir")
     made = generate_pool(generator, prompts, n, seed, work_dir, final_only=True, temperature=temperature)
     labels, seconds = label_tokens(generator, made.tokens, prompts, detector, work_dir / "labels")
     return Pool(tuple(prompts), made.tokens, {}, {"template": labels}), made.cost.seconds + seconds
@@ -126,7 +132,8 @@ def generate_paths(
     (P, T), whose last column is the path's label; and the seconds it took, earlier calls' and other processes' too.
     Resumes from `work_dir`. ValueError for a dev or test prompt, as in `orm_examples`. Paper: section 4.
     """
-    prompts, seed, work_dir = _checked(generator, detector, prompts), whole(seed, "seed", 0), Path(work_dir)
+    prompts, seed = _checked(generator, detector, prompts), whole(seed, "seed", 0)
+    work_dir = folder(work_dir, "work_dir")
     refuse_held_out(prompts, held_out)
     made = generate_pool(generator, prompts, n, seed, work_dir)
     right, seconds = label_tokens(generator, made.tokens, prompts, detector, work_dir / "labels")
@@ -150,13 +157,13 @@ def label_steps(
     (P, T, R), after the last step the finished image itself; and the seconds of drawing and labelling, of earlier calls
     and other processes too. rollouts: 1 to 1000; ValueError for others. Paper: section 3.2, PRM ranking data.
     """
-    prompts, work_dir = _checked(generator, detector, prompts), Path(work_dir)
+    prompts, work_dir = _checked(generator, detector, prompts), folder(work_dir, "work_dir")
     rollouts, seed = whole(rollouts, "rollouts", 1, MOST_ROLLOUTS), whole(seed, "seed")
     paths = [(prompt.text, number) for number, prompt in enumerate(prompts)]
     shards = [paths[i : i + PATHS_AT_ONCE] for i in range(0, len(paths), PATHS_AT_ONCE)]
     read = [generator.encode(prompt.text) for prompt in prompts]
-    folder = work_dir / fingerprint((generator.model,), generator.settings, shards, read, rollouts, seed)
-    parts = in_shards(shards, lambda shard: _roll_out(generator, shard, rollouts, seed), folder, "rollouts")
+    name = fingerprint((generator.model,), generator.settings, shards, read, rollouts, seed)
+    parts = in_shards(shards, lambda shard: _roll_out(generator, shard, rollouts, seed), work_dir / name, "rollouts")
     tokens, ends = (torch.cat([part[name] for part in parts]) for name in ("tokens", "ends"))
     right, seconds = label_tokens(generator, ends.flatten(1, 2), prompts, detector, work_dir / "labels")
     seconds += sum(float(part["seconds"]) for part in parts)
@@ -185,6 +192,8 @@ def _labels(pool: Any, judge: str, *shape: str) -> npt.NDArray[np.bool_]:
             f"The pool has no verdicts {judge!r}: give one that was labelled, it has {list(pool.correct)}."
         )
     known = dict(zip("PN", pool.tokens.shape, strict=False)) | {"P": len(pool.prompts)}
+    for prompt in pool.prompts:
+        of_kind(prompt, "each of the pool's prompts", Prompt, "a Prompt, as `parse_prompt` gives")
     whole(shaped(pool.tokens, "the pool's tokens", ("P", "N", "L")).shape[1], "candidates of each prompt", 1)
     return verdicts(pool.correct[judge], f"the pool's verdicts {judge!r}", [known.get(size, size) for size in shape])
 
@@ -255,7 +264,9 @@ def prm_examples(steps: Pool, seed: int, held_out: Set[str] | None = None) -> li
     """
     if "rollouts" not in of_kind(steps, "steps", Pool, "a Pool, as `label_steps` gives").correct:
         raise ValueError("These are no labelled steps: give what `label_steps` made, or a pool loaded from its file.")
-    labels = np.logical_or.reduce(_labels(steps, "rollouts", "P", "N", "R"), axis=2)
+    ends = _labels(steps, "rollouts", "P", "N", "R")
+    whole(ends.shape[2], "rollouts of each step", 1)
+    labels = np.logical_or.reduce(ends, axis=2)
     refuse_held_out(steps.prompts, held_out)
     rng, examples = np.random.default_rng(whole(seed, "seed", 0)), []
     for tag in TAGS:
@@ -336,7 +347,7 @@ def as_dataset(examples: Sequence[Example], generator: ImageGenerator[State]) ->
     from datasets import Dataset
 
     with_methods(generator, "generator", ("decode",), "a generator, such as `load_generator` gives")
-    for one in examples:
+    for one in of_kind(examples, "examples", Sequence, "a list of Examples"):
         of_kind(one, "each of examples", Example, "an Example, as `orm_examples` gives")
     rows = [{"tokens": one.tokens.tolist(), "turns": [list(turn) for turn in one.turns]} for one in examples]
 

@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils import is_accelerate_available, is_bitsandbytes_available, logging
 
 from cotgen_lite.hub import check_dtype, chosen_device, load_complete, model_path, read_config, read_whole
-from cotgen_lite.inputs import finite, of_kind, shaped, text, texts, whole, with_methods
+from cotgen_lite.inputs import finite, of_kind, shaped, shown, text, texts, whole, with_methods
 from cotgen_lite.prompts import encode_text
 
 # The paper's questions, word for word; the image stands before the text.
@@ -58,6 +58,7 @@ REFLECTION_QUESTION = (
 )
 REFUSAL = "no, "  # how the answer to it starts where an image is wrong; the reasons follow
 
+PROCESSOR = "the model's processor, with its tokenizer and a chat template"
 MOST_WORDS = 1000  # tokens of an explanation
 YES_WORDS = ("yes", "Yes", " yes", " Yes")
 NO_WORDS = ("no", "No", " no", " No")
@@ -75,7 +76,8 @@ class Verifier:
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin) -> None:
         of_kind(model, "model", torch.nn.Module, "a transformers model that reads images and text")
-        with_methods(processor, "processor", ("apply_chat_template",), "that model's processor")
+        if not hasattr(with_methods(processor, "processor", ("apply_chat_template",), PROCESSOR), "tokenizer"):
+            raise ValueError(f"processor must be {PROCESSOR}, got {shown(processor)}.")
         self.model, self.processor = model.eval(), processor
         self.passes = 0
         self._yes = _single_tokens(processor.tokenizer, YES_WORDS)
