@@ -152,11 +152,11 @@ def _is_shipped(root: Path) -> bool:
 
 
 def restore(root: Path) -> str:
-    """How to get a file of a data folder back."""
-    again = f"`python -m cotgen_lite.build --out {root}`"
+    """How to get a file of a data folder back, or to say that it is as it should be."""
     if _is_shipped(root):
-        return f"restore it with `git checkout -- data`, or make it again with {again}"
-    return f"make it again with {again}, or point COTGEN_DATA to the folder that holds the course's data"
+        return "restore it with `git checkout -- data`; if you changed it, run `python -m cotgen_lite.build checksums`"
+    again, anew = (f"`python -m cotgen_lite.build {deed}--out {root}`" for deed in ("", "checksums "))
+    return f"make it again with {again}, or point COTGEN_DATA to another folder; if you changed it, run {anew}"
 
 
 def file_sha256(path: Path) -> str:
