@@ -24,8 +24,20 @@ from tqdm.auto import tqdm
 
 from cotgen_lite.hub import first_line, in_place_of
 from cotgen_lite.identity import identity
-from cotgen_lite.prompts import TAGS, Prompt, from_record, lite_prompts, parse_prompt, to_record, world_file
+from cotgen_lite.inputs import numbers, of_kind, shaped, verdicts, whole
+from cotgen_lite.prompts import (
+    TAGS,
+    Prompt,
+    each_prompt,
+    from_record,
+    lite_prompts,
+    parse_prompt,
+    to_record,
+    world_file,
+)
 
+MOST_BITS = 15  # of a token, kept as int16
+HIGHEST_SCORE = 65504  # of float16
 PACKED_AT_ONCE = 4096  # images whose bits lie side by side, unpacked, at once
 
 
@@ -36,12 +48,28 @@ class Pool:
     tokens: of the final images, int16 (P, N, L). scores: per verifier, log-odds of yes, float32 (P, N), of PARM its
     order of the paths; none in a set for training or where nothing was to be chosen. correct: bool (P, N) per judge:
     "learned", which reports, and "template", which labels, in the lite world; of steps, "rollouts" (P, T, R).
+    ValueError if shapes do not fit each other, tokens are no whole numbers, or scores are not finite.
     """
 
     prompts: tuple[Prompt, ...]
     tokens: torch.Tensor
     scores: dict[str, npt.NDArray[np.float32]]
     correct: dict[str, npt.NDArray[np.bool_]]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompts", each_prompt(self.prompts))
+        of_kind(self.tokens, "tokens", Tensor, "an int16 tensor (P, N, L)")
+        shape = shaped(self.tokens, "tokens", (len(self.prompts), "N", "L")).shape[:2]
+        if self.tokens.is_floating_point() or self.tokens.is_complex() or self.tokens.dtype == torch.bool:
+            raise ValueError(f"tokens must be whole numbers, got {self.tokens.dtype}.")
+        for part in ("scores", "correct"):
+            of_kind(getattr(self, part), part, dict, "a dict of arrays (P, N) by name")
+        for name, scores in self.scores.items():
+            shaped(numbers(scores, f"scores of {name!r}"), f"scores of {name!r}", shape)
+        for name, right in self.correct.items():
+            verdicts(right, f"correct of {name!r}", (*shape, "R") if np.ndim(right) == 3 else shape)
+        object.__setattr__(self, "scores", {name: np.asarray(one) for name, one in self.scores.items()})
+        object.__setattr__(self, "correct", {name: np.asarray(one, bool) for name, one in self.correct.items()})
 
 
 def pool_prompts(split: str) -> tuple[Prompt, ...]:
@@ -57,8 +85,11 @@ def stratified_subset(prompts: Sequence[Prompt], one_in: int = 1, most: int | No
     """Some of the different prompts of each tag, as often as they occur.
 
     one_in: one in so many of a tag's prompts, the first among them, but two at least where there are two: by fewer
-    nobody sees how prompts vary, and there is no interval. most: no more than so many of them.
+    nobody sees how prompts vary, and there is no interval. most: no more than so many of them. ValueError if either is
+    less than 1.
     """
+    prompts, one_in = each_prompt(prompts), whole(one_in, "one_in", 1)
+    most = None if most is None else whole(most, "most", 1)
     kept: set[Prompt] = set()
     for tag in TAGS:
         different = list(dict.fromkeys(prompt for prompt in prompts if prompt.tag == tag))
@@ -66,23 +97,26 @@ def stratified_subset(prompts: Sequence[Prompt], one_in: int = 1, most: int | No
     return tuple(prompt for prompt in prompts if prompt in kept)
 
 
-def save_pool(pool: Pool, path: Path) -> None:
+def save_pool(pool: Pool, path: str | Path) -> None:
     """Write a pool as one safetensors file, atomically; scores in float16, tokens bit by bit, prompts beside them.
 
     Of a lite prompt its text is kept, which says all, of any other its record. ValueError for open positions (MASKED):
-    a pool keeps whole images.
+    a pool keeps whole images; and for scores beyond ±65,504.
     """
-    if pool.prompts and int(pool.tokens.min()) < 0:
+    of_kind(pool, "pool", Pool, "a Pool")
+    if pool.tokens.numel() and int(pool.tokens.min()) < 0:
         raise ValueError("A pool keeps whole images: some of these have positions without a token; save the last step.")
-    bits = max(1, int(pool.tokens.max()).bit_length()) if pool.prompts else 1
+    bits = max(1, int(pool.tokens.max()).bit_length()) if pool.tokens.numel() else 1
     arrays = {"codes": pack_tokens(pool.tokens, bits)}
-    arrays |= {f"scores.{name}": torch.from_numpy(np.float16(values)) for name, values in pool.scores.items()}
+    for name, values in pool.scores.items():
+        numbers(values, f"scores of {name!r}", -HIGHEST_SCORE, HIGHEST_SCORE)
+        arrays[f"scores.{name}"] = torch.from_numpy(np.float16(values))
     arrays |= {f"correct.{name}": torch.from_numpy(values) for name, values in pool.correct.items()}
     prompts = [_shortest(prompt) for prompt in pool.prompts]
     write_arrays(path, arrays, {"prompts": prompts, "bits": bits, "length": pool.tokens.shape[-1]})
 
 
-def load_pool(path: Path) -> Pool:
+def load_pool(path: str | Path) -> Pool:
     """Read a pool back, its prompts included.
 
     FileNotFoundError if it is missing; ValueError if it is damaged, or a safetensors file that is no pool.
@@ -100,29 +134,30 @@ def load_pool(path: Path) -> Pool:
     return Pool(tuple(prompts), tokens, parts["scores"], parts["correct"])
 
 
-def write_arrays(path: Path, arrays: dict[str, Tensor], about: dict[str, Any] | None = None) -> None:
+def write_arrays(path: str | Path, arrays: dict[str, Tensor], about: dict[str, Any] | None = None) -> None:
     """Write tensors, and plain data about them, as one safetensors file, atomically: equal ones give equal bytes.
 
     All that is said of them is one entry, as the library writes several in any order; their identity is in it.
     """
+    arrays = {name: values.contiguous() for name, values in arrays.items()}
     named = {"about": about or {}, "identity": identity(about or {}, arrays)}
-    with in_place_of(path) as part:
+    with in_place_of(Path(of_kind(path, "path", (str, Path), "a file's path"))) as part:
         save_file(arrays, part, metadata={"about": json.dumps(named, sort_keys=True)})
 
 
-def read_arrays(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_arrays(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `write_arrays` wrote. FileNotFoundError if it is missing; ValueError if any of it is damaged."""
-    if not Path(path).is_file():
+    if not Path(of_kind(path, "path", (str, Path), "a file's path")).is_file():
         raise FileNotFoundError(f"{path} is missing: {_CURE}.")
     try:
         with safe_open(path, framework="pt") as file:
             said = (file.metadata() or {}).get("about")
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         named = json.loads(said) if said else {}
-        whole = not said or named["identity"] == identity(named["about"], arrays)
+        intact = not said or named["identity"] == identity(named["about"], arrays)
     except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
         raise ValueError(f"{path} is damaged ({first_line(error)}): {_CURE}.") from error
-    if not whole:
+    if not intact:
         raise ValueError(f"{path} is damaged (its content is not what was written): {_CURE}.")
     if not said:
         raise ValueError(f"{path} is no file of the course's pools and their steps: give one that it wrote.")
@@ -143,8 +178,14 @@ def _shortest(prompt: Prompt) -> str | dict:
 
 
 def pack_tokens(tokens: torch.Tensor, bits: int) -> torch.Tensor:
-    """Tokens (..., L) below 2**bits as bytes, uint8 (..., ⌈L·bits/8⌉): 10-bit tokens take five eighths of int16."""
-    length = tokens.shape[-1]
+    """Tokens (..., L) below 2**bits as bytes, uint8 (..., ⌈L·bits/8⌉): 10-bit tokens take five eighths of int16.
+
+    ValueError for tokens that are not from 0 to 2**bits − 1, and for other bits than 1 to 15.
+    """
+    length, bits = tokens.shape[-1], whole(bits, "bits", 1, MOST_BITS)
+    if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= 2**bits):
+        run = f"{int(tokens.min())} to {int(tokens.max())}"
+        raise ValueError(f"Tokens of {bits} bits run from 0 to {2**bits - 1}; these run from {run}.")
     rows, shifts = tokens.numpy().reshape(-1, length), np.arange(bits - 1, -1, -1)
     packed = np.empty((len(rows), -(-length * bits // 8)), dtype=np.uint8)
     for at in range(0, len(rows), PACKED_AT_ONCE):
@@ -154,7 +195,10 @@ def pack_tokens(tokens: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def unpack_tokens(packed: torch.Tensor, bits: int, length: int) -> torch.Tensor:
-    """What `pack_tokens` packed: tokens int16 (..., length)."""
+    """What `pack_tokens` packed: tokens int16 (..., length); ValueError if so many do not fit into the bytes."""
+    bits, length = whole(bits, "bits", 1, MOST_BITS), whole(length, "length", 0)
+    if packed.dtype != torch.uint8 or packed.shape[-1] != -(-length * bits // 8):
+        raise ValueError(f"{length} tokens of {bits} bits are no {packed.dtype} of shape {tuple(packed.shape)}.")
     rows, worth = packed.numpy().reshape(-1, packed.shape[-1]), (1 << np.arange(bits - 1, -1, -1)).astype(np.int16)
     tokens = np.empty((len(rows), length), dtype=np.int16)
     for at in range(0, len(rows), PACKED_AT_ONCE):
@@ -180,6 +224,7 @@ def in_shards(
     no other process makes anything for `GIVEN_UP_AFTER` seconds.
     """
     rank, processes = rank_and_processes()
+    work_dir = Path(of_kind(work_dir, "work_dir", (str, Path), "a folder's path"))
     work_dir.mkdir(parents=True, exist_ok=True)
     paths = [work_dir / f"shard-{number:03d}.safetensors" for number in range(len(shards))]
     parts: dict[int, dict[str, Tensor]] = {}

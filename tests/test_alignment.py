@@ -281,7 +281,9 @@ def test_gaming_is_what_only_the_labelling_judge_calls_right():
     learned = np.array([[True, False, False, False], [True, True, False, True]])
     template = np.array([[True, True, True, False], [False, True, False, True]])
     odds = np.array([[0.0, 5.0, 1.0, 2.0], [0.0, 1.0, 2.0, 9.0]], dtype=np.float32)
-    pool = Pool(PROMPTS[:2], torch.zeros(2, 4, 4), {"ft-orm": odds}, {"learned": learned, "template": template})
+    pool = Pool(
+        PROMPTS[:2], torch.zeros(2, 4, 4, dtype=int), {"ft-orm": odds}, {"learned": learned, "template": template}
+    )
     found = disagreement(pool)
     assert (found["all"]["gamed"], found["all"]["missed"], found["all"]["images"]) == (0.25, 0.125, 8)
     assert (found["chosen"]["gamed"], found["chosen"]["missed"], found["chosen"]["images"]) == (0.5, 0.0, 2)

@@ -193,7 +193,8 @@ def test_findings_hold_parm_against_the_others() -> None:
         name: a_pool(correct, bad) for name in ("baseline", "dpo", "it-dpo", "it-dpo-guided-orm", "it-dpo-guided-parm")
     }
     equal = {"seconds": [{"orm_n": 2, "parm_n": 1.0, "seen": "no", "delta": -0.2, "ci": [-0.3, -0.1]}]}
-    prm = replace(pools["baseline"], correct={"learned": np.arange(6)[:, None] % 2 == 0})
+    one = np.arange(6)[:, None] % 2 == 0
+    prm = replace(pools["baseline"], tokens=pools["baseline"].tokens[:, :1], scores={}, correct={"learned": one})
     f7 = decide_f7(pools["baseline"], prm, stopped, 2, equal, "learned")
     assert f7["seen"] == "yes" and f7["parts"]["parm − ft-orm"]["delta"] == 1.0
     assert f7["parts"]["parm − ft-prm"]["delta"] == 0.5

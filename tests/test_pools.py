@@ -1,5 +1,7 @@
 """Best-of-n from one pool: exact against all subsets, ties included; pools on disk."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,11 @@ from cotgen_lite.pools import (
     pool_prompts,
     read_arrays,
     save_pool,
+    stratified_subset,
     unpack_tokens,
     write_arrays,
 )
+from cotgen_lite.prompts import TAGS
 
 SHIPPED = sorted(path for folder in ("pools", "training") for path in (data_root() / folder).rglob("*.safetensors"))
 
@@ -36,6 +40,10 @@ def a_pool() -> Pool:
         {"zs-orm": np.float32(np.float16(rng.normal(size=(3, 4))))},
         {"learned": rng.random((3, 4)) < 0.5},
     )
+
+
+def numbered(shard: int) -> dict[str, torch.Tensor]:
+    return {"shard": torch.tensor([shard])}
 
 
 def brute_force(score: np.ndarray, right: np.ndarray, n: int) -> float:
@@ -181,6 +189,90 @@ def test_lite_prompts_are_kept_as_their_texts_alone(tmp_path: Path) -> None:
     assert read_arrays(tmp_path / "pool")[1]["prompts"] == [prompt.text for prompt in a_pool().prompts]
 
 
+def test_a_pool_may_be_made_of_lists_and_torch_alike(tmp_path: Path) -> None:
+    pool, judged = a_pool(), {"learned": torch.from_numpy(a_pool().correct["learned"])}
+    other = replace(pool, prompts=list(pool.prompts), scores={"zs-orm": pool.scores["zs-orm"].tolist()}, correct=judged)  # type: ignore[arg-type]
+    save_pool(pool, tmp_path / "one")
+    save_pool(replace(other, tokens=pool.tokens.long()), str(tmp_path / "other"))
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
+    assert load_pool(str(tmp_path / "one")).prompts == pool.prompts
+
+
+ONES = np.ones((3, 4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"prompts": pool_prompts("test")}, r"tokens must have shape \(328, N, L\), got \(3, 4, 64\)"),
+        ({"prompts": pool_prompts("dev")[:2]}, r"shape \(2, N, L\)"),
+        ({"prompts": ["a photo of a cat"] * 3}, "a Prompt"),
+        ({"prompts": None}, "list of Prompts"),
+        ({"tokens": a_pool().tokens[:, :, 0]}, "tokens must have shape"),
+        ({"tokens": a_pool().tokens[:2]}, "tokens must have shape"),
+        ({"tokens": a_pool().tokens.float()}, "whole numbers"),
+        ({"tokens": a_pool().tokens.numpy()}, "int16 tensor"),
+        ({"scores": {"zs-orm": ONES[:2]}}, "scores of 'zs-orm' must have shape"),
+        ({"scores": {"zs-orm": ONES[:, :3]}}, "scores of 'zs-orm' must have shape"),
+        ({"scores": {"zs-orm": ONES * np.nan}}, "12 of 12 are NaN"),
+        ({"scores": {"zs-orm": ONES * np.inf}}, "NaN or infinite"),
+        ({"scores": {"zs-orm": ONES.astype(str)}}, "must be numbers"),
+        ({"scores": ONES}, "dict of arrays"),
+        ({"correct": {"learned": ONES[:1] > 0}}, "correct of 'learned' must have shape"),
+        ({"correct": {"learned": ONES * 0.5}}, "each yes or no"),
+        ({"correct": {"learned": ONES[..., None, None]}}, "correct of 'learned' must have shape"),
+        ({"correct": {"rollouts": np.ones((3, 2, 5))}}, "correct of 'rollouts' must have shape"),
+        ({"correct": None}, "dict of arrays"),
+    ],
+)
+def test_parts_of_a_pool_must_fit_each_other(changes: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        replace(a_pool(), **changes)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda path: save_pool(None, path), "a Pool"),
+        (lambda path: save_pool(a_pool(), 3), "a file's path"),
+        (lambda path: save_pool(replace(a_pool(), scores={"zs-orm": ONES * 1e6}), path), "from -65504 to 65504"),
+        (lambda path: save_pool(replace(a_pool(), tokens=a_pool().tokens.long() + 2**15), path), "bits must be .* 15"),
+        (lambda path: load_pool(None), "a file's path"),
+        (lambda path: pack_tokens(torch.tensor([[0, 4]]), 2), "run from 0 to 3; these run from 0 to 4"),
+        (lambda path: pack_tokens(torch.tensor([[-1, 3]]), 2), "these run from -1 to 3"),
+        (lambda path: pack_tokens(torch.tensor([[0, 1]]), 0), "bits"),
+        (lambda path: unpack_tokens(torch.zeros(2, 3, dtype=torch.uint8), 10, 64), "64 tokens of 10 bits"),
+        (lambda path: unpack_tokens(torch.zeros(2, 3), 10, 2), "torch.float32"),
+        (lambda path: unpack_tokens(torch.zeros(2, 3, dtype=torch.uint8), 99, 2), "bits"),
+        (lambda path: pool_prompts("validation"), "'dev'"),
+        *((lambda path, n=n: stratified_subset(pool_prompts("dev"), n), "one_in") for n in (0, -1, 1.5, None, "2")),
+        *((lambda path, n=n: stratified_subset(pool_prompts("dev"), 1, n), "most") for n in (0, -1, 1.5, "2")),
+        (lambda path: stratified_subset("dev"), "list of Prompts"),
+        (lambda path: stratified_subset(["a photo of a cat"]), "a Prompt"),
+        (lambda path: pools.in_shards([1], numbered, None, ""), "folder's path"),
+    ],
+)
+def test_what_cannot_be_kept_gets_one_sentence(make: Callable[[Path], Any], says: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=says):
+        make(tmp_path / "pool")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_subset_keeps_two_prompts_of_each_tag_where_there_are_two() -> None:
+    prompts = pool_prompts("test")
+    for one_in, most in ((1, None), (3, None), (30, None), (10**6, None), (1, 1), (3, 2), (1, 10**6)):
+        chosen = stratified_subset(prompts, one_in, most)
+        for tag in TAGS:
+            all_of_tag = list(dict.fromkeys(prompt for prompt in prompts if prompt.tag == tag))
+            of_tag = list(dict.fromkeys(prompt for prompt in chosen if prompt.tag == tag))
+            number = max(2, -(-len(all_of_tag) // one_in))
+            assert len(of_tag) == min(number, most or number) and of_tag[0] == all_of_tag[0]
+            assert [p for p in chosen if p.tag == tag] == [p for p in prompts if p in of_tag]
+    assert stratified_subset(prompts[:1], 30) == prompts[:1] and stratified_subset([], 2) == ()
+    three = list(dict.fromkeys(prompts))[:3]
+    assert stratified_subset(three, 30) == (three[0], three[2])
+
+
 def test_two_processes_may_write_the_same_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = load_pool(data_path("pools/ft-prm.safetensors"))
     path = tmp_path / "pool.safetensors"
@@ -213,10 +305,6 @@ def test_tokens_are_packed_bit_by_bit(bits: int, length: int, at_once: int, monk
     text = "".join(format(code, f"0{bits}b") for code in tokens[0, 0].tolist())
     assert packed[0, 0, 0] == int(text[:8].ljust(8, "0"), 2)
     assert torch.equal(unpack_tokens(packed, bits, length), tokens)
-
-
-def numbered(shard: int) -> dict[str, torch.Tensor]:
-    return {"shard": torch.tensor([shard])}
 
 
 def test_a_lonely_process_says_whom_it_waits_for_and_gives_up(
