@@ -5,6 +5,8 @@ paper, read `prompts` and `geneval`, then the folders `generate` (sections 2 and
 and 5) and `align` (3.3 to 5).
 """
 
+from __future__ import annotations  # the doctor starts on an old Python, to say that it is too old
+
 from importlib import import_module
 from typing import Any
 
