@@ -133,14 +133,15 @@ def look_at_packages(required: Sequence[str], tried: dict[str, str] | None = Non
     for name in broken:
         wrong[name] = Finding(name, f"{tried[name]} (it is not needed)", f"{PIP} uninstall -y {name}")
     for name, module in modules.items():
-        if reason := tried.get(module) or ("" if find(module) else LOST):
+        reason = tried.get(module) or ("" if find(module) else LOST)
+        if reason:
             pinned = name if versions[name] == UNKNOWN else f"{name}=={versions[name]}"
             mend = again if "No module named" in reason else f"{PIP} install --force-reinstall --no-deps {pinned}"
             cause = next((one for one in broken if one in reason or tried[one] == reason), "")
             wrong[name] = Finding(name, f"{versions[name]}, {reason}", wrong[cause].mend if cause else mend)
     for name in ("cotgen_lite", "cotgen_lite.generate.pipeline"):
-        if (reason := tried.get(name)) and (name == "cotgen_lite" or not wrong):
-            wrong[name] = Finding(name, reason, again)
+        if tried.get(name) and (name == "cotgen_lite" or not wrong):
+            wrong[name] = Finding(name, tried[name], again)
     if not required:
         return [Finding("packages", f"no pyproject.toml in {ROOT}, and no metadata", advice=ANEW)]
     fine = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers") if versions.get(name))
