@@ -1,6 +1,7 @@
 # make course     create the environment if there is none, execute every notebook, print what was found
 # make lab        open JupyterLab on notebook 00
 # make test       environment, lint, unit tests, every notebook once
+# make test-lowest  the fast tests on the lowest versions that pyproject.toml allows, in build/lowest
 # make notebooks  execute every notebook and keep the new outputs in notebooks/
 # make site       all notebooks and pages as HTML in build/site/, to read without running anything
 # make clean      remove the environment that make made, executed copies, toy builds and caches; nothing else
@@ -25,10 +26,11 @@ BIN := $(VENV)/bin
 ENV := $(VENV)/.complete
 OURS := $(VENV)/.made-by-make
 override COPIES := build/notebooks
+override LOWEST := build/lowest
 KILLS ?= 60
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: course lab test lint check copies notebooks site env clean test-faults
+.PHONY: course lab test lint check copies notebooks site env clean test-faults test-lowest
 .DELETE_ON_ERROR:
 
 # The course needs no network: loading a model by a hub name by mistake fails at once instead of downloading.
@@ -55,6 +57,17 @@ lint: $(ENV)
 # Unit tests and notebooks in one pytest run, by two processes, so that its closing line counts everything.
 check: $(ENV) copies
 	$(PYTEST) -n 2 --dist worksteal --nbmake --overwrite tests $(COPIES)
+
+# A test of what requirements.txt pins is left out: here other versions are meant.
+test-lowest: export HF_HUB_OFFLINE = 1
+test-lowest: export OMP_NUM_THREADS ?= 1
+test-lowest: $(LOWEST)/.complete
+	$(LOWEST)/bin/python -m pytest -n 2 -m "not slow and not browser" -k "not pinned_version" tests
+
+$(LOWEST)/.complete: requirements-lowest.txt pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install $(PIP_ARGS) -r requirements-lowest.txt -e .
+	@touch $@
 
 # Notebooks run as copies, so that a failure leaves the tracked files as they were.
 copies:

@@ -30,10 +30,10 @@ def declared() -> dict[str, Requirement]:
     return {canonicalize_name(r.name): r for r in map(Requirement, lines)}
 
 
-def pinned() -> dict[str, Version]:
-    """The version that requirements.txt pins, by canonical name."""
+def pinned(file: str = "requirements.txt") -> dict[str, Version]:
+    """The version that a file pins, by canonical name."""
     pins = {}
-    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
+    for line in (ROOT / file).read_text(encoding="utf-8").splitlines():
         if line and not line.startswith(("#", "-")):
             name, _, number = line.partition("==")
             pins[canonicalize_name(name)] = Version(number)
@@ -72,6 +72,12 @@ def test_range_has_a_lower_bound_and_admits_the_pin(name: str) -> None:
     assert name in UNPINNED or pinned()[name] in specifier
 
 
+@pytest.mark.parametrize("name", sorted(set(declared()) - UNPINNED))
+def test_the_lowest_version_that_is_allowed_is_the_lowest_that_is_tested(name: str) -> None:
+    (least,) = (part.version for part in declared()[name].specifier if part.operator == ">=")
+    assert pinned("requirements-lowest.txt")[name] == Version(least), "then try it: `make test-lowest`"
+
+
 def test_every_import_of_the_package_is_declared() -> None:
     assert imported_packages() <= set(declared())
 
@@ -88,7 +94,8 @@ def test_conda_and_make_install_the_same_things() -> None:
 
 
 def test_only_wheels_are_installed() -> None:
-    assert "--only-binary :all:" in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    for file in ("requirements.txt", "requirements-lowest.txt"):
+        assert "--only-binary :all:" in (ROOT / file).read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.parametrize("name", sorted(pinned()))
