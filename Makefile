@@ -107,7 +107,7 @@ clean:
 	@if [ -e "$(OURS)" ] || { [ "$(VENV)" = .venv ] && [ -e "$(ENV)" ] && [ -e .venv/pyvenv.cfg ]; }; then \
 		rm -rf "$(VENV)" && echo "removed $(VENV)"; \
 	elif [ -e "$(VENV)" ]; then echo "$(VENV) stays: make did not make it"; fi
-	rm -rf $(COPIES) build/site build/quick build/faults
+	rm -rf $(COPIES) $(LOWEST) build/site build/quick build/faults
 	-[ ! -d build ] || rmdir build 2> /dev/null || echo "build stays: $$(ls build | tr '\n' ' ')"
 	rm -rf .mypy_cache .pytest_cache .ruff_cache cotgen_lite.egg-info notebooks/.ipynb_checkpoints
 	find cotgen_lite tests -type d -name __pycache__ -prune -exec rm -rf {} +
