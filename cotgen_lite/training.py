@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint.pt"
 WHOLE = "whole.json"  # in a folder `checkpoint-N`, written last: the sha256 of every file there
-MOST_STEPS, MOST_AT_ONCE, LARGEST_SEED = 1_000_000, 65_536, 2**32 - 1  # of a run; of a batch; numpy's
+MOST_STEPS, MOST_AT_ONCE = 1_000_000, 65_536  # steps of a run; examples in a batch
+LARGEST_SEED, LARGEST_RATE = 2**32 - 1, 1e9  # numpy's; what float32 can still multiply
 
 
 @dataclass
@@ -69,7 +70,7 @@ def train(
     is not finite any more: it names the step, and the last checkpoint stays.
     """
     of_kind(work_dir, "work_dir", (str, Path, type(None)), "the path of a folder, or None")
-    steps, learning_rate = whole(steps, "steps", 1, MOST_STEPS), number(learning_rate, "learning_rate", 0)
+    steps, learning_rate = whole(steps, "steps", 1, MOST_STEPS), number(learning_rate, "learning_rate", 0, LARGEST_RATE)
     weight_decay, warmup = number(weight_decay, "weight_decay", 0), number(warmup, "warmup", 0, 1)
     run = fingerprint((model,), steps, learning_rate, weight_decay, warmup, dict(about or {}))
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.98))
@@ -198,7 +199,7 @@ class TrainerSettings:
 
     def __post_init__(self) -> None:
         checked = {
-            "learning_rate": number(self.learning_rate, "learning_rate", 0),
+            "learning_rate": number(self.learning_rate, "learning_rate", 0, LARGEST_RATE),
             "epochs": number(self.epochs, "epochs", above=0, most=10_000),
             "batch_size": whole(self.batch_size, "batch_size", 1, MOST_AT_ONCE),
             "warmup": number(self.warmup, "warmup", 0, 1),

@@ -1,11 +1,15 @@
 """Log-probabilities against enumeration, the loss against trl's, and that training does what it says."""
 
 import copy
+import shutil
 from dataclasses import replace
 from itertools import combinations, permutations
 from math import comb
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -24,13 +28,16 @@ from cotgen_lite.align.dpo import (
     draw_masks,
     log_probability,
     online_pairs,
+    preference_pairs,
     read_pairs,
     reward_margins,
     train_dpo,
 )
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.showo import Showo, ShowoConfig, draw_mask, text_prefix
+from cotgen_lite.pools import Pool
 from cotgen_lite.prompts import lite_prompts, parse_prompt
+from cotgen_lite.training import WHOLE, is_whole
 
 LENGTH, CODES = 4, 3
 
@@ -58,6 +65,12 @@ class Numbers:
     """A tokenizer of texts that are numbers."""
 
     unk_token_id = None
+    added_tokens_decoder: dict[int, str] = {}
+    all_special_ids: list[int] = []
+    all_special_tokens: list[str] = []
+
+    def __len__(self) -> int:
+        return 12
 
     def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
         return {"input_ids": [int(word) for word in text.split()]}
@@ -451,3 +464,315 @@ def test_margins_are_what_changed_for_the_chosen_minus_the_rejected(toy_generato
     assert not reward_margins(toy_generator, toy_generator, pairs).any()
     with pytest.raises(ValueError, match="at least one pair"):
         reward_margins(policy, toy_generator, [])
+
+
+def test_a_training_that_diverges_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
+    start = tiny_generator(length=9)
+    settings = DpoTraining(1e8, epochs=4, batch_size=4, save_steps=1)
+    with pytest.raises(ValueError, match=r"Training diverged at step \d+: "):
+        train_dpo(start, pairs_of(start), settings, tmp_path)
+    for checkpoint in tmp_path.glob("checkpoint-*"):
+        assert is_whole(checkpoint)
+        saved = Showo.from_pretrained(checkpoint)
+        assert all(weight.isfinite().all() for weight in saved.parameters())
+    with pytest.raises(ValueError, match="Training diverged at step"):  # it goes on from there, and says so again
+        train_dpo(start, pairs_of(start), settings, tmp_path)
+
+
+@pytest.mark.parametrize("broken", ["loss", "weights"])
+def test_nothing_that_is_not_finite_is_saved(tmp_path, monkeypatch, broken):
+    start, learned = tiny_generator(length=9), dpo.DpoTrainer._pair_loss
+
+    def spoil(trainer, model, *given):
+        loss, margin = learned(trainer, model, *given)
+        if trainer.state.global_step == 3:  # the fourth step
+            if broken == "weights":
+                model.idle.data[0] = float("nan")
+            else:
+                loss = loss * float("inf")
+        return loss, margin
+
+    start.model.idle = torch.nn.Parameter(torch.ones(2))  # plays no part in the loss
+    monkeypatch.setattr(dpo.DpoTrainer, "_pair_loss", spoil)
+    with pytest.raises(ValueError, match="Training diverged at step 4: "):
+        train_dpo(start, pairs_of(start), DpoTraining(1e-3, batch_size=4, save_steps=2), tmp_path)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_log_probabilities_that_are_not_finite_name_the_step(tmp_path, monkeypatch):
+    start, judged = tiny_generator(length=9), dpo.log_probability
+    monkeypatch.setattr(dpo, "log_probability", lambda *given: judged(*given) - float("inf"))
+    with pytest.raises(ValueError, match="diverged at step 1: its log-probability"):
+        train_dpo(start, pairs_of(start), DpoTraining(1e-3, batch_size=4), tmp_path)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, cut], ids=["missing", "cut"])
+def test_a_half_written_checkpoint_is_passed_over(tmp_path, damage):
+    settings, start = DpoTraining(1e-3, batch_size=4, save_steps=2), tiny_generator()
+    whole, log = train_dpo(start, pairs_of(start), settings, tmp_path / "whole")
+    last = tmp_path / "whole/checkpoint-6"
+    names = [path.name for path in last.iterdir()]
+    assert {WHOLE, "trainer_state.json", "optimizer.pt", "rng_state.pth", "model.safetensors"} <= set(names)
+    for name in names:
+        folder = tmp_path / name
+        shutil.copytree(tmp_path / "whole", folder)
+        damage(folder / "checkpoint-6" / name)
+        (folder / "run.txt.0f.part").write_text("half")
+        again, found = train_dpo(start, pairs_of(start), settings, folder)
+        assert found.rows == log.rows and not list(folder.glob("*.part")), name
+        for weight, expected in weights_of(again).items():
+            assert torch.equal(expected, weights_of(whole)[weight]), name
+
+
+def test_older_checkpoints_go_only_when_a_newer_one_is_whole(tmp_path, monkeypatch):
+    from cotgen_lite import training
+
+    start, noted = tiny_generator(), training.write_json
+
+    def interrupted(path, value):
+        if path.parent.name == "checkpoint-4":
+            raise KeyboardInterrupt
+        noted(path, value)
+
+    monkeypatch.setattr(training, "write_json", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_dpo(start, pairs_of(start), DpoTraining(1e-3, batch_size=4, save_steps=2), tmp_path)
+    found = {path.name: is_whole(path) for path in tmp_path.glob("checkpoint-*")}
+    assert found == {"checkpoint-2": True, "checkpoint-4": False}
+
+
+def test_a_folder_of_somebody_elses_checkpoints_is_left_alone(tmp_path):
+    (tmp_path / "checkpoint-8").mkdir()
+    start = tiny_generator()
+    with pytest.raises(ValueError, match="another run"):
+        train_dpo(start, pairs_of(start, 4), DpoTraining(1e-4, batch_size=4), tmp_path)
+    assert (tmp_path / "checkpoint-8").is_dir()
+
+
+def test_the_policy_learns_in_training_mode_and_draws_in_evaluation_mode(unpictured, tmp_path, monkeypatch):
+    learning, judged, prompts = [], dpo.log_probability, lite_prompts("train")[:2]
+    drawing = []
+
+    def note(model, *given):
+        if torch.is_grad_enabled():
+            learning.append(model.training)
+        return judged(model, *given)
+
+    def draw(policy, step):
+        drawing.append(policy.training)
+        return [Pair(prompts[0], torch.zeros(64).long(), torch.ones(64).long())]
+
+    def watch(policy, reference):
+        drawing.append(policy.training)
+        return 0.0
+
+    monkeypatch.setattr(dpo, "log_probability", note)
+    pairs = [Pair(prompts[1], torch.zeros(64).long(), torch.ones(64).long())] * 3
+    settings = DpoTraining(1e-3, batch_size=1, watch_every=1)
+    for number, online in enumerate((None, Online(draw, ""))):
+        train_dpo(unpictured, pairs, settings, tmp_path / str(number), online, watch)
+    assert learning == [True] * 9 and drawing[:-1] == [False] * len(drawing[:-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    {
+        "beta": (0, -0.1, float("nan"), float("inf"), "0.1"),
+        "masks": (0, 1.5, 10**9),
+        "shared": (0, "no", None),
+        "weighting": ("elboo", "mean", "", None, 1),
+        "guidance": (-1, float("nan")),
+        "watch_every": (0, 2.5),
+        "epochs": (0,),
+        "batch_size": (0,),
+    }.items(),
+)
+def test_impossible_settings_are_refused_in_a_sentence(name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"^{name} must be"):
+            DpoTraining(1e-4, **{name: value})
+
+
+def test_settings_of_equal_worth_are_equal():
+    assert repr(DpoTraining(np.float64(1e-4), masks=np.int64(2))) == repr(DpoTraining(1e-4, masks=2))
+
+
+TWO = torch.zeros(2)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((TWO[:, None], TWO, TWO, TWO, 0.1), "policy_chosen must have shape"),
+        ((TWO, TWO[:, None], TWO, TWO, 0.1), "policy_rejected must have shape"),
+        ((TWO, TWO, torch.zeros(1), TWO, 0.1), "reference_chosen must have shape"),
+        ((TWO, TWO, TWO, torch.zeros(()), 0.1), "reference_rejected must have shape"),
+        ((TWO, TWO, TWO, torch.tensor([0.0, float("nan")]), 0.1), "reference_rejected must be finite"),
+        ((TWO, -torch.tensor([0.0, float("inf")]), TWO, TWO, 0.1), "policy_rejected must be finite"),
+        (([0.0, 0.0], TWO, TWO, TWO, 0.1), "policy_chosen must"),
+        ((TWO, TWO, TWO, TWO, 0), "beta must be"),
+        ((TWO, TWO, TWO, TWO, float("nan")), "beta must be"),
+    ],
+)
+def test_the_loss_refuses_what_does_not_fit(given, said):
+    with pytest.raises(ValueError, match=f"^{said}"):
+        dpo_loss(*given)
+
+
+def pair_with(**changes: Any) -> Pair:
+    prompt = SimpleNamespace(text="1")
+    return Pair(prompt, torch.zeros(LENGTH).long(), torch.ones(LENGTH).long())._replace(**changes)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        ([], "at least one pair"),
+        (None, "pairs must be a list of Pairs"),
+        (5, "pairs must be a list of Pairs"),
+        ([("a", 1)], "each of pairs must be a Pair"),
+        ([None], "each of pairs must be a Pair"),
+        ([pair_with(prompt="a photo of a cat")], "prompt must be a Prompt"),
+        ([pair_with(prompt=SimpleNamespace(text="99"))], "Text ids must lie in"),
+        ([pair_with(chosen=torch.full((LENGTH,), CODES))], f"from 0 to {CODES - 1}"),
+        ([pair_with(rejected=torch.full((LENGTH,), -1))], f"from 0 to {CODES - 1}"),
+        ([pair_with(rejected=torch.zeros(LENGTH))], "whole numbers"),
+        ([pair_with(chosen=torch.zeros(LENGTH + 1).long())], "must have shape"),
+        ([pair_with(chosen=[0] * LENGTH)], "must be a tensor"),
+    ],
+)
+def test_pairs_that_cannot_be_learned_from_are_refused(pairs, said):
+    start = tiny_generator()
+    for call in (lambda: train_dpo(start, pairs, DpoTraining(1e-4)), lambda: reward_margins(start, start, pairs)):
+        with pytest.raises(ValueError, match=said):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"generator": "generator"}, "generator must be a Generator"),
+        ({"settings": {"learning_rate": 1e-3}}, "settings must be a DpoTraining"),
+        ({"settings": None}, "settings must be a DpoTraining"),
+        ({"online": lambda policy, step: []}, "online must be what `online_pairs` gives"),
+        ({"watch": 5}, "watch must be a function"),
+        ({"work_dir": 5}, "work_dir must be the path"),
+    ],
+)
+def test_what_training_is_given_is_checked(change, said):
+    given = {"generator": tiny_generator(), "pairs": pairs_of(tiny_generator(), 4), "settings": DpoTraining(1e-4)}
+    with pytest.raises(ValueError, match=said):
+        train_dpo(**(given | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"beta": 0}, "beta must be"),
+        ({"masks": 0}, "masks must be"),
+        ({"seed": -1}, "seed must be"),
+        ({"reference": None}, "generator must be a Generator"),
+    ],
+)
+def test_what_margins_are_given_is_checked(change, said):
+    start = tiny_generator()
+    with pytest.raises(ValueError, match=said):
+        reward_margins(**({"policy": start, "reference": start, "pairs": pairs_of(start, 2)} | change))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((0, 4, 1, "sum"), "batch must be"),
+        ((2, 0, 1, "sum"), "length must be"),
+        ((2, 4, 0, "sum"), "number must be"),
+        ((2, 4, 10**9, "sum"), "number must be"),
+        ((2, 4, 1, "elboo"), "weighting must be one of 'sum', 'elbo'"),
+    ],
+)
+def test_masks_are_drawn_of_what_there_is(given, said):
+    with pytest.raises(ValueError, match=said):
+        draw_masks(*given, torch.Generator())
+    with pytest.raises(ValueError, match=r"generator must be a torch\.Generator"):
+        draw_masks(2, 4, 1, "sum", 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"generator": None}, "generator must be a Generator"),
+        ({"verifier": "orm"}, "verifier must"),
+        ({"prompts": []}, "at least one Prompt"),
+        ({"prompts": ["a photo of a cat"]}, "each of prompts must be a Prompt"),
+        ({"prompts": 3}, "prompts must be"),
+        ({"prompts_per_step": 0}, "prompts_per_step"),
+        ({"prompts_per_step": 9}, "from 1 to 4"),
+        ({"num_images_per_prompt": 1}, "at least 2 a prompt"),
+        ({"num_images_per_prompt": 10**9}, "num_images_per_prompt must be"),
+        ({"seed": "0"}, "seed must be"),
+    ],
+)
+def test_what_fresh_pairs_are_drawn_of_is_checked(unpictured, change, said):
+    given = {"generator": unpictured, "verifier": LikesLowCodes(), "prompts": lite_prompts("train")[:4]}
+    given |= {"prompts_per_step": 2, "num_images_per_prompt": 2, "seed": 0}
+    with pytest.raises(ValueError, match=said):
+        online_pairs(**(given | change))
+
+
+def test_log_odds_that_are_no_numbers_choose_nothing(unpictured):
+    class Undecided(LikesLowCodes):
+        def score(self, codes, prompt):
+            return super().score(codes, prompt).index_fill(0, torch.tensor([1]), float("nan"))
+
+    online = online_pairs(unpictured, Undecided(), lite_prompts("train")[:2], 1, 3, seed=0)
+    with pytest.raises(ValueError, match="verifier's log-odds must be finite"):
+        online.draw(unpictured.model, 0)
+
+
+def test_fresh_pairs_are_told_apart_by_how_they_are_drawn(unpictured):
+    def about(**changes: float) -> str:
+        changed = unpictured.with_settings(**changes)
+        return online_pairs(changed, LikesLowCodes(), lite_prompts("train")[:2], 1, 3, seed=0).about
+
+    assert about() == about() != about(temperature=1.7)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"generator": 1}, "generator must be"),
+        ({"prompts": []}, "at least one Prompt"),
+        ({"n": 0}, "n must be"),
+        ({"seed": -1}, "seed must be"),
+        ({"masks": 0}, "masks must be"),
+    ],
+)
+def test_what_divergence_is_measured_on_is_checked(toy_generator, change, said):
+    given = {"generator": toy_generator, "prompts": lite_prompts("train")[:1], "n": 1, "seed": 0}
+    with pytest.raises(ValueError, match=said):
+        divergence_on_samples(**(given | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"pool": None}, "pool must be a Pool"),
+        ({"pool": "data/pools/baseline.safetensors"}, "pool must be a Pool"),
+        ({"correct": {}}, 'no labels of the judge "template"'),
+        ({"correct": {"template": np.ones((1, 3), bool)}}, "must have shape"),
+        ({"correct": {"template": np.full((2, 3), np.nan)}}, "must"),
+        ({"most": 0}, "most must be"),
+        ({"most": 1.5}, "most must be"),
+        ({"seed": -1}, "seed must be"),
+    ],
+)
+def test_pools_that_give_no_pairs_are_refused(change, said):
+    labels = {"template": np.array([[True, False, True]] * 2)}
+    pool = Pool(lite_prompts("train")[:2], torch.zeros(2, 3, 4).short(), {}, labels)
+    pool, given = change.get("pool", pool), {name: change.get(name, 1) for name in ("most", "seed")}
+    with pytest.raises(ValueError, match=said):
+        preference_pairs(replace(pool, correct=change["correct"]) if "correct" in change else pool, **given)

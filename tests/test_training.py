@@ -1,12 +1,26 @@
 """The training loop: an interrupted run ends where an uninterrupted one does, and learns at all."""
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cotgen_lite.training import CHECKPOINT, train
+from cotgen_lite.training import (
+    CHECKPOINT,
+    WHOLE,
+    TrainerSettings,
+    is_whole,
+    read_checkpoint,
+    refuse_divergence,
+    stack_tokens,
+    train,
+)
 
 
 def make_model() -> nn.Linear:
@@ -83,3 +97,230 @@ def test_a_run_without_a_folder_keeps_nothing(tmp_path: Path, monkeypatch: pytes
     assert train(free, lambda step: loss_of(free, step), 60, 0.05, None, "run").losses == log.losses
     torch.testing.assert_close(free.state_dict(), kept.state_dict())
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize("part", ["weights", "data", "warmup"])
+def test_a_run_is_told_by_its_model_data_and_numbers(tmp_path: Path, part: str) -> None:
+    def run(shift: float, data: Tensor, **settings: float) -> None:
+        model = make_model()
+        model.weight.data += shift
+        train(model, lambda step: loss_of(model, step), 10, 0.05, tmp_path, "run", about={"data": data}, **settings)
+
+    run(0.0, torch.arange(3))
+    run(0.0, torch.arange(3))
+    with pytest.raises(ValueError, match="another run"):
+        run(
+            1e-3 if part == "weights" else 0.0,
+            torch.tensor([2, 1, 0] if part == "data" else [0, 1, 2]),
+            **({"warmup": 0.1} if part == "warmup" else {}),
+        )
+
+
+def test_dropout_goes_on_where_it_was(tmp_path: Path) -> None:
+    def run(folder: Path, last: int) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
+
+        def loss_at(step: int) -> Tensor:
+            if step == last:
+                raise KeyboardInterrupt
+            return loss_of(model, step)  # type: ignore[arg-type]
+
+        train(model, loss_at, 120, 0.05, folder, "dropout", save_seconds=0)
+        return model.state_dict()
+
+    whole = run(tmp_path / "whole", -1)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parted", 77)
+    torch.rand(5)  # what another job has drawn in between
+    parted = run(tmp_path / "parted", -1)
+    assert all(torch.equal(parted[name], weight) for name, weight in whole.items())
+
+
+def diverge(model: nn.Linear, step: int, how: str) -> Tensor:
+    loss = loss_of(model, step)
+    if step < 60 or how == "weights":
+        return loss
+    if how == "loss":
+        return loss * float("nan")
+    # finite itself, but not its gradient
+    return loss + (torch.zeros(1, requires_grad=True) * model.weight.sum()).sqrt().sum()
+
+
+@pytest.mark.parametrize("how", ["loss", "gradient"])
+def test_a_training_that_diverges_stops_at_once_and_keeps_its_checkpoint(tmp_path: Path, how: str) -> None:
+    model = make_model()
+    with pytest.raises(ValueError, match=f"diverged at step 61: its {how}.* is nan"):
+        train(model, lambda step: diverge(model, step, how), 100, 0.05, tmp_path, "run", save_seconds=0)
+    assert all(weight.isfinite().all() for weight in model.parameters())
+    kept = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    assert kept["log"]["steps"] == 50
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    model = make_model()
+    model.idle = nn.Parameter(torch.ones(2))  # plays no part in the loss
+
+    def loss_at(step: int) -> Tensor:
+        if step == 4:
+            model.idle.data[1] = float("inf")
+        return loss_of(model, step)
+
+    with pytest.raises(ValueError, match=r"diverged at step 5: weights are not finite \(idle first\)"):
+        train(model, loss_at, 5, 0.1, tmp_path, "run")
+    assert not (tmp_path / CHECKPOINT).exists()
+    with pytest.raises(ValueError, match="step 7"):
+        refuse_divergence(7, {"loss": float("inf")})
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped", "empty"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, how: str) -> None:
+    model = make_model()
+    train(model, lambda step: loss_of(model, step), 10, 0.05, tmp_path, "run")
+    path, held = tmp_path / CHECKPOINT, bytearray((tmp_path / CHECKPOINT).read_bytes())
+    weights = held.index(model.weight.detach().numpy().tobytes())
+    held[weights + 2] ^= 1
+    path.write_bytes({"cut": held[: len(held) // 2], "flipped": held, "empty": b""}[how])
+    with pytest.raises(ValueError, match=f"{CHECKPOINT} is damaged .*: delete it to start afresh"):
+        train(make_model(), lambda step: loss_of(model, step), 10, 0.05, tmp_path, "run")
+
+
+class RunsCode:
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return (os.mkdir, (self.path,))
+
+
+def test_a_planted_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    torch.save({"run": RunsCode(tmp_path / "ran")}, tmp_path / CHECKPOINT)
+    with pytest.raises(ValueError, match="is damaged"):
+        read_checkpoint(tmp_path / CHECKPOINT, "run")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_a_killed_run_was_writing_is_cleared_away(tmp_path: Path) -> None:
+    model = make_model()
+    (tmp_path / f"{CHECKPOINT}.0a1b.part").write_bytes(b"half")
+    (tmp_path / "others.part").write_bytes(b"another job's")
+    train(model, lambda step: loss_of(model, step), 5, 0.05, tmp_path, "run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CHECKPOINT, "others.part"]
+
+
+def test_a_checkpoint_folder_is_whole_if_every_file_is(tmp_path: Path) -> None:
+    assert not is_whole(tmp_path)
+    for note in ("", "{}", "[]", '{"a": 1}', '{"weights": "0"}'):
+        (tmp_path / WHOLE).write_text(note)
+        assert not is_whole(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    {
+        "learning_rate": (float("nan"), float("inf"), -1e-3, 1e39, "1e-3", None, True),
+        "epochs": (0, -1, float("nan"), 1e9),
+        "batch_size": (0, 2.5, 10**9, None),
+        "warmup": (-0.1, 1.5, float("nan")),
+        "save_steps": (0, -1, 1.5),
+        "seed": (-1, 2**32, 0.5, "0"),
+    }.items(),
+)
+def test_impossible_settings_are_refused_in_a_sentence(name: str, values: tuple[Any, ...]) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=f"^{name} must be .*, got"):
+            TrainerSettings(**({"learning_rate": 1e-3} | {name: value}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 0},
+        {"steps": 10**9},
+        {"steps": 1.5},
+        {"learning_rate": float("nan")},
+        {"learning_rate": -1.0},
+        {"weight_decay": float("inf")},
+        {"warmup": 2},
+        {"work_dir": 5},
+    ],
+)
+def test_the_loop_checks_its_numbers(change: dict[str, Any]) -> None:
+    model = make_model()
+    given = {"steps": 5, "learning_rate": 0.1, "work_dir": None, "label": "run"} | change
+    with pytest.raises(ValueError, match=f"^{next(iter(change))} must be"):
+        train(model, lambda step: loss_of(model, step), **given)
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        torch.full((4,), 9),
+        torch.full((4,), -1),
+        torch.zeros(4),
+        torch.zeros(5).long(),
+        torch.zeros(1, 4).long(),
+        [0] * 4,
+    ],
+)
+def test_tokens_of_another_kind_are_refused(tokens: Any) -> None:
+    good = torch.arange(4).short()
+    assert stack_tokens([good, good.long()], 4, 9).tolist() == [[0, 1, 2, 3]] * 2
+    with pytest.raises(ValueError, match="tokens must"):
+        stack_tokens([good, tokens], 4, 9)
+
+
+HASHED = """
+import hashlib, json, sys
+from pathlib import Path
+import numpy as np
+import torch
+from cotgen_lite.experiments.pretrain import _draw_scenes
+from cotgen_lite.generate.vq import Magvit, lite_magvit_config
+from cotgen_lite.lite.generator_training import make_captioned_tokens
+from cotgen_lite.lite.judges import draw_lessons, random_question
+from cotgen_lite.lite.tokenizer_training import TokenizerTraining, train_tokenizer
+from cotgen_lite.lite.verifier import evaluation_set
+from cotgen_lite.lite.verifier_questions import Mix, draw_dialogues, training_scene
+from cotgen_lite.lite.verifier_training import train_verifier
+from cotgen_lite.lite.vocabulary import lite_tokenizer
+from cotgen_lite.lite.world import world
+from cotgen_lite.pools import pool_prompts
+from cotgen_lite.prompts import TAGS, lite_prompts
+from cotgen_lite.verify.training_data import train_prompts
+
+torch.set_num_threads(1)
+work, said = Path(sys.argv[1]), []
+rng = np.random.default_rng(0)
+for _ in range(60):
+    scene = training_scene(rng)
+    said += draw_dialogues(scene, 8, Mix(facts=0.3, official=0.5, caption=True), rng)
+    said += [random_question(scene, tag, True, rng) for tag in TAGS]
+said += [pool_prompts("test"), lite_prompts("train"), train_prompts(dict.fromkeys(TAGS, 3), 0), evaluation_set(4, 1)]
+lessons = draw_lessons(8, rng)
+torch.manual_seed(0)
+model = Magvit(lite_magvit_config())
+train_tokenizer(model, _draw_scenes, TokenizerTraining(2, batch=2), work / "tokenizer")
+captioned = make_captioned_tokens(20, model, lite_tokenizer(), world().caption_noise, 0)
+train_verifier(work / "verifier", work / "best", 1, 2, 2, 2, 6, 4, 2)
+digest = hashlib.sha256(repr(said).encode())
+for values in (*lessons, *model.state_dict().values(), captioned.tokens):
+    digest.update(values.numpy().tobytes())
+digest.update(repr(captioned.text_ids).encode() + (work / "best/model.safetensors").read_bytes())
+print(digest.hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_what_is_learned_does_not_hang_on_the_seed_of_hashes(tmp_path: Path) -> None:
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", HASHED, str(tmp_path / seed)],
+            env=os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in ("1", "2")
+    ]
+    said = [run.communicate()[0] for run in runs]
+    assert said[0] == said[1] and len(said[0].strip()) == 64

@@ -17,7 +17,7 @@ from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.showo import CaptionedTokens, correction_prefix, masked_loss, text_prefix
 from cotgen_lite.inputs import number, of_kind, shown, text, whole
 from cotgen_lite.prompts import Prompt
-from cotgen_lite.training import LARGEST_SEED, MOST_AT_ONCE, MOST_STEPS, TrainingLog, stack_tokens, train
+from cotgen_lite.training import LARGEST_RATE, LARGEST_SEED, MOST_AT_ONCE, MOST_STEPS, TrainingLog, stack_tokens, train
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class CorrectionTraining:
     def __post_init__(self) -> None:
         checked = {
             "steps": whole(self.steps, "steps", 1, MOST_STEPS),
-            "learning_rate": number(self.learning_rate, "learning_rate", 0),
+            "learning_rate": number(self.learning_rate, "learning_rate", 0, LARGEST_RATE),
             "batch_size": whole(self.batch_size, "batch_size", 1, MOST_AT_ONCE),
             "seed": whole(self.seed, "seed", 0, LARGEST_SEED),
         }
