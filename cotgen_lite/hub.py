@@ -50,7 +50,7 @@ def model_path(name: str, models: Path | None = None) -> Path:
     ValueError names the file if one is damaged; FileNotFoundError if the model or one of its files is missing.
     """
     if models is not None:
-        return check_whole(models / name)
+        return check_whole(Path(models) / name)
     folder, note = data_path(f"models/{name}"), data_path(f"models/{name}/{MANIFEST}")
     try:
         sums = json.loads(note.read_text(encoding="utf-8"))["sha256"]

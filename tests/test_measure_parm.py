@@ -138,6 +138,126 @@ def test_potential_is_held_against_the_end_of_its_own_path(toy_generator: Any, t
     assert by_step(roc_auc_within_prompts, opinions.potential, ~ends)[2] == 0
 
 
+def opinions(clarity: Any = None, potential: Any = None, selection: Any = None) -> Opinions:
+    """Of two prompts with three paths of five steps, all 0 but what is given."""
+    zeros = np.zeros((2, 3, 4)), np.zeros((2, 3, 4)), np.zeros((2, 3))
+    return Opinions(*(z if g is None else g for z, g in zip(zeros, (clarity, potential, selection), strict=True)))
+
+
+NAN = np.full((2, 3, 4), np.nan)
+GUESSES = torch.zeros(2, 3, 5, 64, dtype=torch.int16)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: opinions(potential=np.zeros((2, 3, 5))), r"potential must have shape \(2, 3, 4\)"),
+        (lambda: opinions(selection=np.zeros((2, 4))), r"clarity must have shape \(2, 4, T"),
+        (lambda: opinions(selection=np.full((2, 3), np.nan)), "selection must be finite"),
+        (lambda: opinions(clarity=np.full((2, 3, 4), np.inf)), "clarity where it was asked must be finite"),
+        (lambda: opinions(clarity=[[[0.0]]]), "clarity must have shape"),
+        (lambda: Outcome(np.ones((2, 3), int), np.full((2, 3), 2), np.zeros((2, 3))), "survived must be verdicts"),
+        (lambda: Outcome(np.ones((2, 3), int), np.ones((2, 3), bool), np.full((2, 3), np.nan)), "order must be finite"),
+        (lambda: Outcome(np.ones((2, 4), int), np.ones((2, 3), bool), np.zeros((2, 3))), "steps must have shape"),
+        (lambda: Outcome(np.zeros((2, 3), int), np.ones((2, 3), bool), np.zeros((2, 3))), "steps must be whole"),
+        (lambda: Outcome(np.ones((2, 3)), np.ones((2, 3), bool), np.zeros((2, 3))), "steps must be whole"),
+        (lambda: Outcome(np.ones((2, 3), int), np.ones((2, 3), bool), np.zeros((2, 3)), 0), "first_step must be"),
+        (lambda: stop_paths(None), "opinions must be Opinions"),  # type: ignore[arg-type]
+        (lambda: stop_paths(opinions(), "last"), "assess must be one of"),  # type: ignore[arg-type]
+        (lambda: stop_paths(opinions(), first_step=6), "first_step must be a whole number from 1 to 5"),
+        (lambda: stop_paths(opinions(NAN)), "do not say what PARM does when it asks from step 1"),
+        (lambda: spent_by_search(stop_paths(opinions()), 4, 5), "n must be a whole number from 1 to 3"),
+        (lambda: spent_by_search(stop_paths(opinions()), 2, 4), "steps must be a whole number of at least 5"),
+        (lambda: spent_by_search(stop_paths(opinions()), 2, 5, 3), "length must be a whole number of at least 5"),
+        (lambda: spent_by_search(stop_paths(opinions()), 2, 5, 64, "no"), "preview must be True or False"),  # type: ignore[arg-type]
+        (lambda: spent_by_best_of_n(0, 5), "n must be a whole number of at least 1"),
+        (lambda: clear_at(np.zeros((2, 3, 4))), "opinions must be Opinions"),  # type: ignore[arg-type]
+        (lambda: stopping(stop_paths(opinions()), a_pool(np.ones((3, 3), bool), np.zeros((3, 3)))), "must have shape"),
+        (lambda: stopping(stop_paths(opinions()), a_pool(np.full((2, 3), 2), np.zeros((2, 3)))), "must be"),
+        (lambda: save_opinions(Path("none"), None), "opinions must be Opinions"),  # type: ignore[arg-type]
+    ],
+)  # fmt: skip
+def test_opinions_and_outcomes_that_cannot_be_are_refused(call: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"generator": "g"}, "generator must be"),
+        ({"verifier": "parm"}, "verifier must be"),
+        ({"guesses": GUESSES[0]}, "guesses must have shape"),
+        ({"guesses": GUESSES.numpy()}, "guesses must be a tensor"),
+        ({"guesses": GUESSES[:, :, :1]}, "two steps at least"),
+        ({"prompts": PROMPTS[:1]}, "guesses must have shape"),
+        ({"prompts": ["a", "b"]}, "Each of prompts must be a Prompt"),
+        ({"prompts": None}, "prompts must be a list of Prompts"),
+        ({"first_step": 0}, "first_step must be"),
+        ({"first_step": 6}, "first_step must be a whole number from 1 to 5"),
+        ({"stop": "no"}, "stop must be True or False"),
+        ({"work_dir": None}, "work_dir must be the path of a folder"),
+    ],
+)
+def test_what_nobody_can_be_asked_about_is_refused(toy_generator: Any, tmp_path: Path, change: dict, says: str) -> None:
+    given = {
+        "generator": toy_generator,
+        "verifier": Moody(),
+        "guesses": GUESSES,
+        "prompts": PROMPTS[:2],
+        "work_dir": tmp_path,
+    }
+    with pytest.raises(ValueError, match=says):
+        ask_of_paths(**(given | change))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])  # the last is too large for half precision
+def test_opinions_that_are_not_finite_are_not_kept(toy_generator: Any, tmp_path: Path, value: float) -> None:
+    verifier = Moody()
+    for name in ("_mood", "score"):
+        setattr(verifier, name, lambda images, *_: torch.full((len(images),), value))
+        with pytest.raises(ValueError, match=r"log-odds that Moody gave for 'a photo of .* must be finite"):
+            ask_of_paths(toy_generator, verifier, GUESSES, PROMPTS[:2], tmp_path)  # type: ignore[arg-type]
+        verifier = Moody()
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_opinions_are_kept_apart_by_all_that_they_hang_on(toy_generator: Any, tmp_path: Path) -> None:
+    verifier = Verifier(lite_verifier(toy_generator.text_tokenizer), lite_processor(toy_generator.text_tokenizer))
+    given: dict = {"guesses": GUESSES[:, :1], "prompts": PROMPTS[:2], "first_step": 4}
+    asked = {tuple(sorted(path.name for path in tmp_path.iterdir()))}
+
+    def ask(**change: Any) -> int:
+        ask_of_paths(toy_generator, verifier, work_dir=tmp_path, **(given | change))
+        asked.add(tuple(sorted(path.name for path in tmp_path.iterdir())))
+        return len(asked) - 1
+
+    template = verifier.processor.chat_template
+    assert ask() == 1 and ask(first_step=np.int64(4)) == 1 and ask(prompts=list(PROMPTS[:2])) == 1  # the same
+    assert ask(guesses=GUESSES[:, :1] + 1) == 2 and ask(prompts=PROMPTS[1:3]) == 3 and ask(stop=False) == 4
+    assert ask(first_step=5) == 5
+    verifier.processor.chat_template = template.replace("<|endoftext|>", "")
+    assert ask() == 6
+    verifier.processor.chat_template = template
+    verifier.processor.image_processor.image_mean = [0.4, 0.5, 0.5]
+    assert ask() == 7
+    verifier.model.lm_head.weight.data[0] += 1
+    assert ask() == 8
+
+
+def test_paths_that_were_not_asked_far_enough_are_not_taken_for_survivors() -> None:
+    clarity, potential = np.ones((2, 3, 4)), -np.ones((2, 3, 4))
+    clarity[:, :, 1:], potential[:, :, 1:] = np.nan, np.nan  # all are stopped after the first step
+    some = opinions(clarity, potential)
+    assert not stop_paths(some).survived.any() and not stop_paths(some, "first").survived.any()
+    with pytest.raises(ValueError, match="asks from step 2 on: ask for them again with that first_step, or with stop"):
+        stop_paths(some, first_step=2)
+    hopeful = opinions(clarity, -potential)  # clear and with potential: "first" has nothing more to ask, "every" has
+    assert stop_paths(hopeful, "first").survived.all()
+    with pytest.raises(ValueError, match="do not say"):
+        stop_paths(hopeful)
+
+
 def test_opinions_come_back_from_disk(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     some = Opinions(rng.normal(size=(2, 3, 4)), rng.normal(size=(2, 3, 4)), rng.normal(size=(2, 3)))

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -206,3 +207,135 @@ def test_reasons_may_come_from_elsewhere_and_rounds_be_fewer(toy_generator: Any)
         explain=lambda image, prompt: "",  # type: ignore[arg-type]
     )
     assert result.reasons == ["", ""] and critic.explained == 0 and result.chosen == 0
+
+
+class Says(Doubter):
+    """A verifier that answers everything with what a function makes of the number of images."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def score(self, images: torch.Tensor, *_: object) -> torch.Tensor:
+        return self.answer(len(images))
+
+    def clarity_and_potential(self, images: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.answer(len(images)), self.answer(len(images))
+
+    def explain(self, images: torch.Tensor, *_: object) -> list[Any]:
+        return [None]
+
+
+def odd_last(value: float) -> Says:
+    return Says(lambda number: torch.tensor([*[0.0] * (number - 1), value]))
+
+
+TOKENS = torch.full((64,), 5)
+FINITE = (
+    r"^log-odds that Says gave for 'a photo of a red cat and a blue dog' must be finite, but 1 of \d are NaN or inf"
+)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("search", [best_of_n, prm_search, parm_search])
+def test_log_odds_that_are_not_finite_choose_nothing(toy_generator: Any, search: Any, wrong: float) -> None:
+    with pytest.raises(ValueError, match=FINITE):
+        search(toy_generator, odd_last(wrong), PROMPT, 4, 0)
+    with pytest.raises(ValueError, match=FINITE):
+        reflect(toy_generator, odd_last(wrong), PROMPT, TOKENS)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("search", [best_of_n, prm_search, parm_search])
+def test_numpys_numbers_and_strings_search_as_pythons_do(toy_generator: Any, search: Any) -> None:
+    plain = search(toy_generator, Doubter(), PROMPT, 3, 2)
+    other = search(toy_generator, Doubter(), np.str_(PROMPT), np.int64(3), np.int32(2))
+    assert torch.equal(plain.images, other.images) and plain.chosen == other.chosen and type(other.prompt) is str
+
+
+UNSURE = Says(lambda number: -torch.ones(number))
+VERIFIERS = "verifier must be a verifier, such as"
+GENERATORS = "generator must be a generator, such as"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        *(({"n": n}, "^n must be a whole number from 1 to 1000, got ") for n in (-1, "4", 2.0, True, None, 10**9)),
+        *(({"seed": seed}, "^seed must be a whole number") for seed in ("0", 1.5, None, math.nan)),
+        *(({"prompt": prompt}, "^prompt must be a text") for prompt in (None, 3, [1, 2], [PROMPT], b"a cat")),
+        *(({"prompt": prompt}, "^prompt must say what the image shows") for prompt in ("", " ")),
+        *(({"generator": generator}, GENERATORS) for generator in ("generator", None, Favourite())),
+        *(({"verifier": verifier}, VERIFIERS) for verifier in ("orm", None, Says, [UNSURE])),
+        ({"generator": UNSURE, "verifier": "generator"}, GENERATORS),
+        *(({"question": question}, "question must be a text") for question in (None, 3, ["{prompt}"])),
+        ({"question": "Is it right?"}, "^No question says where the prompt goes"),
+        *(
+            ({"verifier": Says(answer)}, "^log-odds of Says must ")
+            for answer in (lambda n: [0.0] * n, np.zeros, lambda n: torch.zeros(n + 1), lambda n: torch.zeros(n, 1))
+        ),
+    ],
+)
+def test_what_no_search_can_do_is_said_in_a_sentence(toy_generator: Any, change: dict, says: str) -> None:
+    given: dict = {"generator": toy_generator, "verifier": UNSURE, "prompt": PROMPT, "n": 2, "seed": 0}
+    for search in (best_of_n, prm_search) if "question" in change else (best_of_n, prm_search, parm_search):
+        with pytest.raises(ValueError, match=says) as error:
+            search(**(given | change))
+        assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("first_step", [0, 6, -1, "1", 1.0, None])
+def test_a_first_step_is_one_of_the_steps(toy_generator: Any, first_step: Any) -> None:
+    for search in (prm_search, parm_search):
+        with pytest.raises(ValueError, match=r"^first_step must be a whole number from 1 to 5"):
+            search(toy_generator, Doubter(), PROMPT, 2, 0, first_step=first_step)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("assess", ["last", "", None, 1, ["every"]])
+def test_an_unknown_way_to_assess_is_not_taken_for_every(toy_generator: Any, assess: Any) -> None:
+    for call in (
+        lambda: parm_search(toy_generator, Doubter(), PROMPT, 2, 0, assess),  # type: ignore[arg-type]
+        lambda: shows_no_potential([1.0], [1.0], assess),
+    ):
+        with pytest.raises(ValueError, match=r"^assess must be one of 'every', 'first', got"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        *(
+            ({"rounds": rounds}, "^rounds must be a whole number from 0 to 999")
+            for rounds in (-1, "3", 1.5, None, 10**9)
+        ),
+        *(
+            ({"tokens": tokens}, "^tokens must ")
+            for tokens in (None, [5] * 64, TOKENS[:10], TOKENS[None], TOKENS.float(), TOKENS.bool(), TOKENS.numpy())
+        ),
+        *(({"explain": explain}, "^explain must be a function") for explain in ("why", 3)),
+        *(({"explain": explain}, "^what explain gives must be a text") for explain in (None, lambda *_: ["no dog"])),
+        ({"generator": "self-correct"}, "^generator must be a generator that corrects"),
+        ({"verifier": Favourite()}, VERIFIERS),  # it cannot explain
+        ({"prompt": [PROMPT]}, "^prompt must be a text"),
+    ],
+)
+def test_what_cannot_be_reflected_on_is_said_in_a_sentence(toy_generator: Any, change: dict, says: str) -> None:
+    given: dict = {"generator": toy_generator, "verifier": UNSURE, "prompt": PROMPT, "tokens": TOKENS}
+    with pytest.raises(ValueError, match=says):
+        reflect(**(given | change))
+
+
+@pytest.mark.parametrize(
+    ("clarity", "potential", "says"),
+    [
+        ([1.0], [1.0, 2.0], "potential must have shape"),
+        ([1.0], [math.nan], "potential must be a number wherever an image is clear"),
+        ([math.inf], [1.0], "clarity must be log-odds"),
+        ([1.0], [-math.inf], "potential must be log-odds"),
+        (["1"], [1.0], "clarity must be log-odds"),
+        (None, None, "clarity must be log-odds"),
+        (1.0, 1.0, "clarity must be log-odds"),
+        ([True], [1.0], "clarity must be log-odds"),
+    ],
+)
+def test_a_stopping_rule_needs_log_odds(clarity: Any, potential: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        shows_no_potential(clarity, potential)

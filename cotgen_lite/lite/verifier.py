@@ -19,7 +19,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrain
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from cotgen_lite.hub import write_manifest
-from cotgen_lite.inputs import finite, of_kind, whole
+from cotgen_lite.inputs import finite, of_kind, whole, with_methods
 from cotgen_lite.lite.verifier_questions import another, as_dialogue, encode_dialogue, pick, relations_seen
 from cotgen_lite.lite.vocabulary import IMAGE, USER
 from cotgen_lite.lite.world import Scene, render, scene_for, world
@@ -46,6 +46,7 @@ SLACK = 0.03
 
 def lite_verifier(tokenizer: PreTrainedTokenizerBase) -> LlavaForConditionalGeneration:
     """An untrained lite verifier: SigLIP tower 128 wide x 3, Qwen2 decoder 128 wide x 4, 64 image tokens."""
+    with_methods(tokenizer, "tokenizer", ("convert_tokens_to_ids",), "the lite tokenizer, `lite_tokenizer()`")
     same, picture = {"hidden_size": 128, "num_attention_heads": 4}, world()
     tower = {"image_size": picture.image_size, "patch_size": picture.lattice, "vision_use_head": False}
     decoder: dict[str, Any] = {"num_key_value_heads": 4, "max_position_embeddings": 512, "initializer_range": 0.05}
@@ -64,6 +65,7 @@ def lite_verifier(tokenizer: PreTrainedTokenizerBase) -> LlavaForConditionalGene
 
 def lite_processor(tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
     """The lite verifier's processor: SigLIP's images through Pillow, the word-level tokenizer, our chat template."""
+    with_methods(tokenizer, "tokenizer", ("convert_tokens_to_ids",), "the lite tokenizer, `lite_tokenizer()`")
     size = {"height": world().image_size, "width": world().image_size}
     seen = {"patch_size": world().lattice, "vision_feature_select_strategy": "full", "image_token": IMAGE}
     images = SiglipImageProcessorPil(size=size, do_resize=False)

@@ -20,7 +20,7 @@ from cotgen_lite.identity import fingerprint
 from cotgen_lite.inputs import finite, folder, of_kind, one_of, shaped, verdicts, whole, with_methods, yes_or_no
 from cotgen_lite.metrics import expected_best_of
 from cotgen_lite.pools import SHARD, Pool, in_shards, read_arrays, write_arrays
-from cotgen_lite.prompts import Prompt
+from cotgen_lite.prompts import Prompt, each_prompt
 from cotgen_lite.verify.search import Assess, shows_no_potential
 from cotgen_lite.verify.verifier import Verifier, checked_odds
 
@@ -83,7 +83,7 @@ def ask_of_paths(
     work_dir = folder(work_dir, "work_dir")
     with_methods(generator, "generator", ("decode",), "a generator, such as `load_generator` gives")
     with_methods(verifier, "verifier", ("score", "clarity_and_potential"), "a verifier, such as `load_verifier` gives")
-    prompts = [of_kind(prompt, "each of prompts", Prompt, "a Prompt, as `parse_prompt` gives") for prompt in prompts]
+    prompts = each_prompt(prompts)
     shaped(of_kind(guesses, "guesses", Tensor, "a tensor of tokens"), "guesses", (len(prompts), "N", "T", "L"))
     if not prompts or not guesses.numel() or guesses.shape[2] < 2:
         raise ValueError(f"There must be paths of two steps at least to ask about, got {tuple(guesses.shape)}.")

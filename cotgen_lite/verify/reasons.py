@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.geneval import Detector, Finding, evaluate
 from cotgen_lite.inputs import of_kind, shaped, text, whole, with_methods
-from cotgen_lite.prompts import Prompt, plural, with_article
+from cotgen_lite.prompts import Prompt, each_prompt, plural, with_article
 
 AND = ", and "  # between two things that are wrong
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -93,7 +93,7 @@ def find_reasons(
     """
     with_methods(generator, "generator", ("decode",), "a generator, such as `load_generator` gives")
     with_methods(detector, "detector", ("detect",), "a judge, such as `load_judges` gives")
-    prompts = [of_kind(prompt, "each of prompts", Prompt, "a Prompt, as `parse_prompt` gives") for prompt in prompts]
+    prompts = each_prompt(prompts)
     shaped(of_kind(tokens, "tokens", Tensor, "a tensor of tokens"), "tokens", (len(prompts), "N", "L"))
     seed = whole(seed, "seed", 0)
     rng, found = np.random.default_rng(seed), np.full(tokens.shape[:2], "", dtype=object)

@@ -26,7 +26,7 @@ from cotgen_lite.geneval import Detector
 from cotgen_lite.identity import fingerprint
 from cotgen_lite.inputs import folder, of_kind, one_of, shaped, shown, text, verdicts, whole, with_methods
 from cotgen_lite.pools import Pool, in_shards
-from cotgen_lite.prompts import TAGS, Prompt, lite_prompts, refuse_held_out
+from cotgen_lite.prompts import TAGS, Prompt, each_prompt, lite_prompts, refuse_held_out
 from cotgen_lite.verify.verifier import (
     CLARITY_QUESTION,
     ORM_QUESTION,
@@ -174,14 +174,9 @@ def _checked(generator: Any, detector: Any, prompts: Any) -> tuple[Prompt, ...]:
     """The prompts; ValueError unless these are a generator, a judge's detector and prompts, at least one."""
     with_methods(generator, "generator", ("begin", "decode"), "a generator, such as `load_generator` gives")
     with_methods(detector, "detector", ("detect",), "a judge, such as `load_judges` gives")
-    return _known(prompts)
-
-
-def _known(prompts: Any) -> tuple[Prompt, ...]:
-    """The prompts as a tuple; ValueError unless they are Prompts, at least one."""
-    if isinstance(prompts, str | Prompt) or not isinstance(prompts, Sequence) or not prompts:
-        raise ValueError(f"prompts must be a list of Prompts, at least one, got {shown(prompts)}.")
-    return tuple(of_kind(one, "each of prompts", Prompt, "a Prompt, as `parse_prompt` gives") for one in prompts)
+    if not (known := each_prompt(prompts)):
+        raise ValueError("prompts must hold at least one prompt, got an empty list.")
+    return known
 
 
 def _labels(pool: Any, judge: str, *shape: str) -> npt.NDArray[np.bool_]:
@@ -192,8 +187,7 @@ def _labels(pool: Any, judge: str, *shape: str) -> npt.NDArray[np.bool_]:
             f"The pool has no verdicts {judge!r}: give one that was labelled, it has {list(pool.correct)}."
         )
     known = dict(zip("PN", pool.tokens.shape, strict=False)) | {"P": len(pool.prompts)}
-    for prompt in pool.prompts:
-        of_kind(prompt, "each of the pool's prompts", Prompt, "a Prompt, as `parse_prompt` gives")
+    each_prompt(pool.prompts, "the pool's prompts")
     whole(shaped(pool.tokens, "the pool's tokens", ("P", "N", "L")).shape[1], "candidates of each prompt", 1)
     return verdicts(pool.correct[judge], f"the pool's verdicts {judge!r}", [known.get(size, size) for size in shape])
 
