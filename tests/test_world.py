@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from cotgen_lite.hub import data_path
 from cotgen_lite.lite.world import (
     CaptionNoise,
     Scene,
+    SceneObject,
+    clearly,
     icon_box,
     icon_mask,
     noisy_pair,
@@ -24,6 +28,7 @@ from cotgen_lite.lite.world import (
     world,
 )
 
+CATS, DOG, LEFT = p.Requirement("cat", 2), p.Requirement("dog"), p.Requirement("cup", position=("left of", 1))
 PERFECT = CaptionNoise(object_missing=0, relation_ignored=0, colors_swapped=0, color_wrong=0, count_off=0)
 
 
@@ -135,7 +140,7 @@ def test_missing_world_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         p.world_file()
 
 
-OTHER_WORLD = {
+OTHER_WORLD: dict[str, Any] = {
     "objects": {
         "duck": {"glyph": "F01E5", "plural": "ducks"},
         "knife": {"glyph": "F09FB", "plural": "knives"},
@@ -224,13 +229,100 @@ def test_another_world_file_is_another_world(tmp_path: Path) -> None:
         ({"sizes": {"image_size": 64, "object_size": 40, "lattice": 8}}, "do not fit"),
         ({"sizes": {"image_size": 64, "object_size": 32, "lattice": 16}}, "lattice of world.json is 16"),
         ({"caption_noise": {"count_off": 0.3}}, "does not describe a world"),
-        ({"background": None}, "does not describe a world"),
+        ({"background": None}, "background must be red, green and blue"),
+        ({"background": [1, 2]}, "background must be red, green and blue"),
+        ({"background": [214, 39, 40]}, "two of its colours are the same"),
+        ({"colors": p.world_file()["colors"] | {"red": "red"}}, "Each of red's"),
+        ({"colors": p.world_file()["colors"] | {"red": [300, 0, 0]}}, "Each of red's .* from 0 to 255"),
+        ({"colors": p.world_file()["colors"] | {"red": [0.5, 0, 0]}}, "Each of red's"),
+        ({"colors": p.world_file()["colors"] | {"red": [255, 140, 0]}}, "two of its colours are the same"),
+        ({"objects": {"cat": {"glyph": "F011B"}, "dog": {"glyph": "F011B"}}}, "two of its glyphs are the same"),
+        ({"objects": {"cat": {"glyph": "cat"}, "dog": {"glyph": "F011B"}}}, "does not describe a world"),
+        ({"objects": {"cat": {"glyph": "FFFFFFFFFF"}}}, "does not describe a world"),
+        ({"objects": {"cat": {}}}, "it lacks 'glyph'"),
+        ({"sizes": {"image_size": 64, "object_size": 24, "lattice": 0}}, "lattice must be a whole number"),
+        ({"sizes": {"image_size": 64, "object_size": 24}}, "it lacks 'lattice'"),
+        ({"sizes": {"image_size": 10**9, "object_size": 24, "lattice": 8}}, "image_size must be"),
+        ({"sizes": {"image_size": 64.0, "object_size": 24, "lattice": 8}}, "image_size must be"),
+        ({"sizes": [64, 24, 8]}, "does not describe a world"),
+        ({"caption_noise": vars(PERFECT) | {"count_off": 1.5}}, "caption noise count_off .* from 0 to 1"),
+        ({"caption_noise": vars(PERFECT) | {"count_off": float("nan")}}, "caption noise count_off"),
+        ({"caption_noise": vars(PERFECT) | {"typo": 0.5}}, "does not describe a world .*typo"),
     ],
 )
 def test_a_wrong_world_file_is_explained(change: dict, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cotgen_lite.lite.world.world_file", lambda: p.world_file() | change)
     with pytest.raises(ValueError, match=says):
         world.__wrapped__()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"objects": None}, "does not describe a world"),
+        ({"objects": ["duck"]}, "does not describe a world"),
+        ({"objects": {"duck": OTHER_WORLD["objects"]["duck"]}}, "two objects and two colours are the least"),
+        ({"objects": {"duck": {"glyph": "F01E5"}}}, "it lacks 'plural'"),
+        ({"objects": {"duck": {"plural": 3}}}, "plural of 'duck' must be a text"),
+        ({"objects": {"Duck": {"plural": "ducks"}}}, "'Duck' is no name"),
+        ({"objects": {"rubber  duck": {"plural": "ducks"}}}, "is no name"),
+        ({"objects": {"duck": {"plural": "ducks"}, "drake": {"plural": "ducks"}}}, "'ducks' is the singular or plural"),
+        ({"objects": {"sheep": {"plural": "sheeps"}, "sheeps": {"plural": "sheepses"}}}, "'sheeps' is the singular"),
+        ({"colors": {"red": [1, 2, 3]}}, "are the least"),
+        ({"prompts": {}}, "it lacks 'test'"),
+        ({"prompts": OTHER_WORLD["prompts"] | {"dev": {"colors": 3}}}, "it lacks 'single_object'"),
+        ({"prompts": OTHER_WORLD["prompts"] | {"pools": dict.fromkeys(p.TAGS, 0)}}, "of prompts.pools"),
+        ({"prompts": OTHER_WORLD["prompts"] | {"test": dict.fromkeys(p.TAGS, 1.5)}}, "of prompts.test"),
+        ({"prompts": OTHER_WORLD["prompts"] | {"pools": dict.fromkeys(p.TAGS, 10**9)}}, "of prompts.pools"),
+        ("not json", "Expecting value"),
+        ('{"objects": {"duck": {}, "duck": {}}}', "'duck' is there twice"),
+        ("[]", "does not describe a world"),
+        ("", "Expecting value"),
+    ],
+)
+def test_a_world_file_that_prompts_cannot_be_made_of(
+    change: dict | str, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COTGEN_DATA", str(tmp_path))
+    (tmp_path / "world").mkdir()
+    text = change if isinstance(change, str) else json.dumps(OTHER_WORLD | change)
+    (tmp_path / "world/world.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"world\.json does not describe a world.*{says}.*git checkout|{says}.*git"):
+        p.world_file.__wrapped__()
+
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: render(None), "list of scenes"),
+        (lambda: render([SceneObject("cat", "red", 0, 0)]), "list of scenes"),
+        (lambda: render([("cat",)]), "a SceneObject"),
+        (lambda: render([(SceneObject("unicorn", "red", 0, 0),)]), "object must be one of 'airplane'"),
+        (lambda: render([(SceneObject("cat", "mauve", 0, 0),)]), "colour must be one of 'red'"),
+        (lambda: render([(SceneObject("cat", "red", 48, 0),)]), "place of the cat .* from 0 to 40"),
+        (lambda: render([(SceneObject("cat", "red", 0, -1),)]), "place of the cat"),
+        (lambda: render([(SceneObject("cat", "red", 0.5, 0),)]), "place of the cat"),
+        (lambda: scene_for("a photo of a cat", RNG), "a Prompt"),
+        (lambda: scene_for(p.single_object("cat"), 0), "numpy Generator"),
+        (lambda: scene_for(p.single_object("bear", p.GENEVAL), RNG), "object must be one of"),
+        (lambda: scene_for(p.colored("cat", "pink", p.GENEVAL), RNG), "colour must be one of"),
+        (lambda: scene_for(p.Prompt("five", "counting", (p.Requirement("cat", 5),)), RNG), "room for 4"),
+        (lambda: scene_for(p.Prompt("", "position", (CATS, DOG, LEFT)), RNG), "relations are of two"),
+        (lambda: random_scene(np.random), "numpy Generator"),
+        (lambda: noisy_pair(RNG, 0.5), "CaptionNoise"),
+        (lambda: noisy_pair(None, PERFECT), "numpy Generator"),
+        (lambda: CaptionNoise(0, 0, 0, 0, "often"), "caption noise count_off"),
+        (lambda: CaptionNoise(0, 0, 0, -0.1, 0), "caption noise color_wrong"),
+        (lambda: icon_mask("unicorn"), "object must be one of"),
+        (lambda: clearly("beside", (0, 0), (0, 0)), "relation must be one of"),
+    ],
+)
+def test_what_is_not_of_this_world_gets_one_sentence(make: Callable[[], object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        make()
 
 
 def test_dev_and_test_prompts_must_leave_some_to_train_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ well. Read on in `judges.py`.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import product
 
@@ -16,7 +16,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from cotgen_lite.hub import data_path
-from cotgen_lite.prompts import TAGS, Prompt, Requirement, lite_names, lite_prompts, world_file
+from cotgen_lite.inputs import number, of_kind, one_of, shown, whole
+from cotgen_lite.prompts import RELATIONS, TAGS, Prompt, Requirement, lite_names, lite_prompts, world_file
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ Scene = tuple[SceneObject, ...]
 class CaptionNoise:
     """How often a pre-training caption is wrong about its picture, as web captions are.
 
-    These rates shape the baseline's profile: weak at position and binding, good at single objects.
+    These rates, 0..1, shape the baseline's profile: weak at position and binding, good at single objects.
     """
 
     object_missing: float  # of two things named, only one is there; the other is another class, or absent
@@ -44,6 +45,11 @@ class CaptionNoise:
     colors_swapped: float  # each has the other's colour
     color_wrong: float  # a single coloured thing has another colour
     count_off: float  # one more or one fewer than the caption says
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            rate = number(getattr(self, field.name), f"The caption noise {field.name}", 0, 1)
+            object.__setattr__(self, field.name, rate)
 
 
 @dataclass(frozen=True)
@@ -75,21 +81,26 @@ class World:
 def world() -> World:
     """The world of this process: that of the folder which COTGEN_DATA names, by default the shipped one.
 
-    ValueError if its file lacks something or four icons do not fit into a picture.
+    ValueError if its file lacks something, names colours that are none or alike, or four icons do not fit a picture.
     """
     file = world_file()
     try:
+        sizes = {name: whole(file["sizes"][name], name, 1, 1024) for name in ("image_size", "object_size", "lattice")}
         here = World(
             objects=lite_names().objects,
             colors=lite_names().colors,
             glyphs={name: chr(int(about["glyph"], 16)) for name, about in file["objects"].items()},
-            palette={name: tuple(rgb) for name, rgb in file["colors"].items()},
-            background=tuple(file["background"]),
-            **file["sizes"],
+            palette={name: _rgb(value, name) for name, value in file["colors"].items()},
+            background=_rgb(file["background"], "background"),
+            **sizes,
             caption_noise=CaptionNoise(**file["caption_noise"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"world.json does not describe a world ({error}): compare it with the shipped one.") from error
+        for what, values in (("colours", (*here.palette.values(), here.background)), ("glyphs", here.glyphs.values())):
+            if len(set(values)) < len(values):
+                raise ValueError(f"two of its {what} are the same")
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        said = f"it lacks {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
+        raise ValueError(f"world.json does not describe a world ({said}): compare it with the shipped one.") from error
     if here.image_size % here.lattice or here.object_size % here.lattice or here.image_size < 2 * here.object_size:
         raise ValueError(
             f"The sizes {file['sizes']} of world.json do not fit: pictures and icons are multiples of the lattice, "
@@ -102,14 +113,24 @@ def world() -> World:
     return here
 
 
+def _rgb(value: Sequence[int], name: str) -> tuple[int, int, int]:
+    if not isinstance(value, Sequence) or len(value) != 3:
+        raise ValueError(f"{name} must be red, green and blue, got {shown(value)}")
+    red, green, blue = (whole(one, f"Each of {name}'s red, green and blue", 0, 255) for one in value)
+    return red, green, blue
+
+
 @cache
 def icon_mask(name: str) -> np.ndarray:
     """The icon's coverage, float32 (24, 24) in 0..1, drawn from the world's font by Pillow."""
-    size = world().object_size
+    name, size = one_of(name, "The object", world().objects), world().object_size
     font = ImageFont.truetype(str(data_path("world/objects.ttf")), size)
     cell = Image.new("L", (size, size), 0)
     ImageDraw.Draw(cell).text((size / 2, size / 2), world().glyphs[name], font=font, fill=255, anchor="mm")
-    return np.asarray(cell, dtype=np.float32) / 255
+    mask = np.asarray(cell, dtype=np.float32) / 255
+    if not (mask > 0.5).any():
+        raise ValueError(f"The font of the world has no picture for {name!r}: give it another glyph in world.json.")
+    return mask
 
 
 @cache
@@ -121,33 +142,53 @@ def icon_box(name: str) -> tuple[int, int, int, int]:
 
 @cache
 def _painted_cell(name: str, color: str) -> np.ndarray:
-    mask = icon_mask(name)[None]
+    mask, color = icon_mask(name)[None], one_of(color, "The colour", world().colors)
     ink, ground = (np.array(rgb, np.float32)[:, None, None] for rgb in (world().palette[color], world().background))
     return np.round(mask * ink + (1 - mask) * ground).astype(np.uint8)
 
 
 def render(scenes: Sequence[Scene]) -> torch.Tensor:
-    """Draw scenes; returns uint8 images (B, 3, 64, 64)."""
+    """Draw scenes; returns uint8 images (B, 3, 64, 64). ValueError for an icon that is not in the world or picture."""
+    if not isinstance(scenes, Sequence) or not all(isinstance(scene, Sequence) for scene in scenes):
+        raise ValueError(f"scenes must be a list of scenes, each a tuple of SceneObjects; got {shown(scenes)}.")
     size, cell = world().image_size, world().object_size
     images = np.empty((len(scenes), 3, size, size), dtype=np.uint8)
     images[:] = np.array(world().background, dtype=np.uint8)[None, :, None, None]
     for image, scene in zip(images, scenes, strict=True):
         for item in scene:
+            of_kind(item, "Each icon of a scene", SceneObject, "a SceneObject")
+            for edge in (item.x, item.y):
+                whole(edge, f"The place of the {item.name}", 0, size - cell)
             image[:, item.y : item.y + cell, item.x : item.x + cell] = _painted_cell(item.name, item.color)
     return torch.from_numpy(images)
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
     """One to four icons of any class and colour, anywhere."""
+    of_kind(rng, "rng", np.random.Generator, "a numpy Generator, as np.random.default_rng(0) gives")
     count = int(rng.integers(1, 5))
     return _place(_random_names(count, rng), _random_colors(count, rng), rng)
 
 
 def scene_for(prompt: Prompt, rng: np.random.Generator) -> Scene:
-    """A random scene that shows exactly what the prompt asks for, and nothing else; free colours are random."""
+    """A random scene that shows exactly what the prompt asks for, and nothing else; free colours are random.
+
+    ValueError for a prompt that no scene of the world shows, as of more icons than fit.
+    """
+    of_kind(prompt, "prompt", Prompt, "a Prompt (`parse_prompt` makes one)")
+    of_kind(rng, "rng", np.random.Generator, "a numpy Generator, as np.random.default_rng(0) gives")
     items = [item for item in prompt.include for _ in range(item.count)]
     colors = [item.color or _random_colors(1, rng)[0] for item in items]
     relation = next((item.position for item in prompt.include if item.position), None)
+    most = (world().image_size // world().object_size) ** 2
+    if len(items) > most or (relation and len(items) != 2):
+        raise ValueError(
+            f"No scene can be made for {prompt.text!r}: it has {len(items)} things, a picture has room for {most}, and "
+            "relations are of two."
+        )
+    for item, color in zip(items, colors, strict=True):
+        one_of(item.name, "The object", world().objects)
+        one_of(color, "The colour", world().colors)
     while True:
         scene = _place([item.name for item in items], colors, rng)
         places = [(item.x, item.y) for item in scene]
@@ -157,6 +198,8 @@ def scene_for(prompt: Prompt, rng: np.random.Generator) -> Scene:
 
 def noisy_pair(rng: np.random.Generator, noise: CaptionNoise) -> tuple[Prompt, Scene]:
     """A pre-training example: a caption from the train set, all six tags alike, and the scene it was found beside."""
+    of_kind(rng, "rng", np.random.Generator, "a numpy Generator, as np.random.default_rng(0) gives")
+    of_kind(noise, "noise", CaptionNoise, "a CaptionNoise, as world().caption_noise")
     options = _train_by_tag()[TAGS[rng.integers(len(TAGS))]]
     caption = options[rng.integers(len(options))]
     return caption, scene_for(_what_is_there(caption, rng, noise), rng)
@@ -213,6 +256,7 @@ def free_places(taken: Collection[tuple[int, int]]) -> list[tuple[int, int]]:
 def clearly(relation: str, item: tuple[int, int], reference: tuple[int, int]) -> bool:
     """Whether the relation holds with room to spare: far enough along its axis, and more than along the other."""
     dx, dy = item[0] - reference[0], item[1] - reference[1]
+    one_of(relation, "The relation", RELATIONS)
     along, across = {"left of": (-dx, dy), "right of": (dx, dy), "above": (-dy, dx), "below": (dy, dx)}[relation]
     return along >= world().object_size and along > abs(across)
 
