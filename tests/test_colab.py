@@ -168,7 +168,7 @@ def said(cell: NotebookNode) -> list[str]:
 def test_set_up_cells_differ_in_the_extra_alone() -> None:
     paths = sorted((ROOT / "notebooks").glob("*.ipynb"))
     cells = [code_cells(nbformat.read(path, as_version=4))[0].source for path in paths]
-    assert len({cell.replace('"./cotgen_lite[train]"', "./cotgen_lite") for cell in cells}) == 1
+    assert len({cell.replace("./cotgen-lite[train]", "./cotgen-lite") for cell in cells}) == 1
 
 
 def test_what_colab_has_lies_in_our_ranges() -> None:
@@ -177,6 +177,56 @@ def test_what_colab_has_lies_in_our_ranges() -> None:
     needs = {canonicalize_name(one.name): one.specifier for one in map(Requirement, PROJECT["dependencies"])}
     pins = {name: str(has[name]).removeprefix("==") for name in needs.keys() & has.keys()}
     assert {name for name, pin in pins.items() if pin not in needs[name]} == UPGRADED & needs.keys()
+
+
+# A git that clones half and is killed, or all of it; a pip that fails, or makes the package importable as it ends.
+GIT = """#!/bin/sh
+echo git >> calls
+for folder; do true; done
+mkdir "$folder" && [ ! -e git-fails ] && mkdir "$folder/cotgen_lite" && echo > "$folder/cotgen_lite/__init__.py"
+"""
+PIP = """#!/bin/sh
+echo pip >> calls
+[ ! -e pip-fails ] && cp -r cotgen-lite/cotgen_lite packages
+"""
+START = """
+import importlib.util, sys, types
+sys.modules["google.colab"] = types.ModuleType("google.colab")
+sys.path[:0] = ["", "packages"]
+try:
+    exec(open("cell.py").read())
+finally:
+    spec = importlib.util.find_spec("cotgen_lite")
+    print(spec and spec.origin)
+"""
+
+
+def test_an_interrupted_set_up_cell_starts_again(tmp_path: Path) -> None:
+    cell = code_cells(nbformat.read(ROOT / "notebooks/03_prm.ipynb", as_version=4))[0].source
+    (tmp_path / "cell.py").write_text(cell)
+    (tmp_path / "packages").mkdir()
+    for name, script in (("git", GIT), ("pip", PIP)):
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "cotgen_lite/cotgen_lite").mkdir(parents=True)  # a clone of an older cell, which is no package
+
+    def start(*failing: str) -> tuple[bool, list[str], str]:
+        for name in ("git-fails", "pip-fails", "calls"):
+            (tmp_path / name).unlink(missing_ok=True)
+        for name in (*failing, "calls"):
+            (tmp_path / name).touch()
+        path = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+        command = [sys.executable, "-S", "-c", START]
+        done = subprocess.run(command, cwd=tmp_path, env=path, capture_output=True, text=True, check=False)
+        return not done.returncode, (tmp_path / "calls").read_text().split(), done.stdout.strip()
+
+    installed = str(tmp_path / "packages/cotgen_lite/__init__.py")
+    assert start("git-fails") == (False, ["git"], "None")  # leaves half a clone
+    assert start("pip-fails") == (False, ["git", "pip"], "None")
+    assert start("pip-fails") == (False, ["pip"], "None")  # what is cloned stays, and nothing is taken for installed
+    ended, calls, origin = start()
+    assert ended and calls == ["pip"] and origin == str(tmp_path / "cotgen-lite/cotgen_lite/__init__.py")
+    assert start() == (True, [], installed)  # as after "Restart session"
 
 
 @pytest.mark.slow
@@ -193,7 +243,7 @@ def test_notebook_runs_on_colab(colab: Runtime, tmp_path: Path, name: str, last:
 
     *cells, found = run([*written, where], tmp_path)
 
-    package = str(tmp_path / "cotgen_lite/cotgen_lite/hub.py")
+    package = str(tmp_path / "cotgen-lite/cotgen_lite/hub.py")
     assert found.outputs[0].text == package
     after = colab.versions()
     assert {name for name in before if after.get(name) != before[name]} <= UPGRADED

@@ -104,7 +104,7 @@ def test_first_code_cell_sets_up_here_and_on_colab(path: Path) -> None:
     assert REPOSITORY in setup
     assert "cotgen_lite" in setup.replace(REPOSITORY, "")
     # Ranking data are read with datasets, which comes with that extra; the first two chapters need none.
-    assert ('"./cotgen_lite[train]"' in setup) == (path.name[:2] not in ("00", "01"))
+    assert ("./cotgen-lite[train]" in setup) == (path.name[:2] not in ("00", "01"))
 
 
 def test_code_cells_are_short(path: Path) -> None:
