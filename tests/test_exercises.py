@@ -400,6 +400,14 @@ def leaves(correct: Any) -> None:
     raise SystemExit(3)
 
 
+class Stop(BaseException):
+    pass
+
+
+def stops(correct: Any) -> None:
+    raise Stop
+
+
 def asserts(correct: Any) -> None:
     assert correct.sum() > 99
 
@@ -439,6 +447,9 @@ HINTS: list[tuple[Any, str]] = [
     (lambda correct: 0.75, r"^✗ Expected 0\.3333, got 0\.75\.\n  Tried with correct = \[\[0, 1, 0, 0, 1\], "),
     (lambda: 0.75, r"^✗ Your function has to take, in this order: correct\.$"),
     (lambda a, b: 0.75, r"^✗ Your function has to take, in this"),
+    (lambda correct: "why " * 9999, r"One share is wanted, not 'why why .*\.\.\.\.\n"),
+    (stops, r"Your function breaks off in line \d+ of its cell, raise Stop \(Stop\)\.\n"),
+    (ch01.check_oracle, r"^✗ The checker takes your function itself"),
     (0.75, r"^✗ The checker takes your function itself, without parentheses"),
     (None, r"^✗ The checker takes your function itself"),
     (..., r"^✗ The checker takes your function itself"),
@@ -454,6 +465,12 @@ def test_whatever_a_function_does_is_said_in_words(
     function: Any, hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert re.search(hint, said("oracle", function, capsys))
+
+
+def test_exchanged_and_missing_arguments_of_check_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    check(np.mean, ch01.check_oracle)  # type: ignore[arg-type]
+    check(ch01.check_oracle)
+    assert capsys.readouterr().out.count("✗ The checker takes your function itself, without parentheses") == 2
 
 
 def test_the_stub_of_a_notebook_is_not_solved_yet(capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,7 @@ class Exercise:
     free: bool = False
 
 
-def check(exercise: Exercise, function: Callable[..., Any]) -> None:
+def check(exercise: Exercise, function: Callable[..., Any] | None = None) -> None:
     """Try a learner's function on an exercise: prints ✓, ✗ with a hint, or that it is not solved yet. Nothing is raised
     but KeyboardInterrupt."""
     try:
@@ -60,8 +60,8 @@ def check(exercise: Exercise, function: Callable[..., Any]) -> None:
         print(f"Not solved yet: {stub}" if str(stub) else "Not solved yet.")
 
 
-def _verdict(exercise: Exercise, function: Any) -> str:
-    if not callable(function):
+def _verdict(exercise: Any, function: Any) -> str:
+    if not isinstance(exercise, Exercise) or not callable(function):
         return "✗ The checker takes your function itself, without parentheses: check(ch00.check_guide, my_guide)."
     names = list(signature(exercise.solution).parameters)[: len(exercise.cases[0])]
     try:
@@ -96,7 +96,9 @@ def _answer(function: Callable[..., Any], case: tuple) -> Answer | str:
     try:
         with redirect_stdout(said):
             answer = function(*handed)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         return _broken(error, function)
     finally:
         print(said.getvalue(), end="")
@@ -209,5 +211,6 @@ def _said(array: np.ndarray, digits: int = 4) -> str:
         plain = array.astype(int) if array.dtype.kind == "b" else array
         return f"[{', '.join(_said(np.asarray(one), digits) for one in plain)}]"
     if array.dtype.kind != "f":
-        return repr(array.item())
+        value = repr(array.item())
+        return value if len(value) <= 60 else f"{value[:57]}..."
     return f"{array:.0f}" if 1e4 <= abs(array) < 1e9 and digits < 9 else f"{array:.{digits}g}"
