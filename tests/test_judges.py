@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cotgen_lite.geneval import evaluate, judge
-from cotgen_lite.hub import model_path
+from cotgen_lite.hub import data_root, model_path
 from cotgen_lite.lite import judges as judge_training
 from cotgen_lite.lite.judges import (
     LearnedJudge,
@@ -171,6 +171,39 @@ def test_wrong_images_are_refused(template, shape):
         template.detect(torch.zeros(shape, dtype=torch.uint8))
     with pytest.raises(ValueError, match="lite judges look at"):
         template.detect(torch.zeros(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize("other", ["generator", "tokenizer", "orm", "sequential", "words", "nothing"])
+def test_another_models_folder_is_no_judge(other):
+    with pytest.raises(ValueError, match="learned judge") as error:
+        LearnedJudge.from_pretrained(data_root() / "models" / other)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        *((lambda path=path: LearnedJudge.from_pretrained(path), "folder or a hub name") for path in (None, 3, ["a"])),
+        *(
+            (lambda images=images: TemplateJudge().detect(images), "images must be a uint8")
+            for images in (None, "x", [])
+        ),
+        *((lambda w=w: LearnedJudge(LearnedJudgeConfig(width=w)), "width must be") for w in (0, "96", 10**6)),
+        *((lambda b=b: LearnedJudge(LearnedJudgeConfig(blocks=b)), "blocks must be") for b in (-1, 1.5)),
+        *((lambda n=n: draw_lessons(n, np.random.default_rng(0)), "count must be") for n in (0, "2", 10**9)),
+        (lambda: draw_lessons(2, 0), "rng must be"),
+        (lambda: draw_lessons(2, np.random.default_rng(0), "x"), "rebuild must be a function"),
+        *((lambda n=n: train_judge("work", n), "steps must be") for n in (0, "2", 10**12)),
+        (lambda: train_judge("work", 2, -1), "seed must be"),
+        (lambda: train_judge(None, 2), "work_dir must be the path"),
+        *((lambda n=n: measure_judge(TemplateJudge(), n, 0), "number must be") for n in (0, -1, "1", 10**12)),
+        (lambda: measure_judge("judge", 1, 0), "detector must be a judge"),
+        (lambda: measure_judge(TemplateJudge(), 1, None), "seed must be"),
+    ],
+)
+def test_what_no_judge_can_do_is_said_in_a_sentence(call, says):
+    with pytest.raises(ValueError, match=says):
+        call()
 
 
 # --- questions and training ---

@@ -1,6 +1,7 @@
 """Reasons in words: true to the findings, in words that the lite models know, only where something is wrong."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,16 @@ from cotgen_lite.lite.verifier_questions import random_prompt
 from cotgen_lite.lite.vocabulary import lite_tokenizer
 from cotgen_lite.lite.world import SceneObject, random_scene, render, scene_for
 from cotgen_lite.prompts import OPPOSITE, TAGS, encode_text, parse_prompt
-from cotgen_lite.verify.reasons import find_reasons, write_reasons
+from cotgen_lite.verify.reasons import find_reasons, share_told, write_reasons
+
+GIVEN_PROMPTS = [parse_prompt("a photo of a cat")]
+GIVEN: dict = {
+    "generator": SimpleNamespace(decode=list),
+    "detector": SimpleNamespace(detect=list),
+    "tokens": torch.zeros(1, 2, 64, dtype=torch.int16),
+    "prompts": GIVEN_PROMPTS,
+    "seed": 0,
+}
 
 
 def test_every_wording_is_in_words_the_models_know_and_names_what_is_wrong() -> None:
@@ -55,6 +65,38 @@ def test_wordings_vary_and_say_the_numbers() -> None:
     assert unclear == "the color of the cat is unclear but should be red"
     with pytest.raises(ValueError, match="only a wrong image has reasons"):
         write_reasons([], rng)
+
+
+COUNT = Finding("count", "cat", 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        *((lambda f=f: write_reasons(f, np.random.default_rng(0)), says) for f, says in (
+            (None, "findings must be a list of Findings"),
+            (COUNT, "findings must be a list of Findings"),
+            (["x"], "each of findings must be a Finding"),
+            ([Finding("odd", "cat", 1, 2)], "no words for a finding of kind 'odd'"),
+            ([Finding("count", "cat", 12, 2)], "asked for must be a whole number from 0 to 10"),
+            ([Finding("count", "cat", "two", 2)], "asked for must be a whole number"),
+        )),
+        (lambda: write_reasons([COUNT], 0), "rng must be"),  # type: ignore[arg-type]
+        (lambda: share_told(None, [COUNT]), "said must be a text"),  # type: ignore[arg-type]
+        (lambda: share_told("a", COUNT), "findings must be a list"),  # type: ignore[arg-type]
+        *((lambda change=change: find_reasons(**(GIVEN | change)), says) for change, says in (
+            ({"generator": None}, "generator must be"),
+            ({"detector": None}, "detector must be"),
+            ({"prompts": GIVEN_PROMPTS * 2}, r"tokens must have shape \(2, N, L\)"),
+            ({"prompts": ["a"]}, "Each of prompts must be"),
+            ({"tokens": None}, "tokens must be a tensor"),
+            ({"seed": -1}, "seed must be"),
+        )),
+    ],
+)  # fmt: skip
+def test_what_has_no_reasons_is_said_in_a_sentence(call: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        call()
 
 
 def test_only_wrong_images_get_reasons() -> None:

@@ -139,6 +139,41 @@ def test_prm_examples_are_balanced_in_every_tag_and_step():
     assert all(answers.count("yes") == answers.count("no") for answers in by_step.values())
 
 
+def test_prm_examples_are_as_many_as_can_be_of_either_answer():
+    """All pairs of a right and a wrong step that a tag and step allow, by brute force; no step twice; shuffled."""
+    rng = np.random.default_rng(1)
+    prompts = train_prompts(dict(zip(TAGS, (2, 5, 0, 1, 7, 4), strict=True)), seed=0)
+    number, steps, rollouts = len(prompts), 3, 2
+    codes = torch.arange(number * steps).view(number, steps, 1).to(torch.int16)
+    ends = rng.random((number, steps, rollouts)) < 0.3
+    ends[2:7, 0] = [[1, 0], [0, 1], [1, 1], [1, 0], [0, 0]]  # four right, one wrong
+    pool = Pool(prompts, codes, {}, {"rollouts": ends})
+    examples = prm_examples(pool, seed=0)
+    right = [[any(one) for one in path] for path in ends.tolist()]
+    wanted = {}
+    for tag in TAGS:
+        paths = [path for path in range(number) if prompts[path].tag == tag]
+        for step in range(steps):
+            yes = sum(right[path][step] for path in paths)
+            wanted[tag, step] = min(yes, len(paths) - yes)
+    assert wanted["two_object", 0] == 1 and max(wanted.values()) > 1
+    found = dict.fromkeys(wanted, 0)
+    order = [int(example.tokens) for example in examples]
+    for code, example in zip(order, examples, strict=True):
+        path, step = divmod(code, steps)
+        assert example.turns == (
+            (PRM_QUESTION.format(prompt=prompts[path].text), "yes" if right[path][step] else "no"),
+        )
+        found[prompts[path].tag, step] += right[path][step]
+    assert found == wanted and len(order) == len(set(order)) == 2 * sum(wanted.values())
+    again = [int(example.tokens) for example in prm_examples(pool, seed=0)]
+    other = [int(example.tokens) for example in prm_examples(pool, seed=1)]
+    assert again == order != other
+    tags = [TAGS.index(prompts[code // steps].tag) for code in order]
+    assert tags != sorted(tags)  # not tag by tag
+    assert prm_examples(replace(pool, correct={"rollouts": np.ones_like(ends)}), seed=0) == []
+
+
 def test_parm_examples_ask_in_turns_and_give_nothing_away():
     rng = np.random.default_rng(0)
     prompts = train_prompts(dict.fromkeys(TAGS, 4), seed=0)
@@ -245,6 +280,96 @@ def test_full_scale_holds_out_geneval_and_not_the_lite_sets(toy_generator, tmp_p
             make((bench,), held_out=held_out)
         with pytest.raises(ValueError, match="dev or test"):
             make((theirs[0],))  # no scale is named: as strict as ever
+
+
+PAIR = lite_prompts("train")[:2]
+LABELS = np.array([[True, False, True], [False, True, True]])
+POOL = Pool(PAIR, torch.zeros(2, 3, 64, dtype=torch.int16), {}, {"template": LABELS})
+RNG, CODES = np.random.default_rng(0), torch.zeros(64, dtype=torch.int16)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        *((lambda d=d: train_prompts(d, 0), says) for d, says in (
+            (None, "distinct must be a number of prompts for each tag"),
+            ({}, "lacks single_object, two_object"),
+            ({"cats": 1}, "each tag of distinct must be one of"),
+            (dict.fromkeys(TAGS, -1), "single_object must be a whole number of at least 0"),
+            (dict.fromkeys(TAGS, "2"), "single_object must be a whole number"),
+            (dict.fromkeys(TAGS[:3], 1), "lacks colors, position, color_attr"),
+        )),
+        *((lambda s=s: train_prompts(dict.fromkeys(TAGS, 1), s), "seed must be") for s in ("0", -1, None, 0.5)),
+        *((lambda most=most: balanced(LABELS, most, RNG), "most must be") for most in (0, -1, "1", None)),
+        (lambda: balanced(LABELS * 2, 1, RNG), "labels must be verdicts"),
+        (lambda: balanced(LABELS[0], 1, RNG), "labels must have shape"),
+        (lambda: balanced(LABELS, 1, 0), "rng must be a generator of numpy's"),
+        *((lambda most=most: orm_examples(POOL, most, 0), "most must be") for most in (0, -2, "1", 1.5)),
+        *((lambda s=s: orm_examples(POOL, 1, s), "seed must be") for s in (None, -1, "0")),
+        (lambda: orm_examples(None, 1, 0), "a pool must be a Pool"),
+        (lambda: orm_examples(replace(POOL, correct={}), 1, 0), "no verdicts 'template'"),
+        (lambda: orm_examples(replace(POOL, correct={"template": LABELS[:1]}), 1, 0), r"must have shape \(2, 3\)"),
+        (lambda: orm_examples(replace(POOL, correct={"template": LABELS * 3}), 1, 0), "must be verdicts"),
+        (lambda: orm_examples(replace(POOL, correct={"template": LABELS * 0.5}), 1, 0), "must be verdicts"),
+        (lambda: prm_examples(None, 0), "steps must be a Pool"),
+        (lambda: prm_examples(replace(POOL, correct={"rollouts": LABELS}), 0), r"must have shape \(2, 3, R\)"),
+        (lambda: prm_examples(replace(POOL, correct={"rollouts": np.full((2, 3, 2), 5)}), 0), "must be verdicts"),
+        (lambda: prm_examples(replace(POOL, correct={"rollouts": np.ones((2, 3, 0), bool)}), 0), "rollouts of each"),
+        (lambda: prm_examples(replace(POOL, correct={"rollouts": LABELS[..., None]}), -1), "seed must be"),
+        (lambda: parm_examples(None, POOL, 1, 0), "a pool must be a Pool"),
+        (lambda: parm_examples(Pool(PAIR[:1], POOL.tokens[:1], {}, {"template": LABELS[:1]}), POOL, 1, 0), "in pairs"),
+        *((lambda n=n: reflection_examples(POOL, np.full((2, 3), ""), n, 0), "number must be") for n in (0, -5, "5")),
+        (lambda: reflection_examples(POOL, None, 5, 0), r"reasons must have shape \(2, 3\)"),
+        (lambda: reflection_examples(POOL, np.full((2, 4), ""), 5, 0), r"reasons must have shape \(2, 3\)"),
+        (lambda: reflection_examples(POOL, np.full((2, 3), None), 5, 0), "each of reasons must be a text"),
+        (lambda: reflection_examples(POOL, np.full((2, 3), np.nan, object), 5, 0), "each of reasons must be a text"),
+        (lambda: Example(None, (("q", "a"),)), "tokens must be"),
+        (lambda: Example(CODES.float(), (("q", "a"),)), "tokens must be whole numbers"),
+        *((lambda t=t: Example(CODES, t), "turns must be pairs") for t in ((), ("qa",), (("q",),), None)),
+        (lambda: Example(CODES, (("q", 1),)), "an answer must be a text"),
+        (lambda: as_dataset([1], NOBODY), "generator must be"),
+        (lambda: as_dataset(None, SimpleNamespace(decode=list)), "examples must be a list of Examples"),
+        (lambda: as_dataset([1], SimpleNamespace(decode=list)), "each of examples must be an Example"),
+    ],
+)  # fmt: skip
+def test_what_nothing_can_be_learned_from_is_said_in_a_sentence(call, says):
+    with pytest.raises(ValueError, match=says) as error:
+        call()
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"generator": "generator"}, "generator must be a generator"),
+        ({"generator": NOBODY}, "generator must be a generator"),
+        ({"detector": "judge"}, "detector must be a judge"),
+        ({"prompts": ()}, "at least one prompt"),
+        ({"prompts": None}, "prompts must be a list of Prompts"),
+        ({"prompts": ["a photo of a cat"]}, "Each of prompts must be a Prompt"),
+        ({"work_dir": None}, "work_dir must be the path of a folder"),
+        *(({"rollouts": rollouts}, "rollouts must be a whole number from 1 to 1000") for rollouts in (-1, "2", 10**9)),
+        ({"seed": "0"}, "seed must be"),
+    ],
+)
+def test_what_cannot_be_drawn_and_labelled_is_said_in_a_sentence(toy_generator, tmp_path, change, says):
+    given = {"generator": toy_generator, "detector": NOBODY, "prompts": PAIR, "seed": 0, "work_dir": tmp_path}
+    with pytest.raises(ValueError, match=says):
+        label_steps(**({"rollouts": 2} | given | change))
+    if "rollouts" not in change:
+        with pytest.raises(ValueError, match=says):
+            generate_paths(**({"n": 2} | given | change))
+
+
+def test_steps_are_kept_apart_by_all_that_they_hang_on(toy_generator, tmp_path: Path, judged):
+    def label(**change) -> set[str]:
+        given = {"prompts": PAIR[:1], "rollouts": 1, "seed": 0} | change
+        label_steps(toy_generator, NOBODY, work_dir=tmp_path, **given)
+        return {path.name for path in tmp_path.iterdir()} - {"labels"}
+
+    once = label()
+    assert len(once) == 1 and label(rollouts=np.int64(1), seed=np.int32(0), prompts=list(PAIR[:1])) == once
+    assert len(label(rollouts=2)) == 2 and len(label(seed=1)) == 3 and len(label(prompts=PAIR)) == 4
 
 
 def test_the_dataset_decodes_when_it_is_read(toy_generator):

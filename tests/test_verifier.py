@@ -1,5 +1,6 @@
 """The verifier against a naive reading of P(yes), on three kinds of checkpoint; and how the lite one learns."""
 
+import copy
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from small_verifiers import PROMPTS, save_lite, save_llava, save_onevision
 
 from cotgen_lite.geneval import Detection, evaluate, relations
+from cotgen_lite.identity import identity
 from cotgen_lite.lite.verifier import (
     CHAT_TEMPLATE,
     WORDINGS,
@@ -43,6 +45,7 @@ from cotgen_lite.verify.verifier import (
     PRM_QUESTION,
     REFLECTION_QUESTION,
     Verifier,
+    load_verifier,
     probability_yes,
 )
 
@@ -310,6 +313,97 @@ def test_the_longest_of_several_questions_counts(lite, images):
     assert lite.score_questions(images, PROMPTS, [ORM_QUESTION, f"{long} {{prompt}}"]).shape == (4, 2)
     with pytest.raises(ValueError, match="reads at most 512"):
         lite.score_questions(images, PROMPTS, [ORM_QUESTION, f"{long * 4} {{prompt}}"])
+
+
+PICTURES = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+PROMPT = PROMPTS[0]
+
+
+@pytest.mark.parametrize(
+    "images",
+    [None, "images", PICTURES.numpy(), list(PICTURES), PICTURES.float(), PICTURES / 255, PICTURES[0], PICTURES[:, :1],
+     PICTURES.permute(0, 2, 3, 1), PICTURES[:, :, :0], PICTURES.bool(), torch.full((2, 3, 64, 64), torch.nan)],
+    ids=range(12),
+)  # fmt: skip
+def test_only_pictures_are_read(lite, images):
+    for ask in (
+        lite.score,
+        lite.clarity_and_potential,
+        lite.explain,
+        lambda *to: lite.score_questions(*to, [ORM_QUESTION]),
+    ):
+        with pytest.raises(ValueError, match=r"^[Ii]mages must be a uint8 tensor of shape \(B, 3, H, W\)"):
+            ask(images, PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        *((one, "prompts must be a text or a list of texts") for one in (None, 3, b"a cat", {PROMPT: 1})),
+        *((one, "each of prompts must be a text") for one in ([PROMPT, 3], [PROMPT, None], lite_prompts("train")[:2])),
+        *((one, "must say what the image shows") for one in ("", [PROMPT, " "])),
+        *((one, "2 images came with . prompts") for one in ([PROMPT], [PROMPT] * 3, [])),
+        ("a cat " * 1000, "shorten"),
+    ],
+)
+def test_only_prompts_are_asked_about(lite, prompt, says):
+    for ask in (
+        lite.score,
+        lite.clarity_and_potential,
+        lite.explain,
+        lambda *to: lite.score_questions(*to, [ORM_QUESTION]),
+    ):
+        with pytest.raises(ValueError, match=says):
+            ask(PICTURES, prompt)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        *((lambda v, q=q: v.score(PICTURES, PROMPT, q), "question must be a text") for q in (None, 3, ["{prompt}"])),
+        *((lambda v, q=q: v.explain(PICTURES, PROMPT, q), "where the prompt goes") for q in ("", "Is it right?")),
+        *((lambda v, b=b: v.score(PICTURES, PROMPT, batch_size=b), "batch_size must") for b in (0, -1, "2", 1.5, None)),
+        *(
+            (lambda v, n=n: v.explain(PICTURES, PROMPT, max_new_tokens=n), "max_new_tokens must")
+            for n in (0, -1, "2", 10**9)
+        ),
+        *((lambda v, q=q: v.score_questions(PICTURES, PROMPT, q), "questions must") for q in (None, [], 3)),
+        (lambda v: v.score_questions(PICTURES, PROMPT, [ORM_QUESTION, None]), "each of questions must"),
+        (lambda v: Verifier(None, None), "model must be"),
+        (lambda v: Verifier(v.processor, v.model), "model must be"),
+        (lambda v: Verifier(v.model, None), "processor must be"),
+        (lambda v: Verifier(v.model, v.processor.tokenizer), "processor must be"),
+        (lambda v: probability_yes(0.5), "log_odds must be a tensor"),
+        (lambda v: evaluation_set(1, 0), "scenes_per_tag must be a whole number from 2"),
+        (lambda v: measure_verifier(v.model, v.processor.tokenizer, []), "nothing to measure by"),
+        (lambda v: lite_verifier("words"), "tokenizer must be"),
+    ],
+)
+def test_what_no_verifier_can_be_asked_is_said_in_a_sentence(lite, call, says):
+    with pytest.raises(ValueError, match=says):
+        call(lite)
+
+
+@pytest.mark.parametrize("other", ["generator", "judge", "words", "tokenizer", "nothing"])
+def test_another_models_folder_is_no_verifier(other):
+    with pytest.raises((ValueError, OSError), match=r"verifier|missing") as error:
+        load_verifier(other, device="cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_answers_that_are_not_finite_are_not_given(lite, images):
+    spoiled = Verifier(copy.deepcopy(lite.model), lite.processor)
+    with torch.no_grad():
+        spoiled.model.lm_head.weight[lite._yes[0]] = torch.nan
+    for ask in (spoiled.score, spoiled.clarity_and_potential, lambda *to: spoiled.score_questions(*to, [ORM_QUESTION])):
+        with pytest.raises(ValueError, match=f"^log-odds that Verifier .* gave for '{PROMPTS[0]}' must be finite"):
+            ask(images, PROMPTS)
+
+
+def test_what_a_verifiers_answers_hang_on_is_plain_and_does_not_change_when_it_is_asked(lite, images):
+    before = identity(lite.described)
+    lite.score(images, PROMPTS)
+    assert identity(lite.described) == before
 
 
 def test_a_question_without_the_prompt_is_refused(lite, images):
