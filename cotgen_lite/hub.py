@@ -229,7 +229,7 @@ def print_anything() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of what an error says; its kind if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 

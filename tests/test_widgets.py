@@ -2,9 +2,11 @@
 
 from threading import Event, Thread
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from cotgen_lite.course import explorer
 from cotgen_lite.course.ch00 import step_explorer
@@ -13,6 +15,7 @@ from cotgen_lite.course.ch02 import calibration_explorer
 from cotgen_lite.course.ch03 import rollout_explorer
 from cotgen_lite.course.ch06 import budget_explorer
 from cotgen_lite.course.explorer import generators_explorer
+from cotgen_lite.course.plots import new_chart
 from cotgen_lite.metrics import calibration_error
 
 IMAGES = torch.randint(0, 255, (18, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
@@ -130,6 +133,54 @@ def test_a_slow_drawing_gives_way_to_the_last_values(monkeypatch: pytest.MonkeyP
     for thread in (first, second):
         thread.join(60)
     assert shown == ["a dog, seed 7 titled a dog, seed 7"]
+
+
+def test_a_setting_that_cannot_be_drawn_says_so() -> None:
+    calls: list[int] = []
+
+    def draw(number: int) -> tuple[Figure, str]:
+        calls.append(number)
+        figure, axis = new_chart(2, 2)
+        if number == 3:
+            raise KeyError("<b>no</b> such path\nmore")
+        axis.plot([number])
+        return figure, f"number {number}"
+
+    control = explorer.slider("number", 0, 0, 9)
+    box = explorer.explorer(draw, (control,))
+    (picture, words), said, first = box.children[1:], [], box.children[1].value
+    words.observe(lambda change: said.append(change["new"]), names="value")
+    control.value = 3
+    assert picture.value == b"" and picture.layout.display == "none"  # not the old setting's
+    assert words.value.startswith("This could not be drawn") and "&lt;b&gt;no" in words.value and "more" in words.value
+    assert not plt.get_fignums()  # nothing half done is left for the next cell
+    control.value = 5
+    assert bytes(picture.value).startswith(b"\x89PNG") and picture.layout.display == "" and picture.value != first
+    assert said == [explorer.BUSY, words_of_3 := said[1], explorer.BUSY, "number 5"] and words_of_3 != "number 0"
+    control.value = 0  # drawn before
+    assert picture.value == first and words.value == "number 0" and calls == [0, 3, 5]
+    control.value = 3  # an error is not kept
+    assert calls == [0, 3, 5, 3]
+
+
+def test_a_first_drawing_that_fails_fails_its_cell() -> None:
+    with pytest.raises(ZeroDivisionError):
+        explorer.explorer(lambda number: number / 0, (explorer.slider("number", 1, 0, 9),))
+
+
+def test_an_interrupted_drawing_does_not_stay_busy() -> None:
+    def draw(number: int) -> Figure:
+        if number:
+            raise KeyboardInterrupt
+        return new_chart(2, 2)[0]
+
+    control = explorer.slider("number", 0, 0, 9)
+    box = explorer.explorer(draw, (control,))
+    with pytest.raises(KeyboardInterrupt):
+        control.value = 1
+    assert "KeyboardInterrupt" in box.children[2].value and not bytes(box.children[1].value)
+    control.value = 0
+    assert bytes(box.children[1].value).startswith(b"\x89PNG")
 
 
 def test_budget_explorer_names_the_best_that_fits() -> None:

@@ -4,15 +4,20 @@ A chapter's own explorer stands in its chNN.py, and its figure, which is also dr
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from html import escape
 from threading import Lock, RLock
 
+import matplotlib.pyplot as plt
 from ipywidgets import HTML, Dropdown, HBox, Image, IntSlider, VBox, Widget
 from matplotlib.figure import Figure
 from torch import Tensor
 from traitlets import Any, HasTraits
 
 from cotgen_lite.course.plots import Numbers, Texts, draw_side_by_side, to_png
+from cotgen_lite.hub import first_line
 
+BUSY, KEPT = "drawing …", 100  # what stands below a picture meanwhile; how many settings' pictures are kept
 OWN_SIZE = {"align_self": "flex-start", "max_width": "100%"}  # a box would stretch a picture to its own width
 
 
@@ -32,18 +37,38 @@ def explorer(
 ) -> VBox:
     """Rows of controls above a picture and words: drawn now and whenever a control moves, always of the last values.
     draw: the controls' values, in order, or what a game remembers → figure, and words if there are any. The kernel
-    calls back on several threads: one drawing is made at a time, and what was left behind meanwhile is not shown."""
+    calls back on several threads: one drawing is made at a time, and what was left behind meanwhile is not shown. What
+    was drawn of some values is kept. Where drawing fails, a sentence takes the picture's place; the first time, raise.
+    """
     picture, words, drawing = Image(format="png", layout=OWN_SIZE), HTML(), Lock()
     controls = [game] if game else [control for row in rows for control in row]
 
-    def redraw(_: object = None) -> None:
-        with drawing:
-            values = [control.value for control in controls]
+    def drawn(*values: object) -> tuple[bytes, str]:
+        open_before = plt.get_fignums()
+        try:
             made = draw(*values)
             figure, text = made if isinstance(made, tuple) else (made, "")
-            drawn = to_png(figure)
+            return to_png(figure), text
+        finally:
+            for number in set(plt.get_fignums()) - set(open_before):  # of a failure: the next cell would show it
+                plt.close(number)
+
+    look_up = drawn if game else lru_cache(KEPT)(drawn)  # drawing may take seconds; a game's memory grows
+
+    def redraw(change: object = None) -> None:
+        words.value = BUSY
+        with drawing:
+            values, failure = [control.value for control in controls], None
+            try:
+                png, text = look_up(*values)
+            except BaseException as error:
+                png, text, failure = b"", f"This could not be drawn ({escape(first_line(error))}).", error
             if values == [control.value for control in controls]:  # else the move that came meanwhile draws next
-                picture.value, words.value = drawn, text
+                picture.layout.display, picture.value, words.value = "" if png else "none", png, text
+        if failure and (
+            change is None or not isinstance(failure, Exception)
+        ):  # a cell shows its error; an interrupt ends
+            raise failure
 
     for control in controls:
         control.observe(redraw, names="value")
