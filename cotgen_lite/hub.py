@@ -203,12 +203,12 @@ def disk_is_full(error: BaseException, folder: Path) -> bool:
 def work_folder(path: str | Path | None) -> Iterator[Path]:
     """The folder at a path, or for None one that is gone after the block: where a job keeps what it resumes from."""
     if path is not None:
-        from cotgen_lite.inputs import of_kind  # not before it is needed: the doctor works without numpy
+        from cotgen_lite.inputs import folder  # not before it is needed: the doctor works without numpy
 
-        yield Path(of_kind(path, "work_dir", (str, Path), "the path of a folder, or None"))
+        yield folder(path, "work_dir")
         return
-    with TemporaryDirectory() as folder:
-        yield Path(folder)
+    with TemporaryDirectory() as gone_later:
+        yield Path(gone_later)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -23,7 +23,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from cotgen_lite.hub import file_sha256, first_line, in_place_of, write_atomically, write_json
 from cotgen_lite.identity import fingerprint, refuse_other_run
-from cotgen_lite.inputs import number, of_kind, shaped, whole
+from cotgen_lite.inputs import folder, number, of_kind, shaped, whole
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -69,12 +69,11 @@ def train(
     settings. ValueError if the checkpoint is damaged or that of another run; or if the loss, its gradient or a weight
     is not finite any more: it names the step, and the last checkpoint stays.
     """
-    of_kind(work_dir, "work_dir", (str, Path, type(None)), "the path of a folder, or None")
     steps, learning_rate = whole(steps, "steps", 1, MOST_STEPS), number(learning_rate, "learning_rate", 0, LARGEST_RATE)
     weight_decay, warmup = number(weight_decay, "weight_decay", 0), number(warmup, "warmup", 0, 1)
     run = fingerprint((model,), steps, learning_rate, weight_decay, warmup, dict(about or {}))
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.98))
-    checkpoint = Path(work_dir) / CHECKPOINT if work_dir else None
+    checkpoint = folder(work_dir, "work_dir") / CHECKPOINT if work_dir is not None else None
     log, recent = TrainingLog(), []
     if checkpoint:
         delete_parts(checkpoint.parent, checkpoint.name)
@@ -142,9 +141,9 @@ def read_checkpoint(path: Path, run: str) -> dict[str, Any]:
     return state
 
 
-def delete_parts(folder: Path, name: str = "") -> None:
+def delete_parts(work: Path, name: str = "") -> None:
     """Delete what a killed process has left of files that it was writing (`hub.in_place_of`)."""
-    for part in folder.glob(f"{name}*.part"):
+    for part in work.glob(f"{name}*.part"):
         part.unlink(missing_ok=True)
 
 
@@ -210,7 +209,7 @@ class TrainerSettings:
             object.__setattr__(self, name, value)
 
 
-def trainer_arguments(settings: TrainerSettings, examples: int, folder: Path, device: torch.device) -> dict[str, Any]:
+def trainer_arguments(settings: TrainerSettings, examples: int, work: Path, device: torch.device) -> dict[str, Any]:
     """What `TrainingArguments`, and trl's kinds of it, are given: examples to learn from, a folder for checkpoints.
 
     On a GPU the model computes in bfloat16.
@@ -218,7 +217,7 @@ def trainer_arguments(settings: TrainerSettings, examples: int, folder: Path, de
     on_gpu = device.type == "cuda"
     rises = examples * settings.epochs > settings.batch_size  # warm-up makes one step at rate 0: the only one, maybe
     return {
-        "output_dir": str(folder),
+        "output_dir": str(work),
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": "cosine",
         "warmup_steps": settings.warmup if rises else 0.0,
@@ -245,18 +244,18 @@ def run_trainer(trainer: "Trainer", label: str) -> tuple[Any, TrainingLog]:
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StepBar(label))
     trainer.add_callback(WholeCheckpoints())
-    folder = Path(str(trainer.args.output_dir))
+    work = Path(str(trainer.args.output_dir))
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
-        delete_parts(folder)
-        for checkpoint in folder.glob(CHECKPOINTS):
+        delete_parts(work)
+        for checkpoint in work.glob(CHECKPOINTS):
             if not is_whole(checkpoint):
                 shutil.rmtree(checkpoint)
     trainer.accelerator.wait_for_everyone()
-    last = get_last_checkpoint(str(folder))
+    last = get_last_checkpoint(str(work))
     output = trainer.train(resume_from_checkpoint=last)
     done_now = output.global_step - (int(last.rpartition("-")[2]) if last else 0)
-    note = folder / "seconds.txt"
+    note = work / "seconds.txt"
     if done_now or not note.exists():  # a call with nothing left to do adds none
         write_atomically(note, str(output.metrics["train_runtime"] * output.global_step / max(1, done_now)))
     seconds = float(note.read_text(encoding="utf-8"))

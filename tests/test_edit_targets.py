@@ -1,5 +1,7 @@
 """Mended scenes show their prompt, and keep what was right of what it names."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from cotgen_lite.geneval import Detection, evaluate
 from cotgen_lite.lite.edit_targets import edit_target
 from cotgen_lite.lite.judges import TemplateJudge, scene_detections
 from cotgen_lite.lite.world import Scene, SceneObject, clearly, layouts, random_scene, render
-from cotgen_lite.prompts import lite_prompts, parse_prompt
+from cotgen_lite.prompts import Prompt, Requirement, lite_prompts, parse_prompt
 
 
 def test_mended_scenes_are_right() -> None:
@@ -92,3 +94,24 @@ def test_doubtful_detections_do_not_count() -> None:
     doubtful = [Detection("cup", 0.2, (0, 8, 20, 28), "red")]
     places = {edit_target(parse_prompt("a photo of a cup"), doubtful, np.random.default_rng(k))[0] for k in range(8)}
     assert len(places) > 4
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("a photo of a cup", []), "prompt must be"),
+        ((parse_prompt("a photo of a cup"), None), "detections must be a list"),
+        ((parse_prompt("a photo of a cup"), [CUP]), "each of detections must be a Detection"),
+        (
+            (parse_prompt("a photo of a cup"), [Detection("zebra", 0.9, (0, 0, 9, 9))]),
+            "a detection's name must be one of",
+        ),
+        ((Prompt("a photo of a zebra", "single_object", (Requirement("zebra"),)), []), "asks for must be one of"),
+        ((Prompt("five cups", "counting", (Requirement("cup", 5),)), []), "number of objects"),
+    ],
+)
+def test_what_cannot_be_edited_is_refused(given: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        edit_target(*given, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="rng must be"):
+        edit_target(parse_prompt("a photo of a cup"), [], 0)

@@ -1,11 +1,14 @@
 """Fine-tuning: the loss by hand, learning, going on after an interrupt, LoRA, on lite and LLaVA-OneVision layouts."""
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, List
+from datasets import Image as ImageFeature
 from peft import LoraConfig
 from PIL import Image
 from small_verifiers import save_lite, save_onevision
@@ -143,6 +146,91 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match="another run"):
             finetune_verifier(verifier, data, settings, tmp_path / "work")
+
+
+def other_images(dataset: Dataset) -> Dataset:
+    """The same words, each image with one pixel changed."""
+    rows = []
+    for row in dataset:
+        image = np.array(row["images"][0])
+        image[3, 3, 0] ^= 1
+        rows.append(row | {"images": [Image.fromarray(image)]})
+    return Dataset.from_list(rows)
+
+
+@pytest.mark.parametrize("stored", ["bytes", "paths"])
+def test_images_tell_runs_apart(tmp_path, stored):
+    dataset, settings = conversations(4)[0], FineTuning(1e-4, batch_size=4)
+    if stored == "paths":
+        rows = []
+        for number, row in enumerate(dataset):
+            row["images"][0].save(tmp_path / f"{number}.png")
+            rows.append(row | {"images": [str(tmp_path / f"{number}.png")]})
+        dataset = Dataset.from_list(rows).cast_column("images", List(ImageFeature()))
+    _, log = finetune_verifier(fresh(tmp_path / "a"), dataset, settings, tmp_path / "work")
+    _, again = finetune_verifier(fresh(tmp_path / "b"), dataset, settings, tmp_path / "work")
+    assert again.losses == log.losses
+    if stored == "paths":  # another picture under the old name
+        Image.fromarray(np.array(dataset[1]["images"][0]) // 2).save(tmp_path / "1.png")
+        other = dataset
+    else:
+        other = other_images(dataset)
+    with pytest.raises(ValueError, match="another run"):
+        finetune_verifier(fresh(tmp_path / "c"), other, settings, tmp_path / "work")
+
+
+def test_what_a_transform_makes_of_the_data_tells_runs_apart(tmp_path):
+    dataset, settings = conversations(4)[0], FineTuning(1e-4, batch_size=4)
+
+    def darkened(by: int) -> Dataset:
+        def read(batch: dict[str, list]) -> dict[str, list]:
+            images = [[Image.fromarray(np.array(image) // by) for image in one] for one in batch["images"]]
+            return batch | {"images": images}
+
+        return dataset.with_transform(read)
+
+    finetune_verifier(fresh(tmp_path / "a"), darkened(1), settings, tmp_path / "work")
+    with pytest.raises(ValueError, match="another run"):
+        finetune_verifier(fresh(tmp_path / "b"), darkened(2), settings, tmp_path / "work")
+
+
+def test_the_same_adapter_settings_serve_twice_and_others_are_another_run(tmp_path):
+    dataset, settings = conversations(4)[0], FineTuning(1e-3, batch_size=4)
+    given = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    before = copy.deepcopy(given)
+    _, log = finetune_verifier(fresh(tmp_path / "a"), dataset, settings, tmp_path / "work", given)
+    assert given == before
+    _, again = finetune_verifier(fresh(tmp_path / "b"), dataset, settings, tmp_path / "work", given)
+    assert again.losses == log.losses
+    for other in (LoraConfig(r=4, lora_dropout=0.1, target_modules=["q_proj", "v_proj"]), None):
+        with pytest.raises(ValueError, match="another run"):
+            finetune_verifier(fresh(tmp_path / "c"), dataset, settings, tmp_path / "work", other)
+
+
+def test_a_training_that_diverges_is_stopped(tmp_path):
+    with pytest.raises(ValueError, match=r"Training diverged at step \d+"):
+        finetune_verifier(fresh(tmp_path / "a"), conversations(16)[0], FineTuning(1e9, batch_size=4), tmp_path / "work")
+    assert all(training.is_whole(checkpoint) for checkpoint in (tmp_path / "work").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"verifier": "orm"}, "verifier must be a Verifier"),
+        ({"dataset": [{"messages": [], "images": []}]}, "dataset must be a Dataset"),
+        ({"dataset": None}, "dataset must be a Dataset"),
+        ({"dataset": Dataset.from_list([{"text": "a photo of a cat"}])}, "must have lists messages and images"),
+        ({"dataset": Dataset.from_list([{"messages": "yes", "images": []}])}, "must have lists messages"),
+        ({"settings": 1e-4}, "settings must be a FineTuning"),
+        ({"settings": {"learning_rate": 1e-4}}, "settings must be a FineTuning"),
+        ({"lora": {"r": 4}}, "lora must be a LoraConfig"),
+        ({"work_dir": 5}, "work_dir must be"),
+    ],
+)
+def test_what_training_is_given_is_checked(tmp_path, change: dict[str, Any], said: str):
+    given = {"verifier": fresh(tmp_path), "dataset": conversations(2)[0], "settings": FineTuning(1e-4)}
+    with pytest.raises(ValueError, match=said):
+        finetune_verifier(**(given | change))
 
 
 def test_answers_stand_where_they_are_read(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from cotgen_lite.align import self_correction
 from cotgen_lite.align.self_correction import Correction, CorrectionTraining, train_correction
 from cotgen_lite.experiments.benchmark import predict_plainly
 from cotgen_lite.generate.pipeline import Generator, load_generator
@@ -23,6 +24,7 @@ from cotgen_lite.generate.showo import (
 )
 from cotgen_lite.geneval import evaluate
 from cotgen_lite.hub import data_path
+from cotgen_lite.lite import edit_targets
 from cotgen_lite.lite.edit_targets import corrections
 from cotgen_lite.lite.judges import TemplateJudge
 from cotgen_lite.pools import Pool, load_pool
@@ -155,3 +157,141 @@ def test_training_teaches_to_go_by_the_reasons_and_resumes(toy_generator: Any, t
         train(tmp_path / "a", steps=201)
     with pytest.raises(ValueError, match="at least one correction"):
         train_correction(taught, [], replay, settings, tmp_path / "b")
+
+
+def lesson_of(number: int = 0, **changes: Any) -> Correction:
+    codes = torch.full((64,), 7 + number, dtype=torch.int16)
+    return replace(Correction(PROMPTS[number], codes, WHY, codes + 1), **changes)
+
+
+def replay_of(generator: Generator) -> CaptionedTokens:
+    words = encode_text(generator.text_tokenizer, PROMPTS[0].text)
+    return CaptionedTokens([words], torch.full((1, 64), 3), {"pictures": 1})
+
+
+def test_batches_are_drawn_anew_and_as_the_settings_say(toy_generator: Any, monkeypatch: Any) -> None:
+    """What the loss is asked of: each step another batch, plain ones dropped in a tenth, the others by their shares."""
+    config, seen = toy_generator.model.config, []
+
+    def noted(model: Any, prefixes: Any, tokens: Any, drawing: Any, dropout: Any) -> Any:
+        seen.append(([tuple(prefix) for prefix in prefixes], tokens[:, 0].tolist(), list(dropout)))
+        return masked_loss(model, prefixes, tokens, drawing, dropout)
+
+    monkeypatch.setattr(self_correction, "masked_loss", noted)
+    lessons = [lesson_of(number) for number in range(3)]
+    settings = CorrectionTraining(40, 1e-4, batch_size=16, replay=0.25, without_reasons=0.3, without_words=0.2, seed=3)
+    train_correction(toy_generator, lessons, replay_of(toy_generator), settings)
+    said = {number: prefix_of(toy_generator, PROMPTS[number].text, WHY, [7 + number] * 64) for number in range(3)}
+    kinds = []
+    for prefixes, first, dropout in seen:
+        assert dropout == [0.0] * 12 + [0.1] * 4 and first[12:] == [3] * 4
+        assert all(
+            prefix == tuple(text_prefix(config, replay_of(toy_generator).text_ids[0])) for prefix in prefixes[12:]
+        )
+        for prefix, target in zip(prefixes[:12], first[:12], strict=True):
+            number = target - 8
+            mute = tuple(prefix_of(toy_generator, PROMPTS[number].text, "", [7 + number] * 64))
+            blind = tuple(correction_prefix(config, [], [], [7 + number] * 64))
+            kinds.append({tuple(said[number]): "told", mute: "mute", blind: "blind"}[prefix])
+    shares = {kind: kinds.count(kind) / len(kinds) for kind in ("told", "mute", "blind")}
+    assert shares == pytest.approx({"told": 0.5, "mute": 0.3, "blind": 0.2}, abs=0.08)
+    assert len({tuple(first) for _, first, _ in seen}) > 30
+    again = []
+    monkeypatch.setattr(
+        self_correction, "masked_loss", lambda *given: again.append(given[2][:, 0].tolist()) or noted(*given)
+    )
+    train_correction(toy_generator, lessons, replay_of(toy_generator), replace(settings, steps=2, seed=4))
+    assert again != [first for _, first, _ in seen[:2]]
+
+
+def test_images_in_which_nothing_is_wrong_give_no_lesson(toy_generator: Any, monkeypatch: Any) -> None:
+    pool = Pool(PROMPTS, torch.zeros(3, 2, 64, dtype=torch.int16), {}, {})
+    found = evaluate(PROMPTS[0], [])
+    verdicts = iter([replace(found, reasons=()), found] * 3)
+    monkeypatch.setattr(edit_targets, "evaluate", lambda *_: next(verdicts))
+    lessons = corrections(toy_generator, TemplateJudge(), pool, np.ones((3, 2), dtype=bool), most=2, seed=0)
+    assert len(lessons) == 3 and all(lesson.reasons for lesson in lessons)
+
+
+@pytest.mark.parametrize("changed", ["reasons", "target", "rejected", "replay", "replay text"])
+def test_what_is_learned_from_tells_runs_apart(toy_generator: Any, tmp_path: Path, changed: str) -> None:
+    settings, replay = CorrectionTraining(1, 1e-3, batch_size=4), replay_of(toy_generator)
+    train_correction(toy_generator, [lesson_of()], replay, settings, tmp_path)
+    train_correction(toy_generator, [lesson_of()], replay, settings, tmp_path)
+    swapped = torch.full((64,), 7, dtype=torch.int16)
+    swapped[:2] = torch.tensor([6, 8])  # the same sum
+    lesson = {
+        "reasons": lesson_of(reasons="there is no cat"),
+        "target": lesson_of(target=swapped + 1),
+        "rejected": lesson_of(rejected=swapped),
+    }.get(changed, lesson_of())
+    if changed == "replay":
+        replay = replace(replay, tokens=(swapped[None] - 4).long())
+    if changed == "replay text":
+        replay = replace(replay, text_ids=[replay.text_ids[0][::-1]])
+    with pytest.raises(ValueError, match="another run"):
+        train_correction(toy_generator, [lesson], replay, settings, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    {
+        "steps": (0, -1, 2.5, 10**9),
+        "learning_rate": (float("nan"), -1.0, "1e-3"),
+        "batch_size": (0, None),
+        "replay": (-0.1, 1.1, 1.0, float("nan")),
+        "without_reasons": (-0.1, 1.1, 0.95),
+        "without_words": (2, float("inf")),
+        "seed": (-1, 1.0),
+    }.items(),
+)
+def test_impossible_settings_are_refused_in_a_sentence(name: str, values: tuple[Any, ...]) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=f"{name} (must|of|and)"):
+            CorrectionTraining(**({"steps": 5, "learning_rate": 1e-3} | {name: value}))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"generator": "generator"}, "generator must be a Generator"),
+        ({"lessons": None}, "lessons must be a list"),
+        ({"lessons": [None]}, "each of lessons must be a Correction"),
+        ({"lessons": [lesson_of(prompt="a photo of a cat")]}, "prompt must be a Prompt"),
+        ({"lessons": [lesson_of(reasons=None)]}, "reasons must be a text"),
+        ({"lessons": [lesson_of(reasons="the zebra is blue")]}, "do not know"),
+        ({"lessons": [lesson_of(target=torch.full((64,), 1024))]}, "from 0 to 1023"),
+        ({"lessons": [lesson_of(rejected=torch.full((64,), -1))]}, "from 0 to 1023"),
+        ({"lessons": [lesson_of(target=torch.zeros(63).long())]}, "must have shape"),
+        ({"lessons": [lesson_of(reasons=f"{WHY}, and " * 30)]}, "shorten the reasons"),
+        ({"replay": None}, "replay must be CaptionedTokens"),
+        ({"replay": CaptionedTokens([], torch.zeros(0, 64).long(), {})}, "replay must hold"),
+        ({"replay": CaptionedTokens([[5]], torch.zeros(2, 64).long(), {})}, "replay must hold"),
+        ({"replay": CaptionedTokens([[5]], torch.full((1, 64), 5000), {})}, "from 0 to 1023"),
+        ({"settings": {"steps": 1}}, "settings must be a CorrectionTraining"),
+        ({"work_dir": 5}, "work_dir must be"),
+    ],
+)
+def test_what_training_is_given_is_checked(toy_generator: Any, change: dict[str, Any], said: str) -> None:
+    given = {"generator": toy_generator, "lessons": [lesson_of()], "replay": replay_of(toy_generator)}
+    with pytest.raises(ValueError, match=said):
+        train_correction(**(given | {"settings": CorrectionTraining(1, 1e-3, batch_size=4)} | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"generator": None}, "generator must be a Generator"),
+        ({"judge": "template"}, "judge must"),
+        ({"pool": []}, "pool must be a Pool"),
+        ({"wrong": np.ones((3, 1), dtype=bool)}, "must have shape"),
+        ({"wrong": np.full((3, 2), 0.5)}, "wrong must"),
+        ({"most": 0}, "most must be"),
+        ({"seed": -1}, "seed must be"),
+    ],
+)
+def test_what_lessons_are_made_of_is_checked(toy_generator: Any, change: dict[str, Any], said: str) -> None:
+    pool = Pool(PROMPTS, torch.zeros(3, 2, 64, dtype=torch.int16), {}, {})
+    given = {"generator": toy_generator, "judge": TemplateJudge(), "pool": pool, "wrong": np.ones((3, 2), dtype=bool)}
+    with pytest.raises(ValueError, match=said):
+        corrections(**(given | {"most": 1, "seed": 0} | change))

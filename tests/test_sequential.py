@@ -4,6 +4,7 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -251,3 +252,50 @@ def test_pre_training_learns_captions_and_resumes(
     monkeypatch.setattr("cotgen_lite.lite.generator_training.next_token_loss", None)  # nothing is left to do
     train_generator(again, data, 30, tmp_path, seed=0, rate=1e-2)
     assert all(torch.equal(a, b) for a, b in zip(taught.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": None}, "model must be"),
+        ({"data": []}, "data must be CaptionedTokens"),
+        ({"data": CaptionedTokens([], torch.zeros(0, LENGTH).long(), {})}, "one caption an image"),
+        ({"data": CaptionedTokens(TEXTS, torch.zeros(1, LENGTH).long(), {})}, "one caption an image"),
+        ({"data": CaptionedTokens(TEXTS, torch.zeros(2, LENGTH + 1).long(), {})}, "must have shape"),
+        ({"data": CaptionedTokens(TEXTS, torch.full((2, LENGTH), 10**6), {})}, "tokens must be whole numbers"),
+        ({"steps": 0}, "steps must be"),
+        ({"rate": float("nan")}, "learning_rate must be"),
+        ({"seed": -1}, "seed must be"),
+        ({"work_dir": 7}, "work_dir must be"),
+    ],
+)
+def test_what_pre_training_is_given_is_checked(model: AutoregressiveModel, change: dict[str, Any], said: str) -> None:
+    data = CaptionedTokens(TEXTS, torch.zeros(2, LENGTH).long(), {})
+    with pytest.raises(ValueError, match=said):
+        train_generator(**({"model": model, "data": data, "steps": 1, "work_dir": None, "seed": 0} | change))
+
+
+def test_pre_training_tells_its_data_apart(model: AutoregressiveModel, tmp_path: Path) -> None:
+    def run(first: int, seed: int = 0) -> None:
+        tokens = torch.tensor([[first] * LENGTH, [5] * LENGTH])
+        train_generator(copy.deepcopy(model), CaptionedTokens(TEXTS, tokens, {"pictures": 2}), 1, tmp_path, seed)
+
+    run(3)
+    for other in ((4, 0), (3, 1)):
+        with pytest.raises(ValueError, match="another run"):
+            run(*other)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"generator": "sequential"}, "generator must be an AutoregressiveGenerator"),
+        ({"settings": None}, "settings must be a DpoTraining"),
+        ({"pairs": [1]}, "each of pairs must be a Pair"),
+        ({"pairs": 5}, "pairs must be a list"),
+    ],
+)
+def test_what_dpo_is_given_is_checked(model: AutoregressiveModel, change: dict[str, Any], said: str) -> None:
+    generator = AutoregressiveGenerator(model, None, None, None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=said):
+        train_autoregressive_dpo(**({"generator": generator, "pairs": [], "settings": DpoTraining(1e-4)} | change))

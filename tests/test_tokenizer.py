@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -327,3 +328,45 @@ def test_training_rebuilds_better(tmp_path: Path) -> None:
     assert after < before / 3
     assert log.steps == 25
     assert not model.training
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    {
+        "steps": (0, -1, 1.5, 10**9),
+        "batch": (0, None),
+        "learning_rate": (float("nan"), -1, 1e39),
+        "foreground": (float("inf"), -0.1),
+        "commitment": ("much",),
+        "seed": (-1, 0.5),
+    }.items(),
+)
+def test_impossible_settings_are_refused_in_a_sentence(name: str, values: tuple[Any, ...]) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=f"^{name} must be"):
+            TokenizerTraining(**({"steps": 5} | {name: value}))
+
+
+@pytest.mark.parametrize(
+    "images", [None, torch.zeros(2, 3, 8, 8).byte(), torch.zeros(2, 3, 64, 64), torch.zeros(0, 3, 64, 64).byte()]
+)
+def test_images_that_cannot_be_learned_from_are_refused(tmp_path: Path, images: Any) -> None:
+    model = Magvit(lite_magvit_config())
+    with pytest.raises(ValueError, match=r"images.*must"):
+        train_tokenizer(model, lambda rng, n: images, TokenizerTraining(steps=1), tmp_path)
+    with pytest.raises(ValueError, match="model must be"):
+        train_tokenizer(None, draw_scenes, TokenizerTraining(steps=1), tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="config must be"):
+        train_tokenizer(model, draw_scenes, None, tmp_path)  # type: ignore[arg-type]
+
+
+def test_training_tells_its_images_and_weights_of_the_loss_apart(tmp_path: Path) -> None:
+    def run(darker: int = 1, **changes: Any) -> None:
+        torch.manual_seed(0)
+        settings = TokenizerTraining(**({"steps": 1, "batch": 1} | changes))
+        train_tokenizer(Magvit(lite_magvit_config()), lambda rng, n: draw_scenes(rng, n) // darker, settings, tmp_path)
+
+    run()
+    for other in ({"darker": 2}, {"commitment": 0.04}, {"seed": 1}):
+        with pytest.raises(ValueError, match="another run"):
+            run(**other)

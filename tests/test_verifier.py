@@ -8,9 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_verifiers import PROMPTS, save_lite, save_llava, save_onevision
+from test_training import RunsCode
 
 from cotgen_lite.geneval import Detection, evaluate, relations
 from cotgen_lite.identity import identity
+from cotgen_lite.lite import verifier_training
 from cotgen_lite.lite.verifier import (
     CHAT_TEMPLATE,
     WORDINGS,
@@ -30,6 +32,7 @@ from cotgen_lite.lite.verifier_questions import (
     draw_dialogues,
     draw_match,
     encode_dialogue,
+    random_prompt,
     relations_seen,
     training_scene,
 )
@@ -580,6 +583,103 @@ def test_training_goes_on_where_it_stopped(tmp_path):
     measured = measure_verifier(saved.model, saved.processor.tokenizer, held_out)
     for wording, tags in auc.items():  # the saved weights are fp16
         assert measured[wording] == pytest.approx(tags, abs=0.26)
+
+
+SIZES = {"tower_steps": 1, "fact_steps": 2, "match_steps": 4, "images": 2, "questions": 2, "scenes_per_tag": 2}
+
+
+def test_a_training_that_was_cut_off_anywhere_ends_alike(tmp_path, monkeypatch):
+    """Cut off before a checkpoint is written, after the best weights are: neither log nor weights have traces."""
+    monkeypatch.setattr(verifier_training, "SAVE_SECONDS", 0)
+    whole = train_verifier(tmp_path / "whole", tmp_path / "best", **SIZES, evaluate_every=2)
+    saved, stops = verifier_training._Trainer.save, [5, 2]
+
+    def interrupted(trainer, path):
+        if stops and trainer.step == stops[-1]:
+            stops.pop()
+            raise KeyboardInterrupt
+        saved(trainer, path)
+
+    monkeypatch.setattr(verifier_training._Trainer, "save", interrupted)
+    while stops:
+        with pytest.raises(KeyboardInterrupt):
+            train_verifier(tmp_path / "parted", tmp_path / "parted-best", **SIZES, evaluate_every=2)
+        (tmp_path / "parted-best/model.safetensors").write_bytes(b"half")
+        (tmp_path / "parted/log.jsonl.0f.part").write_bytes(b"half")
+    parted = train_verifier(tmp_path / "parted", tmp_path / "parted-best", **SIZES, evaluate_every=2)
+    assert parted | {"seconds": 0} == whole | {"seconds": 0}
+    for path in (tmp_path / "best").iterdir():
+        assert path.read_bytes() == (tmp_path / "parted-best" / path.name).read_bytes()
+    rows = [
+        [json.loads(line) | {"seconds": 0} for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("whole", "parted")
+    ]
+    assert rows[0] == rows[1] and [row["step"] for row in rows[0]] == [2, 4, 6]
+    assert not list((tmp_path / "parted").glob("*.part"))
+    for change in (
+        {"evaluate_every": 4},
+        {"evaluate_every": 2, "scenes_per_tag": 4},
+        {"evaluate_every": 2, "images": 3},
+    ):
+        with pytest.raises(ValueError, match="another run"):
+            train_verifier(tmp_path / "whole", tmp_path / "best", **(SIZES | change))
+
+
+def test_a_planted_checkpoint_runs_no_code(tmp_path):
+    torch.save(("run", [RunsCode(tmp_path / "ran")], 0, 0.0, {}), tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
+        train_verifier(tmp_path, tmp_path / "best", **SIZES)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_pre_training_that_diverges_names_the_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(verifier_training, "PEAK_RATE", 1e30)
+    with pytest.raises(ValueError, match=r"Training diverged at step \d"):
+        train_verifier(tmp_path / "work", tmp_path / "best", **SIZES, evaluate_every=100)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tower_steps": -1},
+        {"fact_steps": 1.5},
+        {"match_steps": 10**9},
+        {"images": 0},
+        {"questions": 0},
+        {"evaluate_every": 0},
+        {"scenes_per_tag": 1},
+        {"seed": -1},
+        {"work_dir": None},
+        {"save_dir": 5},
+    ],
+)
+def test_impossible_sizes_of_pre_training_are_refused(tmp_path, change):
+    with pytest.raises(ValueError, match=f"^{next(iter(change))} must be"):
+        train_verifier(**({"work_dir": tmp_path, "save_dir": tmp_path / "best"} | SIZES | change))
+    with pytest.raises(ValueError, match="nothing to learn"):
+        train_verifier(tmp_path, tmp_path, fact_steps=0, match_steps=0)
+
+
+SCENE = training_scene(np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda rng: Mix(facts=1.5, official=0.0), "facts must be"),
+        (lambda rng: Mix(facts=0.5, official=float("nan")), "official must be"),
+        (lambda rng: Mix(facts=0.5, official=0.0, caption="yes"), "caption must be"),
+        (lambda rng: random_prompt("positions", rng), "tag must be one of"),
+        (lambda rng: draw_dialogues((), 3, Mix(0.5, 0.5), rng), "scene"),
+        (lambda rng: draw_dialogues(None, 3, Mix(0.5, 0.5), rng), "scene"),
+        (lambda rng: draw_dialogues(("cat",), 3, Mix(0.5, 0.5), rng), "scene"),
+        (lambda rng: draw_dialogues(SCENE, 10**9, Mix(0.5, 0.5), rng), "count must be"),
+        (lambda rng: draw_dialogues(SCENE, 3, 0.5, rng), "mix must be"),
+    ],
+)
+def test_questions_that_cannot_be_asked_are_refused(call, said):
+    with pytest.raises(ValueError, match=said):
+        call(np.random.default_rng(0))
 
 
 def test_a_caption_lists_things_in_reading_order():

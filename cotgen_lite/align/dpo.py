@@ -25,7 +25,7 @@ from cotgen_lite.hub import work_folder
 from cotgen_lite.identity import check_same_run, fingerprint
 from cotgen_lite.inputs import finite, number, of_kind, one_of, shaped, shown, verdicts, whole, with_methods, yes_or_no
 from cotgen_lite.pools import Pool
-from cotgen_lite.prompts import Prompt, refuse_held_out
+from cotgen_lite.prompts import Prompt, each_prompt, refuse_held_out
 from cotgen_lite.training import (
     MOST_STEPS,
     TrainerSettings,
@@ -186,7 +186,7 @@ def online_pairs(
     """
     of_kind(generator, "generator", Generator, "a Generator")
     with_methods(verifier, "verifier", ("score",), "a Verifier")
-    prompts, seed = _checked_prompts(prompts), whole(seed, "seed", 0)
+    prompts, seed = _some_prompts(prompts), whole(seed, "seed", 0)
     prompts_per_step = whole(prompts_per_step, "prompts_per_step (a step's prompts are all different)", 1, len(prompts))
     num_images_per_prompt = whole(num_images_per_prompt, "num_images_per_prompt", 1, 1024)
     if num_images_per_prompt < 2:
@@ -210,13 +210,10 @@ def online_pairs(
     return Online(draw, fingerprint(networks, texts, generator.settings, sizes))
 
 
-def _checked_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
-    listed = [
-        of_kind(one, "each of prompts", Prompt, "a Prompt") for one in of_kind(prompts, "prompts", Sequence, "a list")
-    ]
-    if not listed:
+def _some_prompts(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
+    if not (some := each_prompt(prompts)):
         raise ValueError("prompts must hold at least one Prompt, got an empty list.")
-    return listed
+    return some
 
 
 Watch = Callable[[Showo, Showo], float]  # from policy and reference to a number worth watching
@@ -231,7 +228,7 @@ def divergence_on_samples(generator: Generator, prompts: Sequence[Prompt], n: in
     """
     of_kind(generator, "generator", Generator, "a Generator")
     n, seed, masks = whole(n, "n", 1, 1024), whole(seed, "seed", 0), whole(masks, "masks", 1, MOST_MASKS)
-    prompts = _checked_prompts(prompts)
+    prompts = _some_prompts(prompts)
     texts = [prompt.text for prompt in prompts]
 
     def measure(policy: Showo, reference: Showo) -> float:

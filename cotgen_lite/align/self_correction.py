@@ -94,8 +94,10 @@ def train_correction(
     rejected = stack_tokens([lesson.rejected for lesson in lessons], *size).tolist()
     targets = stack_tokens([lesson.target for lesson in lessons], *size)
     plain = round(settings.batch_size * settings.replay)
-    if plain and not (len(replay.text_ids) == len(stack_tokens(list(replay.tokens), *size)) > 0):
+    if plain and not len(replay.text_ids) == len(replay.tokens) > 0:
         raise ValueError(f"replay must hold one caption an image, and some; got {len(replay.text_ids)} captions.")
+    if plain:
+        stack_tokens(list(replay.tokens), *size)
     for i in range(len(lessons)):  # what cannot be read is said now, not at the step that draws it
         correction_prefix(config, said[i], why[i], rejected[i])
 

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from cotgen_lite.align.self_correction import Correction
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.geneval import Detection, evaluate, threshold_of
+from cotgen_lite.inputs import of_kind, one_of, verdicts, whole, with_methods
 from cotgen_lite.lite.judges import TemplateJudge
 from cotgen_lite.lite.world import Scene, SceneObject, clearly, free_places, icon_box, layouts, render, world
 from cotgen_lite.pools import Pool
@@ -32,8 +33,17 @@ def edit_target(prompt: Prompt, detections: Sequence[Detection], rng: np.random.
     detections: what is in the image that misses the prompt. An object that is asked for stays where it is, in its
     colour unless another one is asked for; what is missing takes place and colour of an object that is not asked for,
     if there is one. For a relation as few as possible move, as short a way as possible. The rest is drawn by `rng`.
+    ValueError for a prompt or a detection of what the lite world does not know, or of more than four objects.
     """
+    of_kind(rng, "rng", np.random.Generator, "numpy's random Generator")
     limit = threshold_of(prompt)
+    for seen in of_kind(detections, "detections", Sequence, "a list of Detections"):
+        one_of(
+            of_kind(seen, "each of detections", Detection, "a Detection").name, "a detection's name", world().objects
+        )
+    for item in prompt.include:
+        one_of(item.name, "what a prompt asks for", world().objects)
+    whole(sum(item.count for item in prompt.include), "the number of objects that a prompt asks for", 1, 4)
     left = [_as_object(detection) for detection in detections if detection.score > limit]
     items, palette = [item for item in prompt.include for _ in range(item.count)], world().colors
     own = [_take(left, item) for item in items]
@@ -110,6 +120,10 @@ def corrections(
     target. wrong: (P, N), which images are. An image in which the judge finds nothing wrong gives none. ValueError if
     a dev or test prompt is among them.
     """
+    of_kind(generator, "generator", Generator, "a Generator")
+    with_methods(judge, "judge", ("detect",), "a judge")
+    most, seed = whole(most, "most", 1), whole(seed, "seed", 0)
+    wrong = verdicts(wrong, "wrong", of_kind(pool, "pool", Pool, "a Pool").tokens.shape[:2])
     refuse_held_out(pool.prompts)
     rng = np.random.default_rng(seed)
     picks = [(row, column) for row, some in enumerate(wrong) for column in rng.permutation(np.flatnonzero(some))[:most]]

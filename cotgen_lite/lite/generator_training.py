@@ -19,7 +19,7 @@ from cotgen_lite.generate.vq import Magvit
 from cotgen_lite.inputs import of_kind, whole
 from cotgen_lite.lite.world import CaptionNoise, noisy_pair, render
 from cotgen_lite.prompts import encode_text
-from cotgen_lite.training import LARGEST_SEED, MOST_STEPS, TrainingLog, train
+from cotgen_lite.training import LARGEST_SEED, MOST_STEPS, TrainingLog, stack_tokens, train
 
 BATCH_SIZE = 64
 
@@ -48,7 +48,11 @@ def train_generator(
     an `AutoregressiveModel` to predict each token from the caption and the tokens before it. ValueError as in `train`,
     or for data that the model does not fit."""
     of_kind(model, "model", (Showo, AutoregressiveModel), "a Showo or an AutoregressiveModel")
-    of_kind(data, "data", CaptionedTokens, "CaptionedTokens")
+    if not len(of_kind(data, "data", CaptionedTokens, "CaptionedTokens").text_ids) == len(data.tokens) > 0:
+        raise ValueError(
+            f"data must hold one caption an image, got {len(data.text_ids)} captions for {len(data.tokens)} images."
+        )
+    stack_tokens(list(data.tokens), model.config.num_image_tokens, model.config.codebook_size)
     seed = whole(seed, "seed", 0, LARGEST_SEED)
 
     def loss_at(step: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cotgen_lite.generate.vq import Magvit, to_pixels, tokens_to_bits
 from cotgen_lite.inputs import number, of_kind, shaped, whole
-from cotgen_lite.training import LARGEST_SEED, MOST_AT_ONCE, MOST_STEPS, TrainingLog, train
+from cotgen_lite.training import LARGEST_RATE, LARGEST_SEED, MOST_AT_ONCE, MOST_STEPS, TrainingLog, train
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class TokenizerTraining:
     def __post_init__(self) -> None:
         most = {"steps": (1, MOST_STEPS), "batch": (1, MOST_AT_ONCE), "seed": (0, LARGEST_SEED)}
         for name, value in asdict(self).items():
-            checked = whole(value, name, *most[name]) if name in most else number(value, name, 0)
+            checked = whole(value, name, *most[name]) if name in most else number(value, name, 0, LARGEST_RATE)
             object.__setattr__(self, name, checked)
 
 
@@ -53,7 +53,7 @@ def train_tokenizer(
     of_kind(config, "config", TokenizerTraining, "a TokenizerTraining")
 
     def images_at(step: int) -> Tensor:
-        return draw(np.random.default_rng((config.seed, step)), config.batch)
+        return of_kind(draw(np.random.default_rng((config.seed, step)), config.batch), "images", Tensor, "a tensor")
 
     def loss_at(step: int) -> Tensor:
         return tokenizer_loss(model, images_at(step).to(model.device), config)
@@ -68,8 +68,11 @@ def tokenizer_loss(model: Magvit, images: Tensor, config: TokenizerTraining) -> 
 
     Reconstruction is per pixel, in [-1, 1]; certainty and diversity are in nats, commitment is per bit.
     """
-    of_kind(images, "images", Tensor, "a tensor")
-    shaped(images, "images", ("B", 3, model.config.image_size, model.config.image_size))
+    shaped(
+        of_kind(images, "images", Tensor, "a tensor"),
+        "images",
+        ("B", 3, model.config.image_size, model.config.image_size),
+    )
     if images.dtype != torch.uint8 or not len(images):
         raise ValueError(f"images must be at least one, of dtype uint8, got {len(images)} of {images.dtype}.")
     pixels = to_pixels(images)

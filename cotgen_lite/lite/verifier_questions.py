@@ -16,10 +16,21 @@ from transformers import PreTrainedTokenizerBase
 
 from cotgen_lite import prompts as templates
 from cotgen_lite.geneval import POSITION_COMPONENT, relation_components, relations
+from cotgen_lite.inputs import number, of_kind, one_of, shown, whole, yes_or_no
 from cotgen_lite.lite.judges import scene_detections
 from cotgen_lite.lite.vocabulary import ASSISTANT, END_OF_TEXT, USER
 from cotgen_lite.lite.world import Scene, SceneObject, random_scene, scene_for, world
-from cotgen_lite.prompts import OPPOSITE, RELATIONS, Prompt, encode_text, lite_prompts, meaning, plural, with_article
+from cotgen_lite.prompts import (
+    OPPOSITE,
+    RELATIONS,
+    TAGS,
+    Prompt,
+    encode_text,
+    lite_prompts,
+    meaning,
+    plural,
+    with_article,
+)
 from cotgen_lite.verify.verifier import CLARITY_QUESTION, ORM_QUESTION, POTENTIAL_QUESTION, PRM_QUESTION
 
 T = TypeVar("T")
@@ -42,6 +53,11 @@ class Mix:
     official: float
     caption: bool = False  # the first question of each image asks for a caption
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "facts", number(self.facts, "facts", 0, 1))
+        object.__setattr__(self, "official", number(self.official, "official", 0, 1))
+        object.__setattr__(self, "caption", yes_or_no(self.caption, "caption"))
+
 
 def training_scene(rng: np.random.Generator) -> Scene:
     """A scene to ask about: a quarter hold anything, the others what a prompt of one of the six tags asks for."""
@@ -52,7 +68,8 @@ def training_scene(rng: np.random.Generator) -> Scene:
 
 
 def random_prompt(tag: str, rng: np.random.Generator) -> Prompt:
-    """Any prompt of a tag, of whichever set."""
+    """Any prompt of a tag, of whichever set; ValueError for a tag that is none."""
+    one_of(tag, "tag", TAGS)
     first, second = (world().objects[i] for i in rng.choice(len(world().objects), 2, replace=False))
     color, other = (world().colors[i] for i in rng.choice(len(world().colors), 2, replace=False))
     if tag == "counting":
@@ -67,10 +84,17 @@ def random_prompt(tag: str, rng: np.random.Generator) -> Prompt:
     }[tag]
 
 
-def draw_dialogues(scene: Scene, number: int, mix: Mix, rng: np.random.Generator) -> list[Dialogue]:
-    """Questions about one scene, each a dialogue of its own: one turn, or two for PARM's potential."""
+def draw_dialogues(scene: Scene, count: int, mix: Mix, rng: np.random.Generator) -> list[Dialogue]:
+    """Questions about one scene, each a dialogue of its own: one turn, or two for PARM's potential.
+
+    ValueError for a scene without anything to ask about.
+    """
+    count = whole(count, "count", 0, 4096)
+    of_kind(mix, "mix", Mix, "a Mix")
+    if not of_kind(scene, "scene", tuple, "a Scene") or not all(isinstance(item, SceneObject) for item in scene):
+        raise ValueError(f"A scene must hold at least one SceneObject, and nothing else, got {shown(scene)}.")
     dialogues: list[Dialogue] = [((CAPTION_REQUEST, caption(scene)),)] if mix.caption else []
-    while len(dialogues) < number:
+    while len(dialogues) < count:
         if rng.random() < mix.facts:
             dialogues.append((_fact(scene, rng),))
         elif asked := draw_match(scene, rng):

@@ -21,7 +21,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 from cotgen_lite.hub import in_place_of, write_atomically
 from cotgen_lite.identity import fingerprint
-from cotgen_lite.inputs import whole
+from cotgen_lite.inputs import folder, whole
 from cotgen_lite.lite.verifier import (
     Group,
     evaluation_set,
@@ -36,7 +36,7 @@ from cotgen_lite.lite.verifier_questions import Mix, draw_dialogues, encode_dial
 from cotgen_lite.lite.vocabulary import lite_tokenizer
 from cotgen_lite.lite.world import Scene, SceneObject, render, world
 from cotgen_lite.prompts import plural
-from cotgen_lite.training import LARGEST_SEED, MOST_STEPS, delete_parts, read_checkpoint, refuse_divergence
+from cotgen_lite.training import CHECKPOINT, LARGEST_SEED, MOST_STEPS, delete_parts, read_checkpoint, refuse_divergence
 
 TOWER_RATE, PEAK_RATE = 1e-3, 1.2e-3  # learning rates of the first stage and of the other two, after the warm-up
 PROBE_WEIGHT = 0.3
@@ -74,7 +74,8 @@ def train_verifier(
     scenes_per_tag, seed = whole(scenes_per_tag, "scenes_per_tag", 2, 100_000), whole(seed, "seed", 0, LARGEST_SEED)
     if not fact_steps + match_steps:
         raise ValueError("There is nothing to learn: fact_steps and match_steps are both 0.")
-    work, checkpoint = Path(work_dir), Path(work_dir) / "checkpoint.pt"
+    work, best_folder = folder(work_dir, "work_dir"), folder(save_dir, "save_dir")
+    checkpoint = work / CHECKPOINT
     delete_parts(work)
     torch.manual_seed(seed)
     plan = [("facts", FACTS)] * fact_steps + [("matches", MATCHES)] * match_steps
@@ -87,7 +88,7 @@ def train_verifier(
         if trainer.best["step"]:  # what stands there may be half-written, or from after the checkpoint
             best = copy.deepcopy(model)
             best.load_state_dict(trainer.best_weights)
-            save_verifier(best, tokenizer, Path(save_dir))
+            save_verifier(best, tokenizer, best_folder)
     else:
         _train_tower(model, trainer.probes, tower_steps, seed, 2 * images)
         trainer.seconds = time.monotonic() - started
@@ -109,7 +110,7 @@ def train_verifier(
                 if now["enough"] or now["mean"] > trainer.best["mean"]:
                     trainer.best = now
                     trainer.best_weights = {name: value.half() for name, value in model.state_dict().items()}
-                    save_verifier(model, tokenizer, Path(save_dir))
+                    save_verifier(model, tokenizer, best_folder)
                 trainer.rows.append(json.dumps({"stage": stage} | losses | now) + "\n")
                 write_atomically(work / "log.jsonl", "".join(trainer.rows))
             if last or trainer.best["enough"] or time.monotonic() - saved > SAVE_SECONDS:
