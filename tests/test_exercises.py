@@ -445,6 +445,7 @@ HINTS: list[tuple[Any, str]] = [
     (lambda correct: math.nan, r"Your answer holds nan or infinity"),
     (lambda correct: 0.7491, r"^✗ Expected 0\.75, got 0\.7491\.\n  Tried with correct = \[\[0, 0, 1\], "),
     (lambda correct: 0.75, r"^✗ Expected 0\.3333, got 0\.75\.\n  Tried with correct = \[\[0, 1, 0, 0, 1\], "),
+    (lambda correct: torch.tensor(0.75, dtype=torch.bfloat16), r"^✗ Expected 0\.3333, got 0\.75\.\n"),
     (lambda: 0.75, r"^✗ Your function has to take, in this order: correct\.$"),
     (lambda a, b: 0.75, r"^✗ Your function has to take, in this"),
     (lambda correct: "why " * 9999, r"One share is wanted, not 'why why .*\.\.\.\.\n"),

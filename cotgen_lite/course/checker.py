@@ -145,7 +145,7 @@ def _read(answer: Any, handed: tuple) -> Answer | str:
         return (value,)
     if not (isinstance(answer, Tensor) and answer.requires_grad):
         return "The loss has no gradient: return a tensor, and do not turn it into a number on the way."
-    slopes = torch.autograd.grad(answer.sum(), leaves, retain_graph=True, allow_unused=True)
+    slopes = torch.autograd.grad(answer.sum(), leaves, allow_unused=True)
     pairs = zip(leaves, slopes, strict=True)
     return value, *(_array(torch.zeros_like(leaf) if slope is None else slope) for leaf, slope in pairs)
 
