@@ -133,8 +133,8 @@ def build_parm_plus(out: Path, work: Path, config: Config) -> None:
     images, generator = _images(out, "images"), load_generator(models=out / "models")
     examples = parm_examples(_images(out, "paths"), images, config.orm_images_per_label, seed=0)
     reasons = find_reasons(generator, TemplateJudge(), images.tokens, images.prompts, seed=0)
-    number = round(len(examples) * REFLECTIONS / sum(PROPORTIONS.values()))
-    examples += reflection_examples(images, reasons, number, seed=1)
+    if number := round(len(examples) * REFLECTIONS / sum(PROPORTIONS.values())):
+        examples += reflection_examples(images, reasons, number, seed=1)
     examples = [examples[i] for i in np.random.default_rng(2).permutation(len(examples))]
     _finetune(out, work, config, "parm-plus-plus", examples, (FINISHED, CLEAR), (WRITING_RATE,))
 
