@@ -5,7 +5,7 @@ Paper: section 5. How: measuring.py; one reflection: `reflect` in verify/search.
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -23,7 +23,7 @@ from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.geneval import evaluate
 from cotgen_lite.identity import fingerprint
 from cotgen_lite.lite.judges import TemplateJudge
-from cotgen_lite.pools import SHARD, in_shards
+from cotgen_lite.pools import SHARD, Pool, in_shards
 from cotgen_lite.prompts import Prompt
 from cotgen_lite.verify.pool_search import Outcome, ask_of_paths, spent_by_search, stop_paths
 from cotgen_lite.verify.reasons import share_told, write_reasons
@@ -80,7 +80,7 @@ def measure_reflection(out: Path, work: Path, config: Config) -> None:
     for kind, suffix in NAMES.items():
         of_one = each if kind == "more" else each + once  # a correction reads a prompt of its own
         spent = spent_with_rounds(cost, runs.get(kind, own).rounds, of_one, explained=kind == "reflect")
-        shown = replace(pool, correct={judge: one[:, None] for judge, one in right[kind].items()})
+        shown = Pool(prompts, first[:, None], {}, {judge: one[:, None] for judge, one in right[kind].items()})
         bench.add_rows(f"{name}+parm++{suffix}", name, shown, spent, verifier="PARM++", n=config.pool_size)
 
     def decide_by(judge: str) -> dict[str, dict]:
