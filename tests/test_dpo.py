@@ -33,7 +33,7 @@ from cotgen_lite.align.dpo import (
     reward_margins,
     train_dpo,
 )
-from cotgen_lite.generate.pipeline import Generator
+from cotgen_lite.generate.pipeline import PAPER_SETTINGS, Generator
 from cotgen_lite.generate.showo import Showo, ShowoConfig, draw_mask, text_prefix
 from cotgen_lite.pools import Pool
 from cotgen_lite.prompts import lite_prompts, parse_prompt
@@ -77,7 +77,7 @@ class Numbers:
 
 
 def tiny_generator(length: int = LENGTH) -> Generator:
-    return Generator(tiny(length=length), Numbers(), None, None)
+    return Generator(tiny(length=length), Numbers(), None, PAPER_SETTINGS)
 
 
 def weights_of(generator: Generator) -> dict[str, torch.Tensor]:

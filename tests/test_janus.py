@@ -203,7 +203,7 @@ def test_bad_requests_and_folders_are_one_clear_sentence(
 ) -> None:
     with pytest.raises(ValueError, match="divisor of 16"):
         generator(PROMPTS, steps=5)
-    with pytest.raises(ValueError, match="At least one prompt, num_images"):
+    with pytest.raises(ValueError, match="num_images_per_prompt must be"):
         generator(PROMPTS, 0)
     for text, why in (
         ("cat" * 99, r"tokens; this model reads at most 110"),

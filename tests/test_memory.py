@@ -146,8 +146,10 @@ def test_the_plan_is_the_largest_that_fits() -> None:
     larger = ShowoConfig(num_image_tokens=1024)
     with pytest.raises(ValueError, match=r"takes 553\.\d MB"):  # for drawing this time: lite pixels are soon decoded
         plan_from_configs(larger, tokenizer.lite_magvit_config(), 1, 20, 20, True, torch.bfloat16, int(0.6e9))
-    with pytest.raises(ValueError, match="n >= 1 and a prompt"):
+    with pytest.raises(ValueError, match="prompts must be a whole number from 1"):
         plan_from_configs(config, pixels, 0, 20, 20, True, torch.bfloat16, int(30e9))
+    many = plan_from_configs(config, pixels, 10**6, 10_000, 20, True, torch.bfloat16, 10**15)  # at once, no hang
+    assert many.at_once == 10_000 and many.goes == 10**6
 
 
 @pytest.mark.parametrize(("prompts", "n", "at_once"), [(1, 20, 12), (5, 2, 4), (3, 2, 6), (2, 3, 1), (7, 2, 5)])

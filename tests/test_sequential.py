@@ -176,7 +176,7 @@ def test_generator_draws_alike_in_any_company(model: AutoregressiveModel) -> Non
     assert (images[0, :, 8:] == GREY).all() and not (images[0, :, :8] == GREY).all()
     finished = alone.images[0]
     assert (images[-1].int() - finished.int()).abs().max() <= 1  # rounded otherwise in another batch
-    with pytest.raises(ValueError, match="At least one prompt, num_images"):
+    with pytest.raises(ValueError, match="num_images_per_prompt must be"):
         generator(prompts, 0)
     with pytest.raises(ValueError, match="gray"):
         replace(SETTINGS, fill="gray")  # type: ignore[arg-type]

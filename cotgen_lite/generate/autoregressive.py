@@ -22,13 +22,22 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import CausalLMOutput
-from transformers.utils import logging
 
-from cotgen_lite.generate.pipeline import ImageGenerator, check_parts
-from cotgen_lite.generate.sampling import MASKED, Cost, Remasking, SamplingSettings, Step, path_noise
+from cotgen_lite.generate.pipeline import ImageGenerator, check_begun_with, check_parts, check_tokens, lite_parts
+from cotgen_lite.generate.sampling import (
+    MASKED,
+    Cost,
+    Remasking,
+    SamplingSettings,
+    Step,
+    check_logits,
+    check_paths,
+    check_rows,
+    path_noise,
+)
 from cotgen_lite.generate.vq import ImageTokenizer, Magvit
-from cotgen_lite.hub import chosen_device, load_exactly, load_tokenizer, model_path
-from cotgen_lite.inputs import one_of, whole
+from cotgen_lite.hub import chosen_device, load_exactly, load_tokenizer
+from cotgen_lite.inputs import number, of_kind, one_of, shown, texts, whole
 
 
 class AutoregressiveConfig(PretrainedConfig):
@@ -82,9 +91,11 @@ def lite_autoregressive_config(text_vocab_size: int, text_pad_id: int, grid: int
 
     text_vocab_size is `len(tokenizer)`, text_pad_id the tokenizer's.
     """
+    text_vocab_size = whole(text_vocab_size, "text_vocab_size", 1, 2**20)
+    text_pad_id = whole(text_pad_id, "text_pad_id", 0, text_vocab_size - 1)
     return AutoregressiveConfig(
         codebook_size=1024,
-        grid=grid,
+        grid=whole(grid, "grid", 1, 64),
         text_length=16,
         text_width=128,
         text_vocab_size=text_vocab_size,
@@ -185,7 +196,12 @@ class AutoregressiveModel(PreTrainedModel):
 
 
 def pad_texts(config: AutoregressiveConfig, texts: Sequence[Sequence[int]]) -> Tensor:
-    """Word ids of B captions as (B, text_length), pads at the left. ValueError for one that is too long."""
+    """Word ids of B captions as (B, text_length), pads at the left. ValueError if too long, or no word ids."""
+    most = config.text_vocab_size - 1
+    try:
+        texts = [[whole(each, "each id of a caption", 0, most) for each in text] for text in texts]
+    except TypeError:
+        raise ValueError(f"texts must be lists of word ids, got {shown(texts)}.") from None
     for text in texts:
         if len(text) > config.text_length:
             raise ValueError(f"A caption of {len(text)} words is too long: at most {config.text_length} can be read.")
@@ -207,7 +223,15 @@ def next_token_loss(
     """Mean cross-entropy of every token of images (B, L) given their captions' word ids and the tokens before it.
 
     dropout: share of captions replaced by nothing, which guidance needs; drawn from a CPU generator. Returns a scalar.
+    ValueError if captions and images do not go together, or for tokens that are none of the model's.
     """
+    config, dropout = (
+        of_kind(model, "model", AutoregressiveModel, "an AutoregressiveModel").config,
+        number(dropout, "dropout", 0, 1),
+    )
+    tokens = check_tokens(tokens, config.num_image_tokens, config.codebook_size)
+    if len(texts) != len(tokens):
+        raise ValueError(f"{len(texts)} captions for {len(tokens)} images: give one for each.")
     features, visible = model.read(pad_texts(model.config, texts).to(model.device))
     dropped = (torch.rand(len(texts), generator=generator) < dropout).to(model.device)
     features = torch.where(dropped[:, None, None], model.nothing, features)
@@ -258,6 +282,7 @@ class AutoregressiveState:
     rows: Tensor | None
     noise: Tensor
     cost: Cost
+    settings: AutoregressiveSettings
     step: int = 0
 
 
@@ -269,6 +294,9 @@ class NextTokenGenerator(ImageGenerator[AutoregressiveState]):
     text_tokenizer: PreTrainedTokenizerBase
     image_tokenizer: ImageTokenizer
     settings: AutoregressiveSettings
+
+    def __post_init__(self) -> None:
+        of_kind(self.settings, "settings", AutoregressiveSettings, "AutoregressiveSettings")
 
     @property
     def num_image_tokens(self) -> int:
@@ -286,17 +314,19 @@ class NextTokenGenerator(ImageGenerator[AutoregressiveState]):
         model, settings, length = self.model, self.settings, self.num_image_tokens
         if length % (runs := settings.steps):
             raise ValueError(f"{length} tokens cannot be cut into {runs} equal runs: take a divisor of {length}.")
-        texts = [self.encode(prompt) for prompt in prompts]
-        features, nothing, visible = self.read(texts)
+        of_kind(cost, "cost", Cost, "a Cost")
+        ids, seed = [self.encode(prompt) for prompt in texts(prompts, "prompts")], whole(seed, "seed")
+        paths = check_paths(paths, len(ids))
+        features, nothing, visible = self.read(ids)
         both = torch.cat([features, nothing.expand_as(features)]) if settings.guidance_scale else features
-        seen = visible.repeat(len(both) // len(texts), 1)
+        seen = visible.repeat(len(both) // len(ids), 1)
         inputs, mask = model.embed(both, seen, torch.empty(len(both), 0, dtype=torch.long, device=model.device))
         output = model.llama(inputs_embeds=inputs, attention_mask=mask, use_cache=True, past_key_values=DynamicCache())
         cost.generator_passes += len(both)
         cost.tokens += inputs.shape[0] * inputs.shape[1]
         rows = torch.tensor([row for row, _ in paths], device=model.device)
-        every = torch.cat([rows, rows + len(texts)]) if settings.guidance_scale else rows
-        keys = [(seed, tuple(texts[row]), candidate) for row, candidate in paths]
+        every = torch.cat([rows, rows + len(ids)]) if settings.guidance_scale else rows
+        keys = [(seed, tuple(ids[row]), candidate) for row, candidate in paths]
         return AutoregressiveState(
             visible[rows],
             rows.new_empty(len(paths), 0),
@@ -305,11 +335,14 @@ class NextTokenGenerator(ImageGenerator[AutoregressiveState]):
             every,
             torch.stack([path_noise(key, 1, length)[0, 0] for key in keys]),
             cost,
+            settings,
         )
 
     @torch.inference_mode()
     def advance(self, state: AutoregressiveState) -> tuple[AutoregressiveState, Step]:
         """The next run of every path; open positions of its guess are MASKED if they are to be grey."""
+        self._check(state)
+        check_begun_with(self.settings, state)
         length = self.num_image_tokens
         for _ in range(length // self.settings.steps):
             noise = state.noise[:, state.tokens.shape[1]].to(state.logits.device)
@@ -323,8 +356,9 @@ class NextTokenGenerator(ImageGenerator[AutoregressiveState]):
         return replace(state, step=state.step + 1), Step(state.step, guess, committed)
 
     def keep(self, state: AutoregressiveState, paths: Sequence[int]) -> AutoregressiveState:
-        chosen, number = list(paths), len(state.tokens)
-        rows = chosen + [number + path for path in chosen] if self.settings.guidance_scale else chosen
+        self._check(state)
+        chosen = check_rows(paths, among := len(state.tokens))
+        rows = chosen + [among + path for path in chosen] if self.settings.guidance_scale else chosen
         return replace(
             state,
             visible=state.visible[chosen],
@@ -334,6 +368,9 @@ class NextTokenGenerator(ImageGenerator[AutoregressiveState]):
             rows=state.rows if state.rows is None else state.rows[rows],
             noise=state.noise[chosen],
         )
+
+    def _check(self, state: AutoregressiveState) -> None:
+        of_kind(state, "state", AutoregressiveState, "what this generator's `begin` gives")
 
     def _append(self, state: AutoregressiveState, token: Tensor) -> AutoregressiveState:
         """The state behind one more token (P,) of each path; the last token of an image needs no pass."""
@@ -357,7 +394,7 @@ class NextTokenGenerator(ImageGenerator[AutoregressiveState]):
 
     def decode(self, tokens: Tensor) -> Tensor:
         """As in `ImageGenerator`; MASKED positions are grey."""
-        tokens = tokens.reshape(-1, tokens.shape[-1]).long()
+        tokens = check_tokens(tokens, self.num_image_tokens, self.model.config.codebook_size, masked=True)
         side, masked = self.model.config.grid, tokens == MASKED
         if bool(masked.any()):  # decoded as grey too, since the decoder looks beyond a token's own position
             size = self.image_tokenizer.config.image_size
@@ -413,6 +450,7 @@ def _draw(logits: Tensor, settings: AutoregressiveSettings, noise: Tensor) -> Te
         least = logits.topk(min(settings.top_k, logits.shape[1]), dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
     cumulative = (logits / settings.temperature).softmax(dim=1).cumsum(dim=1)
+    check_logits(cumulative[:, -1])
     token = torch.searchsorted(cumulative, noise[:, None] * cumulative[:, -1:], right=True)[:, 0]
     return token.clamp(max=logits.shape[1] - 1)
 
@@ -425,6 +463,4 @@ def load_autoregressive(
     name: str = "sequential", device: str = "auto", models: Path | None = None
 ) -> AutoregressiveGenerator:
     """A shipped lite next-token generator with its tokenizers; arguments and errors as in `load_generator`."""
-    logging.disable_progress_bar()  # as `load_generator` does
-    model, text, image = (model_path(part, models) for part in (name, "words", "tokenizer"))
-    return AutoregressiveGenerator.from_pretrained(model, text, image, AUTOREGRESSIVE_SETTINGS, device)
+    return AutoregressiveGenerator.from_pretrained(*lite_parts(name, models), AUTOREGRESSIVE_SETTINGS, device)

@@ -6,22 +6,28 @@ tokens comes later, in the same room. Read next: verify/, which chooses among wh
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from cotgen_lite.generate.pipeline import Generator
+from cotgen_lite.generate.sampling import MOST_PATHS
 from cotgen_lite.generate.showo import ShowoConfig, correction_prefix, text_prefix
 from cotgen_lite.generate.vq import MagvitConfig, images_at_once
+from cotgen_lite.inputs import of_kind, texts, whole, yes_or_no
 
+T = TypeVar("T")
 SHARE = 0.8  # of free memory that may be planned with: workspaces of convolutions and gaps between blocks take the rest
 
 
 def weight_bytes(config: ShowoConfig, dtype: torch.dtype) -> int:
     """Bytes of a Show-o's weights: embeddings, head, and of every layer four projections, an MLP and the norms."""
-    width, inner = config.hidden_size, config.intermediate_size
+    width, inner = _check(config, ShowoConfig).hidden_size, config.intermediate_size
+    of_kind(dtype, "dtype", torch.dtype, "a torch.dtype")
     embeddings = config.vocab_size * width * (1 if config.tie_word_embeddings else 2) + config.vocab_size
     attention = 4 * width * (width + 1) + (4 * width // config.num_attention_heads if config.qk_layernorm else 0)
     layer = attention + 2 * width * inner + inner + width + 2 * width
@@ -40,6 +46,10 @@ def generation_bytes(
     four float32 tables of each candidate's logits over the codes, of which sampling makes probabilities.
     Attention is taken to be fused, as it is on CPUs and on any GPU that knows bfloat16: it stores no scores.
     """
+    _check(config, ShowoConfig)
+    of_kind(dtype, "dtype", torch.dtype, "a torch.dtype")
+    candidates, n = whole(candidates, "candidates", 1), whole(n, "n", 1)
+    prefix_length, guided = whole(prefix_length, "prefix_length", 0), yes_or_no(guided, "guided")
     rows = candidates * (2 if guided else 1)
     prompt_rows = max(1, candidates // n) * (2 if guided else 1)
     image_positions = config.num_image_tokens + 2
@@ -59,7 +69,9 @@ def decoding_bytes(config: MagvitConfig, images: int, dtype: torch.dtype = torch
     in and one as they go out; in a later one the level's input and four of its own, before and after norm, swish and
     convolution. And twice the weights of the widest convolution, which kernels lay out anew.
     """
-    widths = [config.channels * multiplier for multiplier in config.decoder_multipliers]
+    images = whole(images, "images", 1)
+    of_kind(dtype, "dtype", torch.dtype, "a torch.dtype")
+    widths = [_check(config, MagvitConfig).channels * multiplier for multiplier in config.decoder_multipliers]
     for level in reversed(range(len(widths) - 1)):
         if not config.decoder_blocks[level]:  # only a block can change the width
             widths[level] = widths[level + 1]
@@ -73,7 +85,7 @@ def free_bytes(device: torch.device) -> int:
 
     ValueError where the system does not say.
     """
-    if device.type == "cuda":
+    if of_kind(device, "device", torch.device, "a torch.device").type == "cuda":
         # What torch keeps for itself without using it is free for drawing, though not for other programs.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
@@ -110,8 +122,8 @@ class GenerationPlan:
     def goes(self) -> int:
         """How often `at_once` candidates are drawn; whole prompts go together where they fit."""
         together = max(1, self.at_once // self.n)
-        groups = [min(together, self.prompts - first) for first in range(0, self.prompts, together)]
-        return sum(math.ceil(size * self.n / self.at_once) for size in groups)
+        groups, left = divmod(self.prompts, together)
+        return groups * math.ceil(together * self.n / self.at_once) + math.ceil(left * self.n / self.at_once)
 
     def __str__(self) -> str:
         number, goes = str(self.dtype).removeprefix("torch."), "go" if self.goes == 1 else "goes"
@@ -128,23 +140,28 @@ def plan_generation(
     """How many of n images of each prompt to draw at once in the memory that is free now: its `at_once`, as batch_size.
 
     Printed, it is one line to read before hours of drawing. reasons: if images are to be corrected (`correct`), the
-    reasons given. ValueError if not even one image fits, for n < 1 or no prompts, or a text that the model cannot read.
+    reasons given, one for each prompt or one for all. ValueError if not even one image fits, for n outside 1 to 10,000,
+    no prompts, or a text that the model cannot read.
     """
-    config, texts = generator.model.config, [prompts] if isinstance(prompts, str) else prompts
+    config = of_kind(generator, "generator", Generator, "a Generator, such as `load_generator` gives").model.config
+    asked = texts(prompts, "prompts")
     if reasons is None:
-        prefixes = [text_prefix(config, generator.encode(text)) for text in texts]
+        prefixes = [text_prefix(config, generator.encode(text)) for text in asked]
     else:
-        image = [0] * config.num_image_tokens
+        image, why = [0] * config.num_image_tokens, texts(reasons, "reasons")
+        why *= len(asked) if isinstance(reasons, str) else 1
+        if len(why) != len(asked):
+            raise ValueError(f"{len(asked)} prompts came with {len(why)} reasons: give one of both for each image.")
         prefixes = [
             correction_prefix(config, generator.encode(text), generator.encode(reason), image)
-            for text, reason in zip(texts, reasons, strict=True)
+            for text, reason in zip(asked, why, strict=True)
         ]
     return plan_from_configs(
         config,
         generator.image_tokenizer.config,
-        len(texts),
+        len(asked),
         n,
-        max(map(len, prefixes), default=0),
+        max(map(len, prefixes)),
         generator.settings.guidance_scale > 0,
         generator.model.dtype,
         free_bytes(generator.model.device),
@@ -167,15 +184,15 @@ def plan_from_configs(
     candidates of each; prefix_length, guided: as in `generation_bytes`; dtype: of the generator; free: bytes, with the
     weights in place. ValueError if not even one fits.
     """
-    if n < 1 or prompts < 1:
-        raise ValueError(f"Sampling needs n >= 1 and a prompt, got {n} and {prompts}.")
+    prompts, n = whole(prompts, "prompts", 1, 10**9), whole(n, "n", 1, MOST_PATHS)
+    free, guided = whole(free, "free", 0), yes_or_no(guided, "guided")
     decoding = decoding_bytes(image_tokenizer, images_at_once(image_tokenizer))
 
     def taken(candidates: int) -> int:
         return max(decoding, generation_bytes(config, candidates, n, prefix_length, guided, dtype))
 
-    fitting = [candidates for candidates in range(1, prompts * n + 1) if taken(candidates) <= SHARE * free]
-    if not fitting:
+    most = bisect_right(range(1, min(prompts * n, MOST_PATHS) + 1), SHARE * free, key=taken)  # more never take less
+    if not most:
         raise ValueError(
             "Not even one image at a time can be made: to draw it and to decode it among others takes "
             f"{_size(taken(1))}, more than {SHARE:.0%} of the {_size(free)} that are free. Load the generator in "
@@ -186,11 +203,15 @@ def plan_from_configs(
         dtype,
         prompts,
         n,
-        fitting[-1],
+        most,
         weight_bytes(config, dtype),
-        taken(fitting[-1]),
+        taken(most),
         free,
     )
+
+
+def _check(config: T, kind: type) -> T:
+    return of_kind(config, "config", kind, f"a {kind.__name__}")
 
 
 def _size(number: int) -> str:

@@ -4,11 +4,11 @@ Paper: section 2.1. `ImageGenerator` says what every generator can do, and a sea
 Show-o's kind; `generate_pool` draws many images, shard by shard on disk. Read next: autoregressive.py, the other kind.
 """
 
-import hashlib
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import groupby
 from math import isqrt
@@ -24,6 +24,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from cotgen_lite.generate.sampling import (
+    MASKED,
+    MOST_PATHS,
     Cost,
     DecodingState,
     SamplingSettings,
@@ -38,9 +40,13 @@ from cotgen_lite.generate.showo import Showo, correction_prefix, text_prefix
 from cotgen_lite.generate.vq import ImageTokenizer, Magvit, MagvitConfig
 from cotgen_lite.geneval import Detector, judge
 from cotgen_lite.hub import chosen_device, load_tokenizer, model_path, read_config
-from cotgen_lite.identity import fingerprint
+from cotgen_lite.identity import canonical, fingerprint
+from cotgen_lite.inputs import of_kind, shaped, shown, text, texts, whole, with_methods, yes_or_no
 from cotgen_lite.pools import SHARD, in_shards
 from cotgen_lite.prompts import Prompt, encode_text
+
+_WHOLE_NUMBERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+MOST_IMAGES = 100_000  # of one call, whose steps stay in memory: with 18 of 64 tokens, 350 MB
 
 PAPER_SETTINGS = SamplingSettings()
 # Guidance was chosen on the dev prompts (data/results/dev.json).
@@ -116,10 +122,13 @@ class ImageGenerator(Protocol[State]):
 
     def encode(self, prompt: str) -> list[int]:
         """A prompt as ids. ValueError for words that the model does not know."""
-        return encode_text(self.text_tokenizer, prompt)
+        return encode_text(self.text_tokenizer, text(prompt, "prompt"))
 
     def with_settings(self, **changes: Any) -> Self:
         """The same generator with other settings, e.g. `temperature=1.5`. ValueError for impossible ones."""
+        known = [each.name for each in fields(self.settings) if each.init]
+        if strange := sorted(changes.keys() - set(known)):
+            raise ValueError(f"There is no setting {strange[0]!r}: this generator has {', '.join(known)}.")
         return replace(self, settings=replace(self.settings, **changes))  # type: ignore[type-var]
 
     def stream(self, state: State) -> Iterator[Step]:
@@ -146,16 +155,17 @@ class ImageGenerator(Protocol[State]):
         guidance_scale (Show-o's g, 0 for none: Janus', LlamaGen's and diffusers' scale is g + 1), steps, temperature:
         by default as in `settings`. Candidates are numbered from first_candidate; a prompt that is listed again gets
         the numbers that follow. Candidate k of a prompt has the same noise whatever N, batch_size (images at once) or
-        the other prompts. ValueError for N < 1, no prompts, or a prompt that the model cannot read.
+        the other prompts. seed: any whole number. N and batch_size: 1 to 10,000; at most 100,000 images. ValueError for
+        others, no prompts, or one that the model cannot read, and if the model's logits are not finite.
         """
         given = {"guidance_scale": guidance_scale, "steps": steps, "temperature": temperature}
         one = self.with_settings(**{name: value for name, value in given.items() if value is not None})
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts, seed = texts(prompt, "prompt"), whole(seed, "seed")
 
         def begin(rows: Sequence[int], paths: Sequence[tuple[int, int]], cost: Cost) -> State:
             return one.begin([prompts[row] for row in rows], paths, seed, cost)
 
-        keys = [tuple(one.encode(text)) for text in prompts]
+        keys = [tuple(one.encode(each)) for each in prompts]
         return _generate(one, prompts, keys, begin, num_images_per_prompt, first_candidate, batch_size, progress_bar)
 
 
@@ -173,10 +183,16 @@ def _generate(
 
     keys: what tells prompts apart; begin: from rows of `prompts`, paths of them and a cost to a state.
     """
-    if n < 1 or batch_size < 1 or not prompts:
+    n = whole(n, "num_images_per_prompt", 1, MOST_PATHS)
+    batch_size, first_candidate = (
+        whole(batch_size, "batch_size", 1, MOST_PATHS),
+        whole(first_candidate, "first_candidate", 0),
+    )
+    yes_or_no(progress_bar, "progress_bar")
+    if len(prompts) * n > MOST_IMAGES:
         raise ValueError(
-            "At least one prompt, num_images_per_prompt >= 1 and batch_size >= 1 are needed, "
-            f"got {len(prompts)}, {n} and {batch_size}."
+            f"{len(prompts)} prompts of {n} images are more than {MOST_IMAGES} images, which one call keeps in memory: "
+            "draw fewer, or let `generate_pool` keep them on disk."
         )
     cost, started = Cost(), time.perf_counter()
     firsts = [first_candidate + n * keys[:row].count(key) for row, key in enumerate(keys)]
@@ -197,6 +213,37 @@ def _generate(
     return GeneratorOutput(listed, torch.cat(guesses), torch.cat(committed), cost, generator.decode)
 
 
+def check_tokens(tokens: Any, length: int, codes: int, masked: bool = False, name: str = "tokens") -> Tensor:
+    """Tokens of B images as int64 (B, length), from a tensor of whole numbers (..., length) from 0 to codes - 1.
+
+    masked: whether MASKED will do as well. ValueError for anything else, and for no image.
+    """
+    whole_numbers = isinstance(tokens, Tensor) and tokens.dtype in _WHOLE_NUMBERS and tokens.shape[-1:] == (length,)
+    if not whole_numbers or not tokens.numel():
+        found = f"{tokens.dtype} {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else shown(tokens)
+        raise ValueError(
+            f"{name} must be a tensor of whole numbers of shape (..., {length}), {length} for each of at least one "
+            f"image, got {found}."
+        )
+    least, most = (int(end) for end in tokens.aminmax())
+    if least < (MASKED if masked else 0) or most >= codes:
+        raise ValueError(
+            f"{name} must lie between 0 and {codes - 1}, got {least} to {most}: without MASKED, and as "
+            "generated, not as ids of the model's vocabulary."
+        )
+    return tokens.reshape(-1, length).long()
+
+
+def check_begun_with(settings: SamplingSettings, state: Any) -> None:
+    """ValueError if a state was begun with other settings than a generator's, or has been drawn to its end."""
+    if state.settings != settings:
+        raise ValueError(
+            f"This state was begun with {state.settings}, not with {settings}: go on with the generator that began it."
+        )
+    if state.step >= settings.steps:
+        raise ValueError(f"All {settings.steps} steps are done: begin anew, or go on from an earlier state.")
+
+
 def check_parts(ours: Any, theirs: Any, model: str | Path, image_tokenizer: str | Path) -> None:
     """ValueError unless a generator draws the tokens that an image tokenizer reads, by the configs of both."""
     if (ours.codebook_size, ours.num_image_tokens) != (theirs.codebook_size, theirs.length):
@@ -214,6 +261,11 @@ class Generator(ImageGenerator[DecodingState]):
     text_tokenizer: PreTrainedTokenizerBase
     image_tokenizer: Magvit
     settings: SamplingSettings
+
+    def __post_init__(self) -> None:
+        of_kind(self.model, "model", Showo, "a Showo model")
+        if type(self.settings) is not SamplingSettings:  # not those of next-token generators either
+            raise ValueError(f"settings must be SamplingSettings, got {shown(self.settings)}.")
 
     @classmethod
     def from_pretrained(
@@ -247,17 +299,19 @@ class Generator(ImageGenerator[DecodingState]):
         return self.model.config.num_image_tokens
 
     def begin(self, prompts: Sequence[str], paths: Sequence[tuple[int, int]], seed: int, cost: Cost) -> DecodingState:
-        prefixes = [text_prefix(self.model.config, self.encode(prompt)) for prompt in prompts]
+        prefixes = [text_prefix(self.model.config, self.encode(prompt)) for prompt in texts(prompts, "prompts")]
         return start(self.model, encode_prompts(self.model, prefixes, cost), paths, self.settings, seed, cost)
 
     def advance(self, state: DecodingState) -> tuple[DecodingState, Step]:
+        check_begun_with(self.settings, of_kind(state, "state", DecodingState, "what this generator's `begin` gives"))
         return advance(state, predict(self.model, state))
 
     def keep(self, state: DecodingState, paths: Sequence[int]) -> DecodingState:
         return keep(state, paths)
 
     def decode(self, tokens: Tensor) -> Tensor:
-        return self.image_tokenizer.decode(tokens.reshape(-1, tokens.shape[-1]).long()).cpu()
+        tokens = check_tokens(tokens, self.num_image_tokens, self.model.config.codebook_size)
+        return self.image_tokenizer.decode(tokens).cpu()
 
     def correct(
         self,
@@ -277,17 +331,20 @@ class Generator(ImageGenerator[DecodingState]):
         strengthen what is there. The rest is as in a call. ValueError for a text that the model cannot read.
         Paper: section 5.
         """
-        images = tokens.reshape(-1, tokens.shape[-1]).tolist()
-        prompts, why = ([texts] * len(images) if isinstance(texts, str) else texts for texts in (prompt, reasons))
+        config, seed = self.model.config, whole(seed, "seed")
+        images = check_tokens(tokens, self.num_image_tokens, config.codebook_size).tolist()
+        prompts, why = (
+            texts(given, name) * (len(images) if isinstance(given, str) else 1)
+            for given, name in ((prompt, "prompt"), (reasons, "reasons"))
+        )
         if not len(images) == len(prompts) == len(why):
             raise ValueError(
                 f"{len(images)} images came with {len(prompts)} prompts and {len(why)} reasons: "
                 "give one of both for each image."
             )
-        config = self.model.config
         prefixes = [
-            correction_prefix(config, self.encode(text), self.encode(reason), image)
-            for text, reason, image in zip(prompts, why, images, strict=True)
+            correction_prefix(config, self.encode(each), self.encode(reason), image)
+            for each, reason, image in zip(prompts, why, images, strict=True)
         ]
         unguided = [correction_prefix(config, [], [], image) for image in images]
 
@@ -304,9 +361,13 @@ def load_generator(name: str = "generator", device: str = "auto", models: Path |
 
     models: as in `hub.model_path`. ValueError if a file is damaged, FileNotFoundError if one is missing.
     """
+    return Generator.from_pretrained(*lite_parts(name, models), LITE_SETTINGS, device)
+
+
+def lite_parts(name: str, models: Path | None = None) -> tuple[Path, Path, Path]:
+    """The folders of a lite generator, of its words and of its image tokenizer; errors as in `hub.model_path`."""
     logging.disable_progress_bar()  # lite models load at once; a bar for each would clutter the notebooks
-    model, text, image = (model_path(part, models) for part in (name, "words", "tokenizer"))
-    return Generator.from_pretrained(model, text, image, LITE_SETTINGS, device)
+    return model_path(text(name, "name"), models), model_path("words", models), model_path("tokenizer", models)
 
 
 class GeneratedPool(NamedTuple):
@@ -339,10 +400,13 @@ def generate_pool(
 
     (Equal entries that are no neighbours may get the same ones.) Resumes from the shards in `work_dir`, kept apart by
     weights, settings, prompts, n and seed. final_only: keep the last step's guess alone, T = 1, where no other is
-    needed. settings: of this pool alone, e.g. `temperature=1.5`. ValueError for n < 1 or a prompt that the generator
-    cannot read.
+    needed. settings: of this pool alone, e.g. `temperature=1.5`. ValueError for n outside 1 to 10,000 or a prompt that
+    the generator cannot read.
     """
-    generator = generator.with_settings(**settings)
+    with_methods(generator, "generator", ("begin", "with_settings"), "a generator, such as `load_generator` gives")
+    generator, prompts = generator.with_settings(**settings), _check_prompts(prompts)
+    n, seed, work_dir = whole(n, "n", 1, MOST_PATHS), whole(seed, "seed"), _check_folder(work_dir)
+    yes_or_no(final_only, "final_only")
     shards: list[list[Prompt]] = [[]]
     for _, same in groupby(prompts):
         if len(shards[-1]) >= SHARD:
@@ -352,8 +416,9 @@ def generate_pool(
     networks = [
         part for name, part in vars(generator).items() if name != "image_tokenizer" and hasattr(part, "parameters")
     ]
-    texts = [prompt.text for prompt in prompts]
-    name = fingerprint(networks, generator.settings, texts, n, seed, SHARD)
+    ids = [generator.encode(prompt.text) for prompt in prompts]  # what a model draws from, whatever the words mean
+    kind, configs = type(generator).__name__, list(map(_config_of, networks))
+    name = fingerprint(networks, kind, configs, generator.settings, ids, list(map(len, shards)), n, seed)
     folder, kept = work_dir / (f"{name}-final" if final_only else name), slice(-1 if final_only else 0, None)
 
     def draw(shard: list[Prompt]) -> dict[str, Tensor]:
@@ -376,7 +441,11 @@ def generate_pool(
 def judge_tokens(
     generator: ImageGenerator[State], tokens: Tensor, prompts: Sequence[Prompt], detector: Detector
 ) -> npt.NDArray[np.bool_]:
-    """A judge's verdicts on a pool's finished images; tokens (P, N, L), returns bool (P, N)."""
+    """A judge's verdicts on a pool's finished images; tokens (P, N, L), returns bool (P, N).
+
+    ValueError for tokens that are none of this generator's, or that are not as many pools as there are prompts.
+    """
+    prompts, tokens = _check_judging(generator, tokens, prompts, detector)
     rows = list(zip(prompts, tokens, strict=True))
     bar = tqdm(rows, desc=f"judge {type(detector).__name__}", disable=len(rows) <= SHARD)
     return np.stack([judge(detector, generator.decode(row), [prompt] * len(row)) for prompt, row in bar])
@@ -387,9 +456,11 @@ def label_tokens(
 ) -> tuple[npt.NDArray[np.bool_], float]:
     """`judge_tokens` shard by shard, for more images than are judged in one go; and how long it took.
 
-    Verdicts are kept in `work_dir`, by detector, images and prompts; a detector's weights count, its settings do not.
-    Returns bool (P, N), and seconds, of earlier calls and other processes too.
+    Verdicts are kept in `work_dir`, by detector (its weights, and what plain data it holds), images and prompts.
+    Returns bool (P, N), and seconds, of earlier calls and other processes too. ValueError as in `judge_tokens`.
     """
+    prompts, tokens = _check_judging(generator, tokens, prompts, detector)
+    work_dir = _check_folder(work_dir)
 
     def verdicts(rows: slice) -> dict[str, Tensor]:
         started = time.perf_counter()
@@ -397,8 +468,49 @@ def label_tokens(
         return {"right": right, "seconds": torch.tensor(time.perf_counter() - started, dtype=torch.float64)}
 
     name = type(detector).__name__
-    networks = [part for part in (detector, *getattr(detector, "__dict__", {}).values()) if isinstance(part, nn.Module)]
-    digest = hashlib.sha256(tokens.contiguous().numpy().tobytes()).hexdigest()
-    folder = work_dir / fingerprint((generator.image_tokenizer, *networks), name, list(prompts), digest, SHARD)
+    holds = {} if isinstance(detector, nn.Module) else getattr(detector, "__dict__", {})
+    networks = [part for part in (generator.image_tokenizer, detector, *holds.values()) if isinstance(part, nn.Module)]
+    about = name, _plain_data(holds), list(map(_config_of, networks)), prompts, tokens, SHARD
+    folder = work_dir / fingerprint(networks, *about)
     parts = in_shards([slice(at, at + SHARD) for at in range(0, len(prompts), SHARD)], verdicts, folder, name)
     return torch.cat([part["right"] for part in parts]).numpy(), sum(float(part["seconds"]) for part in parts)
+
+
+def _check_prompts(prompts: Any) -> list[Prompt]:
+    if isinstance(prompts, str | Prompt) or not hasattr(prompts, "__iter__"):
+        raise ValueError(f"prompts must be a list of Prompts, as `parse_prompt` makes them, got {shown(prompts)}.")
+    listed = [of_kind(each, "each of prompts", Prompt, "a Prompt, as `parse_prompt` makes it") for each in prompts]
+    if not listed:
+        raise ValueError("prompts must hold at least one Prompt, got none.")
+    return listed
+
+
+def _check_folder(work_dir: Any) -> Path:
+    return Path(of_kind(work_dir, "work_dir", (str, Path), "the path of a folder"))
+
+
+def _check_judging(generator: Any, tokens: Any, prompts: Any, detector: Any) -> tuple[list[Prompt], Tensor]:
+    with_methods(generator, "generator", ("decode",), "a generator, such as `load_generator` gives")
+    with_methods(detector, "detector", ("detect",), "a judge with a method `detect`, such as `load_judge` gives")
+    prompts = _check_prompts(prompts)
+    of_kind(tokens, "tokens", Tensor, "a tensor of whole numbers")
+    return prompts, shaped(tokens, "tokens", (len(prompts), "N", generator.num_image_tokens))
+
+
+def _plain_data(holds: dict[str, Any]) -> dict[str, Any]:
+    """Of a detector's attributes those that are plain data, its settings and tables; not caches, which are private."""
+    plain: dict[str, Any] = {}
+    for name, value in holds.items():
+        with suppress(ValueError):  # a network, whose weights count, or a tokenizer
+            plain |= {} if name.startswith("_") else {name: canonical(value)}
+    return plain
+
+
+def _config_of(network: Any) -> dict[str, Any]:
+    """What a network's config says of how it computes: with other rotary settings equal weights draw other images."""
+    told = network.config.to_dict() if hasattr(getattr(network, "config", None), "to_dict") else {}
+    return _plain_data({name: value for name, value in told.items() if name not in _NOT_COMPUTED_WITH})
+
+
+# Of a config: where it was loaded from and by what, which another copy of the same model says otherwise.
+_NOT_COMPUTED_WITH = ("architectures", "transformers_version", "transformers_weights", "dtype", "torch_dtype")

@@ -8,17 +8,18 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from cotgen_lite.generate.showo import Showo, attention_mask, code_logits, image_span, pad_prefixes, text_prefix
-from cotgen_lite.inputs import number, one_of, whole
+from cotgen_lite.inputs import number, of_kind, one_of, shaped, shown, whole
 
 MASKED = -1  # marks a position without a token yet
 MOST_STEPS = 1024  # the tokens of Show-o's largest images; every step commits at least one
+MOST_PATHS = 10_000  # at once: each keeps its noise and tokens, and many more would fill the memory
 Remasking = Literal["show-o", "linear"]
 
 
@@ -146,13 +147,19 @@ def encode_prompts(
 ) -> PromptCache:
     """One pass over Q prefixes (`text_prefix`, or longer ones) and what they are guided against, charged to `cost`.
 
-    unguided: the prefix against which each is guided, by default the empty prompt. ValueError if not one for each.
+    unguided: the prefix against which each is guided, by default the empty prompt. ValueError if not one for each, or
+    for ids that the model does not know.
     """
+    of_kind(model, "model", Showo, "a Showo model")
+    of_kind(cost, "cost", Cost, "a Cost")
+    if not prefixes:
+        raise ValueError("There is no prompt to read: give at least one.")
     held_against = [text_prefix(model.config, [])] * len(prefixes) if unguided is None else unguided
     if len(held_against) != len(prefixes):
         raise ValueError(f"{len(held_against)} prefixes to guide {len(prefixes)} against: give one for each.")
     distinct = list(dict.fromkeys(tuple(prefix) for prefix in held_against))
-    every = [*prefixes, *distinct]
+    most = model.config.vocab_size - 1
+    every = [[whole(id_, "each id of a prompt", 0, most) for id_ in prefix] for prefix in (*prefixes, *distinct)]
     ids = pad_prefixes(model.config, every).to(model.device)
     against = [len(prefixes) + distinct.index(tuple(prefix)) for prefix in held_against]
     cache = DynamicCache()
@@ -178,11 +185,57 @@ def encode_prompts(
 def path_noise(key: Sequence[object], steps: int, length: int) -> Tensor:
     """A path's own uniforms (steps, 2, length), drawn on the CPU from a hash of `key` alone.
 
-    Nothing else enters, so a path's draws do not depend on its batch, its neighbours or the device.
+    key: whole numbers, texts, and sequences of them, whatever they are held in: numpy's 2 draws what 2 draws. Nothing
+    else enters, so a path's draws do not depend on its batch, its neighbours or the device.
     """
-    digest = hashlib.sha256(repr(tuple(key)).encode()).digest()
+    size = whole(steps, "steps", 1, MOST_STEPS), 2, whole(length, "length", 1, 2**16)
+    digest = hashlib.sha256(repr(_plain(of_kind(key, "key", (tuple, list), "a tuple"))).encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    return torch.rand(steps, 2, length, generator=generator)
+    return torch.rand(size, generator=generator)
+
+
+def _plain(part: Any) -> object:
+    """A part of a noise's key as plain Python: its text is what is hashed."""
+    if isinstance(part, str):
+        return str(part)
+    if isinstance(part, list | tuple) or getattr(part, "ndim", False):
+        return tuple(map(_plain, part))
+    return whole(part, "each number of a noise's key")
+
+
+def check_paths(paths: Any, prompts: int) -> list[tuple[int, int]]:
+    """Paths as plain numbers: each a row of so many prompts and a candidate's number; ValueError for anything else."""
+    try:
+        pairs = [(row, candidate) for row, candidate in paths]
+    except (TypeError, ValueError):
+        raise ValueError(f"paths must be pairs (row of the prompts, candidate), got {shown(paths)}.") from None
+    if not 1 <= len(pairs) <= MOST_PATHS:
+        nothing = "There is nothing to decode: give" if not pairs else f"{len(pairs)} paths are too many at once: give"
+        raise ValueError(f"{nothing} 1 to {MOST_PATHS} paths, each (row of the prompts, candidate).")
+    return [
+        (whole(row, "the row of a path's prompt", 0, prompts - 1), whole(candidate, "a path's candidate", 0))
+        for row, candidate in pairs
+    ]
+
+
+def check_rows(paths: Any, number: int) -> list[int]:
+    """Which of so many paths as plain numbers; ValueError unless there is at least one, and each is one of them."""
+    if isinstance(paths, str) or not hasattr(paths, "__iter__"):
+        raise ValueError(f"paths must be a list of their numbers from 0 to {number - 1}, got {shown(paths)}.")
+    chosen = [whole(path, "the number of each path", 0, number - 1) for path in paths]
+    if not 1 <= len(chosen) <= MOST_PATHS:
+        raise ValueError(f"paths must be 1 to {MOST_PATHS} of their numbers, got {len(chosen)}.")
+    return chosen
+
+
+def check_logits(normaliser: Tensor) -> None:
+    """ValueError if a row's sum of probabilities is not a number, as it is if one of its logits is NaN or infinity."""
+    if not bool(torch.isfinite(normaliser).all()):
+        wrong = int((~torch.isfinite(normaliser)).sum())
+        raise ValueError(
+            f"The model's logits are not finite at {wrong} of {normaliser.numel()} positions: its weights are damaged, "
+            "or half precision overflows; load it again, or in float32 or bfloat16."
+        )
 
 
 def start(
@@ -193,10 +246,12 @@ def start(
     seed: int,
     cost: Cost,
 ) -> DecodingState:
-    """Fully masked paths, one for each (row of `prompts`, candidate number)."""
-    if not paths:
-        raise ValueError("There is nothing to decode: give at least one (prompt, candidate).")
-    length = model.config.num_image_tokens
+    """Fully masked paths, one for each (row of `prompts`, candidate number); seed: any whole number."""
+    of_kind(prompts, "prompts", PromptCache, "what `encode_prompts` gives")
+    of_kind(settings, "settings", SamplingSettings, "SamplingSettings")
+    of_kind(cost, "cost", Cost, "a Cost")
+    seed, length = whole(seed, "seed"), of_kind(model, "model", Showo, "a Showo model").config.num_image_tokens
+    paths = check_paths(paths, int(prompts.against.min()))
     keys = [(seed, prompts.prefixes[row], candidate) for row, candidate in paths]
     return DecodingState(
         settings=settings,
@@ -211,7 +266,7 @@ def start(
 
 def keep(state: DecodingState, paths: Sequence[int]) -> DecodingState:
     """The state with only these paths, in this order; the others cost nothing from here on."""
-    chosen = list(paths)
+    chosen = check_rows(paths, len(_checked(state).candidate))
     return replace(
         state,
         prompt=state.prompt[chosen],
@@ -228,9 +283,9 @@ def branch(state: DecodingState, paths: Sequence[int], seeds: Sequence[int]) -> 
     The noise is drawn from seed, prompt, candidate and step, so the same seeds may be given at every step. Draws of
     one step share a forward pass: `advance(branch(state, [i] * n, seeds), predict(model, state)[[i] * n])`.
     """
-    if len(paths) != len(seeds):
-        raise ValueError(f"{len(seeds)} seeds for {len(paths)} branches: give one seed per branch.")
-    copies = keep(state, paths)
+    copies, seeds = keep(state, paths), [whole(seed, "the seed of each branch") for seed in seeds]
+    if len(copies.candidate) != len(seeds):
+        raise ValueError(f"{len(seeds)} seeds for {len(copies.candidate)} branches: give one seed per branch.")
     rows = zip(seeds, copies.prompt.tolist(), copies.candidate, strict=True)
     keys = [(seed, state.prompts.prefixes[row], candidate, state.step) for seed, row, candidate in rows]
     steps, length = state.settings.steps, state.tokens.shape[1]
@@ -243,7 +298,7 @@ def predict(model: Showo, state: DecodingState) -> Tensor:
 
     Before the first step all paths of a prompt are alike: one pass per prompt, and one for what it is guided against.
     """
-    g = state.settings.guidance_scale
+    g = _checked(state, unfinished=True).settings.guidance_scale
     if state.step == 0:
         prompts, member = state.prompt.unique(return_inverse=True)
         against, shared = state.prompts.against[prompts].unique(return_inverse=True)
@@ -284,6 +339,13 @@ def _hidden_at_open_positions(model: Showo, tokens: Tensor, cache: _PathCache) -
     return hidden.gather(1, _open_positions(tokens)[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
+def _checked(state: DecodingState, unfinished: bool = False) -> DecodingState:
+    of_kind(state, "state", DecodingState, "a DecodingState, as `start` or a Generator's `begin` gives")
+    if unfinished and state.step >= state.settings.steps:
+        raise ValueError(f"All {state.settings.steps} steps are done: begin anew, or go on from an earlier state.")
+    return state
+
+
 def _open_positions(tokens: Tensor) -> Tensor:
     """Indices (R, U) of the MASKED positions of tokens (R, L), in raster order; every row has equally many."""
     return (tokens == MASKED).nonzero()[:, 1].view(len(tokens), -1)
@@ -295,9 +357,12 @@ def masked_after(step: int, steps: int, open_positions: int, length: int, remask
     After the last step none is left; before it max(1, min(open − 1, ⌊L·cos(π(s+1)/2T)⌋)). remasking: with "show-o" the
     cosine is float32's, as in Show-o's code, which leaves 127 of 256 positions where the cosine is one half.
     """
+    steps = whole(steps, "steps", 1, MOST_STEPS)
+    step = whole(step, "step", 0, steps - 1)
+    open_positions, length = whole(open_positions, "open_positions", 1), whole(length, "length", 1)
     if step == steps - 1:
         return 0
-    if remasking == "show-o":
+    if one_of(remasking, "remasking", get_args(Remasking)) == "show-o":
         left = int((length * torch.cos(torch.tensor((step + 1) / steps, dtype=torch.float32) * math.pi * 0.5)).floor())
     else:  # 1e-9: with some T (39, 51, ...) the cosine that is one half comes out a hair below it.
         left = math.floor(length * math.cos(math.pi * (step + 1) / (2 * steps)) + 1e-9)
@@ -310,6 +375,7 @@ def remasking_temperature(step: int, settings: SamplingSettings) -> float:
     "show-o": each step multiplies it by 1 − (s+1)/T, so that it compounds, as in Show-o's own loop (of 18 steps, .04
     after the ninth and below .001 after the thirteenth). "linear": τ(1 − (s+1)/T). To try another, write it here.
     """
+    step = whole(step, "step", 0, of_kind(settings, "settings", SamplingSettings, "SamplingSettings").steps - 1)
     left = [1 - (each + 1) / settings.steps for each in range(step + 1)]
     return (
         settings.temperature * left[-1]
@@ -323,12 +389,15 @@ def advance(state: DecodingState, logits: Tensor) -> tuple[DecodingState, Step]:
     """Sample every open position, commit the surest, mask the rest again.
 
     logits: (P, U, K) from `predict`. Confidence is log p + `remasking_temperature`·Gumbel. How many are masked again is
-    `masked_after`'s to say. Returns the next state and what the step did.
+    `masked_after`'s to say. Returns the next state and what the step did. ValueError for logits that are not finite, or
+    if all steps are done.
     """
-    settings, positions = state.settings, _open_positions(state.tokens)
+    settings, positions = _checked(state, unfinished=True).settings, _open_positions(state.tokens)
+    shaped(of_kind(logits, "logits", Tensor, "a tensor"), "logits", (*positions.shape, "K"))
     uniform = state.noise[:, state.step].to(state.tokens.device).gather(2, positions[:, None].expand(-1, 2, -1))
     log_p = (logits / settings.temperature).log_softmax(dim=-1)
     cumulative = log_p.exp().cumsum(dim=-1)
+    check_logits(cumulative[..., -1])
     target = uniform[:, 0, :, None] * cumulative[..., -1:]
     sampled = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
     gumbel = -torch.log(-torch.log(uniform[:, 1].clamp(min=1e-20)))
