@@ -20,6 +20,7 @@ from cotgen_lite.hub import data_path
 from cotgen_lite.identity import fingerprint
 from cotgen_lite.lite.judges import TemplateJudge, load_judge
 from cotgen_lite.pools import in_shards, load_pool, pool_prompts, write_arrays
+from cotgen_lite.prompts import Prompt, parse_prompt
 
 
 def test_pool_is_the_same_after_an_interrupt(tmp_path: Path, toy_generator) -> None:
@@ -142,6 +143,97 @@ def test_every_network_that_shapes_the_codes_tells_shards_apart(tmp_path: Path, 
     )
     assert drawn_with(one, Magvit(lite_magvit_config())) == 1  # pixels come after the codes
     assert drawn_with(other, toy_generator.image_tokenizer) == 2
+
+
+def test_pools_are_named_by_all_that_shapes_them_and_by_nothing_else(tmp_path: Path, toy_generator: Generator) -> None:
+    cat, dog, named = (parse_prompt(text) for text in ("a photo of a cat", "a photo of a dog", "a photo of a cat"))
+    turned = copy.deepcopy(toy_generator.model)
+    turned.config.partial_rotary_factor = 0.25  # equal weights, other images
+
+    def folders(one: Generator, prompts: list[Prompt], n: int = 1, seed: int = 0, **changes: object) -> int:
+        generate_pool(one, prompts, n, seed, tmp_path, **changes)
+        return len(list(tmp_path.iterdir()))
+
+    assert folders(toy_generator, [cat]) == 1
+    same = replace(cat, text=np.str_(cat.text))
+    assert folders(toy_generator, (same,), np.int64(1), np.int32(0), temperature=np.float64(1), steps=np.int64(5)) == 1
+    assert folders(toy_generator, [named], temperature=1) == 1
+    assert folders(toy_generator, [dog]) == 2
+    assert folders(toy_generator, [cat], remasking="linear") == 3
+    assert folders(toy_generator, [cat], seed=1) == 4
+    assert folders(toy_generator, [cat], 2) == 5
+    assert folders(replace(toy_generator, model=turned), [cat]) == 6
+    # equal texts, but another division into shards, which numbers candidates anew
+    pair = [cat, dog, dog, dog, dog, dog, dog, cat, cat]
+    assert folders(toy_generator, pair) == 7
+    assert folders(toy_generator, [*pair[:-1], replace(cat, tag="colors")]) == 8
+
+
+def test_verdicts_are_named_by_all_that_shapes_them(tmp_path: Path, toy_generator: Generator) -> None:
+    class Picky(TemplateJudge):
+        """Has a setting that is no weight."""
+
+        def __init__(self, lowest: float) -> None:
+            super().__init__()
+            self.LOWEST = lowest
+
+    cat, dog = (parse_prompt(text) for text in ("a photo of a cat", "a photo of a dog"))
+    tokens = torch.arange(128, dtype=torch.int16).view(1, 2, 64)
+
+    def folders(codes: torch.Tensor, prompts: list[Prompt], judge: Picky) -> int:
+        label_tokens(toy_generator, codes, prompts, judge, tmp_path)
+        return len(list(tmp_path.iterdir()))
+
+    assert folders(tokens, [cat], Picky(0.6)) == folders(tokens.clone(), (cat,), Picky(0.6)) == 1
+    assert folders(tokens, [cat], Picky(0.7)) == 2
+    assert folders(tokens + 1, [cat], Picky(0.6)) == 3
+    assert folders(tokens, [dog], Picky(0.6)) == 4
+    assert folders(tokens, [replace(cat, tag="counting")], Picky(0.6)) == 5  # judged by another threshold
+
+
+@pytest.mark.parametrize(
+    ("said", "changes"),
+    [
+        ("n must be", {"n": 0}),
+        ("n must be", {"n": 10**9}),
+        ("seed must be", {"seed": "0"}),
+        ("prompts must be a list", {"prompts": "a photo of a cat"}),
+        ("each of prompts must be a Prompt", {"prompts": ["a photo of a cat"]}),
+        ("prompts must hold at least one", {"prompts": []}),
+        ("work_dir must be", {"work_dir": None}),
+        ("final_only must be", {"final_only": 1}),
+        ("generator must be", {"generator": "generator"}),
+        ("no setting 'temp'", {"temp": 2.0}),
+    ],
+)
+def test_what_makes_no_pool_is_said_and_leaves_nothing(said: str, changes: dict, tmp_path: Path, toy_generator) -> None:
+    given = {"generator": toy_generator, "prompts": pool_prompts("test")[:1], "n": 1, "seed": 0, "work_dir": tmp_path}
+    with pytest.raises(ValueError, match=said):
+        generate_pool(**{**given, **changes})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("said", "changes"),
+    [
+        ("tokens must have shape", {"tokens": torch.zeros(1, 64, dtype=torch.int16)}),
+        ("tokens must have shape", {"tokens": torch.zeros(2, 1, 64, dtype=torch.int16)}),
+        ("tokens must have shape", {"tokens": torch.zeros(1, 1, 63, dtype=torch.int16)}),
+        ("tokens must be a tensor", {"tokens": np.zeros((1, 1, 64), dtype=np.int16)}),
+        ("tokens must lie", {"tokens": torch.full((1, 1, 64), -1)}),
+        ("prompts must hold", {"prompts": []}),
+        ("detector must be", {"detector": "template"}),
+        ("generator must be", {"generator": None}),
+    ],
+)
+def test_what_cannot_be_judged_is_said(said: str, changes: dict, tmp_path: Path, toy_generator: Generator) -> None:
+    tokens = torch.zeros(1, 1, 64, dtype=torch.int16)
+    given = {"generator": toy_generator, "tokens": tokens, "prompts": pool_prompts("test")[:1]}
+    given = {**given, "detector": TemplateJudge(), **changes}
+    with pytest.raises(ValueError, match=said):
+        judge_tokens(**given)
+    with pytest.raises(ValueError, match=said):
+        label_tokens(**given, work_dir=tmp_path)
 
 
 def test_two_processes_may_write_the_same_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 import copy
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cotgen_lite.experiments.benchmark import decoding_flops, measure, predict_plainly
+from cotgen_lite.generate.autoregressive import AutoregressiveSettings
 from cotgen_lite.generate.pipeline import Generator, GeneratorOutput
 from cotgen_lite.generate.sampling import (
     MASKED,
@@ -238,6 +241,23 @@ def test_noise_is_uniform_and_its_own():
     assert noise.mean().item() == pytest.approx(0.5, abs=0.03)
     assert torch.equal(noise, path_noise((1, (5, 6), 0), 18, 64))
     assert not torch.equal(noise, path_noise((1, (5, 6), 1), 18, 64))
+    for key in ((np.int64(1), (np.int32(5), 6), np.uint8(0)), [1, [5, 6], 0], (1, np.array([5, 6]), torch.tensor(0))):
+        assert torch.equal(noise, path_noise(key, np.int64(18), 64))  # the kind of number is not drawn from
+    assert torch.equal(path_noise((np.str_("a"), 1), 2, 3), path_noise(("a", 1), 2, 3))
+    for key in (1, (True,), (1.0,), (None,), "a"):
+        with pytest.raises(ValueError, match="key must be"):
+            path_noise(key, 18, 64)
+
+
+def test_numpys_numbers_draw_the_same_images(model):
+    generator, plain = whole(model), generate(model, PROMPTS[0], 2, seed=3)
+    given = generator(np.array(PROMPTS[:1]), np.int64(2), seed=np.int32(3), batch_size=np.int16(1), steps=np.int64(6))
+    assert torch.equal(given.steps, plain.steps) and type(given.prompts[0]) is str
+    later = generator(PROMPTS[0], np.int64(1), seed=3, first_candidate=np.uint8(1))
+    assert torch.equal(later.tokens, plain.tokens[1:])
+    assert not torch.equal(generator(PROMPTS[0], 2, seed=-3).tokens, plain.tokens)  # any whole number is a seed
+    corrected = [generator.correct(PROMPTS[0], plain.tokens[:1], "", n, seed=n) for n in (2, np.int64(2))]
+    assert torch.equal(corrected[0].steps, corrected[1].steps)
 
 
 def test_kept_paths_go_on_as_if_alone_and_the_rest_costs_nothing(model):
@@ -264,6 +284,13 @@ def test_branches_share_the_past_and_draw_their_own_future(model):
     committed = state.tokens[1] != MASKED
     assert bool((final[:3, committed] == state.tokens[1, committed]).all())
     assert torch.equal(final[1], run(model, branch(state, [1], [11]))[0])
+    # the same seeds may be given at every step: the step is drawn from as well
+    later, _ = advance(state, predict(model, state))
+    noise = branch(state, [1], [10]).noise
+    assert torch.equal(noise, branch(state, [1], [np.int64(10)]).noise)
+    assert not torch.equal(noise, branch(later, [1], [10]).noise)
+    assert not torch.equal(noise, branch(state, [1], [11]).noise)
+    assert not torch.equal(branch(state, [0], [10]).noise, noise)
     # several draws of one step from one pass
     passes = state.cost.generator_passes
     logits = predict(model, keep(state, [1]))
@@ -338,6 +365,86 @@ def test_bad_arguments_are_one_clear_sentence(model):
         branch(begin(model, [(0, 0)]), [0], [1, 2])
     with pytest.raises(ValueError, match="nothing to decode"):
         begin(model, [])
+
+
+PROMPT, IMAGE = PROMPTS[0], torch.zeros(1, 16, dtype=torch.long)
+BAD_CALLS: list[tuple[str, Callable[[Generator, DecodingState], object]]] = [
+    ("num_images_per_prompt must be", lambda g, s: g(PROMPT, 0)),
+    ("num_images_per_prompt must be", lambda g, s: g(PROMPT, 10**9)),
+    ("num_images_per_prompt must be", lambda g, s: g(PROMPT, 2.0)),
+    ("num_images_per_prompt must be", lambda g, s: g.correct(PROMPT, IMAGE, "", True)),
+    ("more than 100000 images", lambda g, s: g([PROMPT] * 11, 10_000)),
+    ("batch_size must be", lambda g, s: g(PROMPT, batch_size=0)),
+    ("first_candidate must be", lambda g, s: g(PROMPT, first_candidate=-1)),
+    ("progress_bar must be", lambda g, s: g(PROMPT, progress_bar="no")),
+    ("prompt must hold at least one", lambda g, s: g([])),
+    ("prompt must be a text", lambda g, s: g(None)),
+    ("each of prompt must be a text", lambda g, s: g([PROMPT, 7])),
+    ("prompt must be a text", lambda g, s: g.encode(7)),
+    ("seed must be", lambda g, s: g(PROMPT, seed=True)),
+    ("seed must be", lambda g, s: g.correct(PROMPT, IMAGE, "", seed=0.5)),
+    ("seed must be", lambda g, s: g.begin([PROMPT], [(0, 0)], None, Cost())),
+    ("seed of each branch must be", lambda g, s: branch(s, [0], ["1"])),
+    ("no setting 'top_k'", lambda g, s: g.with_settings(top_k=3)),
+    ("row of a path's prompt must be .* from 0 to 0", lambda g, s: g.begin([PROMPT], [(1, 0)], 0, Cost())),
+    ("path's candidate must be", lambda g, s: g.begin([PROMPT], [(0, -1)], 0, Cost())),
+    ("paths must be pairs", lambda g, s: g.begin([PROMPT], [0], 0, Cost())),
+    ("too many at once", lambda g, s: g.begin([PROMPT], [(0, k) for k in range(10_001)], 0, Cost())),
+    ("prompts must hold at least one", lambda g, s: g.begin([], [(0, 0)], 0, Cost())),
+    ("cost must be a Cost", lambda g, s: g.begin([PROMPT], [(0, 0)], 0, None)),
+    ("number of each path must be .* from 0 to 1", lambda g, s: g.keep(s, [2])),
+    ("number of each path must be", lambda g, s: g.keep(s, [-1])),
+    ("number of each path must be", lambda g, s: g.keep(s, [True, False])),
+    ("paths must be 1 to", lambda g, s: g.keep(s, [])),
+    ("paths must be a list", lambda g, s: g.keep(s, 0)),
+    ("state must be", lambda g, s: g.keep("state", [0])),
+    ("state must be", lambda g, s: g.advance(None)),
+    ("state must be", lambda g, s: list(g.stream("state"))),
+    ("state must be", lambda g, s: branch(s.tokens, [0], [0])),
+    ("begun with", lambda g, s: list(g.with_settings(steps=3).stream(s))),
+    ("All 6 steps are done", lambda g, s: g.advance(replace(s, step=6))),
+    ("All 6 steps are done", lambda g, s: predict(g.model, replace(s, step=6))),
+    ("must have shape", lambda g, s: advance(s, torch.zeros(2, 3, 32))),
+    ("tokens must be a tensor", lambda g, s: g.decode([[0] * 16])),
+    ("tokens must be a tensor .* torch.float32", lambda g, s: g.decode(IMAGE.float())),
+    ("tokens must be a tensor .* torch.bool", lambda g, s: g.decode(IMAGE.bool())),
+    ("tokens must be a tensor", lambda g, s: g.decode(IMAGE[:, :9])),
+    ("tokens must be a tensor", lambda g, s: g.decode(IMAGE[:0])),
+    ("tokens must lie between 0 and 31", lambda g, s: g.decode(IMAGE - 1)),
+    ("tokens must lie between 0 and 31", lambda g, s: g.correct(PROMPT, IMAGE + 32, "")),
+    ("reasons must be", lambda g, s: g.correct(PROMPT, IMAGE, None)),
+    ("1 images came with 1 prompts and 2", lambda g, s: g.correct(PROMPT, IMAGE, ["", ""])),
+    ("each id of a prompt must be", lambda g, s: encode_prompts(g.model, [[-1]], Cost())),
+    ("at least one", lambda g, s: encode_prompts(g.model, [], Cost())),
+    ("each of prefixes must be", lambda g, s: encode_prompts(g.model, [None], Cost())),
+    ("model must be a Showo", lambda g, s: encode_prompts(g, [[1]], Cost())),
+    ("settings must be SamplingSettings", lambda g, s: replace(g, settings=AutoregressiveSettings())),
+    ("model must be a Showo", lambda g, s: replace(g, model="showlab/show-o")),
+    ("step must be .* from 0 to 17", lambda g, s: masked_after(18, 18, 64, 64)),
+    ("open_positions must be", lambda g, s: masked_after(0, 18, 0, 64)),
+    ("remasking must be", lambda g, s: masked_after(0, 18, 64, 64, "cosine")),
+    ("step must be", lambda g, s: remasking_temperature(6, g.settings)),
+]
+
+
+@pytest.mark.parametrize(("said", "call"), BAD_CALLS, ids=map(str, range(len(BAD_CALLS))))
+def test_what_cannot_be_drawn_is_said_in_one_sentence(model, said, call):
+    with pytest.raises(ValueError, match=said) as error:
+        call(whole(model), begin(model, [(0, 0), (1, 0)]))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_are_said_and_not_drawn_from(model, wrong: float):
+    damaged = copy.deepcopy(model)
+    damaged.showo.model.final_layernorm.weight.data[3] = wrong
+    with pytest.raises(ValueError, match=r"logits are not finite at .* weights are damaged, or half precision"):
+        generate(damaged, PROMPTS[0], 1)
+    state = begin(model, [(0, 0)])
+    logits = predict(model, state).clone()
+    logits[0, 5, 7] = wrong
+    with pytest.raises(ValueError, match="not finite at 1 of 16 positions"):
+        advance(state, logits)
 
 
 def test_benchmark_counts_the_flops_that_torch_counts(model):

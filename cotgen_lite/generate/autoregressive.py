@@ -64,6 +64,21 @@ class AutoregressiveConfig(PretrainedConfig):
     num_attention_heads: int = 20
     intermediate_size: int = 3584
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        for name in ("text_vocab_size", "text_pad_id", "text_length"):
+            setattr(self, name, whole(getattr(self, name), name, 0, 2**20))
+        for name in ("codebook_size", "text_width", "hidden_size", "intermediate_size"):
+            setattr(self, name, whole(getattr(self, name), name, 1, 2**20))
+        for name in ("grid", "num_hidden_layers", "num_attention_heads"):
+            setattr(self, name, whole(getattr(self, name), name, 1, 1000))
+        self.text_cosine = number(self.text_cosine, "text_cosine", 0, 1)
+        if self.hidden_size % (4 * self.num_attention_heads):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be a multiple of 4 x {self.num_attention_heads} heads, each of "
+                "which turns by row and column."
+            )
+        super().__post_init__(**kwargs)
+
     @property
     def num_image_tokens(self) -> int:
         return self.grid**2
@@ -225,6 +240,7 @@ def next_token_loss(
     dropout: share of captions replaced by nothing, which guidance needs; drawn from a CPU generator. Returns a scalar.
     ValueError if captions and images do not go together, or for tokens that are none of the model's.
     """
+    of_kind(generator, "generator", torch.Generator, "a torch.Generator")
     config, dropout = (
         of_kind(model, "model", AutoregressiveModel, "an AutoregressiveModel").config,
         number(dropout, "dropout", 0, 1),

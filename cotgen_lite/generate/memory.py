@@ -71,7 +71,8 @@ def decoding_bytes(config: MagvitConfig, images: int, dtype: torch.dtype = torch
     """
     images = whole(images, "images", 1)
     of_kind(dtype, "dtype", torch.dtype, "a torch.dtype")
-    widths = [_check(config, MagvitConfig).channels * multiplier for multiplier in config.decoder_multipliers]
+    _check(config, MagvitConfig)
+    widths = [config.channels * multiplier for multiplier in config.decoder_multipliers]
     for level in reversed(range(len(widths) - 1)):
         if not config.decoder_blocks[level]:  # only a block can change the width
             widths[level] = widths[level + 1]
@@ -186,7 +187,7 @@ def plan_from_configs(
     """
     prompts, n = whole(prompts, "prompts", 1, 10**9), whole(n, "n", 1, MOST_PATHS)
     free, guided = whole(free, "free", 0), yes_or_no(guided, "guided")
-    decoding = decoding_bytes(image_tokenizer, images_at_once(image_tokenizer))
+    decoding = decoding_bytes(image_tokenizer, images_at_once(_check(image_tokenizer, MagvitConfig)))
 
     def taken(candidates: int) -> int:
         return max(decoding, generation_bytes(config, candidates, n, prefix_length, guided, dtype))

@@ -133,6 +133,8 @@ class ImageGenerator(Protocol[State]):
 
     def stream(self, state: State) -> Iterator[Step]:
         """All steps that are left, one at a time."""
+        if not isinstance(getattr(state, "step", None), int):
+            raise ValueError(f"state must be what this generator's `begin` gives, got {shown(state)}.")
         while state.step < self.settings.steps:
             state, step = self.advance(state)
             yield step
@@ -367,7 +369,12 @@ def load_generator(name: str = "generator", device: str = "auto", models: Path |
 def lite_parts(name: str, models: Path | None = None) -> tuple[Path, Path, Path]:
     """The folders of a lite generator, of its words and of its image tokenizer; errors as in `hub.model_path`."""
     logging.disable_progress_bar()  # lite models load at once; a bar for each would clutter the notebooks
-    return model_path(text(name, "name"), models), model_path("words", models), model_path("tokenizer", models)
+    models = None if models is None else _check_folder(models, "models")
+    parts = model_path(text(name, "name"), models), model_path("words", models), model_path("tokenizer", models)
+    for part in parts:
+        if not part.is_dir():  # which would be taken for the name of a model on the hub
+            raise FileNotFoundError(f"{part} is missing: build it, or give the folder that holds the models.")
+    return parts
 
 
 class GeneratedPool(NamedTuple):
@@ -485,8 +492,8 @@ def _check_prompts(prompts: Any) -> list[Prompt]:
     return listed
 
 
-def _check_folder(work_dir: Any) -> Path:
-    return Path(of_kind(work_dir, "work_dir", (str, Path), "the path of a folder"))
+def _check_folder(path: Any, name: str = "work_dir") -> Path:
+    return Path(of_kind(path, name, (str, Path), "the path of a folder"))
 
 
 def _check_judging(generator: Any, tokens: Any, prompts: Any, detector: Any) -> tuple[list[Prompt], Tensor]:

@@ -152,6 +152,8 @@ def encode_prompts(
     """
     of_kind(model, "model", Showo, "a Showo model")
     of_kind(cost, "cost", Cost, "a Cost")
+    for prefix in (*of_kind(prefixes, "prefixes", (list, tuple), "a list of prefixes"), *(unguided or ())):
+        of_kind(prefix, "each of prefixes", (list, tuple), "a list of ids, as `text_prefix` gives")
     if not prefixes:
         raise ValueError("There is no prompt to read: give at least one.")
     held_against = [text_prefix(model.config, [])] * len(prefixes) if unguided is None else unguided
