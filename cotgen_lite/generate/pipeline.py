@@ -497,7 +497,7 @@ def _check_folder(path: Any, name: str = "work_dir") -> Path:
 
 
 def _check_judging(generator: Any, tokens: Any, prompts: Any, detector: Any) -> tuple[list[Prompt], Tensor]:
-    with_methods(generator, "generator", ("decode",), "a generator, such as `load_generator` gives")
+    with_methods(generator, "generator", ("begin",), "a generator, such as `load_generator` gives")
     with_methods(detector, "detector", ("detect",), "a judge with a method `detect`, such as `load_judge` gives")
     prompts = _check_prompts(prompts)
     of_kind(tokens, "tokens", Tensor, "a tensor of whole numbers")
