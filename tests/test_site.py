@@ -5,9 +5,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import nbformat
+import pandas as pd
 import pytest
 
-from cotgen_lite.course.site import build_site, slug, sources_of, with_anchors, with_links
+from cotgen_lite.course.site import build_site, harmless, slug, sources_of, with_anchors, with_links
 from cotgen_lite.hub import data_root
 
 ROOT = data_root().parent
@@ -73,6 +75,81 @@ def test_every_picture_has_an_alt_text_and_is_there(pages: dict[Path, Page]) -> 
                 assert (path.parent / source).exists(), f"{path.name}: {source}"
             count += 1
     assert count > 50
+
+
+HARM = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "<a href='javascript:alert(1)'>here</a>",
+    "<a href='data:text/html,<script>alert(1)</script>'>here</a>",
+    "<svg onload=alert(1)></svg>",
+    "<iframe srcdoc='<script>alert(1)</script>'></iframe>",
+    "<details open ontoggle=alert(1)><summary>x</summary></details>",
+    "<p style='background: url(javascript:alert(1))'>x</p>",
+    "</div></body><script>alert(1)</script>",
+    "<scr<script>ipt>alert(1)</script>",
+    "<meta http-equiv=refresh content='0;url=javascript:alert(1)'>",
+    "<form action='javascript:alert(1)'><button>x</button></form>",
+    "<math><mtext><script>alert(1)</script></mtext></math>",
+]
+KEPT = [
+    "<details><summary>Solution</summary>\n\n```python\nx = 1 if 2 < 3 else None\n```\n\n</details>",
+    "| a | b |\n|---|---|\n| 1 | **2** |",
+]
+
+
+class Harm(HTMLParser):
+    """What of a page a browser would run: places where a planted alert stands."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        acts = {key: str(value) for key, value in attrs if key.startswith("on") or key in ("href", "action", "style")}
+        self.found += [f"{tag} {key}" for key, value in acts.items() if "alert(1)" in value]
+        self.found += [tag] if tag in ("form", "button", "svg") else []
+
+    def handle_data(self, data: str) -> None:
+        self.found += ["script"] if self.cdata_elem and "alert(1)" in data else []
+
+
+def shown(cells: list[nbformat.NotebookNode]) -> str:
+    return harmless(nbformat.v4.new_notebook(cells=cells))
+
+
+def test_nothing_in_a_notebook_runs_in_a_readers_browser() -> None:
+    assert Harm(HARM[0]).found and Harm(HARM[1]).found and Harm(HARM[2]).found  # it would be seen
+    kinds = ("text/html", "text/markdown", "image/svg+xml", "application/javascript", "text/latex", "text/plain")
+    for harm in HARM:
+        outputs = [nbformat.v4.new_output("display_data", {kind: harm}) for kind in kinds]
+        outputs.append(nbformat.v4.new_output("display_data", {"image/png": f'"><{harm}'}))
+        wide = {"image/png": {"width": "1 onerror=alert(1)", "alt": f'"{harm}'}}
+        outputs.append(nbformat.v4.new_output("display_data", {"image/png": "aGk="}, metadata=wide))
+        framed = {"text/html": {"isolated": True}}
+        outputs.append(nbformat.v4.new_output("display_data", {"text/html": harm}, metadata=framed))
+        outputs.append(nbformat.v4.new_output("stream", text=harm))
+        outputs.append(nbformat.v4.new_output("error", ename=harm, evalue=harm, traceback=[harm]))
+        code = nbformat.v4.new_code_cell(harm, outputs=outputs, metadata={"tags": [f'">{harm}'.replace(",", "")]})
+        raw = nbformat.v4.new_raw_cell(harm, metadata={"raw_mimetype": "text/html"})
+        assert not Harm(shown([nbformat.v4.new_markdown_cell(f"# A\n\n{harm}"), code, raw])).found, harm
+
+
+def test_tables_figures_and_folds_are_shown() -> None:
+    table = pd.DataFrame({"a": [1]})._repr_html_()
+    figure = {"image/png": {"alt": 'a line & a "quote"'}}
+    outputs = [
+        nbformat.v4.new_output("display_data", {"text/html": table}),
+        nbformat.v4.new_output("display_data", {"image/png": "aGk="}, metadata=figure),
+    ]
+    html = shown(
+        [nbformat.v4.new_markdown_cell(one) for one in KEPT] + [nbformat.v4.new_code_cell("", outputs=outputs)]
+    )
+    assert "<details><summary>Solution</summary>" in html and "</details>" in html
+    assert html.count("<table") == 2 and 'class="dataframe"' in html and "<strong>2</strong>" in html
+    assert [image["alt"] for image in Page(html).images] == ['a line & a "quote"']
+    assert '<span class="o">&lt;</span>' in html  # code, with its colours, is escaped once
 
 
 def test_anchors_are_githubs() -> None:
