@@ -555,6 +555,7 @@ RULES: list[tuple[str, Callable, str]] = [
     ("schedule", lambda steps, places: [max(1, places // steps)] * steps, "add up"),
     ("schedule", lambda steps, places: [places] + [0] * (steps - 1), "commits nothing"),
     ("verdict", lambda low, high: "Yes", "in small letters"),
+    ("whole_after", lambda *case: ch09.check_whole_after.solution(*case) + 1e-4, "Expected 1, got 1.0001."),
     ("verdict", lambda low, high: low > 0, 'One of "yes", "no" and "undecided" is wanted, not True'),
 ]
 

@@ -6,7 +6,6 @@ where the learner's answers are that mistake's in every case; else the first cas
 
 import io
 import traceback
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from copy import deepcopy
@@ -80,9 +79,7 @@ def _verdict(exercise: Any, function: Any) -> str:
     case, fault = next((one for one in faults if one[1]), ((), ""))
     if not fault:
         return "✓ Right."
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        told = [_mistakes(exercise, case) for case, _ in tried]
+    told = [_mistakes(exercise, case) for case, _ in tried]
     for hint in told[0]:
         if all(_same(got, wrong[hint]) for (_, got), wrong in zip(tried, told, strict=True)):
             return f"✗ {hint}"
