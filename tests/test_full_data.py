@@ -112,8 +112,8 @@ def test_command_makes_a_pool_to_learn_from_and_resumes(
     assert "18 images of 3 prompts" in told and "all 2485 prompts" in told
     # Once more: everything is there, so nothing is drawn or looked at but the self-check's pictures.
     (tmp_path / "pool.safetensors").unlink()
-    monkeypatch.setattr(Generator, "__call__", None)
-    monkeypatch.setattr(Generator, "decode", None)
+    monkeypatch.setattr(Generator, "__call__", lambda *_, **__: pytest.fail("drawn again"))
+    monkeypatch.setattr(Generator, "decode", lambda *_: pytest.fail("looked at again"))
     f.main(command)
     assert same_pools(load_pool(tmp_path / "pool.safetensors"), pool)
     assert capsys.readouterr().out == told  # the rate too: seconds are those of the drawing
