@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cotgen_lite.inputs import number, of_kind, shaped, shown, text, whole, with_methods
+from cotgen_lite.inputs import number, numbers, of_kind, shaped, shown, text, whole, with_methods
 from cotgen_lite.prompts import Prompt, Requirement, each_prompt
 
 Box = tuple[float, float, float, float]
@@ -173,7 +173,7 @@ def relation_components(box: Box, reference: Box) -> tuple[float, float]:
     The offset of the centres, shrunk on each axis by 0.1 · (size + reference's size) but never past zero, is
     divided by the length of the offset *before* shrinking. (0, 0) where next to nothing is left of it.
     """
-    a, b = np.asarray(box, float).reshape(2, 2), np.asarray(reference, float).reshape(2, 2)
+    a, b = (shaped(numbers(one, "A box"), "A box", (4,)).reshape(2, 2) for one in (box, reference))
     offset = a.mean(0) - b.mean(0)
     margin = POSITION_MARGIN * (np.abs(a[1] - a[0]) + np.abs(b[1] - b[0]))
     shrunk = np.sign(offset) * np.maximum(np.abs(offset) - margin, 0)
@@ -196,6 +196,8 @@ def judge(detector: Detector, images: torch.Tensor, prompts: Sequence[Prompt]) -
     if len(images) != len(prompts):
         raise ValueError(f"{len(images)} images came with {len(prompts)} prompts: pass one prompt for each image.")
     found = detector.detect(images)
-    if len(found) != len(images):
-        raise ValueError(f"The detector gave {len(found)} lists of detections for {len(images)} images: one for each.")
+    if not isinstance(found, Sequence) or len(found) != len(images):
+        raise ValueError(
+            f"The detector must give a list of detections for each of {len(images)} images: {shown(found)}."
+        )
     return np.array([evaluate(p, d).correct for p, d in zip(prompts, found, strict=True)], dtype=bool)

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from cotgen_lite.hub import first_line, in_place_of
 from cotgen_lite.identity import identity
-from cotgen_lite.inputs import numbers, of_kind, shaped, verdicts, whole
+from cotgen_lite.inputs import numbers, of_kind, shaped, verdicts, whole, with_methods
 from cotgen_lite.prompts import (
     TAGS,
     Prompt,
@@ -58,10 +58,8 @@ class Pool:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompts", each_prompt(self.prompts))
-        of_kind(self.tokens, "tokens", Tensor, "an int16 tensor (P, N, L)")
+        whole_numbers(self.tokens, "tokens")
         shape = shaped(self.tokens, "tokens", (len(self.prompts), "N", "L")).shape[:2]
-        if self.tokens.is_floating_point() or self.tokens.is_complex() or self.tokens.dtype == torch.bool:
-            raise ValueError(f"tokens must be whole numbers, got {self.tokens.dtype}.")
         for part in ("scores", "correct"):
             of_kind(getattr(self, part), part, dict, "a dict of arrays (P, N) by name")
         for name, scores in self.scores.items():
@@ -70,6 +68,14 @@ class Pool:
             verdicts(right, f"correct of {name!r}", (*shape, "R") if np.ndim(right) == 3 else shape)
         object.__setattr__(self, "scores", {name: np.asarray(one) for name, one in self.scores.items()})
         object.__setattr__(self, "correct", {name: np.asarray(one, bool) for name, one in self.correct.items()})
+
+
+def whole_numbers(tokens: Tensor, name: str) -> Tensor:
+    """A tensor, if its values are whole numbers; ValueError otherwise."""
+    of_kind(tokens, name, Tensor, "an int16 tensor")
+    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+        raise ValueError(f"{name} must be whole numbers, got {tokens.dtype}.")
+    return tokens
 
 
 def pool_prompts(split: str) -> tuple[Prompt, ...]:
@@ -139,7 +145,8 @@ def write_arrays(path: str | Path, arrays: dict[str, Tensor], about: dict[str, A
 
     All that is said of them is one entry, as the library writes several in any order; their identity is in it.
     """
-    arrays = {name: values.contiguous() for name, values in arrays.items()}
+    of_kind(arrays, "arrays", dict, "a dict of tensors")
+    arrays = {name: of_kind(values, name, Tensor, "a tensor").contiguous() for name, values in arrays.items()}
     named = {"about": about or {}, "identity": identity(about or {}, arrays)}
     with in_place_of(Path(of_kind(path, "path", (str, Path), "a file's path"))) as part:
         save_file(arrays, part, metadata={"about": json.dumps(named, sort_keys=True)})
@@ -182,6 +189,7 @@ def pack_tokens(tokens: torch.Tensor, bits: int) -> torch.Tensor:
 
     ValueError for tokens that are not from 0 to 2**bits − 1, and for other bits than 1 to 15.
     """
+    whole_numbers(tokens, "tokens")
     length, bits = tokens.shape[-1], whole(bits, "bits", 1, MOST_BITS)
     if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= 2**bits):
         run = f"{int(tokens.min())} to {int(tokens.max())}"
@@ -197,6 +205,7 @@ def pack_tokens(tokens: torch.Tensor, bits: int) -> torch.Tensor:
 def unpack_tokens(packed: torch.Tensor, bits: int, length: int) -> torch.Tensor:
     """What `pack_tokens` packed: tokens int16 (..., length); ValueError if so many do not fit into the bytes."""
     bits, length = whole(bits, "bits", 1, MOST_BITS), whole(length, "length", 0)
+    of_kind(packed, "packed", Tensor, "a uint8 tensor")
     if packed.dtype != torch.uint8 or packed.shape[-1] != -(-length * bits // 8):
         raise ValueError(f"{length} tokens of {bits} bits are no {packed.dtype} of shape {tuple(packed.shape)}.")
     rows, worth = packed.numpy().reshape(-1, packed.shape[-1]), (1 << np.arange(bits - 1, -1, -1)).astype(np.int16)
@@ -224,6 +233,8 @@ def in_shards(
     no other process makes anything for `GIVEN_UP_AFTER` seconds.
     """
     rank, processes = rank_and_processes()
+    with_methods(make, "make", ["__call__"], "a function that makes the tensors of a shard")
+    of_kind(shards, "shards", Sequence, "a list of shards")
     work_dir = Path(of_kind(work_dir, "work_dir", (str, Path), "a folder's path"))
     work_dir.mkdir(parents=True, exist_ok=True)
     paths = [work_dir / f"shard-{number:03d}.safetensors" for number in range(len(shards))]

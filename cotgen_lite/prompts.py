@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cotgen_lite.hub import data_path
-from cotgen_lite.inputs import of_kind, one_of, shown, texts, whole
+from cotgen_lite.inputs import of_kind, one_of, shown, texts, whole, with_methods
 from cotgen_lite.inputs import text as check_text
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -512,6 +512,7 @@ def encode_text(tokenizer: Any, text: str, most: int | None = None) -> list[int]
     def ids(words: str) -> list[int]:
         return tokenizer(words, add_special_tokens=False)["input_ids"]
 
+    with_methods(tokenizer, "tokenizer", ["__call__"], "a tokenizer")
     text = check_text(text, "A prompt")
     if len(text) > LONGEST_TEXT:
         raise ValueError(f"The text has {len(text)} characters; at most {LONGEST_TEXT} are read: shorten it.")

@@ -82,7 +82,13 @@ def test_of_equally_likely_detections_the_last_counts():
         (lambda: judge(Blind(), None, [P.single_object("cat")]), "uint8 tensor"),
         (lambda: judge(Blind(), torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "a photo of a cat"), "list of Prompts"),
         (lambda: judge(Blind(), torch.zeros(1, 3, 8, 8, dtype=torch.uint8), ["cat"]), "a Prompt"),
-        (lambda: judge(Blind(), torch.zeros(1, 3, 8, 8, dtype=torch.uint8), [P.single_object("cat")]), "0 lists"),
+        (
+            lambda: judge(Blind(), torch.zeros(1, 3, 8, 8, dtype=torch.uint8), [P.single_object("cat")]),
+            "list of detections for each of 1",
+        ),
+        (lambda: relations((0, 0, 1), (0, 0, 1, 1)), "A box must have shape"),
+        (lambda: relations((0, 0, 1, 1), (0, 0, 1, math.nan)), "A box must be finite"),
+        (lambda: relations(None, (0, 0, 1, 1)), "A box must be numbers"),
     ],
 )
 def test_what_cannot_be_judged_gets_one_sentence(make, says):

@@ -250,6 +250,11 @@ def test_parts_of_a_pool_must_fit_each_other(changes: dict, says: str) -> None:
         (lambda path: stratified_subset("dev"), "list of Prompts"),
         (lambda path: stratified_subset(["a photo of a cat"]), "a Prompt"),
         (lambda path: pools.in_shards([1], numbered, None, ""), "folder's path"),
+        (lambda path: pools.in_shards([1], None, path, ""), "a function"),
+        (lambda path: pools.in_shards(1, numbered, path, ""), "list of shards"),
+        (lambda path: write_arrays(path, {"a": 1}), "a must be a tensor"),
+        (lambda path: pack_tokens(torch.tensor([[1.0]]), 2), "whole numbers"),
+        (lambda path: unpack_tokens(None, 2, 2), "uint8 tensor"),
     ],
 )
 def test_what_cannot_be_kept_gets_one_sentence(make: Callable[[Path], Any], says: str, tmp_path: Path) -> None:
