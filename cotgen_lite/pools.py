@@ -239,6 +239,7 @@ def in_shards(
     work_dir.mkdir(parents=True, exist_ok=True)
     paths = [work_dir / f"shard-{number:03d}.safetensors" for number in range(len(shards))]
     parts: dict[int, dict[str, Tensor]] = {}
+    label += f" (process {rank} of {processes})" if processes > 1 else ""
     for number in tqdm(range(rank, len(shards), processes), desc=label):
         if not _read_whole(paths, [number], parts):
             if paths[number].exists():

@@ -130,6 +130,7 @@ def test_pool_round_trip_and_damage(tmp_path: Path) -> None:
     again = load_pool(path)
     assert again.prompts == pool.prompts and torch.equal(again.tokens, pool.tokens)
     np.testing.assert_array_equal(again.scores["zs-orm"], pool.scores["zs-orm"])
+    assert again.scores["zs-orm"].dtype == np.float32 and again.tokens.dtype == torch.int16
     np.testing.assert_array_equal(again.correct["learned"], pool.correct["learned"])
     save_pool(Pool((), pool.tokens[:0], {}, {"learned": np.zeros((0, 4), dtype=bool)}), path)
     assert load_pool(path).prompts == () and load_pool(path).tokens.shape == (0, 4, 64)
@@ -163,7 +164,10 @@ def test_equal_pools_are_equal_bytes(tmp_path: Path) -> None:
     for _ in range(8):  # safetensors orders several entries of metadata anew each time
         save_pool(a_pool(), tmp_path / "pool")
         written.add((tmp_path / "pool").read_bytes())
-    assert len(written) == 1
+    for about in ({"a": 1, "b": [2]}, {"b": [2], "a": 1}):
+        write_arrays(tmp_path / "arrays", {"x": torch.arange(3)}, about)
+        written.add((tmp_path / "arrays").read_bytes())
+    assert len(written) == 2
 
 
 def test_full_scale_prompts_come_back(tmp_path: Path) -> None:
@@ -242,6 +246,7 @@ def test_parts_of_a_pool_must_fit_each_other(changes: dict, says: str) -> None:
         (lambda path: pack_tokens(torch.tensor([[-1, 3]]), 2), "these run from -1 to 3"),
         (lambda path: pack_tokens(torch.tensor([[0, 1]]), 0), "bits"),
         (lambda path: unpack_tokens(torch.zeros(2, 3, dtype=torch.uint8), 10, 64), "64 tokens of 10 bits"),
+        (lambda path: unpack_tokens(torch.zeros(2, 4, dtype=torch.uint8), 10, 2), "2 tokens of 10 bits"),
         (lambda path: unpack_tokens(torch.zeros(2, 3), 10, 2), "torch.float32"),
         (lambda path: unpack_tokens(torch.zeros(2, 3, dtype=torch.uint8), 99, 2), "bits"),
         (lambda path: pool_prompts("validation"), "'dev'"),
@@ -328,6 +333,23 @@ def test_a_lonely_process_says_whom_it_waits_for_and_gives_up(
     monkeypatch.delenv("WORLD_SIZE")
     parts = pools.in_shards(range(4), lambda shard: numbered(shard + 10), tmp_path, "shards")
     assert [int(part["shard"]) for part in parts] == [0, 11, 2, 13]  # what was made before is kept
+
+
+def test_a_slow_process_is_waited_for_as_long_as_it_makes_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    clock = [0.0]
+
+    def half_an_hour(_: float) -> None:
+        clock[0] += pools.GIVEN_UP_AFTER / 2 + 1
+        write_arrays(tmp_path / f"shard-{2 * round(clock[0] / 1801 - 1):03d}.safetensors", {"shard": torch.tensor([7])})
+
+    monkeypatch.setattr(pools.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(pools.time, "sleep", half_an_hour)
+    assert len(pools.in_shards(range(7), numbered, tmp_path, "shards")) == 7
+    assert clock[0] > pools.GIVEN_UP_AFTER
 
 
 @pytest.mark.parametrize(("rank", "processes"), [("one", "2"), ("0", "two"), ("", "1"), ("2", "2"), ("-1", "2")])

@@ -136,6 +136,7 @@ def test_tags_are_means_over_pools_not_over_prompts() -> None:
     pools = [*make_pools({"colors": 1}, pools=3), *make_pools({"colors": 2})[1:]]  # three pools of one, one of another
     assert tag_means(pools, [1, 1, 1, 0]) == {"colors": 0.75}
     assert tag_means(pools, [-3, 0, 0, 0]) == {"colors": -0.75}
+    assert set(bootstrap_tags(pools, [1, 1, 1, 0], samples=50)[:, 0]) == {0, 0.75, 1}
     assert detectable_difference(pools, [1, 1, 1, 0], [0, 0, 0, 0]) == pytest.approx(
         2.8 * math.sqrt(2 * 2 * 0.75**2) / 4
     )
@@ -248,6 +249,7 @@ def test_calibration_has_as_many_bins_as_asked_for() -> None:
     odds = np.log([0.05 / 0.95, 0.3 / 0.7, 0.45 / 0.55, 0.55 / 0.45, 0.95 / 0.05])
     for bins, counts in ((1, [5]), (2, [3, 2]), (3, [2, 2, 1]), (10, [1, 1, 1, 1, 1]), (5, [1, 1, 2, 1])):
         assert calibration(odds, [1] * 5, bins)[2].tolist() == counts
+    assert calibration(odds[3:], [1, 1], 2)[2].tolist() == [2]  # bins part 0..1, not the scores that there are
     edges = np.log(np.linspace(0.05, 0.95, 10) / (1 - np.linspace(0.05, 0.95, 10)))
     assert calibration(edges, [1] * 10)[2].tolist() == [1] * 10
     assert calibration(edges, [1] * 10, 20)[2].size == 10
