@@ -291,7 +291,7 @@ def meaning(prompt: Prompt) -> Hashable:
             relation, first, second = OPPOSITE[relation], second, first
         return relation, first, second
     items = ((_singular(item.name), item.count, _plain(item.color or "")) for item in prompt.include)
-    return tuple(sorted(items))
+    return tuple(sorted(set(items)))  # a requirement that is there twice asks for nothing more
 
 
 def _plain(words: str) -> str:

@@ -209,6 +209,7 @@ WAYS_PAST_THE_GUARD: dict[str, Callable[[p.Prompt], p.Prompt]] = {
     "numpy's counts": lambda prompt: own_words(
         prompt, include=[replace(item, count=np.int64(item.count)) for item in prompt.include]
     ),
+    "everything twice": lambda prompt: own_words(prompt, include=prompt.include * 2),
     "another tag": lambda prompt: own_words(prompt, tag="single_object"),
     "the sentence alone": lambda prompt: replace(prompt, include=(p.Requirement("cat", 9),)),
     "a loud sentence": lambda prompt: p.Prompt(f" {prompt.text.upper()} . ", "counting", (p.Requirement("cat", 9),)),
