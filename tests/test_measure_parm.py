@@ -124,6 +124,16 @@ def test_stops_are_counted_by_hand() -> None:
     }  # fmt: skip
 
 
+def test_prompts_without_a_right_image_lose_none() -> None:
+    """Only what could have been right counts as lost."""
+    clarity, potential = np.ones((3, 2, 1)), -np.ones((3, 2, 1))  # all paths are stopped
+    outcome = stop_paths(Opinions(clarity, potential, np.zeros((3, 2))))
+    pool = a_pool(np.array([[True, False], [False, False], [False, False]]), np.zeros((3, 2)))
+    assert stopping(outcome, pool)["pools_lost"] == 1.0
+    none = a_pool(np.zeros((3, 2), dtype=bool), np.zeros((3, 2)))
+    assert stopping(outcome, none)["pools_lost"] == 0.0
+
+
 def test_potential_is_held_against_the_end_of_its_own_path(toy_generator: Any, tmp_path: Path) -> None:
     out = toy_generator([prompt.text for prompt in PROMPTS], 4, seed=1)
     guesses = out.steps.unflatten(0, (len(PROMPTS), 4))

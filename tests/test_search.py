@@ -1,12 +1,14 @@
 """Best-of-n and its step-by-step form: keep the favourite, say what it cost, draw the same whatever n."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from cotgen_lite.generate.sampling import Cost, advance, branch, predict
 from cotgen_lite.verify.search import ParmPath, best_of_n, parm_search, prm_search, reflect, shows_no_potential
 from cotgen_lite.verify.verifier import ORM_QUESTION, REFLECTION_QUESTION
 
@@ -144,6 +146,58 @@ def test_if_none_is_left_the_least_doubted_is_resumed(toy_generator: Any) -> Non
     assert found.cost.verifier_passes == 4 + 1
 
 
+def test_of_equal_doubts_the_first_path_is_resumed(toy_generator: Any) -> None:
+    class Even(Doubter):
+        def clarity_and_potential(self, images: torch.Tensor, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.ones(len(images)), -torch.ones(len(images))
+
+    found = parm_search(toy_generator, Even(), PROMPT, n=3, seed=3)  # type: ignore[arg-type]
+    assert found.kept.candidate == 0  # as `stop_paths` reads it off a pool
+
+
+def test_the_draws_of_a_step_have_the_thousand_seeds_of_their_own(toy_generator: Any) -> None:
+    """Shipped choices hang on these very seeds."""
+    found = prm_search(toy_generator, Favourite(), PROMPT, n=3, seed=2)  # type: ignore[arg-type]
+    state = toy_generator.begin([PROMPT], [(0, 0)], 2, Cost())
+    logits = predict(toy_generator.model, state)[[0, 0, 0]]
+    _, step = advance(branch(state, [0, 0, 0], [2000, 2001, 2002]), logits)
+    assert torch.equal(found.guesses[0], step.guess.to(torch.int16))
+
+
+@pytest.mark.parametrize("search", [best_of_n, prm_search, parm_search])
+def test_a_verifiers_seconds_are_charged_to_it_alone(
+    toy_generator: Any, monkeypatch: pytest.MonkeyPatch, search: Any
+) -> None:
+    now = [0.0]
+
+    class Slow(Doubter):
+        def score(self, images: torch.Tensor, prompt: str, question: str = ORM_QUESTION) -> torch.Tensor:
+            now[0] += len(images)
+            return super().score(images, prompt, question)
+
+        def clarity_and_potential(self, images: torch.Tensor, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+            now[0] += len(images)
+            return super().clarity_and_potential(images, prompt)
+
+    class Drawn:  # takes half a second for every decoding
+        settings = toy_generator.settings
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(toy_generator, name)
+
+        def __call__(self, *given: Any, **named: Any) -> Any:
+            now[0] += 0.5
+            return toy_generator(*given, **named)
+
+        def begin(self, *given: Any) -> Any:
+            now[0] += 0.5
+            return toy_generator.begin(*given)
+
+    monkeypatch.setattr("cotgen_lite.verify.search.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    cost = search(Drawn(), Slow(), PROMPT, 2, 0).cost
+    assert cost.verifier_seconds == cost.verifier_passes >= 2 and cost.generator_seconds == 0.5
+
+
 def test_what_is_clear_and_without_potential_is_stopped() -> None:
     nan, clarity = math.nan, [[-1.0, 2.0, 0.5, 0.0], [math.nan, 1.0, 1.0, 1.0]]
     potential = [[-1.0, 1.0, -0.1, -1.0], [nan, 0.0, 3.0, -3.0]]
@@ -176,7 +230,13 @@ class Critic:
 
 @pytest.mark.parametrize(
     ("odds", "rounds", "chosen"),
-    [((0.5,), 0, 0), ((-1.0, 2.0), 1, 1), ((-1.0, -0.2, -3.0, -0.5), 3, 1), ((-0.1, -0.2, -3.0, 0.5), 3, 3)],
+    [
+        ((0.5,), 0, 0),
+        ((-1.0, 2.0), 1, 1),
+        ((0.0, 2.0), 1, 1),
+        ((-1.0, -0.2, -3.0, -0.5), 3, 1),
+        ((-0.1, -0.2, -3.0, 0.5), 3, 3),
+    ],
 )
 def test_reflection_stops_at_a_yes_and_else_keeps_the_best(
     toy_generator: Any, odds: tuple[float, ...], rounds: int, chosen: int

@@ -207,6 +207,36 @@ def test_parm_examples_ask_in_turns_and_give_nothing_away():
     assert (len(seen["yes"]), len(seen["no"])) == (2 * round(96 * 40 / 200), round(96 * 40 / 200))
 
 
+def test_parm_examples_are_of_all_clear_and_all_unclear_steps():
+    steps, prompts = 18, train_prompts(dict.fromkeys(TAGS, 2), seed=0)
+    rows = tuple(prompt for prompt in prompts for _ in range(2))
+    codes = torch.arange(len(rows) * steps).view(len(rows), steps, 1)
+    ends = np.tile([[True], [False]], (len(prompts), steps))
+    pool = Pool(prompts, torch.full((12, 20, 1), -1), {}, {"template": np.tile([True, False], (12, 10))})
+    seen = {"yes": set(), "no": set()}
+    for seed in range(8):
+        for example in parm_examples(Pool(rows, codes, {}, {"template": ends}), pool, most=5, seed=seed):
+            if example.tokens >= 0:
+                seen[example.turns[0][1]].add(int(example.tokens) % steps)
+    assert seen == {"yes": set(range(11, 18)), "no": set(range(9))}
+
+
+def test_examples_are_shuffled():
+    """Neither prompt by prompt, nor kind by kind, nor a right image before its wrong ones."""
+    prompts = train_prompts(dict.fromkeys(TAGS, 2), seed=0)
+    codes = torch.arange(12 * 20).view(12, 20, 1).to(torch.int16)
+    pool = Pool(prompts, codes, {}, {"template": np.tile([True, False], (12, 10))})
+    rows = [int(example.tokens) // 20 for example in orm_examples(pool, most=5, seed=0)]
+    assert rows != sorted(rows)
+    ends = np.tile([[True], [False]], (12, 18))
+    paths = Pool(tuple(p for p in prompts for _ in range(2)), torch.full((24, 18, 1), -1), {}, {"template": ends})
+    finished = [int(example.tokens) >= 0 for example in parm_examples(paths, pool, most=5, seed=0)]
+    assert finished != sorted(finished) and finished != sorted(finished, reverse=True)
+    reasons = np.where(np.arange(20) % 5 == 0, "", "there is no dog") + np.full((12, 1), "")
+    right = [example.turns[0][1] == "yes" for example in reflection_examples(pool, reasons, number=100, seed=0)]
+    assert len(right) == 100 and sum(right) == 20 and sum(right[::5]) < 20
+
+
 def test_paths_are_a_right_and_a_wrong_one_of_each_prompt(toy_generator, tmp_path: Path, judged):
     prompts = lite_prompts("train")[:3]
     drawn = toy_generator([prompt.text for prompt in prompts], 4, seed=1)
@@ -423,6 +453,14 @@ def test_steps_are_labelled_by_how_their_rollouts_end(toy_generator, tmp_path: P
     assert [len(shard) for shard in drawn] == [1]  # the first shard's two paths were there
     assert torch.equal(again.tokens, labels.tokens)
     np.testing.assert_array_equal(again.correct["rollouts"], ends_well)
+
+
+def test_rollouts_of_a_path_do_not_hang_on_the_paths_beside_it(toy_generator):
+    """Rollout k of every path has the noise of seed 1000 · seed + k: the shipped labels hang on that."""
+    first, second = (prompt.text for prompt in lite_prompts("train")[:2])
+    both = training_data._roll_out(toy_generator, [(first, 0), (second, 1)], rollouts=2, seed=2)
+    alone = training_data._roll_out(toy_generator, [(second, 1)], rollouts=2, seed=2)
+    assert torch.equal(both["tokens"][1], alone["tokens"][0]) and torch.equal(both["ends"][1], alone["ends"][0])
 
 
 def test_rollouts_keep_what_is_committed(toy_generator):

@@ -177,9 +177,8 @@ def shows_no_potential(
     """PARM's stopping rule: at which steps an image is clear, and has no potential. There a path is stopped.
 
     clarity, potential: log-odds of yes (..., steps), NaN where not asked. assess: "every" asks about potential at every
-    clear step, as the paper's text says; "first" at a path's first clear step only, as the released code does. (That
-    differs from it otherwise: it runs all paths to their end, asks of the finished image too if none was clear before,
-    drops paths that never are clear, and if none is left takes the one least surely refused, of those not clear too.)
+    clear step, as the paper's text says; "first" at a path's first clear step only, as its released code does, which
+    differs otherwise: see "Where the released program differs" in notebooks/FULL_SCALE.md.
     ValueError for other words, log-odds that are infinite, or no potential of a clear image.
     """
     clear, hopeful = np.asarray(clarity), np.asarray(potential)
