@@ -13,7 +13,7 @@ from cotgen_lite.lite.verifier_questions import random_prompt
 from cotgen_lite.lite.vocabulary import lite_tokenizer
 from cotgen_lite.lite.world import SceneObject, random_scene, render, scene_for
 from cotgen_lite.prompts import OPPOSITE, TAGS, encode_text, parse_prompt
-from cotgen_lite.verify.reasons import find_reasons, share_told, write_reasons
+from cotgen_lite.verify.reasons import find_reasons, share_told, wordings, write_reasons
 
 GIVEN_PROMPTS = [parse_prompt("a photo of a cat")]
 GIVEN: dict = {
@@ -63,8 +63,19 @@ def test_wordings_vary_and_say_the_numbers() -> None:
     }
     unclear = write_reasons([Finding("color", "cat", "red", ("unknown",))], rng)
     assert unclear == "the color of the cat is unclear but should be red"
+    assert "there are ten buses, not two" in wordings(Finding("extra", "bus", 2, 12))  # as far as words go
+    assert "the cat is blue, not red" in wordings(Finding("color", "cat", "red", ("red", "unknown", "blue")))
+    nowhere = Finding("position", "cat", "left of", (), reference="dog")
+    assert wordings(nowhere) == ["the cat is not left of the dog"]
     with pytest.raises(ValueError, match="only a wrong image has reasons"):
         write_reasons([], rng)
+
+
+def test_a_text_tells_a_share_of_what_is_wrong() -> None:
+    findings = [Finding("missing", name, 1, 0) for name in ("cat", "dog", "bus")]
+    assert share_told("there is no dog, and the car is red", findings) == (1 / 2, 1 / 3)
+    assert share_told("there is no dog, and the bus is missing, and there is no cat", findings) == (1, 1)
+    assert share_told("nothing is wrong", findings) == (0, 0) and share_told("there is no dog", []) == (0, 0)
 
 
 COUNT = Finding("count", "cat", 3, 1)

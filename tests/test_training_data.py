@@ -217,8 +217,9 @@ def test_parm_examples_are_of_all_clear_and_all_unclear_steps():
     for seed in range(8):
         for example in parm_examples(Pool(rows, codes, {}, {"template": ends}), pool, most=5, seed=seed):
             if example.tokens >= 0:
-                seen[example.turns[0][1]].add(int(example.tokens) % steps)
-    assert seen == {"yes": set(range(11, 18)), "no": set(range(9))}
+                seen[example.turns[0][1]].add(divmod(int(example.tokens), steps))
+    assert [{step for _, step in seen[answer]} for answer in ("yes", "no")] == [set(range(11, 18)), set(range(9))]
+    assert all({path for path, _ in places} == set(range(24)) for places in seen.values())  # not the first ones alone
 
 
 def test_examples_are_shuffled():
@@ -235,6 +236,8 @@ def test_examples_are_shuffled():
     reasons = np.where(np.arange(20) % 5 == 0, "", "there is no dog") + np.full((12, 1), "")
     right = [example.turns[0][1] == "yes" for example in reflection_examples(pool, reasons, number=100, seed=0)]
     assert len(right) == 100 and sum(right) == 20 and sum(right[::5]) < 20
+    few = [{int(e.tokens) // 20 for e in reflection_examples(pool, reasons, number=5, seed=seed)} for seed in range(4)]
+    assert len(set.union(*few)) > 1  # not the first prompt's alone
 
 
 def test_paths_are_a_right_and_a_wrong_one_of_each_prompt(toy_generator, tmp_path: Path, judged):
@@ -453,6 +456,15 @@ def test_steps_are_labelled_by_how_their_rollouts_end(toy_generator, tmp_path: P
     assert [len(shard) for shard in drawn] == [1]  # the first shard's two paths were there
     assert torch.equal(again.tokens, labels.tokens)
     np.testing.assert_array_equal(again.correct["rollouts"], ends_well)
+
+
+def test_seconds_of_labelling_count(toy_generator, tmp_path: Path, judged, monkeypatch):
+    judged.bound = toy_generator([p.text for p in PAIR], 4, seed=1).images.float().mean(dim=(1, 2, 3)).median()
+    label = training_data.label_tokens
+    monkeypatch.setattr(training_data, "label_tokens", lambda *given: (label(*given)[0], 1000.0))
+    paths, seconds = generate_paths(toy_generator, NOBODY, PAIR, 4, seed=1, work_dir=tmp_path)
+    assert paths.prompts and 2000 < seconds < 2900  # of the ends, and of the steps before
+    assert 1000 < label_steps(toy_generator, NOBODY, PAIR, 1, seed=1, work_dir=tmp_path)[1] < 1900
 
 
 def test_rollouts_of_a_path_do_not_hang_on_the_paths_beside_it(toy_generator):

@@ -43,11 +43,14 @@ from cotgen_lite.prompts import TAGS, lite_prompts, meaning, parse_prompt
 from cotgen_lite.verify import verifier as verifier_module
 from cotgen_lite.verify.verifier import (
     CLARITY_QUESTION,
+    NO_WORDS,
     ORM_QUESTION,
     POTENTIAL_QUESTION,
     PRM_QUESTION,
     REFLECTION_QUESTION,
+    YES_WORDS,
     Verifier,
+    _single_tokens,
     load_verifier,
     probability_yes,
 )
@@ -407,6 +410,27 @@ def test_what_a_verifiers_answers_hang_on_is_plain_and_does_not_change_when_it_i
     before = identity(lite.described)
     lite.score(images, PROMPTS)
     assert identity(lite.described) == before
+
+
+def test_what_is_written_is_tidied(lite, images, monkeypatch):
+    monkeypatch.setattr(lite.processor.tokenizer, "batch_decode", lambda *_, **__: [" no dog , and two : cats "])
+    assert lite.explain(images[:1], PROMPT, max_new_tokens=1) == ["no dog, and two: cats"]
+
+
+def test_a_verifier_is_asked_in_evaluation_mode(lite):
+    assert not Verifier(copy.deepcopy(lite.model).train(), lite.processor).model.training
+
+
+def test_unknown_words_are_no_answers():
+    class Words:
+        unk_token_id = 0
+
+        def __call__(self, word, **_):
+            return {"input_ids": {"yes": [5], "Yes": [5], " yes": [7, 5], "no": [6]}.get(word, [0])}
+
+    assert _single_tokens(Words(), YES_WORDS) == [5] and _single_tokens(Words(), NO_WORDS) == [6]
+    with pytest.raises(ValueError, match="no single token for any of 'maybe'"):
+        _single_tokens(Words(), ("maybe",))
 
 
 def test_a_question_without_the_prompt_is_refused(lite, images):
