@@ -35,9 +35,10 @@ def data_root() -> Path:
 def data_path(name: str) -> Path:
     """The path of a shipped file or folder, whole, e.g. "world/icons.json".
 
-    FileNotFoundError if it is missing, ValueError if it is damaged; both say how to get it back.
+    FileNotFoundError if it is missing, ValueError if it is damaged; both say how to get it back. ValueError for a name
+    that leads out of the data folder.
     """
-    path = data_root() / name
+    path = data_root() / _inside(name)
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: {restore(data_root())}.")
     return check_whole(path)
@@ -50,7 +51,11 @@ def model_path(name: str, models: Path | None = None) -> Path:
     ValueError names the file if one is damaged; FileNotFoundError if the model or one of its files is missing.
     """
     if models is not None:
-        return check_whole(Path(models) / name)
+        if not isinstance(models, str | Path):
+            raise ValueError(f"models must be a folder, got {models!r}.")
+        return check_whole(Path(models) / _inside(name))
+    if "/" in _inside(name):
+        raise ValueError(f"{name!r} is no model's name: give one of the folders of {data_root() / 'models'}.")
     folder, note = data_path(f"models/{name}"), data_path(f"models/{name}/{MANIFEST}")
     try:
         sums = json.loads(note.read_text(encoding="utf-8"))["sha256"]
@@ -60,6 +65,13 @@ def model_path(name: str, models: Path | None = None) -> Path:
         if file_sha256(data_path(f"models/{name}/{file}")) != expected:
             raise ValueError(f"{folder / file} is damaged: {restore(data_root())}.")
     return folder
+
+
+def _inside(name: str) -> str:
+    """The name of what lies in a folder; ValueError for anything else."""
+    if not isinstance(name, str) or not name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"A name of what lies in the data folder is wanted, such as 'models', got {name!r}.")
+    return name
 
 
 def check_whole(path: Path) -> Path:

@@ -367,6 +367,8 @@ def read_geneval(path: str | Path, names: Names = GENEVAL) -> list[Prompt]:
     prompts = []
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise FileNotFoundError(f"{path} cannot be read ({error.strerror}): give GenEval's jsonl file.") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no jsonl file of GenEval's: {error}.") from error
     for number, line in enumerate(lines, start=1):
@@ -381,7 +383,7 @@ def read_geneval(path: str | Path, names: Names = GENEVAL) -> list[Prompt]:
                     whole(item.count, f"The count of {item.name!r}", 1, most)
         except ValueError as error:
             raise ValueError(
-                f"Line {number} of {path} is not a GenEval record (tag, include, prompt): {error}"
+                f"Line {number} of {path} is not a GenEval record (tag, include, prompt): {str(error).rstrip('.')}."
             ) from error
         prompts.append(prompt)
     return prompts
@@ -470,7 +472,8 @@ def _split_color(phrase: str, names: Names) -> tuple[str | None, str]:
 
 
 def with_article(phrase: str) -> str:
-    """ "a cat", "an orange cat"."""
+    """ "a cat", "an orange cat"; ValueError for no word."""
+    phrase = _word(phrase, "A phrase")
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -289,3 +290,14 @@ def test_make_removes_its_own_environment_only(tree: Path) -> None:
     elsewhere = tree / "answers"
     said = subprocess.run(["make", "-f", "../Makefile", "clean"], cwd=elsewhere, capture_output=True, text=True).stderr
     assert "Run make in the folder of this Makefile" in said and (elsewhere / "file").exists()
+
+
+@pytest.mark.parametrize("name", ["", None, 3, "..", "../README.md", "/etc/hosts", "models/../../README.md"])
+def test_no_name_leads_out_of_the_data_folder(name: Any) -> None:
+    for call in (data_path, model_path):
+        with pytest.raises(ValueError, match="name of what lies in the data folder is wanted"):
+            call(name)
+    with pytest.raises(ValueError, match="is no model's name"):
+        model_path("generator/config.json")
+    with pytest.raises(ValueError, match="models must be a folder, got 3"):
+        model_path("generator", 3)  # type: ignore[arg-type]

@@ -278,3 +278,8 @@ def test_an_untrained_judge_sees_nothing():
     model = LearnedJudge(LearnedJudgeConfig(width=16, blocks=1)).eval()
     assert [sure(found) for found in model.detect(render(random_scenes(3)))] == [[]] * 3
     assert not judge(model, render(random_scenes(1)), [single_object("cat")]).any()
+
+
+def test_no_images_hold_nothing():
+    none = torch.zeros(0, 3, 64, 64, dtype=torch.uint8)
+    assert all(judge.detect(none) == [] for judge in judge_training.load_judges().values())

@@ -289,3 +289,15 @@ def test_what_is_no_prompt_gets_one_sentence(make: Callable[[], Any], says: str)
 
 def test_a_sentence_may_be_spaced_otherwise() -> None:
     assert p.parse_prompt(" a photo  of a\tcat\n") == p.single_object("cat")
+
+
+@pytest.mark.parametrize("path", ["no.jsonl", "."])
+def test_a_file_of_records_that_cannot_be_read_is_named(path, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"cannot be read \(.+\): give GenEval's jsonl file"):
+        p.read_geneval(tmp_path / path)
+
+
+@pytest.mark.parametrize("phrase", ["", " ", 3, None])
+def test_an_article_needs_a_word(phrase):
+    with pytest.raises(ValueError, match="A phrase must"):
+        p.with_article(phrase)

@@ -47,7 +47,7 @@ def _chunks(images: Tensor) -> tuple[Tensor, ...]:
             f"Images are {images.dtype} {tuple(images.shape)}, but the lite judges look at torch.uint8 "
             f"(batch, 3, {size}, {size}): resize them and keep values 0..255."
         )
-    return images.split(CHUNK)
+    return images.split(CHUNK) if len(images) else ()
 
 
 class TemplateJudge:
