@@ -135,6 +135,24 @@ def shaped(values: T, name: str, shape: Sequence[int | str]) -> T:
     return values
 
 
+def one_each(values: T, name: str, number: int, of: str) -> T:
+    """A list, tuple, array or tensor with an entry for each of something; ValueError says how many it has."""
+    size = len(values) if isinstance(values, list | tuple) or getattr(values, "shape", ()) else None  # type: ignore
+    if size != number:
+        has = shown(values) if size is None else f"{size} entries"
+        raise ValueError(f"{name} must have one entry for each of {number} {of}, got {has}.")
+    return values
+
+
+def named(values: Any, name: str, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """A mapping that is not empty as a dict, with all these keys; ValueError says which it lacks."""
+    if not isinstance(values, Mapping) or not values:
+        raise ValueError(f"{name} must be a dict with at least one entry, got {shown(values)}.")
+    if lacking := [key for key in keys if key not in values]:
+        raise ValueError(f"{name} must have an entry for {lacking[0]!r}, and has {', '.join(map(repr, values))[:100]}.")
+    return dict(values)
+
+
 def folder(value: Any, name: str) -> Path:
     """The path of a folder, which need not be there yet; ValueError for anything but a path or a text."""
     if not isinstance(value, str | Path) or not str(value).strip():

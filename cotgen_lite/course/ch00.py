@@ -17,12 +17,30 @@ from torch import Tensor
 
 from cotgen_lite.course.checker import Exercise
 from cotgen_lite.course.explorer import explorer, menu, slider
-from cotgen_lite.course.plots import Texts, draw_grid, draw_picture
+from cotgen_lite.course.plots import Texts, draw_grid, draw_picture, pictures
+from cotgen_lite.inputs import number, shaped, verdicts, whole, with_methods
+
+
+def _side(number: int, name: str) -> int:
+    """The side of the square of so many patches; ValueError if they make none."""
+    side = math.isqrt(number)
+    if not number or side**2 != number:
+        raise ValueError(f"{name} must be a square number, row by row, of at least one, got {number}.")
+    return side
+
+
+def _path(images: Tensor, committed: Any) -> np.ndarray:
+    """Which tokens stay after each step, (T, L); ValueError unless they fit the images of a path."""
+    pictures(images, "images", "T")
+    stays = verdicts(committed, "committed", (len(images), "L"))
+    _side(stays.shape[1], "The number of tokens")
+    return stays
 
 
 def draw_token_grid(image: Tensor, tokens: Tensor) -> Figure:
     """A picture, uint8 (3, H, W), beside its tokens (L,), row by row, as numbers over their patches."""
-    grid, size = int(len(tokens) ** 0.5), image.shape[-1]
+    grid = _side(len(shaped(tokens, "tokens", ("L",))), "The number of tokens")
+    size = pictures(image, "image").shape[-1]
     titles = (f"{size} × {size} pixels", f"{grid} × {grid} tokens")
     figure = draw_grid([image, image], titles, (8, 4.1), alphas=(1, 0.35), fontsize=10)
     axis, patch = figure.axes[1], size / grid
@@ -38,11 +56,11 @@ def draw_token_grid(image: Tensor, tokens: Tensor) -> Figure:
 def draw_steps(images: Tensor, committed: Tensor) -> Figure:
     """One image coming into being: the model's full guess at each step, patches not yet committed veiled. images: uint8
     (T, 3, H, W), the guess of each step; committed: bool (T, L), the tokens that stay after it."""
-    columns = 9
+    stays, columns = _path(images, committed), 9
     rows = 2 * -(-len(images) // columns)
     figure = plt.figure(figsize=(1.15 * columns, 1.225 * rows), layout="constrained")
     grid = figure.add_gridspec(rows, columns)
-    for step, (image, mask) in enumerate(zip(images, np.asarray(committed), strict=True)):
+    for step, (image, mask) in enumerate(zip(images, stays, strict=True)):
         row, column = divmod(step, columns)
         draw_picture(figure.add_subplot(grid[2 * row, column]), image, f"step {step + 1}")
         below, share = figure.add_subplot(grid[2 * row + 1, column]), f"{mask.mean():.0%} committed"
@@ -53,7 +71,7 @@ def draw_steps(images: Tensor, committed: Tensor) -> Figure:
 def draw_one_step(images: Tensor, committed: Tensor, step: int, title: str) -> Figure:
     """One step (1 to T) of a path in large: its guess, uncommitted patches veiled, and the finished image. images:
     uint8 (T, 3, H, W); committed: bool (T, L)."""
-    mask = np.asarray(committed[step - 1])
+    mask = _path(images, committed)[whole(step, "step", 1, len(images)) - 1]
     pictures = (images[step - 1], veil(images[step - 1], mask), images[-1])
     names = (f"full guess at step {step}", f"{mask.sum()} of {len(mask)} tokens committed", "finished image")
     figure = draw_grid(pictures, names, (7.5, 2.9))
@@ -72,6 +90,8 @@ def veil(image: Tensor, committed: np.ndarray) -> Tensor:
 def step_explorer(prompts: Texts, draw_path: Callable[[str, int, float], tuple[Tensor, Tensor]], scale: float) -> VBox:
     """Choose prompt, seed, guidance (first: scale) and step, and see what is known by then. draw_path: (prompt, seed,
     guidance) → the path's images (18, 3, H, W) and committed places (18, L), drawn anew at a change."""
+    number(scale, "scale", 0, 5)
+    with_methods(draw_path, "draw_path", ["__call__"], "a function of prompt, seed and guidance")
     guidance = FloatSlider(value=scale, min=0, max=5, step=0.5, description="guidance", continuous_update=False)
     step = IntSlider(value=18, min=1, max=18, description="step")
     path = lru_cache(maxsize=1)(draw_path)  # moving along a path samples nothing anew

@@ -14,12 +14,16 @@ from torch import Tensor
 
 from cotgen_lite.course.checker import Exercise
 from cotgen_lite.course.explorer import Game, explorer
-from cotgen_lite.course.plots import RIGHT, WRONG, Numbers, Texts, draw_images, new_chart
+from cotgen_lite.course.plots import RIGHT, WRONG, Numbers, Texts, draw_images, new_chart, pictures
+from cotgen_lite.inputs import numbers, of_kind, one_each, shaped, verdicts, whole
 
 
 def draw_beliefs(log_odds: Numbers, correct: Numbers) -> Figure:
     """How P(yes) is spread over right and over wrong images; from its log-odds and a judge's verdicts, (B,)."""
-    belief, truth = 1 / (1 + np.exp(-np.asarray(log_odds, dtype=float))), np.asarray(correct, dtype=bool)
+    odds = shaped(numbers(log_odds, "log_odds"), "log_odds", ("B",))
+    if not odds.size:
+        raise ValueError("log_odds must have at least one entry, got none.")
+    belief, truth = 1 / (1 + np.exp(-odds)), verdicts(correct, "correct", odds.shape)
     figure, axis = new_chart(6.5, 3)
     bins = np.linspace(0, 1, 26).tolist()
     right, wrong = (np.full(part.sum(), 1 / max(part.sum(), 1)) for part in (truth, ~truth))
@@ -35,6 +39,10 @@ def draw_choice(
 ) -> Figure:
     """Candidates to pick from; once one is picked, the verifier's choice, beliefs and the judge's verdicts too. images:
     uint8 (N, 3, H, W); picked: by the learner, or None; chosen: by the verifier; beliefs: P(yes) (N,); right: (N,)."""
+    number = len(pictures(images, "images", "N"))
+    for at in (chosen, picked) if picked is not None else (chosen,):
+        whole(at, "What is picked or chosen", 0, number - 1)
+    one_each(beliefs, "beliefs", number, "pictures")
     if picked is None:
         figure = draw_images(images, [str(number + 1) for number in range(len(images))], 8, size=1.25)
         figure.suptitle(f"{prompt}: which one would you keep?", fontsize=10)
@@ -49,6 +57,12 @@ def draw_choice(
 def pick_the_best(prompts: Texts, images: Sequence[Tensor], beliefs: np.ndarray, right: np.ndarray) -> VBox:
     """Pick the best of a prompt's candidates, then see the verifier's choice; a score is kept. images: per prompt,
     uint8 (N, 3, H, W); beliefs: P(yes) (P, N); right: verdicts (P, N)."""
+    verdicts(right, "right", shaped(numbers(beliefs, "beliefs"), "beliefs", ("P", "N")).shape)
+    one_each(prompts, "prompts", len(beliefs), "rows of beliefs")
+    for some in one_each(images, "images", len(of_kind(prompts, "prompts", (list, tuple), "a list")), "prompts"):
+        pictures(some, "each of images", beliefs.shape[1])
+    if not len(beliefs):
+        raise ValueError("prompts must have at least one entry, got none.")
     options, best = [(str(i + 1), i) for i in range(beliefs.shape[1])], beliefs.argmax(axis=1)
     picks = ToggleButtons(options=options, value=None, description="you keep", style={"button_width": "4.5em"})
     onward = Button(description="next prompt")

@@ -14,12 +14,16 @@ from matplotlib.figure import Figure
 from cotgen_lite.course.checker import Exercise
 from cotgen_lite.course.explorer import explorer, slider
 from cotgen_lite.course.plots import CHANCE, MARKERS, OTHER, OURS, Numbers, Texts, new_chart
+from cotgen_lite.inputs import named, numbers, one_each, shaped, verdicts
 from cotgen_lite.metrics import calibration, calibration_error
 
 
 def draw_calibration(bins: Mapping[str, Sequence[Numbers]], colors: Mapping[str, str], title: str = "") -> Figure:
     """How often images are right against how sure the verifier is; on the diagonal it means what it says. bins: label →
     (mean P(yes), share of right images, number of images) of its bins; colors: label → colour."""
+    for label in named(colors, "colors", named(bins, "bins")) and bins:
+        columns = one_each(bins[label], f"bins[{label!r}]", 3, "columns")
+        numbers(columns, f"bins[{label!r}]", 0)
     figure, axis = new_chart(4.6, 4.2, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="share of right images")
     axis.set_xlabel("the verifier's P(yes), mean of a bin")
     axis.set_title(title, fontsize=10)
@@ -36,6 +40,11 @@ def draw_calibration(bins: Mapping[str, Sequence[Numbers]], colors: Mapping[str,
 def calibration_explorer(log_odds: Mapping[str, np.ndarray], correct: np.ndarray, tags: Texts) -> VBox:
     """Choose a tag and a number of bins, and see how far two verifiers mean what they say. log_odds: verifier → (P, N);
     correct: verdicts (P, N); tags: (P,) of the prompts."""
+    shape = verdicts(correct, "correct", ("P", "N")).shape
+    one_each(tags, "tags", shape[0], "prompts")
+    one_each([*named(log_odds, "log_odds")], "log_odds", 2, "verifiers")
+    for name, odds in log_odds.items():
+        shaped(numbers(odds, f"log_odds[{name!r}]"), f"log_odds[{name!r}]", shape)
     tag = Dropdown(options=["all", *dict.fromkeys(tags)], description="tag")
     colors = dict(zip(log_odds, (OTHER, OURS), strict=True))
 

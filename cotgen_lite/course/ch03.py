@@ -17,13 +17,15 @@ from torch import Tensor
 
 from cotgen_lite.course.checker import Exercise
 from cotgen_lite.course.explorer import explorer, menu, slider
-from cotgen_lite.course.plots import OTHER, OURS, TAG_NAMES, Numbers, Texts, draw_picture, sign
+from cotgen_lite.course.plots import OTHER, OURS, TAG_NAMES, Numbers, Texts, draw_picture, pictures, sign
+from cotgen_lite.inputs import numbers, one_each, shaped, verdicts, whole
 
 
 def draw_step_labels(labels: np.ndarray, groups: Texts) -> Figure:
     """Labels of all steps of many paths, a row a path, sorted within each group by how many steps are yes. labels:
     share of rollouts that end well, 0..1 (P, T); groups: (P,) the group of each path, e.g. its tag."""
-    names, steps = list(dict.fromkeys(groups)), range(labels.shape[1])
+    shaped(numbers(labels, "labels", 0, 1), "labels", ("P", "T"))
+    names, steps = list(dict.fromkeys(one_each(groups, "groups", len(labels), "paths"))), range(labels.shape[1])
     order = sorted(range(len(labels)), key=lambda row: (names.index(groups[row]), labels[row].sum()))
     figure, axis = plt.subplots(figsize=(6.5, 5), layout="constrained")
     picture = axis.imshow(labels[order], aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
@@ -41,10 +43,12 @@ def draw_step_labels(labels: np.ndarray, groups: Texts) -> Figure:
 def draw_rollouts(guess: Tensor, ends: Tensor, right: Numbers, belief: np.ndarray, step: int, title: str) -> Figure:
     """One step of a path: its guess, the images that rollouts from it end in, and the verifier's belief at every step.
     guess: uint8 (3, H, W); ends: uint8 (R, 3, H, W); right: (R,) verdicts; belief: P(yes) (T,); step: 1 to T."""
+    good_ends = verdicts(right, "right", (len(pictures(ends, "ends", "R")),)).tolist()
+    whole(step, "step", 1, len(shaped(numbers(belief, "belief", 0, 1), "belief", ("T",))))
     figure = plt.figure(figsize=(1.35 * (len(ends) + 1), 3.6), layout="constrained")
     grid = figure.add_gridspec(2, len(ends) + 1, height_ratios=(1.2, 1))
     draw_picture(figure.add_subplot(grid[0, 0]), guess, f"guess at\nstep {step}")
-    for number, (end, good) in enumerate(zip(ends, np.asarray(right).tolist(), strict=True), start=1):
+    for number, (end, good) in enumerate(zip(ends, good_ends, strict=True), start=1):
         draw_picture(figure.add_subplot(grid[0, number]), end, f"rollout {number}\n{sign(good)}", good)
     axis = figure.add_subplot(grid[1, :])
     axis.plot(range(1, len(belief) + 1), belief, color=OURS, marker="o", ms=3, lw=1.5)
@@ -61,6 +65,7 @@ def rollout_explorer(
 ) -> VBox:
     """Move along one of P paths and see the verifier's beliefs, P(yes) (P, T), and where rollouts from that step end.
     look: (path, step from 1) → the guess (3, H, W), the rollouts' ends (R, 3, H, W), their verdicts (R,)."""
+    shaped(numbers(beliefs, "beliefs", 0, 1), "beliefs", (len(prompts), "T"))
     return explorer(
         lambda row, at: draw_rollouts(*look(row, at), beliefs[row], at, prompts[row]),
         (menu(prompts, "path"), slider("step", 1, 1, beliefs.shape[1])),

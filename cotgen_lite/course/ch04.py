@@ -9,13 +9,16 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cotgen_lite.course.checker import Exercise
-from cotgen_lite.course.plots import Texts, draw_images, wrap
+from cotgen_lite.course.plots import Texts, draw_images, pictures, wrap
+from cotgen_lite.inputs import one_each
 
 
 def draw_pairs(chosen: Tensor, rejected: Tensor, prompts: Texts) -> Figure:
     """B preference pairs, one a column: chosen images above, rejected ones below, both uint8 (B, 3, H, W)."""
-    number = len(prompts)
-    titles, right = [wrap(prompt) for prompt in prompts] + [""] * number, [True] * number + [False] * number
+    number = len(pictures(chosen, "chosen", "B"))
+    pictures(rejected, "rejected", number)
+    one_each(prompts, "prompts", number, "pairs")
+    titles, right = [*map(wrap, prompts), *[""] * number], [True] * number + [False] * number
     figure = draw_images(torch.cat([chosen, rejected]), titles, number, right, size=1.6)
     figure.axes[0].set_ylabel("chosen")
     figure.axes[number].set_ylabel("rejected")

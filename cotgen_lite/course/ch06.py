@@ -16,12 +16,18 @@ from matplotlib.ticker import LogLocator, NullLocator
 from cotgen_lite.course.checker import Exercise
 from cotgen_lite.course.explorer import explorer
 from cotgen_lite.course.plots import CEILING, CHANCE, MARKERS, OTHER, OURS, Series, new_chart
+from cotgen_lite.inputs import named, number, numbers, one_each, shaped
 
 
 def draw_budget(seconds: Series, accuracy: Series, budget: float, upfront: Mapping[str, float]) -> Figure:
     """What a budget for one picture buys: accuracy against seconds, both (len(n),), for each generator with a verifier
     on top. budget: seconds, drawn as a line, the best point within it circled; upfront: each picture's share of what
     training took, already in `seconds`, named in the legend."""
+    number(budget, "budget", above=0)
+    for name, x in named(seconds, "seconds").items():
+        y, share = (named(one, "accuracy and upfront", seconds)[name] for one in (accuracy, upfront))
+        one_each(numbers(y, f"accuracy of {name}"), f"accuracy of {name}", len(numbers(x, f"seconds of {name}")), "n")
+        number(share, f"upfront of {name}", 0)
     figure, axis = new_chart(6.5, 3.8, "both", xlabel="seconds for one picture", ylabel="GenEval accuracy")
     for name, color, marker in zip(seconds, (CHANCE, OTHER, OURS, CEILING), MARKERS, strict=False):
         label = f"{name} ({upfront[name]:,.2f} s of it for training)" if upfront[name] else name
@@ -43,12 +49,16 @@ def budget_explorer(sizes: Sequence[int], accuracy: Series, seconds_each: float,
     """Choose how many pictures are to be made and the budget of each, and see what is best to do. sizes: the n of
     best-of-n; accuracy, training (seconds, shared by all pictures): generator → (len(sizes),); seconds_each: of drawing
     and reading one candidate."""
-    options = [(f"{number:,}", number) for number in (10, 100, 1000, 10_000, 100_000)]
+    number(seconds_each, "seconds_each", above=0)
+    for name in named(training, "training", named(accuracy, "accuracy")) and accuracy:
+        for what, one in (("accuracy", accuracy[name]), ("training", training[name])):
+            shaped(numbers(one, f"{what} of {name}", 0), f"{what} of {name}", (len(sizes),))
+    options = [(f"{many:,}", many) for many in (10, 100, 1000, 10_000, 100_000)]
     pictures = SelectionSlider(options=options, value=10_000, description="pictures")
     budget = FloatLogSlider(value=10**0.4, min=-1, max=2, step=0.1, description="seconds", continuous_update=False)
 
-    def draw(number: int, seconds: float) -> tuple[Figure, str]:
-        share = {name: np.asarray(training[name]) / number for name in accuracy}
+    def draw(many: int, seconds: float) -> tuple[Figure, str]:
+        share = {name: np.asarray(training[name]) / many for name in accuracy}
         spent = {name: share[name] + np.asarray(sizes) * seconds_each for name in accuracy}
         figure = draw_budget(spent, accuracy, seconds, {name: part[-1] for name, part in share.items()})
         most = {name: np.asarray(accuracy[name])[spent[name] <= seconds].max(initial=-1) for name in accuracy}

@@ -14,7 +14,20 @@ from torch import Tensor
 
 from cotgen_lite.course.checker import Exercise
 from cotgen_lite.course.explorer import Game, explorer, menu
-from cotgen_lite.course.plots import OURS, RIGHT, WRONG, Numbers, Texts, Truths, draw_flow, draw_grid, new_chart, sign
+from cotgen_lite.course.plots import (
+    OURS,
+    RIGHT,
+    WRONG,
+    Numbers,
+    Texts,
+    Truths,
+    draw_flow,
+    draw_grid,
+    new_chart,
+    pictures,
+    sign,
+)
+from cotgen_lite.inputs import one_each, verdicts, whole
 from cotgen_lite.verify.search import ParmPath
 
 UNCLEAR, PROMISING, HOPELESS = "#D9D9D9", "#56B4E9", "#D55E00"
@@ -40,6 +53,10 @@ def draw_parm() -> Figure:
 def draw_lanes(paths: Sequence[ParmPath], right: Truths, kept: int | None, steps: int, title: str) -> Figure:
     """Paths as lanes, a row each: what PARM says at every step, where it stops a path, and how each would have ended.
     paths: of a `ParmResult`; right: (N,), verdicts on where all paths lead; kept: the one PARM keeps; steps: T."""
+    verdicts(right, "right", (whole(len(paths), "The number of paths", 1),))
+    if kept is not None:
+        whole(kept, "kept", 0, len(paths) - 1)
+    whole(steps, "steps", max(len(path.clarity) for path in paths))
     figure, axis = new_chart(7, 0.24 * len(paths) + 1.3, xlabel="step", ylabel="path", xlim=(0.4, steps + 3))
     axis.set_ylim(len(paths) - 0.4, -0.6)
     middle: dict[str, Any] = {"ha": "center", "va": "center"}
@@ -66,6 +83,10 @@ def draw_paths_now(
 ) -> Figure:
     """Where N paths stand at a step, 1 to T: guesses of those that run, the last guess of stopped ones, dimmed. images:
     uint8 (N, T, 3, H, W); stopped: at which step, or None; right: where all paths lead, once it may be seen."""
+    number, steps = pictures(images, "images", "N", "T").shape[:2]
+    whole(step, "step", 1, steps)
+    for at in one_each(stopped, "stopped", number, "paths"):
+        whole(step if at is None else at, "The step at which a path was stopped", 1, step)
     shown = [images[path, (at or step) - 1] for path, at in enumerate(stopped)]
     words = [f"stopped at {at}" if at else "runs" if right is None else "kept" for at in stopped]
     signs = [""] * len(words) if right is None else [f" {sign(one)}" for one in right]
@@ -79,7 +100,7 @@ def draw_paths_now(
 def tally(stopped: Sequence[int | None], right: Numbers, steps: int) -> dict[str, int]:
     """What stopping paths by hand came to: "hits", stopped wrong ones; "misses", wrong ones kept; "lost", right ones
     stopped; "steps", that all paths ran together. stopped: the step of each path, or None; right: verdicts (N,)."""
-    truth, halted = np.asarray(right, dtype=bool), np.array([at is not None for at in stopped])
+    truth, halted = verdicts(right, "right", (len(stopped),)), np.array([at is not None for at in stopped])
     counts = {"hits": halted & ~truth, "misses": ~halted & ~truth, "lost": halted & truth}
     return {name: int(which.sum()) for name, which in counts.items()} | {"steps": sum(at or steps for at in stopped)}
 
@@ -89,7 +110,13 @@ def be_the_parm(
 ) -> VBox:
     """Look at paths as they run, stop those without potential, then compare with PARM. For each of P prompts: images
     uint8 (N, T, 3, H, W), guesses of all steps; right (N,), of the ends; parm (N,), when PARM stopped each, or None."""
-    number, steps = images[0].shape[:2]
+    number, steps = pictures(next(iter(images), None), "images", "N", "T").shape[:2]
+    for some, name in ((images, "images"), (right, "right"), (parm, "parm")):
+        one_each(some, name, len(prompts), "prompts")
+    for row, paths in enumerate(images):
+        pictures(paths, "each of images", number, steps)
+        verdicts(right[row], "each of right", (number,))
+        one_each(parm[row], "each of parm", number, "paths")
     prompt, onward, again = menu(prompts), Button(description="go on"), Button(description="start again")
     stops = [Button(description=f"stop {path + 1}", layout={"width": "6.5em"}) for path in range(number)]
     fresh = FIRST_LOOK, (None,) * number

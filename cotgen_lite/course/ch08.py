@@ -12,7 +12,8 @@ from torch import Tensor
 
 from cotgen_lite.course.checker import Exercise
 from cotgen_lite.course.explorer import explorer, menu
-from cotgen_lite.course.plots import Texts, Truths, draw_flow, draw_grid, sign, wrap
+from cotgen_lite.course.plots import Texts, Truths, draw_flow, draw_grid, pictures, sign, wrap
+from cotgen_lite.inputs import numbers, one_each, shaped, verdicts
 
 
 def draw_parm_plus_plus() -> Figure:
@@ -32,7 +33,11 @@ def draw_parm_plus_plus() -> Figure:
 def draw_reflection(images: Tensor, right: Truths, reasons: Texts, beliefs: Sequence[float]) -> Figure:
     """An image and its corrections from left to right, with what was said of each and the judge's verdicts. images:
     uint8 (R + 1, 3, H, W); right, beliefs: verdict and P(yes) of each; reasons: R texts, of all but the last."""
-    names = ["first", *(f"round {number}" for number in range(1, len(images)))]
+    number = len(pictures(images, "images", "R"))
+    verdicts(right, "right", (number,))
+    shaped(numbers(beliefs, "beliefs", 0, 1), "beliefs", (number,))
+    one_each(reasons, "reasons", number - 1, "pictures but the last")
+    names = ["first", *(f"round {one}" for one in range(1, number))]
     titles = [f"{name} {sign(right[n])}\nP(yes) {beliefs[n]:.2f}" for n, name in enumerate(names)]
     figure = draw_grid(images, titles, (2.2 * len(images), 3.1), right=right, width=2)
     for axis, text in zip(figure.axes, reasons, strict=False):
@@ -48,6 +53,8 @@ def reflection_explorer(
     beliefs: Sequence[Sequence[float]],
 ) -> VBox:
     """Step through a reflection's rounds. For each of P prompts what `draw_reflection` takes of all of them."""
+    for some, name in ((images, "images"), (right, "right"), (reasons, "reasons"), (beliefs, "beliefs")):
+        one_each(some, name, len(prompts), "prompts")
 
     def draw(row: int, done: int) -> Figure:
         end = min(done, len(reasons[row])) + 1

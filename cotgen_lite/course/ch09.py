@@ -14,7 +14,8 @@ from torch import Tensor
 
 from cotgen_lite.course.checker import Exercise
 from cotgen_lite.course.explorer import explorer, menu
-from cotgen_lite.course.plots import Texts, Truths, draw_grid, sign
+from cotgen_lite.course.plots import Texts, Truths, draw_grid, pictures, sign
+from cotgen_lite.inputs import named, numbers, one_each, shaped, whole
 
 
 def draw_rows(
@@ -26,6 +27,10 @@ def draw_rows(
 ) -> Figure:
     """Rows of N pictures, label → uint8 (N, 3, H, W), under common heads. notes: label → N texts, written under that
     row's pictures; right: N verdicts, drawn as frames and a check or cross in the heads."""
+    for label, one in named(rows, "rows").items():
+        pictures(one, f"rows[{label!r}]", whole(len(heads), "The number of heads", 1))
+        if notes:
+            one_each(named(notes, "notes", rows)[label], f"notes[{label!r}]", len(heads), "pictures")
     number, marks = len(heads), [f"{sign(good)} " for good in right] or [""] * len(heads)
     size = (1.35 * number + 1.2, (1.35 + 0.3 * bool(notes)) * len(rows) + 0.4 + 0.3 * bool(title))
     titles = [mark + head for mark, head in zip(marks, heads, strict=True)] + [""] * number * (len(rows) - 1)
@@ -46,7 +51,11 @@ def draw_run(
 ) -> Figure:
     """Paths after a run, counted from 1, shown in both ways, with P(yes) of each. grey, likeliest: uint8 (N, T, 3, H,
     W); beliefs: of both, (N, T); right: verdicts on where the paths lead, shown at the last run only."""
-    number, runs = grey.shape[:2]
+    number, runs = pictures(grey, "grey", "N", "T").shape[:2]
+    pictures(likeliest, "likeliest", number, runs)
+    whole(run, "run", 1, runs)
+    for one in one_each(beliefs, "beliefs", 2, "ways"):
+        shaped(numbers(one, "each of beliefs", 0, 1), "each of beliefs", (number, runs))
     rows = {"grey": grey[:, run - 1], "likeliest": likeliest[:, run - 1]}
     notes = {name: [f"P(yes) {p:.2f}" for p in one[:, run - 1]] for name, one in zip(rows, beliefs, strict=True)}
     heads, known = [f"path {path + 1}" for path in range(number)], right if run == runs else ()
@@ -61,7 +70,9 @@ def run_explorer(
     right: Sequence[Truths],
 ) -> VBox:
     """Move from run to run; how each path ends is shown with the last. For each of P prompts what `draw_run` takes."""
-    runs = grey[0].shape[1]
+    for some, name in ((grey, "grey"), (likeliest, "likeliest"), (beliefs, "beliefs"), (right, "right")):
+        one_each(some, name, whole(len(prompts), "The number of prompts", 1), "prompts")
+    runs = pictures(grey[0], "grey", "N", "T").shape[1]
     return explorer(
         lambda row, run: draw_run(grey[row], likeliest[row], beliefs[row], right[row], run, prompts[row]),
         (menu(prompts), IntSlider(value=runs // 2, min=1, max=runs, description="run")),

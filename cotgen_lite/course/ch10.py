@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from cotgen_lite.course.checker import Exercise
 from cotgen_lite.course.explorer import explorer
 from cotgen_lite.course.plots import CEILING, OTHER, OURS, PAPER, RIGHT, WRONG, legend_below, new_chart, sign
+from cotgen_lite.inputs import named, number, numbers
 
 # A part has one colour in every figure.
 COLORS = {"Show-o, MAGVIT-v2": OURS, "drawing": OURS, "verifier": OTHER, "left free": "#D9D9D9"}
@@ -24,6 +25,9 @@ def draw_stacks(
 ) -> Figure:
     """Bars of several parts each, one below the other, beside lines to hold them against. stacks: bar → part → number,
     the same parts in every bar; lines: name → where it stands, such as a card's memory."""
+    first = named(next(iter(named(stacks, "stacks").values())), "each of stacks")
+    for name, one in stacks.items():
+        numbers([*named(one, f"stacks[{name!r}]", first).values()], f"stacks[{name!r}]", 0)
     figure, axis = new_chart(8, 0.42 * len(stacks) + 1.5, xlabel=xlabel)
     names, parts = list(stacks), list(next(iter(stacks.values())))
     for place, part in enumerate(parts):
@@ -46,7 +50,8 @@ def draw_stacks(
 
 def draw_fit(parts: Mapping[str, float], card: str, memory: float, title: str) -> Figure:
     """One bar of what a GPU has to hold, part → GB, beside its memory in GB, and whether it fits."""
-    needed = sum(parts.values())
+    needed = float(numbers([*named(parts, "parts").values()], "parts", 0).sum())
+    number(memory, "memory", above=0)
     fits = needed <= memory
     figure = draw_stacks({"needed": parts}, "GB", {f"{card}: {memory:g} GB": memory})
     verdict = f"fits, {memory - needed:.1f} GB to spare" if fits else f"does not fit: {needed - memory:.1f} GB too much"
@@ -57,15 +62,15 @@ def draw_fit(parts: Mapping[str, float], card: str, memory: float, title: str) -
 def memory_explorer(parts_of: Callable[[int, int, int], Mapping[str, float]], cards: Mapping[str, float]) -> VBox:
     """Choose card, image size, candidates and the bits of the verifier's weights. parts_of: (image size in px,
     candidates at once, bits) → part → GB; cards: name → GB of memory."""
-    card = Dropdown(options=list(cards), description="card")
+    card = Dropdown(options=list(named(cards, "cards")), description="card")
     n = IntSlider(value=20, min=1, max=60, description="paths")
     sizes, widths = [("256 px", 256), ("512 px", 512)], [("16 bits", 16), ("8", 8), ("4", 4)]
     size = ToggleButtons(options=sizes, description="images", style={"button_width": "5em"})
     bits = ToggleButtons(options=widths, description="verifier", style={"button_width": "4em"})
 
-    def draw(name: str, number: int, pixels: int, width: int) -> Figure:
-        title = f"{number} paths of {pixels} px at once, the verifier in {width} bits"
-        return draw_fit(parts_of(pixels, number, width), name, cards[name], title)
+    def draw(name: str, paths: int, pixels: int, width: int) -> Figure:
+        title = f"{paths} paths of {pixels} px at once, the verifier in {width} bits"
+        return draw_fit(parts_of(pixels, paths, width), name, cards[name], title)
 
     return explorer(draw, (card, n), (size, bits))
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from cotgen_lite.course.checker import Exercise
 from cotgen_lite.course.explorer import explorer
 from cotgen_lite.course.plots import CHANCE, OTHER, OURS, PAPER, WRONG, draw_profile, legend_below, new_chart, wrap
+from cotgen_lite.inputs import named, numbers, one_each, one_of, shaped
 
 SIGNS = {"yes": (OURS, "o", "seen"), "no": (WRONG, "X", "not seen"), "undecided": (CHANCE, "D", "undecided")}
 
@@ -21,6 +22,9 @@ def draw_guesses(
     labels: Sequence[str], measured: npt.ArrayLike, paper: npt.ArrayLike, guesses: Sequence[float | None]
 ) -> Figure:
     """What was guessed, what was measured, with its interval's ends (M, 3), and the paper's, a line a method."""
+    shaped(numbers(measured, "measured"), "measured", (len(labels), 3))
+    one_each(numbers(paper, "paper"), "paper", len(labels), "methods")
+    one_each(guesses, "guesses", len(labels), "methods")
     figure, axis = new_chart(8, 0.38 * len(labels) + 1.1, "x", xlim=(0, 1), xlabel="overall GenEval accuracy")
     places = range(len(labels))
     middle, low, high = np.array(measured).T
@@ -38,6 +42,9 @@ def draw_guesses(
 def draw_findings(findings: Mapping[str, Mapping], texts: Mapping[str, str]) -> Figure:
     """A difference for each finding, with its interval: whether that leaves zero, and to which side. findings: name →
     entry of results/findings.json; texts: name → what it claims. Colour and sign tell the verdict."""
+    named(texts, "texts", named(findings, "findings"))
+    for name, entry in findings.items():
+        one_of(named(entry, f"findings[{name!r}]", ("seen", "delta", "ci"))["seen"], f"seen of {name}", SIGNS)
     figure, axis = new_chart(8.5, 0.42 * len(findings) + 1.1, "x", xlabel="difference in accuracy (F4: in AUC)")
     for seen in dict.fromkeys(entry["seen"] for entry in findings.values()):
         some = [(at, one["delta"], *one["ci"]) for at, one in enumerate(findings.values()) if one["seen"] == seen]
@@ -53,12 +60,16 @@ def draw_findings(findings: Mapping[str, Mapping], texts: Mapping[str, str]) -> 
 
 def draw_two(rows: Mapping[str, Mapping], labels: Mapping[str, str], first: str, second: str) -> Figure:
     """Two methods' accuracies by tag. rows: method → its row of results/scores.jsonl; labels: method → its name."""
+    named(labels, "labels", (first, second))
+    named(rows, "rows", (first, second))
     bars = {labels[method]: rows[method]["tags"] | {"overall": rows[method]["overall"]} for method in (first, second)}
     return draw_profile(bars, dict(zip(bars, (OTHER, OURS), strict=False)))
 
 
 def method_explorer(rows: Mapping[str, Mapping], labels: Mapping[str, str], first: str, second: str) -> VBox:
     """Choose two methods; arguments as in `draw_two`, and which two are shown at the start."""
+    named(labels, "labels", (first, second))
+    named(rows, "rows", (first, second))
     options = [(labels[method], method) for method in labels if method in rows]
     wide = {"options": options, "layout": {"width": "40em"}}
     one, other = (Dropdown(value=at, description=name, **wide) for name, at in (("first", first), ("second", second)))

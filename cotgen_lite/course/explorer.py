@@ -16,6 +16,7 @@ from traitlets import Any, HasTraits
 
 from cotgen_lite.course.plots import Numbers, Texts, draw_side_by_side, to_png
 from cotgen_lite.hub import first_line
+from cotgen_lite.inputs import of_kind, text, texts, whole, with_methods
 
 BUSY, KEPT = "drawing …", 100  # what stands below a picture meanwhile; how many settings' pictures are kept
 OWN_SIZE = {"align_self": "flex-start", "max_width": "100%"}  # a box would stretch a picture to its own width
@@ -41,14 +42,20 @@ def explorer(
     was drawn of some values is kept. Where drawing fails, a sentence takes the picture's place; the first time, raise.
     """
     picture, words, drawing = Image(format="png", layout=OWN_SIZE), HTML(), Lock()
+    with_methods(draw, "draw", ["__call__"], "a function from the controls' values to a figure")
+    for row in rows:
+        for control in of_kind(row, "each row", (list, tuple), "a list of controls"):
+            of_kind(control, "each control", Widget, "a widget of ipywidgets")
     controls = [game] if game else [control for row in rows for control in row]
+    if not controls:
+        raise ValueError("rows must have at least one control, got none.")
 
     def drawn(*values: object) -> tuple[bytes, str]:
         open_before = plt.get_fignums()
         try:
             made = draw(*values)
-            figure, text = made if isinstance(made, tuple) else (made, "")
-            return to_png(figure), text
+            figure, said = made if isinstance(made, tuple) else (made, "")
+            return to_png(figure), text(said, "what draw says")
         finally:
             for number in set(plt.get_fignums()) - set(open_before):  # of a failure: the next cell would show it
                 plt.close(number)
@@ -60,11 +67,11 @@ def explorer(
         with drawing:
             values, failure = [control.value for control in controls], None
             try:
-                png, text = look_up(*values)
+                png, said = look_up(*values)
             except BaseException as error:
-                png, text, failure = b"", f"This could not be drawn ({escape(first_line(error))}).", error
+                png, said, failure = b"", f"This could not be drawn ({escape(first_line(error))}).", error
             if values == [control.value for control in controls]:  # else the move that came meanwhile draws next
-                picture.layout.display, picture.value, words.value = "" if png else "none", png, text
+                picture.layout.display, picture.value, words.value = "" if png else "none", png, said
         if failure and (
             change is None or not isinstance(failure, Exception)
         ):  # a cell shows its error; an interrupt ends
@@ -76,15 +83,18 @@ def explorer(
     return VBox([*(HBox(row) for row in rows), picture, words])
 
 
-def menu(texts: Texts, description: str = "prompt") -> Dropdown:
+def menu(options: Texts, description: str = "prompt") -> Dropdown:
     """A choice among texts; its value is the number of the one that is chosen."""
+    texts(of_kind(options, "texts", (list, tuple), "a list of texts"), "texts")
     return Dropdown(
-        options=[(text, number) for number, text in enumerate(texts)], description=description, layout={"width": "30em"}
+        options=[(one, number) for number, one in enumerate(options)], description=description, layout={"width": "30em"}
     )
 
 
 def slider(description: str, value: int, least: int, most: int) -> IntSlider:
     """A choice of a whole number, which counts once it is let go."""
+    least, most = whole(least, "least"), whole(most, "most", whole(least, "least"))
+    value = whole(value, "value", least, most)
     return IntSlider(value=value, min=least, max=most, description=description, continuous_update=False)
 
 

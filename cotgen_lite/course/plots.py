@@ -19,6 +19,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from cotgen_lite.inputs import named, number, numbers, of_kind, one_each, shaped, shown, text, texts, verdicts, whole
 from cotgen_lite.prompts import TAGS
 
 # Okabe and Ito's palette, one meaning each throughout the course.
@@ -32,12 +33,14 @@ Numbers = npt.ArrayLike
 Curve = tuple[Sequence[int], Numbers, Numbers | None]  # n, accuracy (len(n),), bounds (2, len(n))
 Box = tuple[float, float, str, str]  # x and y of its centre, text, colour
 Series = Mapping[str, Numbers]  # label → numbers
+_LISTS = (list, tuple, np.ndarray, Tensor)
 TAG_NAMES = {tag: tag.replace("_", "\n") for tag in TAGS}
 TAG_NAMES |= {"two_object": "two\nobjects", "color_attr": "attribute\nbinding"}
 
 
 def to_png(figure: Figure) -> bytes:
     """A figure as a PNG file's bytes; closes it."""
+    of_kind(figure, "figure", Figure, "a matplotlib figure")
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110, bbox_inches="tight", facecolor="white")
     plt.close(figure)
@@ -48,18 +51,29 @@ def show(figure: Figure, alt: str) -> None:
     """Display a figure with a text for those who cannot see it, and close it."""
     from IPython.display import display
 
+    if not text(alt, "alt").strip():
+        raise ValueError("alt must be words for those who cannot see the figure, got an empty text.")
     data = {"image/png": base64.b64encode(to_png(figure)).decode(), "text/plain": alt}
     display(data, raw=True, metadata={"image/png": {"alt": alt}})
 
 
-def wrap(text: str, width: int = 18) -> str:
+def wrap(sentence: str, width: int = 18) -> str:
     """Break a sentence for use as a picture's title."""
-    return textwrap.fill(text, width)
+    return textwrap.fill(of_kind(sentence, "sentence", str, "a text"), whole(width, "width", 1))
 
 
 def sign(right: bool) -> str:
     """A check or a cross, so that colour is not all that tells a verdict."""
     return "✓" if right else "✗"
+
+
+def pictures(images: Any, name: str, *before: int | str) -> Tensor:
+    """Pictures as they are drawn, uint8 (..., 3, H, W), at least one; before: sizes of the dimensions before."""
+    of_kind(images, name, Tensor, "a tensor of pictures, uint8 (..., 3, H, W)")
+    shaped(images, name, (*before, 3, "H", "W"))
+    if images.dtype != torch.uint8 or not images.numel():
+        raise ValueError(f"{name} must be at least one picture, in uint8, got {shown(images)} of {images.dtype}.")
+    return images
 
 
 def new_chart(
@@ -90,6 +104,7 @@ def draw_picture(
     alpha: float = 1,
 ) -> None:
     """One picture (3, H, W) without ticks; with a verdict, in a frame so many points wide, dashed if it is wrong."""
+    pictures(image, "image")
     axis.set(xticks=[], yticks=[])
     axis.set_title(title, fontsize=fontsize)
     axis.imshow(image.permute(1, 2, 0).cpu().numpy(), interpolation="nearest", alpha=alpha)
@@ -109,18 +124,30 @@ def draw_grid(
 ) -> Figure:
     """Pictures (3, H, W), so many a row, 0 for one row of all. size: inches of the whole; right: verdicts, drawn as
     frames so many points wide; alphas: how opaque each is."""
-    columns = columns or len(images)
+    of_kind(images, "images", (Tensor, list, tuple), "a tensor or a list of pictures")
+    if not len(images):
+        raise ValueError("images must be at least one picture, got none.")
+    one_each(titles, "titles", len(images), "pictures")
+    columns = whole(columns, "columns", 0) or len(images)
+    if len(alphas):
+        one_each(alphas, "alphas", len(images), "pictures")
     figure = plt.figure(figsize=size, layout="constrained")
     grid = figure.add_gridspec(-(-len(images) // columns), columns)
-    verdicts, alphas = np.asarray(right, dtype=bool).tolist() or [None] * len(images), alphas or [1] * len(images)
+    framed: list[bool] | list[None] = told(right, len(images)) or [None] * len(images)
+    alphas = alphas or [1] * len(images)
     for index, (image, title) in enumerate(zip(images, titles, strict=True)):
         axis = figure.add_subplot(grid[divmod(index, columns)])
-        draw_picture(axis, image, title, verdicts[index], fontsize, width, alphas[index])
+        draw_picture(axis, image, title, framed[index], fontsize, width, alphas[index])
     return figure
 
 
+def told(right: Any, number: int, name: str = "right") -> list[bool]:
+    """Verdicts of so many pictures, or none at all."""
+    return verdicts(right, name, (number,)).tolist() if len(of_kind(right, name, _LISTS, "a list of verdicts")) else []
+
+
 def draw_images(
-    images: Tensor,
+    images: Tensor | Sequence[Tensor],
     titles: Texts = (),
     columns: int = 10,
     right: Numbers = (),
@@ -129,25 +156,36 @@ def draw_images(
 ) -> Figure:
     """A grid of pictures. images: uint8 (B, 3, H, W). titles: one a picture. right: verdicts, drawn as a frame and a
     check or cross. chosen: the picture or pictures to mark with a thick frame. size: inches a picture."""
-    columns = min(columns, len(images))
+    of_kind(images, "images", (Tensor, list, tuple), "a tensor or a list of pictures")
+    for image in images:
+        pictures(image, "each of images")
+    columns = min(whole(columns, "columns", 1), max(1, len(images)))
+    size = number(size, "size", most=100, above=0)
+    if len(titles):
+        one_each(of_kind(titles, "titles", (list, tuple), "a list of texts"), "titles", len(images), "pictures")
+        titles = texts(titles, "titles")
     lines = max((title.count("\n") + 1 for title in titles), default=0)
     shape = (size * columns, (size + 0.17 * lines) * -(-len(images) // columns))
-    signs = [sign(good) for good in np.asarray(right)] or [""] * len(images)
+    signs = [sign(good) for good in told(right, len(images))] or [""] * len(images)
     words = [f"{mark} {title}".strip() for mark, title in zip(signs, titles or [""] * len(images), strict=True)]
+    several = () if chosen is None else chosen if isinstance(chosen, list | tuple) else (chosen,)
+    marked = [whole(one, "chosen", 0, len(images) - 1) for one in several]
     figure = draw_grid(images, words, shape, columns, right, 8)
-    for index in [chosen] if isinstance(chosen, int) else chosen or ():
+    for index in marked:
         figure.axes[index].spines[:].set(linewidth=4, **({} if signs[index] else {"color": OURS}))
     return figure
 
 
 def draw_side_by_side(images: Mapping[str, Tensor], right: Series, title: str) -> Figure:
     """The same seeds drawn by several generators, a row each: uint8 (N, 3, H, W), with the judge's verdicts (N,)."""
-    verdicts = np.array([right[name] for name in images], dtype=bool)
-    number = verdicts.shape[1]
-    figure = draw_images(torch.cat(list(images.values())), columns=number, right=verdicts.ravel(), size=1.3)
-    for row, name in enumerate(images):
-        told = f"{wrap(name, 12)}\n{verdicts[row].sum()} of {number} right"
-        figure.axes[row * number].set_ylabel(told, fontsize=8)
+    rows, right = named(images, "images"), named(right, "right", images)
+    each = len(pictures(next(iter(rows.values())), "images", "N"))
+    for name, one in rows.items():
+        pictures(one, f"images[{name!r}]", each)
+    judged = np.array([verdicts(right[name], f"right[{name!r}]", (each,)) for name in rows])
+    figure = draw_images(torch.cat(list(rows.values())), columns=each, right=judged.ravel(), size=1.3)
+    for row, name in enumerate(rows):
+        figure.axes[row * each].set_ylabel(f"{wrap(name, 12)}\n{judged[row].sum()} of {each} right", fontsize=8)
     figure.suptitle(title, fontsize=10)
     return figure
 
@@ -156,10 +194,14 @@ def draw_profile(
     bars: Mapping[str, Mapping[str, float]], colors: Mapping[str, str], ylabel: str = "GenEval accuracy"
 ) -> Figure:
     """A number in 0..1 by tag (or "overall"), a group of bars a tag. bars: label → tag → number; colors: of labels."""
-    keys, width, size = list(next(iter(bars.values()))), 0.8 / len(bars), 7 if len(bars) < 4 else 5
+    named(colors, "colors", named(bars, "bars"))
+    keys = list(named(next(iter(bars.values())), "each of bars"))
+    for label, one in bars.items():
+        numbers([named(one, f"bars[{label!r}]", keys)[key] for key in keys], f"bars[{label!r}]")
+    width, size = 0.8 / len(bars), 7 if len(bars) < 4 else 5
     figure, axis = new_chart(8.5, 3.2, ylim=(0, 1.08), ylabel=ylabel)
-    for number, (label, values) in enumerate(bars.items()):
-        lefts = np.arange(len(keys)) + (number - (len(bars) - 1) / 2) * width
+    for place, (label, values) in enumerate(bars.items()):
+        lefts = np.arange(len(keys)) + (place - (len(bars) - 1) / 2) * width
         axis.bar(lefts, [values[key] for key in keys], width * 0.92, label=label, color=colors[label])
         for left, key in zip(lefts, keys, strict=True):
             axis.text(left, values[key] + 0.015, f"{values[key]:.2f}", ha="center", fontsize=size, color="#333333")
@@ -176,9 +218,17 @@ def draw_curves(
     log: bool = False,
 ) -> Figure:
     """Accuracy against n, one line a label with its 95% band. colors: label → colour; log: whether n's axis is."""
+    named(colors, "colors", named(curves, "curves"))
+    for label, (ns, values, bounds) in curves.items():
+        least = 1e-9 if log else None
+        if not numbers(ns, f"n of {label}", least).size:
+            raise ValueError(f"n of {label} must have at least one entry, got none.")
+        one_each(numbers(values, f"accuracy of {label}"), f"accuracy of {label}", len(ns), "n")
+        if bounds is not None:
+            shaped(numbers(bounds, f"bounds of {label}"), f"bounds of {label}", (2, len(ns)))
     figure, axis = new_chart(6.5, 3.8, "both", xlabel=xlabel, ylabel=ylabel)
-    for number, (label, (ns, values, bounds)) in enumerate(curves.items()):
-        marker = MARKERS[number % 6] if len(ns) <= 25 else None
+    for place, (label, (ns, values, bounds)) in enumerate(curves.items()):
+        marker = MARKERS[place % 6] if len(ns) <= 25 else None
         axis.plot(ns, np.asarray(values), color=colors[label], label=label, marker=marker, ms=4, lw=1.8)
         if bounds is not None:
             axis.fill_between(ns, *np.asarray(bounds), color=colors[label], alpha=0.15, lw=0)
@@ -198,6 +248,9 @@ def draw_curves(
 def draw_spread(runs: Mapping[str, Sequence[float]], paper: Mapping[str, float]) -> Figure:
     """Several training runs of each generator, a dot each and a line at their mean, beside the paper's one number.
     runs: generator → one accuracy a run; paper: generator → the paper's, where it has one."""
+    for name, values in named(runs, "runs").items():
+        if not len(shaped(numbers(values, f"runs of {name}"), f"runs of {name}", ("R",))):
+            raise ValueError(f"runs of {name} must have at least one entry, got none.")
     figure, axis = new_chart(6.5, 3.6, "y", xlim=(-0.6, len(runs) - 0.4), ylabel="GenEval accuracy")
     for column, (name, values) in enumerate(runs.items()):
         shift = np.linspace(-0.08, 0.08, len(values)) if len(values) > 1 else 0
@@ -218,11 +271,16 @@ def draw_first_clear(
 ) -> Figure:
     """At which step something first happens to paths, as bars side by side. shares: name → share of paths by step;
     never: the last share is of those to which it never does; marks: name → first and last step of a shaded stretch."""
+    bars = [numbers(values, f"shares of {name}") for name, values in named(shares, "shares").items()]
+    for name, one in zip(shares, bars, strict=True):
+        shaped(one, f"shares of {name}", (len(np.atleast_1d(bars[0])),))
+    for name, stretch in marks.items():
+        shaped(numbers(stretch, f"the mark {name}"), f"the mark {name}", (2,))
     figure, axis = new_chart(6.8, 3.4, xlabel=xlabel, ylabel="share of paths")
     width = 0.8 / len(shares)
-    for number, (name, values) in enumerate(shares.items()):
-        lefts = np.arange(1, len(values) + 1) + (number - (len(shares) - 1) / 2) * width
-        axis.bar(lefts, values, width, color=(OURS, OTHER, CEILING)[number % 3], label=name)
+    for place, (name, values) in enumerate(shares.items()):
+        lefts = np.arange(1, len(values) + 1) + (place - (len(shares) - 1) / 2) * width
+        axis.bar(lefts, values, width, color=(OURS, OTHER, CEILING)[place % 3], label=name)
     for name, (low, high) in marks.items():
         axis.axvspan(low - 0.5, high + 0.5, color=CHANCE, alpha=0.15, lw=0, zorder=0)
         above = axis.get_xaxis_transform()
@@ -235,15 +293,16 @@ def draw_first_clear(
 
 def draw_flow(boxes: Mapping[str, Box], arrows: Sequence[tuple[str, str, str]], size: tuple[float, float]) -> Figure:
     """A method as boxes and arrows. arrows: from, to, text; size: inches."""
+    named(boxes, "boxes", [name for start, end, _ in arrows for name in (start, end)])
     figure, axis = plt.subplots(figsize=size, layout="constrained")
     width, height, patches = 1.75, 0.8, {}
-    for name, (x, y, text, color) in boxes.items():
+    for name, (x, y, words, color) in boxes.items():
         corner = (x - width / 2, y - height / 2)
         patches[name] = FancyBboxPatch(corner, width, height, boxstyle="round,pad=0.05", fc=color, ec="#444444")
         axis.add_patch(patches[name])
-        axis.text(x, y, text, ha="center", va="center", fontsize=9)
+        axis.text(x, y, words, ha="center", va="center", fontsize=9)
     pairs = {(start, end) for start, end, _ in arrows}
-    for start, end, text in arrows:
+    for start, end, words in arrows:
         (x0, y0, *_), (x1, y1, *_) = boxes[start], boxes[end]
         bend = 0.35 if (end, start) in pairs else 0.0  # two arrows between the same boxes would lie on each other
         arrow = FancyArrowPatch((x0, y0), (x1, y1), arrowstyle="-|>", connectionstyle=f"arc3,rad={bend}")
@@ -251,7 +310,7 @@ def draw_flow(boxes: Mapping[str, Box], arrows: Sequence[tuple[str, str, str]], 
         axis.add_patch(arrow)
         level = y0 == y1
         x, y = (x0 + x1) / 2 - 0.6 * bend + (0 if level else 0.18), (y0 + y1) / 2 + (0.1 if level else 0)
-        axis.text(x, y, text, fontsize=8, ha="center" if level else "left", va="bottom")
+        axis.text(x, y, words, fontsize=8, ha="center" if level else "left", va="bottom")
     xs, ys = zip(*((x, y) for x, y, *_ in boxes.values()), strict=True)
     axis.set(xlim=(min(xs) - 1.1, max(xs) + 1.1), ylim=(min(ys) - 0.65, max(ys) + 0.65))
     axis.axis("off")

@@ -25,7 +25,7 @@ def guess(method: str, overall: float | None) -> None:
     """Keep a guess of a method's overall GenEval accuracy, 0 to 1; None keeps nothing and says what to do. ValueError
     for anything but a number in 0..1 (a percentage?), or a method that is not asked about."""
     if method not in list(GUESSED):
-        raise ValueError(f"{method!r} is not guessed: one of {', '.join(GUESSED)} is.")
+        raise ValueError(f"method {method!r} is not guessed: one of {', '.join(GUESSED)} is.")
     if overall is None:
         print("No guess yet: write a number from 0 to 1 in place of None, and run this cell before the next one.")
         return
