@@ -36,7 +36,10 @@ def draw_reflection(images: Tensor, right: Truths, reasons: Texts, beliefs: Sequ
     number = len(pictures(images, "images", "R"))
     verdicts(right, "right", (number,))
     shaped(numbers(beliefs, "beliefs", 0, 1), "beliefs", (number,))
-    one_each(reasons, "reasons", number - 1, "pictures but the last")
+    told = (
+        number if len(reasons) == number else number - 1
+    )  # of the last one too, where its correction is not shown yet
+    one_each(reasons, "reasons", told, "pictures but the last")
     names = ["first", *(f"round {one}" for one in range(1, number))]
     titles = [f"{name} {sign(right[n])}\nP(yes) {beliefs[n]:.2f}" for n, name in enumerate(names)]
     figure = draw_grid(images, titles, (2.2 * len(images), 3.1), right=right, width=2)
