@@ -34,12 +34,10 @@ def draw_reflection(images: Tensor, right: Truths, reasons: Texts, beliefs: Sequ
     """An image and its corrections from left to right, with what was said of each and the judge's verdicts. images:
     uint8 (R + 1, 3, H, W); right, beliefs: verdict and P(yes) of each; reasons: R texts, of all but the last."""
     number = len(pictures(images, "images", "R"))
-    verdicts(right, "right", (number,))
-    shaped(numbers(beliefs, "beliefs", 0, 1), "beliefs", (number,))
-    told = (
-        number if len(reasons) == number else number - 1
-    )  # of the last one too, where its correction is not shown yet
-    one_each(reasons, "reasons", told, "pictures but the last")
+    # Of a reflection that is shown only so far, later rounds' may be there too.
+    right = verdicts(right[:number], "right", (number,)).tolist()
+    shaped(numbers(beliefs[:number], "beliefs", 0, 1), "beliefs", (number,))
+    one_each(reasons[: number - 1], "reasons", number - 1, "pictures but the last")
     names = ["first", *(f"round {one}" for one in range(1, number))]
     titles = [f"{name} {sign(right[n])}\nP(yes) {beliefs[n]:.2f}" for n, name in enumerate(names)]
     figure = draw_grid(images, titles, (2.2 * len(images), 3.1), right=right, width=2)
