@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,13 +138,32 @@ def test_missing_models_and_wrong_numbers_are_one_sentence(
 ) -> None:
     for change, complaint in (
         (["--generator", str(tmp_path / "nowhere")], "No Show-o model can be read"),
-        (["--images-a-prompt", "0"], "must be 1 or more"),
-        (["--prompts", "0"], "must be 1 or more"),
+        (["--images-a-prompt", "0"], "1 or more"),
+        (["--prompts", "0"], "1 or more"),
     ):
         with pytest.raises(SystemExit):
             f.main([*folders, "--out", str(tmp_path / "out"), *change])
         assert complaint in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda out: f.drawing_places(0, 3), "n must be"),
+        (lambda out: f.drawing_places(float("nan"), 3), "n must be"),
+        (lambda out: f.seconds_an_image(3, "B200"), "card must be one of 'T4'"),
+        (lambda out: f.judgeable(["a cat"]), "must be a Prompt"),
+        (lambda out: f.make_full_data(None, None, full_prompts()[:1], 10**9, 0, out), "n must be .* to 10000"),
+        (lambda out: f.make_full_data(None, None, full_prompts()[:1], 2, 0.5, out), "seed must be"),
+        (lambda out: f.make_full_data(None, None, full_prompts()[:1], 2, 0, None), "out must be"),
+        (lambda out: f.make_full_data(None, None, full_prompts()[:1], 2, 0, out), "must be a generator"),
+    ],
+)
+def test_wrong_values_are_one_clear_sentence(tmp_path: Path, call: Callable[[Path], Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        call(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

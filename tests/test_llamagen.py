@@ -1,6 +1,7 @@
 """LlamaGen's weights after conversion against its network written out plainly; its image tokenizer; T5's features."""
 
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -463,6 +464,32 @@ def test_damaged_files_are_one_clear_sentence(damage: str, gpt: dict[str, Tensor
         with pytest.raises(ValueError, match=r"t2i\.pt.*\.pt file") as error:
             load(path, GRID)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        *(lambda grid=grid: load_llamagen("x.pt", grid) for grid in (0, -1, 1.5, None, 10**6)),
+        *(lambda heads=heads: load_llamagen("x.pt", 4, heads) for heads in (0, -1, "2")),
+        *(lambda path=path: load_llamagen(path, 4) for path in (None, 3, "", "x.pt", "/")),
+        *(lambda grid=grid: load_vq("x.pt", grid) for grid in (0, "4")),
+        lambda: plain_caption(None),  # type: ignore[arg-type]
+        lambda: LlamaGenGenerator.from_pretrained("a", "b", "c", None, 4),  # type: ignore[arg-type]
+        lambda: LlamaGenGenerator.from_pretrained("a", "b", "c", SETTINGS, 4, dtype="f"),  # type: ignore[arg-type]
+        lambda: LlamaGenGenerator.from_pretrained("a", "b", "c", SETTINGS, 4, device="gpu"),
+    ],
+)
+def test_wrong_values_are_one_clear_sentence(call: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match=r"must be|cannot be read") as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("held", [{"model": {"a": 3}}, {"model": {3: torch.zeros(1)}}, {"model": 3}, [1], {}, 3])
+def test_files_without_named_tensors_are_refused(held: object, tmp_path: Path) -> None:
+    torch.save(held, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="no named tensors"):
+        load_llamagen(tmp_path / "x.pt", 4)
 
 
 def test_heads_that_do_not_divide_are_refused(gpt: dict[str, Tensor], tmp_path: Path) -> None:

@@ -413,6 +413,53 @@ def test_results_hold_sixteen_of_a_class_as_the_rules_do(tmp_path):
     assert row["reason"] == str(evaluate(prompt, crowd).reasons[0]) and not row["correct"]
 
 
+def test_results_keep_geneval_s_order_and_threshold(tmp_path):
+    edge = float(np.float32(0.3))  # which the original, in float32, does not let pass
+    found = [seen("cat", 0.5), seen("cat", 0.5, 30), seen("cat", edge, 60), seen("cat", 0.4, 90)]
+    write_geneval_results(tmp_path / "r.jsonl", ["0.png"], [P.single_object("cat", GENEVAL)], [found])
+    (row,) = map(json.loads, (tmp_path / "r.jsonl").read_text().splitlines())
+    (cats,) = json.loads(row["details"]).values()
+    assert [cat[0] for cat in cats] == [30, 0, 90]  # of equal scores the last one first
+
+
+CAT, ONE = Detection("cat", 0.5, (0, 0, 1, 1)), P.single_object("cat", GENEVAL)
+SURE, MASKS = torch.eye(81)[:2] * 9, torch.ones(2, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda path: write_geneval_results(path, None, None, None), "prompts must be"),
+        (lambda path: write_geneval_results(path, ["a"], ["a cat"], [[CAT]]), "Prompt"),
+        (lambda path: write_geneval_results(path, [3], [ONE], [[CAT]]), "filenames must be a text"),
+        (lambda path: write_geneval_results(path, ["a"], [ONE], [["cat"]]), "Detections"),
+        (lambda path: write_geneval_results(None, ["a"], [ONE], [[CAT]]), "path must be"),
+        (lambda path: write_geneval_results(path, ["a"], [ONE], [[replace(CAT, name="unicorn")]]), "'unicorn'"),
+        (lambda path: read_instances(SURE * math.nan, MASKS, (8, 8), (8, 8)), "logits of classes must be finite"),
+        (lambda path: read_instances(SURE, MASKS / 0, (8, 8), (8, 8)), "logits of masks must be finite"),
+        (lambda path: read_instances(SURE, torch.ones(3, 4, 4), (8, 8), (8, 8)), "masks must have shape"),
+        (lambda path: read_instances(SURE, MASKS, (0, 8), (8, 8)), "input_size must be"),
+        (lambda path: read_instances(SURE, MASKS, (8, 8), "ab"), "image_size must be"),
+        (lambda path: read_instances(SURE, MASKS, (8, 8), (8, 8), math.nan), "lowest must be"),
+        (lambda path: mask_box(torch.zeros(3, 3, dtype=torch.bool)), "not empty"),
+        (lambda path: grey_crop(None, torch.ones(3, 3, dtype=torch.bool)), "PIL"),
+        (lambda path: geneval_names({0: None}), "id2label must be"),
+        (lambda path: Mask2FormerDetector(None, None, None, None), "must be a Mask2Former"),
+        (lambda path: self_check("detector"), "must be a detector"),
+    ],
+)
+def test_wrong_values_are_one_clear_sentence(tmp_path, call, says):
+    with pytest.raises(ValueError, match=says) as error:
+        call(tmp_path / "r.jsonl")
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("option", "value"), [("batch_size", 0), ("color_above", math.nan), ("input_size", (64, 0))])
+def test_a_detectors_settings_check_themselves(detector, option, value):
+    with pytest.raises(ValueError, match=f"{option} must be"):
+        replace(detector, **{option: value})
+
+
 def test_unequal_lists_write_nothing(tmp_path):
     with pytest.raises(ValueError, match="2 files came with 1 prompts and the detections of 2 images"):
         write_geneval_results(tmp_path / "r.jsonl", ["0", "1"], [P.single_object("cat")], [[], []])

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,19 +104,21 @@ def test_prompts_that_hold_an_image_are_counted_too(sizes: dict[str, int], words
         assert taken <= generation_bytes(generator.model.config, 2 * n, n, length, True, torch.float32) <= 1.4 * taken
 
 
+THREE_LEVELS: dict[str, Any] = {"image_size": 64, "channels": 8, "norm_groups": 8}
+THREE_LEVELS |= {"encoder_multipliers": (1, 2, 2), "encoder_blocks": (4, 3, 4)}
+
+
 @pytest.mark.parametrize(
     "config",
     [
         tokenizer.lite_magvit_config(),
         MagvitConfig(image_size=64, channels=16, norm_groups=8),  # the released shape, eight times narrower
-        MagvitConfig(image_size=64, channels=8, decoder_multipliers=(1, 6, 6), decoder_blocks=(1, 1, 1), norm_groups=8),
-        MagvitConfig(image_size=64, channels=8, decoder_multipliers=(1, 9, 9), decoder_blocks=(0, 1, 1), norm_groups=8),
+        MagvitConfig(**THREE_LEVELS, decoder_multipliers=(1, 6, 6), decoder_blocks=(1, 1, 1)),
+        MagvitConfig(**THREE_LEVELS, decoder_multipliers=(1, 9, 9), decoder_blocks=(0, 1, 1)),
     ],
     ids=["lite", "released", "narrowing", "no blocks"],
 )
 def test_decoding_takes_no_more_than_it_says(config: MagvitConfig) -> None:
-    config.encoder_multipliers = config.encoder_multipliers[: len(config.decoder_multipliers)]
-    config.encoder_blocks = config.encoder_blocks[: len(config.decoder_multipliers)]
     model = Magvit(config).eval()
     taken = most_allocated(lambda: model.decode(torch.zeros(6, config.length, dtype=torch.int64)))
     assert taken <= decoding_bytes(config, 6) <= 1.8 * taken

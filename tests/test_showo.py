@@ -15,6 +15,7 @@ from cotgen_lite.generate.showo import (
     ShowoConfig,
     attention_mask,
     build_sequences,
+    correction_prefix,
     draw_mask,
     image_logits,
     lite_showo_config,
@@ -290,3 +291,70 @@ def test_code_logits_are_the_head_restricted():
     whole = model(ids)[:, -10:-1, config.image_offset : config.mask_id][masked]
     torch.testing.assert_close(image_logits(model, [prefix], tokens, masked), whole)
     assert F.cross_entropy(whole, tokens[masked]).item() > 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("hidden_size", value) for value in (math.nan, 33, 0, "32", 32.5)),
+        *(("num_hidden_layers", value) for value in (0, 10**9)),
+        *(("bos_token_id", value) for value in (20, -1, None)),
+        *(("partial_rotary_factor", value) for value in (math.nan, 0, 1.1)),
+        *(("qk_layernorm", 1), ("tie_word_embeddings", "yes"), ("num_image_tokens", 0), ("max_text_length", 2)),
+        *(("llm_vocab_size", "x"), ("num_vq_tokens", None), ("mask_token_id", "a")),
+    ],
+)
+def test_a_config_checks_itself(field, value):
+    with pytest.raises(ValueError, match=r"must be|cannot be cut|Config says") as error:
+        small_config(**{field: value})
+    assert "\n" not in str(error.value)
+
+
+CONFIG, TOKENS, TEXTS = small_config(), torch.zeros(2, 9, dtype=torch.long), [[14], [14, 3]]
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: text_prefix(CONFIG, "cat"), "encode the prompt"),
+        (lambda: text_prefix(CONFIG, None), "encode the prompt"),
+        (lambda: text_prefix(CONFIG, [math.nan]), "encode the prompt"),
+        (lambda: text_prefix(None, [1]), "must be a ShowoConfig"),
+        (lambda: correction_prefix(CONFIG, [1], [CONFIG.mask_id], [0] * 9), "encode the prompt"),
+        (lambda: correction_prefix(CONFIG, [1], [1], [0] * 3), "An image has 9 tokens"),
+        (lambda: correction_prefix(CONFIG, [1], [1], [16] * 9), "from 0 to 15"),
+        (lambda: correction_prefix(CONFIG, [1], [1], None), "an image's tokens"),
+        (lambda: pad_prefixes(CONFIG, []), "none empty"),
+        (lambda: pad_prefixes(CONFIG, [[]]), "none empty"),
+        (lambda: pad_prefixes(CONFIG, [[0.5]]), "lists of ids"),
+        (lambda: build_sequences(CONFIG, TEXTS, TOKENS + 16), r"in 0\.\.15"),
+        (lambda: build_sequences(CONFIG, TEXTS, TOKENS - 1), r"in 0\.\.15"),
+        (lambda: build_sequences(CONFIG, TEXTS, TOKENS.float()), "whole numbers"),
+        (lambda: build_sequences(CONFIG, TEXTS, TOKENS, TOKENS), "bool tensor of shape"),
+        (lambda: build_sequences(CONFIG, TEXTS, TOKENS, TOKENS[:, 1:].bool()), "bool tensor of shape"),
+        (lambda: attention_mask(CONFIG, TOKENS[0]), "Ids must be"),
+        (lambda: attention_mask(CONFIG, TOKENS + CONFIG.vocab_size), "Ids must be"),
+        (lambda: attention_mask(CONFIG, TOKENS, torch.int64), "dtype must be"),
+        (lambda: draw_mask(2, 0, torch.Generator()), "length must be"),
+        (lambda: draw_mask(10**9, 10**5, torch.Generator()), "length must be"),
+        (lambda: draw_mask(2, 3, 0), "must be a torch.Generator"),
+        (lambda: image_logits(small_model(), TEXTS, TOKENS, None), "which positions are hidden"),
+        (lambda: image_logits(None, TEXTS, TOKENS, TOKENS.bool()), "must be a Showo"),
+        (lambda: Showo(None), "must be a ShowoConfig"),
+    ],
+)
+def test_wrong_values_are_one_clear_sentence(call, says):
+    with pytest.raises(ValueError, match=says) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dropout", [1.5, -0.1, math.nan, [0.1] * 3, "a", None])
+def test_a_share_of_prompts_to_drop_is_checked(dropout):
+    with pytest.raises(ValueError, match="condition_dropout must be from 0 to 1"):
+        masked_loss(small_model(), TEXTS, TOKENS, torch.Generator(), dropout)
+
+
+def test_equal_numbers_make_equal_prefixes():
+    plain = text_prefix(CONFIG, [3, 4])
+    assert repr(text_prefix(CONFIG, torch.tensor([3, 4]).numpy())) == repr(plain)  # the noise is drawn by it

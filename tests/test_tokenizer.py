@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,57 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match="damaged"):
         Magvit.from_pretrained(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("image_size", value) for value in (float("nan"), 15, 0, "16", 10**9)),
+        *(("channels", 3), ("bits", 0), ("bits", 64), ("norm_groups", 0), ("norm_groups", 3)),
+        *(("encoder_blocks", value) for value in ([1], [], None, "112", [1, -1, 1], [1, 1, 1.5])),
+        *(("decoder_multipliers", value) for value in ([1, 0, 1], [1, 1, 10**6])),
+    ],
+)
+def test_a_config_checks_itself(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"must be.*{field}|{field}.*must be"):
+        MagvitConfig(**{**SMALL, field: value})
+
+
+NAN = torch.full((1, 3, 4, 4), float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: small_model().encode(None), "must be a uint8 tensor"),
+        (lambda: small_model().encode(noise_images(1).numpy()), "must be a uint8 tensor"),
+        (lambda: small_model().decode([[0] * 16]), "must be an int64 tensor"),
+        (lambda: bits_to_tokens(NAN), "must be finite"),
+        (lambda: bits_to_tokens(torch.tensor(1.0)), "1 to 62 bits"),
+        (lambda: bits_to_tokens(torch.ones(2, 64)), "1 to 62 bits"),
+        (lambda: tokens_to_bits(torch.tensor([32]), 5), "from 0 to 31"),
+        (lambda: tokens_to_bits(torch.tensor([1.0]), 5), "torch.int64"),
+        (lambda: tokenizer.to_images(NAN), "must be finite"),
+        (lambda: tokenizer.to_pixels(NAN), "must be torch.uint8"),
+        (lambda: tokenizer.VqConfig(0, 4, 2), "codebook_size must be"),
+        (lambda: tokenizer.VqTokenizer(None), "a JanusVQVAE"),  # type: ignore[arg-type]
+        (lambda: Magvit(None), "a MagvitConfig"),  # type: ignore[arg-type]
+    ],
+)
+def test_wrong_values_are_one_clear_sentence(call: Callable[[], object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        call()
+
+
+def test_weights_that_are_no_numbers_draw_nothing() -> None:
+    model = small_model()
+    with torch.no_grad():
+        model.decoder.conv_out.bias[0] = float("nan")
+        model.encoder.conv_out.bias[0] = float("nan")
+    with pytest.raises(ValueError, match="Pixels must be finite"):
+        model.decode(torch.zeros(1, 16, dtype=torch.int64))
+    with pytest.raises(ValueError, match="must be finite"):
+        model.encode(noise_images(1))
 
 
 # --- training ---

@@ -19,12 +19,14 @@ from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.sampling import SamplingSettings
 from cotgen_lite.geneval import Detector
 from cotgen_lite.hub import write_json
+from cotgen_lite.inputs import of_kind, one_of, whole
 from cotgen_lite.pools import rank_and_processes, save_pool
-from cotgen_lite.prompts import GENEVAL, Prompt, refuse_held_out
+from cotgen_lite.prompts import GENEVAL, Prompt, each_prompt, refuse_held_out
 from cotgen_lite.verify.training_data import HOT_TEMPERATURE, POOL_FILE, generate_labelled
 
 SETTINGS = SamplingSettings(guidance_scale=1.75)  # the paper's, but for the temperature, which is `HOT_TEMPERATURE`
 IMAGES_A_PROMPT = 116  # 2,485 prompts x 116 = 288,260 images; the paper has 288 thousand
+MOST_IMAGES = 10_000  # of a prompt
 GPUS = 8  # of the estimate
 BATCH = 20  # images that `Generator.draw` draws at once, whose first step is one pass
 
@@ -47,6 +49,7 @@ def drawing_places(n: int, steps: int) -> int:
 
     At the first step the images of a batch are alike, and share them.
     """
+    n, steps = whole(n, "n", 1), whole(steps, "steps", 1)
     return 2 * PLACES * (-(-n // BATCH) + n * (steps - 1))
 
 
@@ -55,14 +58,15 @@ def seconds_an_image(n: int, card: str) -> float:
 
     Show-o takes 2 FLOPs for each weight and place; attention (2% more), words, processors and disks are left out.
     """
-    half, single = (SHARE * 1e12 * peak for peak in CARDS[card])
+    half, single = (SHARE * 1e12 * peak for peak in CARDS[one_of(card, "card", CARDS)])
     drawing = 2 * SHOWO_WEIGHTS * drawing_places(n, SETTINGS.steps) / n / half
     return drawing + (DECODE + DETECT + OBJECTS * READ_COLOR) / single
 
 
 def judgeable(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
     """The prompts all of whose objects GenEval's detector knows: of any other it would call every image wrong."""
-    return tuple(prompt for prompt in prompts if all(item.name in GENEVAL.objects for item in prompt.include))
+    every = each_prompt(prompts)
+    return tuple(prompt for prompt in every if all(item.name in GENEVAL.objects for item in prompt.include))
 
 
 def make_full_data(
@@ -73,7 +77,9 @@ def make_full_data(
     Work is kept in `out` / "shards": resumed, and shared out under `accelerate launch` (`pools.in_shards`). Returns the
     seconds of all processes and earlier calls together. ValueError if a prompt asks what GenEval tests.
     """
-    refuse_held_out(prompts, geneval_meanings())
+    n, seed = whole(n, "n", 1, MOST_IMAGES), whole(seed, "seed")
+    out = Path(of_kind(out, "out", (str, Path), "the path of a folder"))
+    refuse_held_out(each_prompt(prompts), geneval_meanings())
     pool, seconds = generate_labelled(generator, detector, prompts, n, seed, out / "shards")
     if rank_and_processes()[0] == 0:
         save_pool(pool, out / POOL_FILE)
@@ -115,8 +121,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.estimate:
         print(table())
         return
-    if options.images_a_prompt < 1 or (options.prompts is not None and options.prompts < 1):
-        parser.error("--images-a-prompt and --prompts must be 1 or more")
+    if not 1 <= options.images_a_prompt <= MOST_IMAGES or (options.prompts is not None and options.prompts < 1):
+        parser.error(f"--images-a-prompt must be from 1 to {MOST_IMAGES}, and --prompts 1 or more")
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     try:
         rank, _ = rank_and_processes()

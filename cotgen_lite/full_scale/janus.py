@@ -16,6 +16,7 @@ from transformers import JanusForConditionalGeneration, PreTrainedTokenizerBase,
 from cotgen_lite.generate.autoregressive import AutoregressiveConfig, AutoregressiveSettings, NextTokenGenerator
 from cotgen_lite.generate.vq import VqTokenizer
 from cotgen_lite.hub import chosen_device, load_exactly, read_whole
+from cotgen_lite.inputs import of_kind
 from cotgen_lite.prompts import encode_text
 
 REQUEST = "<|User|>: {}\n\n<|Assistant|>:"  # Janus's chat template around a prompt, without a system prompt
@@ -42,6 +43,7 @@ class JanusRuns(nn.Module):
 
     def __init__(self, janus: JanusForConditionalGeneration) -> None:
         super().__init__()
+        of_kind(janus, "janus", JanusForConditionalGeneration, "a JanusForConditionalGeneration")
         sizes = janus.config.vq_config
         # No caption length, for prompts end where the image begins, at place 0.
         self.config = AutoregressiveConfig(codebook_size=sizes.num_embeddings, grid=sizes.num_patches, text_length=0)
@@ -72,6 +74,7 @@ class JanusGenerator(NextTokenGenerator):
         dtype: of all but the image tokenizer, which stays float32. ValueError as in `hub.load_exactly`, and if the
         tokenizer lacks what Janus needs.
         """
+        of_kind(settings, "settings", AutoregressiveSettings, "AutoregressiveSettings")
         janus = load_exactly(JanusForConditionalGeneration.from_pretrained, model, "Janus model", dtype=dtype)
         # Its tokenizer.json as it stands: DeepSeek labels it a Llama tokenizer, which would lose the spaces.
         words = read_whole(PreTrainedTokenizerFast.from_pretrained, model, "Janus tokenizer")
@@ -92,6 +95,8 @@ class JanusGenerator(NextTokenGenerator):
     def read(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
         """Features of Q prompts, of the same with every word between their ends a pad, and which are no pads."""
         start, image, pad = _special_ids(self.text_tokenizer)
+        if not texts:
+            raise ValueError("There is no prompt to read: give at least one.")
         longest = max(len(text) for text in texts) + 2
         rows = [[pad] * (longest - 2 - len(text)) + [start, *text, image] for text in texts]
         pads = torch.tensor([[longest - 2 - len(text)] for text in texts])

@@ -4,7 +4,6 @@ Files: "t2i_XL_stage1_256.pt" (grid 16), "t2i_XL_stage2_512.pt" (grid 32), "vq_d
 Facts: LlamaGen's code (MIT, github.com/FoundationVision/LlamaGen), arXiv 2406.06525.
 """
 
-import pickle
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,9 @@ from cotgen_lite.generate.autoregressive import (
     AutoregressiveSettings,
 )
 from cotgen_lite.generate.vq import VqTokenizer
-from cotgen_lite.hub import chosen_device, load_complete, load_tokenizer
-from cotgen_lite.inputs import text
+from cotgen_lite.hub import check_dtype, chosen_device, load_complete, load_tokenizer
+from cotgen_lite.inputs import of_kind, whole
+from cotgen_lite.inputs import text as check_text
 from cotgen_lite.prompts import encode_text
 
 # Parts of the names: of ours, and of LlamaGen's for the same weights (three of ours are cut from "wqkv").
@@ -47,6 +47,7 @@ def load_llamagen(path: str | Path, grid: int, heads: int | None = None) -> Auto
     grid: tokens along one side, of which the weights say nothing: 16 at 256 px, 32 at 512 px. heads: by default as
     many as are 64 wide, like GPT-XL's. ValueError if the file is damaged or is not exactly such a checkpoint.
     """
+    grid, heads = whole(grid, "grid", 1, 128), None if heads is None else whole(heads, "heads", 1, 1024)
     state = read_checkpoint(path)
     state.pop("freqs_cis", None)  # a table of positions that some files hold; it is computed here
     codes, width = _shape(state, "tok_embeddings.weight", 2)
@@ -70,7 +71,8 @@ def convert_gpt(state: Mapping[str, Tensor], model: AutoregressiveModel) -> dict
     LlamaGen turns neighbouring numbers of a query or key together, transformers' Llama those half a head apart. The
     rows of both projections are put in that order, which leaves every product of a query and a key as it was.
     """
-    converted = _convert(state, model, _GPT)
+    of_kind(model, "model", AutoregressiveModel, "an AutoregressiveModel")
+    converted = _convert(of_kind(state, "state", Mapping, "named tensors"), model, _GPT)
     for name, weight in converted.items():
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             converted[name] = _halves(weight, model.config.num_attention_heads)
@@ -79,6 +81,7 @@ def convert_gpt(state: Mapping[str, Tensor], model: AutoregressiveModel) -> dict
 
 def renamed(name: str, parts: Mapping[str, str]) -> str:
     """A weight's name with parts of it replaced by LlamaGen's."""
+    name = check_text(name, "name")
     for ours, theirs in parts.items():
         name = name.replace(ours, theirs)
     return name
@@ -111,7 +114,7 @@ def _halves(weight: Tensor, heads: int) -> Tensor:
 
 def load_vq(path: str | Path, grid: int) -> VqTokenizer:
     """The image tokenizer in a released file, for images of any `grid` tokens a side; errors as in `load_llamagen`."""
-    state = read_checkpoint(path)
+    grid, state = whole(grid, "grid", 1, 128), read_checkpoint(path)
     codes, numbers = _shape(state, "quantize.embedding.weight", 2)
     channels = _shape(state, "encoder.conv_in.weight", 4)[0]
     levels = range(_count(state, "encoder.conv_blocks."))
@@ -135,20 +138,25 @@ def load_vq(path: str | Path, grid: int) -> VqTokenizer:
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """The weights in one of LlamaGen's files, by its own names; ValueError if it is missing or damaged."""
+    of_kind(path, "path", (str, Path), "the path of a .pt file")
     try:
         with torch.serialization.safe_globals([Namespace]):  # some files hold their training's arguments too
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, KeyError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch raises almost anything for a file that is none of its own
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} cannot be read ({reason}): it must be an intact .pt file; fetch it again.") from error
     for part in ("model", "module", "state_dict"):
         if isinstance(checkpoint, dict) and isinstance(checkpoint.get(part), dict):
-            return dict(checkpoint[part])
-    raise ValueError(f'{path} holds no weights under "model", "module" or "state_dict": give a .pt file of LlamaGen.')
+            state = checkpoint[part]
+            if all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
+                return dict(state)
+    raise ValueError(
+        f'{path} holds no named tensors under "model", "module" or "state_dict": give a .pt file of LlamaGen.'
+    )
 
 
 def _shape(state: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:
-    if name not in state or state[name].dim() != dimensions:
+    if name not in state or state[name].dim() != dimensions or not state[name].numel():
         raise ValueError(f"These are not LlamaGen's weights: {name} is missing or misshapen; give its released file.")
     return tuple(state[name].shape)
 
@@ -159,7 +167,7 @@ def _count(state: Mapping[str, Tensor], prefix: str) -> int:
 
 def plain_caption(text: str) -> str:
     """A caption in lower case with single spaces; LlamaGen takes out links and the like besides."""
-    return " ".join(text.lower().split())
+    return " ".join(check_text(text, "A caption").lower().split())
 
 
 @torch.inference_mode()
@@ -170,6 +178,8 @@ def t5_features(
 
     ValueError for a caption that is too long, where LlamaGen would cut it.
     """
+    if not texts:
+        raise ValueError("There is no caption to read: give at least one.")
     ended = [[*text, tokenizer.eos_token_id] for text in texts]
     longest = max(len(text) for text in ended)
     if longest > length:
@@ -203,6 +213,8 @@ class LlamaGenGenerator(AutoregressiveGenerator):
         grid: as in `load_llamagen`, as are errors. device: "auto" takes a GPU. dtype: of generator and T5.
         """
         chosen = chosen_device(device)
+        check_dtype(dtype)
+        of_kind(settings, "settings", AutoregressiveSettings, "AutoregressiveSettings")
         generator = cls(
             load_llamagen(model, grid).to(chosen, dtype),
             load_tokenizer(text_tokenizer),
@@ -218,12 +230,18 @@ class LlamaGenGenerator(AutoregressiveGenerator):
                 f"{image_tokenizer} and {text_tokenizer} have {theirs[0]} and {theirs[1]}: "
                 "give the parts that it was trained with."
             )
+        words, known = generator.text_tokenizer, generator.encoder.config.vocab_size
+        if None in (words.eos_token_id, words.pad_token_id) or len(words) > known:
+            raise ValueError(
+                f"The tokenizer in {text_tokenizer} lacks an end or a pad, or has more than the {known} words of T5 "
+                "beside it: give T5 with its own words."
+            )
         return generator
 
     def encode(self, prompt: str) -> list[int]:
         """A prompt in lower case, as T5's ids."""
         most = self.model.config.text_length - 1  # the end follows
-        return encode_text(self.text_tokenizer, plain_caption(text(prompt, "A prompt")), most)
+        return encode_text(self.text_tokenizer, plain_caption(prompt), most)
 
     def read(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
         """T5's features of Q captions (Q, S, D), those that stand for no caption, and which are no pads, (Q, S)."""

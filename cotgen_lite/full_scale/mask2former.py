@@ -27,7 +27,8 @@ from cotgen_lite.hub import (
     read_whole,
     write_atomically,
 )
-from cotgen_lite.prompts import GENEVAL, Prompt, to_record
+from cotgen_lite.inputs import finite, number, of_kind, shaped, shown, text, whole, with_methods
+from cotgen_lite.prompts import GENEVAL, Prompt, each_prompt, to_record
 
 INSTANCES = 100  # most pairs of mask and class that are looked at in an image
 LOWEST = 0.05  # scores up to this are not reported: far below GenEval's .3, so that a near miss can still be seen
@@ -55,6 +56,9 @@ def geneval_names(id2label: Mapping[int, str]) -> tuple[str, ...]:
 
     id2label: index to label, as in a transformers config. ValueError unless the labels are COCO's 80 things.
     """
+    labels_are = isinstance(id2label, Mapping) and all(isinstance(label, str) for label in id2label.values())
+    if not labels_are or not all(isinstance(number, int) for number in id2label):
+        raise ValueError(f"id2label must be numbers and their labels, got {shown(id2label)}.")
     known = {name.replace(" ", ""): name for name in GENEVAL.objects} | SPELLINGS
     labels = [label for _, label in sorted(id2label.items())]
     names = [known.get(label.lower().replace(" ", ""), "") for label in labels]
@@ -79,6 +83,12 @@ def read_instances(
     (H, W) of what the model saw, and of the image. Returns, likeliest first, N classes, scores in 0..1, masks bool
     (N, H, W).
     """
+    shaped(of_kind(classes, "classes", Tensor, "a tensor"), "classes", ("Q", "C + 1"))
+    shaped(of_kind(masks, "masks", Tensor, "a tensor"), "masks", (len(classes), "h", "w"))
+    input_size, image_size = _size(input_size, "input_size"), _size(image_size, "image_size")
+    lowest = number(lowest, "lowest", 0, 1)
+    for logits, name in ((classes, "classes"), (masks, "masks")):
+        finite(logits, f"The detector's logits of {name}")
     likely, pairs = classes.softmax(dim=-1)[:, :-1].flatten().topk(min(INSTANCES, classes[:, :-1].numel()))
     likely, pairs = likely[likely > lowest], pairs[likely > lowest]  # a score is never above its class's probability
     if not len(likely):
@@ -94,14 +104,24 @@ def read_instances(
     return labels[order].tolist(), scores[order].tolist(), inside[order].cpu()
 
 
+def _size(value: Any, name: str) -> tuple[int, int]:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError(f"{name} must be two sizes in px, got {shown(value)}.")
+    return whole(value[0], f"each of {name}", 1, 2**14), whole(value[1], f"each of {name}", 1, 2**14)
+
+
 def mask_box(mask: Tensor) -> Box:
     """The tight box (x0, y0, x1, y1) of a bool mask (H, W) that is not empty, in px, the ends exclusive."""
+    of_kind(mask, "mask", Tensor, "a bool tensor (H, W)")
+    if mask.dtype != torch.bool or mask.ndim != 2 or not mask.any():
+        raise ValueError(f"mask must be a bool tensor (H, W) that is not empty, got {shown(mask)}.")
     columns, rows = mask.any(dim=0).nonzero(), mask.any(dim=1).nonzero()
     return float(columns[0]), float(rows[0]), float(columns[-1]) + 1, float(rows[-1]) + 1
 
 
 def grey_crop(picture: Image.Image, mask: Tensor) -> Image.Image:
     """What CLIP sees of an object: its box, with all that is outside its mask (bool, H, W) in #999."""
+    of_kind(picture, "picture", Image.Image, "a picture of PIL's")
     on_grey = Image.composite(picture, Image.new("RGB", picture.size, GREY), Image.fromarray(mask.numpy()))
     return on_grey.crop(mask_box(mask))
 
@@ -129,6 +149,11 @@ class Mask2FormerDetector:
     batch_size: int = 4
 
     def __post_init__(self) -> None:
+        self.batch_size = whole(self.batch_size, "batch_size", 1)
+        self.color_above = number(self.color_above, "color_above", 0, 1)
+        self.input_size = _size(self.input_size, "input_size")
+        of_kind(self.model, "model", hf.Mask2FormerForUniversalSegmentation, "a Mask2Former")
+        of_kind(self.clip, "clip", hf.CLIPModel, "a CLIPModel")
         self.names = geneval_names(self.model.config.id2label)
         # Not the checkpoint's own settings: the hub's squeeze every image into 384 x 384 px, mmdet's do not.
         size = dict(zip(("shortest_edge", "longest_edge"), self.input_size, strict=True))
@@ -161,7 +186,8 @@ class Mask2FormerDetector:
         Returns B lists of detections, likeliest first, one for each mask and class with a score above .05; boxes in px.
         Overlapping ones all stay.
         """
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        of_kind(images, "images", Tensor, "a uint8 tensor (B, 3, H, W)")
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or not min(images.shape[2:]):
             raise ValueError(f"Give a uint8 tensor of shape (B, 3, H, W), not {images.dtype} {tuple(images.shape)}.")
         chunks = images.split(self.batch_size) if len(images) else ()
         return [found for chunk in chunks for found in self._detect(chunk.cpu())]
@@ -174,7 +200,7 @@ class Mask2FormerDetector:
         for picture, classes, masks in zip(pictures, out.class_queries_logits, out.masks_queries_logits, strict=True):
             labels, scores, inside = read_instances(classes, masks, (high, wide), size)
             names = [self.names[label] for label in labels]
-            read = sum(score > self.color_above for score in scores)
+            read = sum(bool(np.float32(score) > np.float32(self.color_above)) for score in scores)
             colors = self.read_colors([grey_crop(picture, mask) for mask in inside[:read]], names[:read])
             whole = zip(names, scores, inside, [*colors, *[None] * (len(names) - read)], strict=True)
             found.append([Detection(name, score, mask_box(mask), color) for name, score, mask, color in whole])
@@ -183,12 +209,15 @@ class Mask2FormerDetector:
     @torch.inference_mode()
     def read_colors(self, crops: Sequence[Image.Image], names: Sequence[str]) -> list[str]:
         """The likeliest of GenEval's ten colours of each object; crops: RGB pictures; names: their classes."""
+        if len(crops) != len(names):
+            raise ValueError(f"{len(crops)} crops came with {len(names)} names: give one name for each.")
         colors = []
         for first in range(0, len(crops), self.batch_size):
             some = slice(first, first + self.batch_size)
             pixels = self.clip_processor(list(crops[some]), return_tensors="pt")["pixel_values"]
             looks = self.clip.get_image_features(pixel_values=pixels.to(self.clip.device)).pooler_output
             words = torch.stack([self._color_words(name) for name in names[some]])  # (b, 10, D)
+            finite(looks, "What CLIP sees")
             colors += [GENEVAL.colors[i] for i in (words @ looks[:, :, None]).argmax(dim=1)[:, 0].tolist()]
         return colors
 
@@ -211,21 +240,32 @@ def write_geneval_results(
     and values are GenEval's, metadata and details (class to boxes [x0, y0, x1, y1, score] above the tag's threshold,
     at most 16 a class) being JSON in strings; the wording of reasons, one a line, is this course's.
     """
+    prompts = each_prompt(prompts)
+    filenames, found = ([*given] if isinstance(given, list | tuple) else [] for given in (filenames, found))
     if not len(filenames) == len(prompts) == len(found):
         counts = f"{len(filenames)} files came with {len(prompts)} prompts and the detections of {len(found)} images"
         raise ValueError(f"{counts}: pass one prompt and one list of detections for each file.")
+    of_kind(path, "path", (str, Path), "the path of a file")
     lines = []
     for filename, prompt, detections in zip(filenames, prompts, found, strict=True):
         verdict = evaluate(prompt, detections)
-        limit = threshold_of(prompt)
+        if unknown := sorted({d.name for d in detections} - set(GENEVAL.objects)):
+            raise ValueError(f"GenEval has no class {unknown[0]!r}: its 80 are `prompts.GENEVAL.objects`.")
+        limit = np.float32(threshold_of(prompt))
         boxes: dict[str, list[list[float]]] = {}
-        for d in sorted(detections, key=lambda d: (GENEVAL.objects.index(d.name), -d.score)):
-            if d.score > limit and len(boxes.setdefault(d.name, [])) < MAX_PER_CLASS:
+        by_score = sorted(detections, key=lambda d: np.float32(d.score))[::-1]  # of equal ones the last one first
+        for d in sorted(by_score, key=lambda d: GENEVAL.objects.index(d.name)):
+            if np.float32(d.score) > limit and len(boxes.setdefault(d.name, [])) < MAX_PER_CLASS:
                 boxes[d.name].append([*d.box, d.score])
-        line = {"filename": filename, "tag": prompt.tag, "prompt": prompt.text, "correct": verdict.correct}
+        line = {
+            "filename": text(filename, "Each of filenames"),
+            "tag": prompt.tag,
+            "prompt": prompt.text,
+            "correct": verdict.correct,
+        }
         line |= {"reason": "\n".join(map(str, verdict.reasons)), "metadata": json.dumps(to_record(prompt))}
         lines.append(json.dumps(line | {"details": json.dumps(boxes)}) + "\n")
-    write_atomically(path, "".join(lines))
+    write_atomically(Path(path), "".join(lines))
 
 
 def draw_pictures() -> tuple[Tensor, list[Detection]]:
@@ -251,6 +291,7 @@ def self_check(detector: Detector) -> dict[str, int]:
     cannot show that scores equal GenEval's: flat icons are no photos, and the bounds are guesses on the safe side.
     Returns how many were drawn, found, and found in the right colour. RuntimeError where a bound is missed.
     """
+    with_methods(detector, "detector", ["detect"], "a detector")
     images, there = draw_pictures()
     hits = []
     for item, detections in zip(there, detector.detect(images), strict=True):

@@ -14,6 +14,7 @@ from cotgen_lite.full_scale.mask2former import CocoMask2Former
 from cotgen_lite.generate.autoregressive import AutoregressiveConfig, AutoregressiveModel
 from cotgen_lite.generate.showo import Showo, ShowoConfig
 from cotgen_lite.generate.vq import Magvit, MagvitConfig
+from cotgen_lite.inputs import of_kind
 from cotgen_lite.prompts import GENEVAL
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]  # of Swin, all of which Mask2Former sees
@@ -36,7 +37,7 @@ class Released:
 
 def parameters(model: nn.Module) -> int:
     """How many numbers are learned in a network, each counted once."""
-    return sum(weights.numel() for weights in model.parameters())
+    return sum(weights.numel() for weights in of_kind(model, "model", nn.Module, "a network").parameters())
 
 
 def _onevision_7b() -> nn.Module:

@@ -21,6 +21,7 @@ from cotgen_lite.full_scale.models import STAGES
 from cotgen_lite.generate.showo import Showo, ShowoConfig
 from cotgen_lite.generate.vq import Magvit, MagvitConfig
 from cotgen_lite.hub import in_place_of, write_json
+from cotgen_lite.inputs import of_kind, whole
 from cotgen_lite.prompts import GENEVAL
 from cotgen_lite.verify.verifier import _ImageOnlyProcessor
 
@@ -44,6 +45,8 @@ def save_all(folder: Path, seed: int = 0) -> dict[str, Path]:
     Parts: "words", "showo", "showo-512", "magvit", "onevision", "janus", "llamagen", "llamagen-vq", "t5", "clip" and
     "mask2former". The same seed gives the same weights.
     """
+    folder = Path(of_kind(folder, "folder", (str, Path), "the path of a folder"))
+    seed = whole(seed, "seed", 0, 2**63 - 1)
     parts = ("words", "showo", "showo-512", "magvit", "onevision", "janus", "t5", "clip", "mask2former")
     paths = {part: folder / part for part in parts} | {"llamagen": folder / "t2i.pt", "llamagen-vq": folder / "vq.pt"}
     words = save_words(paths["words"])
@@ -80,6 +83,7 @@ def save_words(folder: Path) -> hf.PreTrainedTokenizerFast:
 
 def _ids(words: hf.PreTrainedTokenizerFast) -> dict[str, Any]:
     """What a language model's config says of its words."""
+    of_kind(words, "words", hf.PreTrainedTokenizerFast, "the words that `save_words` gives")
     special = {f"{name}_token_id": getattr(words, f"{name}_token_id") for name in ("pad", "bos", "eos")}
     return special | {"vocab_size": len(words)}
 
@@ -89,8 +93,8 @@ def save_showo(folder: Path, words: hf.PreTrainedTokenizerFast, tokens: int) -> 
 
     The released config.json leaves out the sizes of Phi-1.5; a smaller model has to state its own.
     """
-    sizes: dict[str, Any] = LAYERS | {"intermediate_size": 64}
-    sizes |= {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
+    ends = {name: number for name, number in _ids(words).items() if name in ("bos_token_id", "eos_token_id")}
+    sizes: dict[str, Any] = LAYERS | {"intermediate_size": 64} | ends
     config = ShowoConfig(text_vocab_size=len(words), num_image_tokens=tokens, **sizes)
     released = {
         **{"_class_name": "Showo", "_diffusers_version": "0.30.1", "codebook_size": config.codebook_size},

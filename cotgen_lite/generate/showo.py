@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PhiConfig, PhiForCausalLM, PretrainedConfig, PreTrainedModel
 
-from cotgen_lite.hub import load_exactly
+from cotgen_lite.hub import check_dtype, load_exactly
 from cotgen_lite.inputs import number, of_kind, shown, whole, yes_or_no
 
 # After the text words and the pad, in this order (Show-o's vocabulary).
@@ -179,6 +179,7 @@ class Showo(PreTrainedModel):
     _supports_sdpa = True
 
     def __init__(self, config: ShowoConfig) -> None:
+        of_kind(config, "config", ShowoConfig, "a ShowoConfig")
         super().__init__(config)
         self.showo = PhiForCausalLM(config.phi_config())
         self.post_init()
@@ -241,6 +242,7 @@ def correction_prefix(
     to be drawn, is longer than the model can read. The course's own layout, on the paper's three inputs (section 5).
     """
     before = [*text_prefix(config, text_ids), *_words(config, reason_ids), config.eos_token_id]
+    of_kind(tokens, "tokens", (Sequence, Tensor, np.ndarray), "an image's tokens")
     codes = [whole(token, "each of tokens", 0, config.codebook_size - 1) for token in tokens]
     if len(codes) != config.num_image_tokens:
         raise ValueError(f"An image has {config.num_image_tokens} tokens here, got {len(codes)}: give a whole one.")
@@ -258,8 +260,9 @@ def correction_prefix(
 
 def pad_prefixes(config: ShowoConfig, prefixes: Sequence[Sequence[int]]) -> Tensor:
     """Prefixes padded at the left to the longest one's length, ids (B, S); RoPE is relative, and nobody sees pads."""
-    if not len(prefixes) or not all(len(prefix) for prefix in prefixes):
-        raise ValueError("There is no prefix, or an empty one: give `text_prefix`'s of at least one prompt.")
+    listed = isinstance(prefixes, list | tuple) and all(isinstance(one, list | tuple) and one for one in prefixes)
+    if not listed or not prefixes or not all(isinstance(one, int) for prefix in prefixes for one in prefix):
+        raise ValueError(f"prefixes must be lists of ids as `text_prefix` gives, none empty, got {shown(prefixes)}.")
     length = max(len(prefix) for prefix in prefixes)
     return torch.tensor([[config.pad_id] * (length - len(prefix)) + list(prefix) for prefix in prefixes])
 
@@ -269,6 +272,7 @@ def image_span(config: ShowoConfig, tokens: Tensor, masked: Tensor | None = None
 
     tokens: codes (B, L); masked: bool (B, L). Returns ids (B, L + 2).
     """
+    _check_codes(config, tokens, masked)
     ids = tokens.long() + config.image_offset
     if masked is not None:
         ids = ids.masked_fill(masked, config.mask_id)
@@ -283,11 +287,10 @@ def build_sequences(
     prefixes: B lists of ids (`text_prefix`, or longer ones, earlier images included); tokens: codes (B, L);
     masked: bool (B, L), the positions to hide. Returns ids (B, S + L + 2).
     """
-    _check_codes(config, tokens, masked)
-    if len(prefixes) != tokens.shape[0]:
-        raise ValueError(f"{len(prefixes)} prompts for {tokens.shape[0]} images: give one prompt per image.")
-    span = image_span(config, tokens, masked)
-    return torch.cat([pad_prefixes(config, prefixes).to(span.device), span], dim=1)
+    span, before = image_span(config, tokens, masked), pad_prefixes(config, prefixes)
+    if len(before) != len(span):
+        raise ValueError(f"{len(before)} prompts for {len(span)} images: give one prompt per image.")
+    return torch.cat([before.to(span.device), span], dim=1)
 
 
 def _check_codes(config: ShowoConfig, tokens: Tensor, masked: Tensor | None) -> None:
@@ -312,6 +315,10 @@ def attention_mask(config: ShowoConfig, ids: Tensor, dtype: torch.dtype = torch.
     an earlier image, in a prefix, does not see what follows it, so that prefixes can be cached. A pad sees
     itself, lest its row be empty.
     """
+    whole_numbers = isinstance(ids, Tensor) and ids.ndim == 2 and ids.dtype in (torch.int64, torch.int32)
+    if not whole_numbers or ((ids < 0) | (ids >= config.vocab_size)).any():
+        raise ValueError(f"Ids must be whole numbers (B, S) from 0 to {config.vocab_size - 1}, got {shown(ids)}.")
+    check_dtype(dtype)
     position = torch.arange(ids.shape[1], device=ids.device)
     starts = (ids == config.soi_id).cumsum(dim=1)
     ends = (ids == config.eoi_id).cumsum(dim=1)
@@ -327,9 +334,19 @@ def attention_mask(config: ShowoConfig, ids: Tensor, dtype: torch.dtype = torch.
 
 def code_logits(model: Showo, hidden: Tensor) -> Tensor:
     """Logits (..., K) over the image codes alone: their rows of the lm_head times hidden states (..., D)."""
+    width = _config_of(model).hidden_size
+    if not isinstance(hidden, Tensor) or hidden.shape[-1:] != (width,):
+        raise ValueError(f"Hidden states must be (..., {width}), got {shown(hidden)}.")
     head: nn.Linear = model.showo.lm_head
     codes = slice(model.config.image_offset, model.config.mask_id)
     return F.linear(hidden, head.weight[codes], head.bias[codes])
+
+
+def _config_of(model: Any) -> ShowoConfig:
+    """A Show-o model's config; ValueError for anything else."""
+    if not isinstance(config := getattr(model, "config", None), ShowoConfig):
+        raise ValueError(f"model must be a Showo, got {shown(model)}.")
+    return config
 
 
 def image_logits(
@@ -340,7 +357,10 @@ def image_logits(
     model: a Showo, or with its `config` one that accelerate has wrapped. prefixes: B lists of ids; tokens: codes
     (B, L); masked: bool (B, L). Returns (number of masked positions, K), in the order of `tokens[masked]`.
     """
-    return model(build_sequences(config or model.config, prefixes, tokens, masked), masked=masked)
+    config = config or _config_of(model)
+    if masked is None or not masked.any():
+        raise ValueError("masked must say which positions are hidden, at least one of them.")
+    return model(build_sequences(config, prefixes, tokens, masked), masked=masked)
 
 
 def draw_mask(batch: int, length: int, generator: torch.Generator) -> Tensor:
@@ -348,7 +368,8 @@ def draw_mask(batch: int, length: int, generator: torch.Generator) -> Tensor:
 
     Returns bool (batch, length) on the generator's device. Show-o section 3 (MaskGIT's cosine schedule).
     """
-    batch, length = whole(batch, "batch", 0), whole(length, "length", 1)
+    batch = whole(batch, "batch", 0)
+    length = whole(length, "length", 1, 2**30 // max(1, batch))
     _check_chance(generator)
     ratio = torch.cos(torch.rand(batch, 1, generator=generator) * math.pi / 2)
     count = (ratio * length).round().clamp(min=1)
@@ -375,14 +396,15 @@ def masked_loss(
     masks and dropped prefixes; condition_dropout: share of prefixes replaced by the empty prompt, which guidance needs
     (10% in Show-o, section 3), one for all or one of each. Returns a scalar. ValueError for tokens of another shape.
     """
-    config = model.config
+    config = _config_of(model)
     _check_codes(config, tokens, None)
     if not len(tokens) or tokens.shape[1] != config.num_image_tokens:
         raise ValueError(f"Tokens must be (B, {config.num_image_tokens}), got {tuple(tokens.shape)}.")
     if len(prefixes) != len(tokens):
         raise ValueError(f"{len(prefixes)} prompts for {len(tokens)} images: give one prompt per image.")
-    chances = np.asarray(condition_dropout, dtype=float)
-    if chances.shape not in ((), (len(tokens),)) or not ((chances >= 0) & (chances <= 1)).all():
+    chances = np.asarray(condition_dropout)
+    right = chances.dtype.kind in "biuf" and chances.shape in ((), (len(tokens),))
+    if not right or not ((chances >= 0) & (chances <= 1)).all():
         raise ValueError(
             f"condition_dropout must be from 0 to 1, one for all or one for each of {len(tokens)} images, "
             f"got {shown(condition_dropout)}."

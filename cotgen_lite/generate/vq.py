@@ -109,6 +109,7 @@ def lite_magvit_config(image_size: int = 64) -> MagvitConfig:
 
 def images_at_once(config: MagvitConfig) -> int:
     """How many images pass through the network together, whatever the batch; at least one."""
+    of_kind(config, "config", MagvitConfig, "a MagvitConfig")
     return max(1, PIXELS_AT_ONCE // config.image_size**2)
 
 
@@ -280,6 +281,8 @@ def bits_to_tokens(values: Tensor) -> Tensor:
     ValueError for values that are not finite.
     """
     finite(of_kind(values, "values", Tensor, "a tensor"), "What becomes tokens")
+    if not values.ndim or not 1 <= values.shape[-1] <= 62:
+        raise ValueError(f"values must be (..., bits) of 1 to 62 bits, got {shown(values)}.")
     bits = values.shape[-1]
     weights = 2 ** torch.arange(bits - 1, -1, -1, device=values.device)
     return ((values > 0).long() * weights).sum(-1)
@@ -287,6 +290,9 @@ def bits_to_tokens(values: Tensor) -> Tensor:
 
 def to_pixels(images: Tensor) -> Tensor:
     """uint8 images (B, 3, H, W), 0..255 -> float32 pixels in [-1, 1], the same shape."""
+    of_kind(images, "images", Tensor, "a uint8 tensor (B, 3, H, W)")
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must be torch.uint8 (B, 3, H, W), got {images.dtype} {tuple(images.shape)}.")
     # Channels last in memory: convolutions this narrow run up to twice as fast on a CPU.
     return (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
@@ -327,6 +333,7 @@ class Magvit(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"^quantize\.embedding$", r"^quantize\.power_vals$"]
 
     def __init__(self, config: MagvitConfig) -> None:
+        of_kind(config, "config", MagvitConfig, "a MagvitConfig")
         super().__init__(config)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
