@@ -707,7 +707,7 @@ def test_masks_are_drawn_of_what_there_is(given, said):
         ({"generator": None}, "generator must be a Generator"),
         ({"verifier": "orm"}, "verifier must"),
         ({"prompts": []}, "at least one Prompt"),
-        ({"prompts": ["a photo of a cat"]}, "each of prompts must be a Prompt"),
+        ({"prompts": ["a photo of a cat"]}, "Each of prompts must be a Prompt"),
         ({"prompts": 3}, "prompts must be"),
         ({"prompts_per_step": 0}, "prompts_per_step"),
         ({"prompts_per_step": 9}, "from 1 to 4"),
