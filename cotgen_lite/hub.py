@@ -373,14 +373,13 @@ def _load(
     check_dtype(settings.setdefault("dtype", torch.float32))
     where = {name: settings[name] for name in WHERE if name in settings}
     fields = read_config(path, what, known, **where)
-    config = settings.pop("config", None)
+    reader, config = getattr(kind, "config_class", None) or AutoConfig, settings.pop("config", None)
+    ours = "model_type" in fields and reader.__module__.startswith("cotgen_lite.")  # whose files state all sizes
+    if ours and (lost := sorted(reader.__annotations__.keys() - fields.keys())):
+        raise ValueError(f"The config.json of {path} lacks {', '.join(lost)}: build or download it again.")
     if config is None:
-        reader = getattr(kind, "config_class", None) or AutoConfig
         read_with = {**settings, "return_unused_kwargs": True}
         config, settings = read_whole(reader.from_pretrained, path, what, **read_with)
-    ours = "model_type" in fields and type(config).__module__.startswith("cotgen_lite.")  # whose files state all sizes
-    if ours and (lost := sorted(type(config).__annotations__.keys() - fields.keys())):
-        raise ValueError(f"The config.json of {path} lacks {', '.join(lost)}: build or download it again.")
     name, size = _weights_of(path, what, where)
     config = copy.deepcopy(config)
     config.transformers_weights = name if ".safetensors" in name else None

@@ -253,7 +253,7 @@ def test_our_own_config_states_all_sizes(tmp_path: Path) -> None:
         stated = json.loads((model_path(name) / "config.json").read_text())
         for field in load.config_class.__annotations__:  # type: ignore[attr-defined]
             (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in stated.items() if k != field}))
-            with pytest.raises(ValueError, match=rf"lacks {field}|vocabulary|{field}|at least|levels, as many"):
+            with pytest.raises(ValueError, match=f"lacks {field}: build"):
                 load.from_pretrained(tmp_path)
 
 
