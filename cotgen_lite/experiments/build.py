@@ -414,7 +414,7 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         full = [folder for folder in (out, work) if disk_is_full(error, folder)]
         if full:
-            file = getattr(error, "filename", None) or f"in {out} or {work}"
+            file = getattr(error, "filename", None) or f"something in {work} or {out}"
             sys.exit(
                 f"The disk is full, {file} cannot be written: free some, and the same command goes on where it was."
             )
