@@ -177,6 +177,10 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+# What a killed process may leave of a file that it was writing: by `in_place_of`, and by safetensors.
+HALF_WRITTEN = ("*.part", ".tmp??????")
+
+
 @contextmanager
 def in_place_of(path: Path) -> Iterator[Path]:
     """Where to write what shall stand at `path`: a new file beside it, which takes its place once the block is done.

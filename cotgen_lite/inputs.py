@@ -154,8 +154,8 @@ def named(values: Any, name: str, keys: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def folder(value: Any, name: str) -> Path:
-    """The path of a folder, which need not be there yet; ValueError for anything but a path or a text."""
-    if not isinstance(value, str | Path) or not str(value).strip():
+    """The path of a folder, which need not be there yet; ValueError for a file, or anything but a path or a text."""
+    if not isinstance(value, str | Path) or not str(value).strip() or Path(value).is_file():
         raise ValueError(f"{name} must be the path of a folder, got {shown(value)}.")
     return Path(value)
 

@@ -21,9 +21,9 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from cotgen_lite.hub import file_sha256, first_line, in_place_of, write_atomically, write_json
+from cotgen_lite.hub import HALF_WRITTEN, file_sha256, first_line, in_place_of, write_atomically, write_json
 from cotgen_lite.identity import fingerprint, refuse_other_run
-from cotgen_lite.inputs import folder, number, of_kind, shaped, whole
+from cotgen_lite.inputs import folder, number, of_kind, shaped, shown, text, whole, with_methods
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -69,6 +69,12 @@ def train(
     settings. ValueError if the checkpoint is damaged or that of another run; or if the loss, its gradient or a weight
     is not finite any more: it names the step, and the last checkpoint stays.
     """
+    of_kind(model, "model", nn.Module, "a network of torch")
+    with_methods(loss_at, "loss_at", ("__call__",), "a function from a step to its loss")
+    of_kind(about, "about", (Mapping, type(None)), "a mapping, or None")
+    label, save_seconds = text(label, "label"), number(save_seconds, "save_seconds", 0)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ValueError(f"model must have weights to train, and a {type(model).__name__} has none.")
     steps, learning_rate = whole(steps, "steps", 1, MOST_STEPS), number(learning_rate, "learning_rate", 0, LARGEST_RATE)
     weight_decay, warmup = number(weight_decay, "weight_decay", 0), number(warmup, "warmup", 0, 1)
     run = fingerprint((model,), steps, learning_rate, weight_decay, warmup, dict(about or {}))
@@ -76,7 +82,7 @@ def train(
     checkpoint = folder(work_dir, "work_dir") / CHECKPOINT if work_dir is not None else None
     log, recent = TrainingLog(), []
     if checkpoint:
-        delete_parts(checkpoint.parent, checkpoint.name)
+        delete_parts(checkpoint.parent, [f"{CHECKPOINT}.*.part"])
     if checkpoint and checkpoint.exists():
         state = read_checkpoint(checkpoint, run)
         model.load_state_dict(state["model"])
@@ -91,7 +97,9 @@ def train(
         while log.steps < steps:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * _schedule(log.steps / steps, warmup)
-            loss = loss_at(log.steps)
+            loss = of_kind(loss_at(log.steps), "a loss", Tensor, "a tensor")
+            if loss.ndim or not loss.requires_grad:
+                raise ValueError(f"A loss must be a single number with a gradient, got {shown(loss)}.")
             loss.backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             log.steps += 1
@@ -141,9 +149,9 @@ def read_checkpoint(path: Path, run: str) -> dict[str, Any]:
     return state
 
 
-def delete_parts(work: Path, name: str = "") -> None:
-    """Delete what a killed process has left of files that it was writing (`hub.in_place_of`)."""
-    for part in work.glob(f"{name}*.part"):
+def delete_parts(work: Path, patterns: Sequence[str] = HALF_WRITTEN) -> None:
+    """Delete what a killed process has left of files that it was writing."""
+    for part in [path for pattern in patterns for path in work.glob(pattern) if path.is_file()]:
         part.unlink(missing_ok=True)
 
 
@@ -160,7 +168,7 @@ def refuse_divergence(step: int, values: Mapping[str, float], model: nn.Module |
         )
 
 
-def stack_tokens(images: Sequence[Tensor], length: int, codes: int) -> Tensor:
+def stack_tokens(images: Sequence[Tensor] | Tensor, length: int, codes: int) -> Tensor:
     """Images to learn from, tokens int64 (B, L); ValueError unless each is L whole numbers, below `codes`."""
     for image in images:
         shaped(of_kind(image, "an image's tokens", Tensor, "a tensor"), "an image's tokens", (length,))
@@ -176,7 +184,8 @@ def stack_tokens(images: Sequence[Tensor], length: int, codes: int) -> Tensor:
 
 def subsample(losses: Sequence[float]) -> list[float]:
     """Some forty to eighty of the losses of a run, evenly spread: for its manifest."""
-    return [round(loss, 4) for loss in losses[:: max(1, len(losses) // 40)]]
+    some = of_kind(losses, "losses", Sequence, "a list of numbers")[:: max(1, len(losses) // 40)]
+    return [round(number(loss, "each of losses"), 4) for loss in some]
 
 
 # What follows is for transformers' and trl's trainers.
@@ -214,7 +223,8 @@ def trainer_arguments(settings: TrainerSettings, examples: int, work: Path, devi
 
     On a GPU the model computes in bfloat16.
     """
-    on_gpu = device.type == "cuda"
+    of_kind(settings, "settings", TrainerSettings, "TrainerSettings")
+    on_gpu = of_kind(device, "device", torch.device, "a device of torch").type == "cuda"
     rises = examples * settings.epochs > settings.batch_size  # warm-up makes one step at rate 0: the only one, maybe
     return {
         "output_dir": str(work),
@@ -241,6 +251,7 @@ def run_trainer(trainer: "Trainer", label: str) -> tuple[Any, TrainingLog]:
     label: of the progress bar. After an interrupt the log's seconds are what all steps take at the pace of the last.
     What is half-written in the folder is deleted first. ValueError if training diverges, as in `train`.
     """
+    with_methods(trainer, "trainer", ("train", "remove_callback"), "a Trainer of transformers")
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StepBar(label))
     trainer.add_callback(WholeCheckpoints())

@@ -708,7 +708,7 @@ def test_masks_are_drawn_of_what_there_is(given, said):
         ({"verifier": "orm"}, "verifier must"),
         ({"prompts": []}, "at least one Prompt"),
         ({"prompts": ["a photo of a cat"]}, "Each of prompts must be a Prompt"),
-        ({"prompts": 3}, "prompts must be"),
+        ({"prompts": 3}, "prompts must be a list"),
         ({"prompts_per_step": 0}, "prompts_per_step"),
         ({"prompts_per_step": 9}, "from 1 to 4"),
         ({"num_images_per_prompt": 1}, "at least 2 a prompt"),
@@ -776,3 +776,49 @@ def test_pools_that_give_no_pairs_are_refused(change, said):
     pool, given = change.get("pool", pool), {name: change.get(name, 1) for name in ("most", "seed")}
     with pytest.raises(ValueError, match=said):
         preference_pairs(replace(pool, correct=change["correct"]) if "correct" in change else pool, **given)
+
+
+HIDDEN = torch.ones(1, 2, 9, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": None}, "model must"),
+        ({"prefixes": ["1", "2"]}, "lists of ids"),
+        ({"prefixes": [[1]]}, "prompt"),
+        ({"masks": None}, "masks must be Masks"),
+        ({"masks": Masks(HIDDEN[:, :1], torch.ones(1, 1))}, "must"),
+        ({"tokens": torch.zeros(2, 5).long()}, "must"),
+        ({"tokens": torch.full((2, 9), 99)}, "must"),
+    ],
+)
+def test_what_log_probabilities_are_asked_of_is_checked(change, said):
+    model = tiny(length=9)
+    prefix = text_prefix(model.config, [3, 5])
+    given = {"model": model, "config": model.config, "prefixes": [prefix] * 2, "tokens": torch.zeros(2, 9).long()}
+    with pytest.raises(ValueError, match=said):
+        log_probability(**(given | {"masks": Masks(HIDDEN, torch.ones(1, 2))} | change))
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: Masks(HIDDEN.float(), torch.ones(1, 2)), "positions must be of dtype bool"),
+        (lambda: Masks(HIDDEN[0], torch.ones(1, 2)), "positions must have shape"),
+        (lambda: Masks(HIDDEN, torch.ones(2)), "weight must have shape"),
+        (lambda: Masks(HIDDEN, torch.full((1, 2), float("nan"))), "weight must be finite"),
+        (lambda: Online(5, ""), "draw must be"),
+        (lambda: Online(lambda policy, step: [], None), "about must be"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(call, said):
+    with pytest.raises(ValueError, match=said):
+        call()
+
+
+@pytest.mark.parametrize("seen", [None, float("nan"), "much"])
+def test_what_is_watched_is_a_number(seen):
+    start = tiny_generator()
+    with pytest.raises(ValueError, match="what is watched must be"):
+        train_dpo(start, pairs_of(start, 4), DpoTraining(1e-3), watch=lambda policy, reference: seen)

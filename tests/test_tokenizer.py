@@ -422,3 +422,20 @@ def test_training_tells_its_images_and_weights_of_the_loss_apart(tmp_path: Path)
     for other in ({"darker": 2}, {"commitment": 0.04}, {"seed": 1}):
         with pytest.raises(ValueError, match="another run"):
             run(**other)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: foreground(torch.zeros(3, 64, 64)), "pixels must have shape"),
+        (lambda: foreground(None), "pixels must have shape"),
+        (lambda: token_entropies(torch.zeros(3)), "values must have shape"),
+        (lambda: mean_token_entropy(torch.zeros(3, 4), torch.ones(2)), "share must have shape"),
+        (lambda: mean_token_entropy(torch.zeros(3, 40), torch.ones(3)), "bits must be"),
+        (lambda: tokenizer_loss(None, noise_images(1), TokenizerTraining(1)), "model must be"),
+        (lambda: tokenizer_loss(small_model(), noise_images(1), None), "config must be"),
+    ],
+)
+def test_terms_of_the_loss_check_what_they_are_given(call: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        call()

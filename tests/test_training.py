@@ -19,6 +19,7 @@ from cotgen_lite.training import (
     read_checkpoint,
     refuse_divergence,
     stack_tokens,
+    subsample,
     train,
 )
 
@@ -243,13 +244,34 @@ def test_impossible_settings_are_refused_in_a_sentence(name: str, values: tuple[
         {"weight_decay": float("inf")},
         {"warmup": 2},
         {"work_dir": 5},
+        {"work_dir": ""},
+        {"work_dir": __file__},
+        {"label": None},
+        {"save_seconds": float("nan")},
+        {"about": 5},
+        {"model": None},
+        {"model": nn.ReLU()},
+        {"loss_at": 5},
     ],
 )
 def test_the_loop_checks_its_numbers(change: dict[str, Any]) -> None:
     model = make_model()
-    given = {"steps": 5, "learning_rate": 0.1, "work_dir": None, "label": "run"} | change
-    with pytest.raises(ValueError, match=f"^{next(iter(change))} must be"):
-        train(model, lambda step: loss_of(model, step), **given)
+    given = {"model": model, "loss_at": lambda step: loss_of(model, step), "work_dir": None, "label": "run"}
+    with pytest.raises(ValueError, match=f"^{next(iter(change))} must"):
+        train(**(given | {"steps": 5, "learning_rate": 0.1} | change))
+
+
+@pytest.mark.parametrize("loss", [0.0, None, torch.zeros(()), torch.zeros(3, requires_grad=True)])
+def test_a_loss_is_one_number_with_a_gradient(loss: Any) -> None:
+    with pytest.raises(ValueError, match="loss must be"):
+        train(make_model(), lambda step: loss, 1, 0.1, None, "run")
+
+
+def test_losses_for_a_manifest_are_numbers() -> None:
+    assert subsample([0.12345] * 100) == [0.1235] * 50
+    for losses in (None, "abc", [float("nan")], {"loss": 1.0}):
+        with pytest.raises(ValueError, match="losses must be"):
+            subsample(losses)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

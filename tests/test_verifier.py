@@ -630,8 +630,10 @@ def test_a_training_that_was_cut_off_anywhere_ends_alike(tmp_path, monkeypatch):
             train_verifier(tmp_path / "parted", tmp_path / "parted-best", **SIZES, evaluate_every=2)
         (tmp_path / "parted-best/model.safetensors").write_bytes(b"half")
         (tmp_path / "parted/log.jsonl.0f.part").write_bytes(b"half")
+        (tmp_path / "parted-best/.tmp0a1B2c").write_bytes(b"half")  # as safetensors leaves it
     parted = train_verifier(tmp_path / "parted", tmp_path / "parted-best", **SIZES, evaluate_every=2)
     assert parted | {"seconds": 0} == whole | {"seconds": 0}
+    assert len(list((tmp_path / "best").iterdir())) == len(list((tmp_path / "parted-best").iterdir()))
     for path in (tmp_path / "best").iterdir():
         assert path.read_bytes() == (tmp_path / "parted-best" / path.name).read_bytes()
     rows = [
@@ -699,6 +701,19 @@ SCENE = training_scene(np.random.default_rng(0))
         (lambda rng: draw_dialogues(("cat",), 3, Mix(0.5, 0.5), rng), "scene"),
         (lambda rng: draw_dialogues(SCENE, 10**9, Mix(0.5, 0.5), rng), "count must be"),
         (lambda rng: draw_dialogues(SCENE, 3, 0.5, rng), "mix must be"),
+        (lambda rng: draw_dialogues(SCENE, 3, Mix(0.5, 0.5), 0), "rng must be"),
+        (lambda rng: training_scene(0), "rng must be"),
+        (lambda rng: random_prompt("colors", None), "rng must be"),
+        (lambda rng: draw_match((), rng), "scene"),
+        (lambda rng: draw_match(SCENE, None), "rng must be"),
+        (lambda rng: caption("scene"), "scene"),
+        (lambda rng: relations_seen(None, None), "scene"),
+        (lambda rng: as_dialogue(None, "a photo of a cat", True), "wording must be"),
+        (lambda rng: as_dialogue(ORM_QUESTION, parse_prompt("a photo of a cat"), True), "prompt must be"),
+        (lambda rng: as_dialogue(ORM_QUESTION, "a photo of a cat", "no"), "holds must be"),
+        (lambda rng: encode_dialogue(lite_tokenizer(), None, True), "dialogue must be"),
+        (lambda rng: encode_dialogue(lite_tokenizer(), ("a", "b"), True), "question and an answer"),
+        (lambda rng: encode_dialogue(None, (("is this a cat?", "yes"),), True), "tokenizer must"),
     ],
 )
 def test_questions_that_cannot_be_asked_are_refused(call, said):

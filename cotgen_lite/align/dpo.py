@@ -23,7 +23,19 @@ from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.showo import Showo, draw_mask, image_logits, text_prefix
 from cotgen_lite.hub import work_folder
 from cotgen_lite.identity import check_same_run, fingerprint
-from cotgen_lite.inputs import finite, number, of_kind, one_of, shaped, shown, verdicts, whole, with_methods, yes_or_no
+from cotgen_lite.inputs import (
+    finite,
+    number,
+    of_kind,
+    one_of,
+    shaped,
+    shown,
+    text,
+    verdicts,
+    whole,
+    with_methods,
+    yes_or_no,
+)
 from cotgen_lite.pools import Pool
 from cotgen_lite.prompts import Prompt, each_prompt, refuse_held_out
 from cotgen_lite.training import (
@@ -98,6 +110,12 @@ class Masks:
     positions: Tensor
     weight: Tensor
 
+    def __post_init__(self) -> None:
+        shaped(of_kind(self.positions, "positions", Tensor, "a tensor"), "positions", ("M", "B", "L"))
+        if self.positions.dtype != torch.bool:
+            raise ValueError(f"positions must be of dtype bool, got {self.positions.dtype}.")
+        finite(shaped(self.weight, "weight", self.positions.shape[:2]), "weight")
+
 
 def draw_masks(batch: int, length: int, number: int, weighting: Weighting, generator: torch.Generator) -> Masks:
     """Random masks for an estimate of `log_probability`, on the CPU.
@@ -128,7 +146,11 @@ def log_probability(model: Any, config: Any, prefixes: Sequence[Sequence[int]], 
     model: a Showo, or one wrapped for several devices; config: the Showo's. prefixes: B lists of ids (`text_prefix`);
     tokens: (B, L); masks: of these B images. Returns float32 (B,), nats, on the model's device.
     """
-    number, batch, _ = masks.positions.shape
+    number, batch, _ = of_kind(masks, "masks", Masks, "Masks").positions.shape
+    with_methods(model, "model", ("parameters",), "a Showo")
+    if any(isinstance(prefix, str) for prefix in prefixes):
+        raise ValueError("prefixes must be lists of ids, as `text_prefix` gives, not texts.")
+    tokens = stack_tokens(of_kind(tokens, "tokens", Tensor, "a tensor"), config.num_image_tokens, config.codebook_size)
     device = next(model.parameters()).device
     hidden = masks.positions.to(device).flatten(0, 1)
     every = tokens.to(device).repeat(number, 1)
@@ -167,6 +189,10 @@ class Online:
 
     draw: Callable[[Showo, int], list[Pair]]
     about: str
+
+    def __post_init__(self) -> None:
+        with_methods(self.draw, "draw", ("__call__",), "a function of a policy and a step")
+        text(self.about, "about")
 
 
 def online_pairs(
@@ -217,6 +243,10 @@ def _some_prompts(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
 
 
 Watch = Callable[[Showo, Showo], float]  # from policy and reference to a number worth watching
+
+
+def _look(watch: Watch, policy: Showo, reference: Showo) -> float:
+    return number(watch(policy, reference), "what is watched")
 
 
 def divergence_on_samples(generator: Generator, prompts: Sequence[Prompt], n: int, seed: int, masks: int = 8) -> Watch:
@@ -314,7 +344,7 @@ def train_dpo(
     kept = ("loss", "margin", "accuracy", "online_margin", "watched")
     log.rows = [{key: row[key] for key in kept if key in row} for row in log.rows]
     if watch is not None:
-        log.rows[-1]["watched"] = watch(policy, trainer.reference)
+        log.rows[-1]["watched"] = _look(watch, policy, trainer.reference)
     return replace(generator, model=policy), log
 
 
@@ -351,7 +381,7 @@ class DpoTrainer(Trainer):
         policy = self.accelerator.unwrap_model(model)
         if self.watch is not None and self.state.global_step % self.settings.watch_every == 0:
             with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
-                self.latest["watched"] = self.watch(policy.eval(), self.reference)
+                self.latest["watched"] = _look(self.watch, policy.eval(), self.reference)
             policy.train()
         if self.online is None:
             return loss

@@ -57,6 +57,7 @@ from cotgen_lite.experiments.train_verifiers import (
 )
 from cotgen_lite.hub import (
     CHECKSUMS,
+    HALF_WRITTEN,
     data_root,
     disk_is_full,
     file_sha256,
@@ -290,7 +291,7 @@ def _set_aside(step: Step, out: Path, listed: Mapping[str, str]) -> None:
 def _clean_up(out: Path, work: Path) -> None:
     """Undo what a build that was killed left half done: files half written, and changes of a step that did not end."""
     for folder in (out, work):
-        for part in sorted(folder.rglob("*.part")):
+        for part in sorted(path for pattern in HALF_WRITTEN for path in folder.rglob(pattern)):
             _remove(part)
     before = out / BEFORE
     if before.exists():

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cotgen_lite.generate.vq import Magvit, to_pixels, tokens_to_bits
-from cotgen_lite.inputs import number, of_kind, shaped, whole
+from cotgen_lite.inputs import number, of_kind, shaped, whole, with_methods
 from cotgen_lite.training import LARGEST_RATE, LARGEST_SEED, MOST_AT_ONCE, MOST_STEPS, TrainingLog, train
 
 
@@ -51,6 +51,7 @@ def train_tokenizer(
     """
     of_kind(model, "model", Magvit, "a Magvit")
     of_kind(config, "config", TokenizerTraining, "a TokenizerTraining")
+    with_methods(draw, "draw", ("__call__",), "a function of a random Generator and a number")
 
     def images_at(step: int) -> Tensor:
         return of_kind(draw(np.random.default_rng((config.seed, step)), config.batch), "images", Tensor, "a tensor")
@@ -68,11 +69,9 @@ def tokenizer_loss(model: Magvit, images: Tensor, config: TokenizerTraining) -> 
 
     Reconstruction is per pixel, in [-1, 1]; certainty and diversity are in nats, commitment is per bit.
     """
-    shaped(
-        of_kind(images, "images", Tensor, "a tensor"),
-        "images",
-        ("B", 3, model.config.image_size, model.config.image_size),
-    )
+    side = of_kind(model, "model", Magvit, "a Magvit").config.image_size
+    of_kind(config, "config", TokenizerTraining, "a TokenizerTraining")
+    shaped(of_kind(images, "images", Tensor, "a tensor"), "images", ("B", 3, side, side))
     if images.dtype != torch.uint8 or not len(images):
         raise ValueError(f"images must be at least one, of dtype uint8, got {len(images)} of {images.dtype}.")
     pixels = to_pixels(images)
@@ -98,6 +97,7 @@ def tokenizer_loss(model: Magvit, images: Tensor, config: TokenizerTraining) -> 
 
 def foreground(pixels: Tensor) -> Tensor:
     """1 on and within 2 px of objects, where pixels (B, 3, H, W) leave their median colour, else 0: (B, 1, H, W)."""
+    shaped(pixels, "pixels", ("B", 3, "H", "W"))
     ground = pixels.flatten(2).median(dim=2).values[:, :, None, None]
     off = ((pixels - ground).abs().amax(1, keepdim=True) > 0.1).float()
     return F.max_pool2d(off, 5, stride=1, padding=2)
@@ -109,6 +109,7 @@ def token_entropies(values: Tensor) -> Tensor:
     values: float (N, bits), the encoder's output; a bit is +1 with probability sigmoid(4·value), the softmax over the
     squared distances to ±1.
     """
+    shaped(values, "values", ("N", "bits"))
     return F.binary_cross_entropy_with_logits(4 * values, torch.sigmoid(4 * values), reduction="none").sum(1)
 
 
@@ -117,7 +118,8 @@ def mean_token_entropy(values: Tensor, share: Tensor) -> Tensor:
 
     values: (N, bits), as in `token_entropies`. share: (N,), what each counts in the mean. 0 for N = 0. Equation 5.
     """
-    bits = values.shape[1]
+    bits = whole(shaped(values, "values", ("N", "bits")).shape[1], "bits", 1, 20)
+    shaped(share, "share", values.shape[:1])
     codes = tokens_to_bits(torch.arange(2**bits, device=values.device), bits)
     # log p(code) = sum over bits of log σ(±4v) = ½ Σ (log σ(4v) + log σ(-4v)) + 2 code · v
     both = F.logsigmoid(4 * values) + F.logsigmoid(-4 * values)

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cotgen_lite import prompts as templates
 from cotgen_lite.geneval import POSITION_COMPONENT, relation_components, relations
-from cotgen_lite.inputs import number, of_kind, one_of, shown, whole, yes_or_no
+from cotgen_lite.inputs import number, of_kind, one_of, shown, text, whole, with_methods, yes_or_no
 from cotgen_lite.lite.judges import scene_detections
 from cotgen_lite.lite.vocabulary import ASSISTANT, END_OF_TEXT, USER
 from cotgen_lite.lite.world import Scene, SceneObject, random_scene, scene_for, world
@@ -43,6 +43,7 @@ SHORTER = ("Is this {prompt}?", "Does this image show {prompt}?", "Does the pict
 CAPTION_REQUEST = "Describe the image."
 # A relation counts as clear when its component is this far from GenEval's bound of 0.5; unclear ones are not asked.
 CLEAR = 0.06
+RNG = "a numpy Generator, as np.random.default_rng(0) gives"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Mix:
 
 def training_scene(rng: np.random.Generator) -> Scene:
     """A scene to ask about: a quarter hold anything, the others what a prompt of one of the six tags asks for."""
+    of_kind(rng, "rng", np.random.Generator, RNG)
     if rng.random() < 0.25:
         return random_scene(rng)
     tags = ("two_object", "colors", *("counting",) * 3, *("position",) * 3, *("color_attr",) * 2)
@@ -70,6 +72,7 @@ def training_scene(rng: np.random.Generator) -> Scene:
 def random_prompt(tag: str, rng: np.random.Generator) -> Prompt:
     """Any prompt of a tag, of whichever set; ValueError for a tag that is none."""
     one_of(tag, "tag", TAGS)
+    of_kind(rng, "rng", np.random.Generator, RNG)
     first, second = (world().objects[i] for i in rng.choice(len(world().objects), 2, replace=False))
     color, other = (world().colors[i] for i in rng.choice(len(world().colors), 2, replace=False))
     if tag == "counting":
@@ -91,8 +94,8 @@ def draw_dialogues(scene: Scene, count: int, mix: Mix, rng: np.random.Generator)
     """
     count = whole(count, "count", 0, 4096)
     of_kind(mix, "mix", Mix, "a Mix")
-    if not of_kind(scene, "scene", tuple, "a Scene") or not all(isinstance(item, SceneObject) for item in scene):
-        raise ValueError(f"A scene must hold at least one SceneObject, and nothing else, got {shown(scene)}.")
+    _check_scene(scene)
+    of_kind(rng, "rng", np.random.Generator, RNG)
     dialogues: list[Dialogue] = [((CAPTION_REQUEST, caption(scene)),)] if mix.caption else []
     while len(dialogues) < count:
         if rng.random() < mix.facts:
@@ -103,9 +106,15 @@ def draw_dialogues(scene: Scene, count: int, mix: Mix, rng: np.random.Generator)
     return dialogues
 
 
+def _check_scene(scene: Scene) -> None:
+    if not (isinstance(scene, tuple) and scene and all(isinstance(item, SceneObject) for item in scene)):
+        raise ValueError(f"A scene must be a tuple of at least one SceneObject, got {shown(scene)}.")
+
+
 def as_dialogue(wording: str, prompt: str, holds: bool) -> Dialogue:
     """A match question in one wording; the potential question follows a "yes" to clarity, as in the paper's PARM."""
-    answer = "yes" if holds else "no"
+    wording, prompt = text(wording, "wording"), text(prompt, "prompt")
+    answer = "yes" if yes_or_no(holds, "holds") else "no"
     if wording == POTENTIAL_QUESTION:
         return (CLARITY_QUESTION.format(prompt=prompt), "yes"), (wording, answer)
     return ((wording.format(prompt=prompt), answer),)
@@ -113,6 +122,7 @@ def as_dialogue(wording: str, prompt: str, holds: bool) -> Dialogue:
 
 def caption(scene: Scene) -> str:
     """Everything there is, in reading order, with its place: "a red cat at row one column three, ..."."""
+    _check_scene(scene)
     ordered = sorted(scene, key=lambda item: (item.y, item.x))
     return ", ".join(f"{with_article(f'{item.color} {item.name}')} at {_place_of(item)}" for item in ordered)
 
@@ -123,7 +133,8 @@ def draw_match(scene: Scene, rng: np.random.Generator) -> tuple[str, bool] | Non
     Tags are drawn so that colours and counts are learned before places and bindings are quite sure: what a web-trained
     model is weak at, ours is weak at too.
     """
-    wanted = bool(rng.random() < 0.5)
+    _check_scene(scene)
+    wanted = bool(of_kind(rng, "rng", np.random.Generator, RNG).random() < 0.5)
     drawn = pick(_MATCH_KINDS, rng)(scene, wanted, rng)
     if isinstance(drawn, Prompt):
         drawn = drawn.text if meaning(drawn) not in _held_out() else None
@@ -132,6 +143,7 @@ def draw_match(scene: Scene, rng: np.random.Generator) -> tuple[str, bool] | Non
 
 def relations_seen(item: SceneObject, reference: SceneObject) -> tuple[tuple[str, ...], bool]:
     """GenEval's relations of two icons' tight boxes, and whether they are clear of its bound."""
+    _check_scene((item, reference))
     box, reference_box = (found.box for found in scene_detections((item, reference)))
     components = relation_components(box, reference_box)
     clear = all(abs(abs(part) - POSITION_COMPONENT) > CLEAR for part in components)
@@ -145,7 +157,11 @@ def encode_dialogue(
 
     Those are answers and their ends. clarity: whether the first of two answers is learned too, or only stands there.
     """
+    with_methods(tokenizer, "tokenizer", ("convert_tokens_to_ids",), "a tokenizer of transformers")
     user, assistant, end = (tokenizer.convert_tokens_to_ids(token) for token in (USER, ASSISTANT, END_OF_TEXT))
+    for part in of_kind(dialogue, "dialogue", Sequence, "a tuple of turns"):
+        if not (isinstance(part, tuple | list) and len(part) == 2 and all(isinstance(said, str) for said in part)):
+            raise ValueError(f"Each turn of a dialogue must be a question and an answer, got {shown(part)}.")
     ids, learned = list[int](), list[int]()
     for turn, (question, answer) in enumerate(dialogue):
         ids += [*([user] if turn else []), *_ids(tokenizer, question), assistant]

@@ -76,7 +76,8 @@ def train_verifier(
         raise ValueError("There is nothing to learn: fact_steps and match_steps are both 0.")
     work, best_folder = folder(work_dir, "work_dir"), folder(save_dir, "save_dir")
     checkpoint = work / CHECKPOINT
-    delete_parts(work)
+    for place in (work, best_folder):
+        delete_parts(place)
     torch.manual_seed(seed)
     plan = [("facts", FACTS)] * fact_steps + [("matches", MATCHES)] * match_steps
     trainer = _Trainer(len(plan), seed, (sizes, images, questions, evaluate_every, scenes_per_tag))
