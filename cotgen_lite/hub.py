@@ -256,6 +256,20 @@ def insist_on_two_cores() -> None:
         sys.exit(f"The course states times of 2 cores, and this machine has {os.cpu_count()}: measure on one with 2.")
 
 
+def free_memory() -> int | None:
+    """Bytes that can still be taken, of the machine's or of what a container is allowed; None if nothing says so."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None
+    try:
+        limit, taken = (int(Path(f"/sys/fs/cgroup/memory.{part}").read_text()) for part in ("max", "current"))
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return free
+    return min(free, limit - taken)
+
+
 def chosen_device(device: str) -> str:
     """The device that a loader's argument names: "auto" takes a GPU if there is one."""
     import torch  # not before it is needed: the doctor works without

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from cotgen_lite import hub
 from cotgen_lite.course import doctor
 from cotgen_lite.hub import CHECKSUMS, data_root, write_checksums
 
@@ -223,14 +224,14 @@ def test_odd_threads_are_named(monkeypatch: pytest.MonkeyPatch, threads: str) ->
 
 
 def test_what_is_scarce_or_left_behind_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "free_memory", lambda: 10**9)
+    monkeypatch.setattr(hub, "free_memory", lambda: 10**9)
     monkeypatch.setattr(doctor, "DISK", 1e30)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     found = wrong(doctor.look_at_machine(doctor.ROOT))
     assert found["memory"].advice and found["launcher"].mend == "unset RANK WORLD_SIZE"
     assert found["disk"].mend.endswith("pip cache purge")  # nothing that deletes the environment or answers
-    monkeypatch.setattr(doctor, "free_memory", lambda: None)
+    monkeypatch.setattr(hub, "free_memory", lambda: None)
     assert "memory" not in wrong(doctor.look_at_machine(doctor.ROOT))
 
 

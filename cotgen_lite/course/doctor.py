@@ -222,6 +222,8 @@ def try_apart(targets: Sequence[str], seconds: float = 300) -> dict[str, str]:
 
 def look_at_machine(folder: Path) -> list[Finding]:
     """Cores and threads, what another program left behind, free memory, and free disk of a folder."""
+    from cotgen_lite.hub import free_memory  # not in a Python that is too old
+
     (cores, shown), memory, disk = usable_cores(), free_memory(), shutil.disk_usage(folder).free
     threads = os.environ.get("OMP_NUM_THREADS", "")
     number = threads.split(",")[0].strip()
@@ -249,20 +251,6 @@ def usable_cores() -> tuple[int, int]:
         return max(1, min(shown, -(-int(quota) // int(period)))), shown
     except (OSError, ValueError):  # no container, or one without a limit ("max")
         return shown, shown
-
-
-def free_memory() -> int | None:
-    """Bytes that can still be taken, of the machine's or of what a container is allowed; None if nothing says so."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return None
-    try:
-        limit, taken = (int(Path(f"/sys/fs/cgroup/memory.{part}").read_text()) for part in ("max", "current"))
-    except (OSError, ValueError):  # no container, or one without a limit ("max")
-        return free
-    return min(free, limit - taken)
 
 
 def look_at_data(root: Path | None = None) -> Finding:

@@ -9,7 +9,6 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -18,6 +17,7 @@ from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.sampling import MOST_PATHS
 from cotgen_lite.generate.showo import ShowoConfig, correction_prefix, text_prefix
 from cotgen_lite.generate.vq import MagvitConfig, images_at_once
+from cotgen_lite.hub import free_memory
 from cotgen_lite.inputs import of_kind, texts, whole, yes_or_no
 
 T = TypeVar("T")
@@ -90,16 +90,10 @@ def free_bytes(device: torch.device) -> int:
         # What torch keeps for itself without using it is free for drawing, though not for other programs.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration) as error:
-        raise ValueError("This system does not say how much memory is free: give batch_size a number.") from error
-    try:
-        limit, taken = (int(Path(f"/sys/fs/cgroup/memory.{part}").read_text()) for part in ("max", "current"))
-    except (OSError, ValueError):  # no container, or one without a limit ("max")
-        return free
-    return min(free, limit - taken)
+    free = free_memory()
+    if free is None:
+        raise ValueError("This system does not say how much memory is free: give batch_size a number.")
+    return free
 
 
 @dataclass(frozen=True)
