@@ -822,3 +822,18 @@ def test_what_is_watched_is_a_number(seen):
     start = tiny_generator()
     with pytest.raises(ValueError, match="what is watched must be"):
         train_dpo(start, pairs_of(start, 4), DpoTraining(1e-3), watch=lambda policy, reference: seen)
+
+
+def test_pairs_are_shuffled_by_the_seed_and_at_most_so_many_of_a_prompt():
+    prompts = lite_prompts("train")[:12]
+    pool = Pool(
+        prompts,
+        torch.arange(12 * 6 * 4).view(12, 6, 4).short(),
+        {},
+        {"template": np.arange(72).reshape(12, 6) % 2 == 0},
+    )
+    pairs = preference_pairs(pool, 2, 0)
+    asked = [prompts.index(pair.prompt) for pair in pairs]
+    assert sorted(asked) == sorted([*range(12)] * 2) and asked != sorted(asked)
+    again, other = ([tuple(pair.chosen.tolist()) for pair in preference_pairs(pool, 2, seed)] for seed in (0, 1))
+    assert again == [tuple(pair.chosen.tolist()) for pair in pairs] != other

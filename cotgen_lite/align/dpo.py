@@ -276,7 +276,7 @@ def divergence_on_samples(generator: Generator, prompts: Sequence[Prompt], n: in
             )
         apart = (log_p.exp() * (log_p - log_q)).sum(dim=-1)
         weight = same.weight.to(policy.device).flatten()[hidden.nonzero()[:, 0]]
-        return float(apart @ weight) / batch
+        return number(apart @ weight, "the divergence") / batch
 
     return measure
 
