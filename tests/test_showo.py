@@ -358,3 +358,14 @@ def test_a_share_of_prompts_to_drop_is_checked(dropout):
 def test_equal_numbers_make_equal_prefixes():
     plain = text_prefix(CONFIG, [3, 4])
     assert repr(text_prefix(CONFIG, torch.tensor([3, 4]).numpy())) == repr(plain)  # the noise is drawn by it
+
+
+def test_bounds_hold_to_the_last_position():
+    assert small_config(max_position_embeddings=12 + 9 + 2)
+    with pytest.raises(ValueError, match="too small"):
+        small_config(max_position_embeddings=12 + 9 + 1)
+    room = 64 - (9 + 2)  # before the new image
+    prefix = correction_prefix(CONFIG, [1], [1] * 37, [0] * 9)
+    assert len(prefix) == room
+    with pytest.raises(ValueError, match=f"at most {room} before"):
+        correction_prefix(CONFIG, [1], [1] * 38, [0] * 9)
