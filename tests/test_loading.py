@@ -257,6 +257,15 @@ def test_our_own_config_states_all_sizes(tmp_path: Path) -> None:
                 load.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["", "{}", "{% for", "<image>", "{{ messages[0]['content'][1]['text'] }}"])
+def test_a_chat_template_that_leaves_something_out_is_refused(copies: Callable[[str], Path], text: str) -> None:
+    folder = copies("onevision")
+    (folder / "chat_template.jinja").write_text(text)
+    with pytest.raises(ValueError, match="chat template") as error:
+        Verifier.from_pretrained(folder, "cpu")
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "no json", "gone", "other"])
 def test_a_damaged_tokenizer_names_its_folder(copies: Callable[[str], Path], damage: str) -> None:
     folder = copies("words")

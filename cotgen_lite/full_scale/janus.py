@@ -78,7 +78,7 @@ class JanusGenerator(NextTokenGenerator):
         janus = load_exactly(JanusForConditionalGeneration.from_pretrained, model, "Janus model", dtype=dtype)
         # Its tokenizer.json as it stands: DeepSeek labels it a Llama tokenizer, which would lose the spaces.
         words = read_whole(PreTrainedTokenizerFast.from_pretrained, model, "Janus tokenizer")
-        _special_ids(words)
+        _special_ids(words, f"The tokenizer in {model}")
         runs = JanusRuns(janus.to(chosen_device(device))).eval()
         return cls(runs, words, VqTokenizer(janus.model.vqmodel.float()), settings)
 
@@ -108,11 +108,9 @@ class JanusGenerator(NextTokenGenerator):
         return features, nothing, visible.to(self.model.device)
 
 
-def _special_ids(words: PreTrainedTokenizerBase) -> tuple[int, int, int]:
+def _special_ids(words: PreTrainedTokenizerBase, which: str = "This tokenizer") -> tuple[int, int, int]:
     """Ids of the start, of the beginning of an image and of pads; ValueError if the tokenizer lacks one."""
     ids = words.bos_token_id, words.convert_tokens_to_ids(BEGIN_OF_IMAGE), words.pad_token_id
     if None in ids or ids[1] == words.unk_token_id:
-        raise ValueError(
-            f"This tokenizer lacks a start, a pad or {BEGIN_OF_IMAGE}: give the one of a Janus checkpoint."
-        )
+        raise ValueError(f"{which} lacks a start, a pad or {BEGIN_OF_IMAGE}: give the one of a Janus checkpoint.")
     return ids

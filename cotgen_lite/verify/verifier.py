@@ -124,7 +124,17 @@ class Verifier:
             raise ValueError(
                 f"The processor of {path_or_name} has no chat template: use a model tuned to follow instructions."
             )
-        return cls(model, processor)
+        verifier = cls(model, processor)
+
+        def render(*_: Any, **__: Any) -> str:
+            return verifier._conversation("a cat", [ORM_QUESTION])
+
+        told = read_whole(render, path_or_name, "chat template")
+        if ORM_QUESTION.format(prompt="a cat") not in told or getattr(processor, "image_token", "") not in told:
+            raise ValueError(
+                f"The chat template in {path_or_name} leaves out image or question: it is damaged, download it again."
+            )
+        return verifier
 
     @property
     def described(self) -> list[Any]:
