@@ -837,3 +837,19 @@ def test_pairs_are_shuffled_by_the_seed_and_at_most_so_many_of_a_prompt():
     assert sorted(asked) == sorted([*range(12)] * 2) and asked != sorted(asked)
     again, other = ([tuple(pair.chosen.tolist()) for pair in preference_pairs(pool, 2, seed)] for seed in (0, 1))
     assert again == [tuple(pair.chosen.tolist()) for pair in pairs] != other
+
+
+def test_the_elbo_hides_every_number_of_tokens_alike():
+    masks = draw_masks(4000, LENGTH, 1, "elbo", torch.Generator().manual_seed(6))
+    counts = masks.positions[0].sum(dim=1)
+    shares = torch.bincount(counts, minlength=LENGTH + 1) / 4000
+    torch.testing.assert_close(shares, torch.tensor([0.0, *[1 / LENGTH] * LENGTH]), atol=0.03, rtol=0)
+    torch.testing.assert_close(masks.weight[0], LENGTH / counts)
+
+
+def test_a_step_draws_different_prompts_and_every_step_other_images(unpictured):
+    prompts = lite_prompts("train")[:3]
+    online = online_pairs(unpictured, LikesLowCodes(), prompts, prompts_per_step=3, num_images_per_prompt=2, seed=0)
+    steps = [{pair.prompt: pair.chosen for pair in online.draw(unpictured.model, step)} for step in range(4)]
+    assert all(step.keys() == set(prompts) for step in steps)
+    assert not any(torch.equal(steps[0][prompt], steps[1][prompt]) for prompt in prompts)
