@@ -853,3 +853,17 @@ def test_a_step_draws_different_prompts_and_every_step_other_images(unpictured):
     steps = [{pair.prompt: pair.chosen for pair in online.draw(unpictured.model, step)} for step in range(4)]
     assert all(step.keys() == set(prompts) for step in steps)
     assert not any(torch.equal(steps[0][prompt], steps[1][prompt]) for prompt in prompts)
+
+
+def test_equal_images_are_no_success_and_other_fresh_pairs_another_run(tmp_path):
+    start = tiny_generator()
+    same = [pair._replace(rejected=pair.chosen) for pair in pairs_of(start, 4)]
+
+    def run(online: Online | None) -> list[dict[str, float]]:
+        return train_dpo(start, same, DpoTraining(1e-4, batch_size=4), tmp_path, online)[1].rows
+
+    rows = run(Online(lambda policy, step: same, "some"))
+    assert rows[0]["accuracy"] == rows[0]["margin"] == 0
+    for other in (Online(lambda policy, step: same, "others"), None):
+        with pytest.raises(ValueError, match="another run"):
+            run(other)
