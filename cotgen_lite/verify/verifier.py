@@ -126,11 +126,15 @@ class Verifier:
             )
         verifier = cls(model, processor)
 
-        def render(*_: Any, **__: Any) -> str:
-            return verifier._conversation("a cat", [ORM_QUESTION])
+        asked = ORM_QUESTION.format(prompt="a cat")
+        words = [{"role": "user", "content": [{"type": "text", "text": asked}]}]
 
-        told = read_whole(render, path_or_name, "chat template")
-        if ORM_QUESTION.format(prompt="a cat") not in told or getattr(processor, "image_token", "") not in told:
+        def render(*_: Any, **__: Any) -> tuple[str, str]:  # with the image, and without it
+            alone = processor.apply_chat_template(words, add_generation_prompt=True)
+            return verifier._conversation("a cat", [ORM_QUESTION]), alone
+
+        told, alone = read_whole(render, path_or_name, "chat template")
+        if asked not in told or told == alone:
             raise ValueError(
                 f"The chat template in {path_or_name} leaves out image or question: it is damaged, download it again."
             )
