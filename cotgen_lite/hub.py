@@ -178,7 +178,7 @@ def file_sha256(path: Path) -> str:
 
 
 # What a killed process may leave of a file that it was writing: by `in_place_of`, and by safetensors.
-HALF_WRITTEN = ("*.part", ".tmp??????")
+HALF_WRITTEN = re.compile(r".+\.[0-9a-f]{32}\.part|\.tmp\w{6}")
 
 
 @contextmanager
@@ -414,7 +414,8 @@ def _load(
         )
     # Shapes that do not fit are reported with the rest, and refused by our callers.
     told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, report = read_whole(load, path, what, config=config, **told, **settings)
+    # Reading the config has taken away where to look.
+    model, report = read_whole(load, path, what, config=config, **told, **{**where, **settings})
     vars(model.config).pop("transformers_weights", None)
     return model, report
 

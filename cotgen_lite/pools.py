@@ -230,7 +230,7 @@ def in_shards(
     `work_dir` must belong to this very job (see `fingerprint`): shards are told apart by their number alone; a damaged
     one is made again. Under `accelerate launch` every process makes its share and waits for the others', in a folder
     that all can see, so all return the same. ValueError if RANK and WORLD_SIZE contradict each other; TimeoutError if
-    no other process makes anything for `GIVEN_UP_AFTER` seconds.
+    no other process makes anything for `GIVEN_UP_AFTER` seconds, or for ten of our slowest shards if that is longer.
     """
     rank, processes = rank_and_processes()
     with_methods(make, "make", ["__call__"], "a function that makes the tensors of a shard")
@@ -239,13 +239,18 @@ def in_shards(
     work_dir.mkdir(parents=True, exist_ok=True)
     paths = [work_dir / f"shard-{number:03d}.safetensors" for number in range(len(shards))]
     parts: dict[int, dict[str, Tensor]] = {}
+    slowest = 0.0
     label += f" (process {rank} of {processes})" if processes > 1 else ""
     for number in tqdm(range(rank, len(shards), processes), desc=label):
         if not _read_whole(paths, [number], parts):
             if paths[number].exists():
                 print(f"{paths[number]} is damaged: it is made again.", flush=True)
+            started = time.monotonic()
             write_arrays(paths[number], make(shards[number]))
-            _read_whole(paths, [number], parts)
+            slowest = max(slowest, time.monotonic() - started)
+            if not _read_whole(paths, [number], parts):
+                raise ValueError(f"{paths[number]} cannot be read back: check the disk that it is on.")
+    patience = max(GIVEN_UP_AFTER, 10 * slowest)  # others' shards may take as long as ours, or longer
     since, said = time.monotonic(), False
     while missing := [number for number in range(len(shards)) if number not in parts]:
         if _read_whole(paths, missing, parts):
@@ -260,7 +265,7 @@ def in_shards(
                 "are missing).",
                 flush=True,
             )
-        if waited >= GIVEN_UP_AFTER:
+        if waited >= patience:
             raise TimeoutError(
                 f"No other process made a shard in {work_dir} for {waited:.0f} seconds, though RANK={rank} and "
                 f"WORLD_SIZE={processes} say that there are others: start all of them with `accelerate launch`, or "

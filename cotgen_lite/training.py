@@ -82,7 +82,7 @@ def train(
     checkpoint = folder(work_dir, "work_dir") / CHECKPOINT if work_dir is not None else None
     log, recent = TrainingLog(), []
     if checkpoint:
-        delete_parts(checkpoint.parent, [f"{CHECKPOINT}.*.part"])
+        delete_parts(checkpoint.parent, CHECKPOINT)
     if checkpoint and checkpoint.exists():
         state = read_checkpoint(checkpoint, run)
         model.load_state_dict(state["model"])
@@ -149,9 +149,9 @@ def read_checkpoint(path: Path, run: str) -> dict[str, Any]:
     return state
 
 
-def delete_parts(work: Path, patterns: Sequence[str] = HALF_WRITTEN) -> None:
-    """Delete what a killed process has left of files that it was writing."""
-    for part in [path for pattern in patterns for path in work.glob(pattern) if path.is_file()]:
+def delete_parts(work: Path, start: str = "") -> None:
+    """Delete what a killed process has left of files that it was writing, or of those whose names start so."""
+    for part in [path for path in work.glob(f"{start}*") if path.is_file() and HALF_WRITTEN.fullmatch(path.name)]:
         part.unlink(missing_ok=True)
 
 

@@ -161,20 +161,26 @@ def test_a_step_is_done_when_all_its_files_are_as_it_left_them(small_steps: list
         assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == whole
 
 
+HALF = "0123456789abcdef" * 2  # as `hub.in_place_of` names what is half-written
+
+
 def test_an_interrupted_step_starts_from_what_the_steps_before_it_left(small_steps: list[str], tmp_path: Path) -> None:
     out, work = tmp_path / "data", tmp_path / "work"
     small_steps.append("stop")
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             build.build([], out, work, QUICK)
-    (out / "models/b.1f.part").write_text("half")
+    (out / f"models/b.{HALF}.part").write_text("half")
+    (out / "models/film.mkv.part").write_text("another program's")
+    (out / ".tmpABC123").mkdir()
     (work / "b").mkdir(exist_ok=True)
-    (work / "b/shard.part").write_text("half")
+    (work / f"b/shard.{HALF}.part").write_text("half")
     assert small_steps == ["stop", "a", "b", "c", "c"]
     small_steps.clear()
     build.build([], out, work, QUICK)
     assert small_steps == ["c"] and (out / "scores").read_text() == "a\nc\n"
-    assert not list(out.rglob("*.part")) and not list(work.rglob("*.part"))
+    assert [path.name for path in out.rglob("*.part")] == ["film.mkv.part"] and not list(work.rglob("*.part"))
+    assert (out / ".tmpABC123").is_dir()
     assert damaged_files(out) == [] and not (out / ".before").exists()
 
 

@@ -521,7 +521,7 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path, damage):
         folder = tmp_path / name
         shutil.copytree(tmp_path / "whole", folder)
         damage(folder / "checkpoint-6" / name)
-        (folder / "run.txt.0f.part").write_text("half")
+        (folder / "run.txt.0123456789abcdef0123456789abcdef.part").write_text("half")
         again, found = train_dpo(start, pairs_of(start), settings, folder)
         assert found.rows == log.rows and not list(folder.glob("*.part")), name
         for weight, expected in weights_of(again).items():

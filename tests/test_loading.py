@@ -298,3 +298,8 @@ def test_a_device_or_precision_that_is_none_is_refused(paths: dict[str, Path]) -
     for dtype in (torch.int8, "float7", 3):
         with pytest.raises(ValueError, match="dtype must be"):
             Showo.from_pretrained(paths["showo"], dtype=dtype)
+
+
+def test_weights_come_from_where_the_config_comes_from(copies: Callable[[str], Path], tmp_path: Path) -> None:
+    into_cache(copies("magvit"), "showlab/magvit", tmp_path / "elsewhere")
+    assert Magvit.from_pretrained("showlab/magvit", cache_dir=tmp_path / "elsewhere")

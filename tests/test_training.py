@@ -203,7 +203,7 @@ def test_a_planted_checkpoint_runs_no_code(tmp_path: Path) -> None:
 
 def test_what_a_killed_run_was_writing_is_cleared_away(tmp_path: Path) -> None:
     model = make_model()
-    (tmp_path / f"{CHECKPOINT}.0a1b.part").write_bytes(b"half")
+    (tmp_path / f"{CHECKPOINT}.{'0a' * 16}.part").write_bytes(b"half")
     (tmp_path / "others.part").write_bytes(b"another job's")
     train(model, lambda step: loss_of(model, step), 5, 0.05, tmp_path, "run")
     assert sorted(path.name for path in tmp_path.iterdir()) == [CHECKPOINT, "others.part"]

@@ -629,7 +629,7 @@ def test_a_training_that_was_cut_off_anywhere_ends_alike(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             train_verifier(tmp_path / "parted", tmp_path / "parted-best", **SIZES, evaluate_every=2)
         (tmp_path / "parted-best/model.safetensors").write_bytes(b"half")
-        (tmp_path / "parted/log.jsonl.0f.part").write_bytes(b"half")
+        (tmp_path / "parted/log.jsonl.0123456789abcdef0123456789abcdef.part").write_bytes(b"half")
         (tmp_path / "parted-best/.tmp0a1B2c").write_bytes(b"half")  # as safetensors leaves it
     parted = train_verifier(tmp_path / "parted", tmp_path / "parted-best", **SIZES, evaluate_every=2)
     assert parted | {"seconds": 0} == whole | {"seconds": 0}

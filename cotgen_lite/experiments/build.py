@@ -15,6 +15,7 @@ import platform
 import shutil
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -291,12 +292,14 @@ def _set_aside(step: Step, out: Path, listed: Mapping[str, str]) -> None:
 def _clean_up(out: Path, work: Path) -> None:
     """Undo what a build that was killed left half done: files half written, and changes of a step that did not end."""
     for folder in (out, work):
-        for part in sorted(path for pattern in HALF_WRITTEN for path in folder.rglob(pattern)):
-            _remove(part)
+        for part in sorted(path for path in folder.rglob("*") if HALF_WRITTEN.fullmatch(path.name)):
+            if part.is_file() or part.suffix == ".part":  # safetensors leaves files only
+                _remove(part)
+    _remove(out / f"{BEFORE}.part")
     before = out / BEFORE
     if before.exists():
         for file in sorted(path for path in before.rglob("*") if path.is_file()):
-            kept = file.with_name(f"{file.name}.part")
+            kept = file.with_name(f"{file.name}.{uuid.uuid4().hex}.part")
             shutil.copy2(file, kept)
             kept.replace(out / file.relative_to(before))
         _remove(before)
@@ -305,8 +308,7 @@ def _clean_up(out: Path, work: Path) -> None:
 def _remove(path: Path) -> None:
     """Remove a file or a folder if it is there; a folder under another name, so that it is never half there."""
     if path.is_dir():
-        gone = path.with_name(f"{path.name}.part")
-        shutil.rmtree(gone, ignore_errors=True)
+        gone = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
         path.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
     else:
