@@ -267,7 +267,7 @@ def test_a_wrong_world_file_is_explained(change: dict, says: str, monkeypatch: p
         ({"objects": {"Duck": {"plural": "ducks"}}}, "'Duck' is no name"),
         ({"objects": {"rubber  duck": {"plural": "ducks"}}}, "is no name"),
         ({"objects": {"duck": {"plural": "ducks"}, "drake": {"plural": "ducks"}}}, "'ducks' is the singular or plural"),
-        ({"objects": {"sheep": {"plural": "sheeps"}, "sheeps": {"plural": "sheepses"}}}, "'sheeps' is the singular"),
+        ({"objects": {"duck": {"plural": "ducks"}, "ducks": {"plural": "flocks"}}}, "'ducks' is the singular"),
         ({"colors": {"red": [1, 2, 3]}}, "are the least"),
         ({"prompts": {}}, "it lacks 'test'"),
         ({"prompts": OTHER_WORLD["prompts"] | {"dev": {"colors": 3}}}, "it lacks 'single_object'"),
