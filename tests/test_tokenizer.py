@@ -86,6 +86,11 @@ def test_lite_weights_stay_small() -> None:
     assert sum(p.numel() for p in Magvit(lite_magvit_config()).parameters()) < 450_000
 
 
+def test_a_level_without_blocks_keeps_its_width() -> None:
+    model = Magvit(MagvitConfig(**{**SMALL, "encoder_blocks": [1, 0, 1], "decoder_blocks": [1, 0, 1]})).eval()
+    assert model.rebuild(noise_images(2)).shape == (2, 3, 16, 16)
+
+
 def test_a_batch_in_chunks_equals_each_image_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer, "PIXELS_AT_ONCE", 2 * small_model().config.image_size ** 2)
     model, images = small_model(), noise_images(5)
