@@ -47,23 +47,30 @@ def data_path(name: str) -> Path:
 def model_path(name: str, models: Path | None = None) -> Path:
     """The folder of a shipped model, its checksums verified, e.g. "generator" or "verifier".
 
-    models: another folder of models, in place of the shipped ones, e.g. one that is being built.
+    models: another folder of models, in place of the shipped ones, e.g. one that is being built; a model without a
+    manifest, such as one saved by hand, is taken as it is.
     ValueError names the file if one is damaged; FileNotFoundError if the model or one of its files is missing.
     """
     if models is not None:
         if not isinstance(models, str | Path):
             raise ValueError(f"models must be a folder, got {models!r}.")
-        return check_whole(Path(models) / _inside(name))
-    if "/" in _inside(name):
-        raise ValueError(f"{name!r} is no model's name: give one of the folders of {data_root() / 'models'}.")
-    folder, note = data_path(f"models/{name}"), data_path(f"models/{name}/{MANIFEST}")
+        root, folder = Path(models).parent, check_whole(Path(models) / _inside(name))
+        if not (folder / MANIFEST).is_file():
+            return folder
+    else:
+        if "/" in _inside(name):
+            raise ValueError(f"{name!r} is no model's name: give one of the folders of {data_root() / 'models'}.")
+        root, folder = data_root(), data_path(f"models/{name}")
+        data_path(f"models/{name}/{MANIFEST}")
     try:
-        sums = json.loads(note.read_text(encoding="utf-8"))["sha256"]
+        sums = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"])
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{note} is damaged: {restore(data_root())}.") from None
+        raise ValueError(f"{folder / MANIFEST} is damaged: {restore(root)}.") from None
     for file, expected in sums.items():
-        if file_sha256(data_path(f"models/{name}/{file}")) != expected:
-            raise ValueError(f"{folder / file} is damaged: {restore(data_root())}.")
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{folder / file} is missing: {restore(root)}.")
+        if file_sha256(folder / file) != expected:
+            raise ValueError(f"{folder / file} is damaged: {restore(root)}.")
     return folder
 
 

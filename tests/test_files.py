@@ -54,14 +54,16 @@ def test_whole_model_is_found(own_data: Path) -> None:
 
 def test_damaged_weights_are_named(own_data: Path) -> None:
     (own_data / "model.safetensors").write_bytes(b"weighty")
-    with pytest.raises(ValueError, match=r"model\.safetensors is damaged: make it again with `python -m cotgen"):
-        model_path("toy")
+    for models in (None, own_data.parent):
+        with pytest.raises(ValueError, match=r"model\.safetensors is damaged: make it again with `python -m cotgen"):
+            model_path("toy", models)
 
 
 def test_missing_weights_are_named(own_data: Path) -> None:
     (own_data / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"model\.safetensors is missing"):
-        model_path("toy")
+    for models in (None, own_data.parent):
+        with pytest.raises(FileNotFoundError, match=r"model\.safetensors is missing"):
+            model_path("toy", models)
     with pytest.raises(FileNotFoundError, match="COTGEN_DATA"):
         model_path("other")
 
