@@ -1,6 +1,6 @@
-"""Which file and model lives where, whether it is whole, and on which device it runs; files written atomically.
+"""Which file and model lives where, and whether it is whole; files written atomically.
 
-Everything else stands on this. Read on in `prompts.py`.
+Everything else stands on this, and it on the standard library alone, as the doctor does. Read on in `prompts.py`.
 """
 
 import copy
@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -69,7 +69,7 @@ def model_path(name: str, models: Path | None = None) -> Path:
     for file, expected in sums.items():
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder / file} is missing: {restore(root)}.")
-        if file_sha256(folder / file) != expected:
+        if _sha256_now(folder / file) != expected:
             raise ValueError(f"{folder / file} is damaged: {restore(root)}.")
     return folder
 
@@ -156,13 +156,17 @@ def _damage(root: Path, inside: str = ".") -> Iterator[tuple[str, str]]:
             file = root / name
             if not file.is_file():
                 yield name, "missing"
-            elif _sha256_of(file, file.stat().st_size, file.stat().st_mtime_ns) != expected:
+            elif _sha256_now(file) != expected:
                 yield name, "damaged"
+
+
+def _sha256_now(file: Path) -> str:
+    """As `file_sha256`, read once in a process unless the file changes."""
+    return _sha256_of(file, file.stat().st_size, file.stat().st_mtime_ns)
 
 
 @cache
 def _sha256_of(path: Path, size: int, changed: int) -> str:
-    """As `file_sha256`, read once in a process unless the file changes."""
     return file_sha256(path)
 
 
@@ -275,225 +279,6 @@ def free_memory() -> int | None:
     except (OSError, ValueError):  # no container, or one without a limit ("max")
         return free
     return min(free, limit - taken)
-
-
-def chosen_device(device: str) -> str:
-    """The device that a loader's argument names: "auto" takes a GPU if there is one."""
-    import torch  # not before it is needed: the doctor works without
-
-    from cotgen_lite.inputs import shown
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(device).type if isinstance(device, str) else ""
-    except RuntimeError:
-        kind = ""
-    if not kind:
-        raise ValueError(f'device must be "auto", "cpu", "cuda" or another name of torch\'s, got {shown(device)}.')
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f'device is {device!r}, but there is no such GPU: give "auto" or "cpu".')
-    return device
-
-
-# Names of weights, in the order in which they are looked for. transformers writes "model", Show-o's own classes
-# "pytorch_model". Those in .bin are pickles, out of which transformers lets nothing but tensors come (weights_only).
-WEIGHTS = (
-    *(f"{stem}.safetensors{end}" for end in ("", ".index.json") for stem in ("model", "pytorch_model")),
-    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
-)
-WHERE = ("cache_dir", "local_files_only", "revision", "subfolder", "token")  # what tells transformers where to look
-MOST_LAYERS = 1000  # of a network, a config that asks for more is damaged, and would hang
-
-
-def read_config(path: str | Path, what: str, known: Collection[str], **where: Any) -> dict[str, Any]:
-    """The fields of config.json in a model's folder or of a hub name, read before anything else of it.
-
-    what: the model's name in errors; known: the model types that will do; where: transformers' `WHERE`. OSError if
-    there is none, ValueError if it is damaged or another kind of model's.
-    """
-    _check_path(path, what)
-    try:
-        file, why = _file_of(path, "config.json", where), "it has no config.json"
-    except (OSError, ValueError) as error:  # what the hub says
-        file, why = None, first_line(error)
-    if file is None:
-        why = why if Path(path).is_dir() else f"no folder here, and not had from the hub: {why}"
-        raise OSError(f"No {what} can be read from {str(path)!r} ({why}): build or download it again.")
-    fields = _read_json(file)
-    kind = fields.get("model_type", fields.get("_class_name"))  # the latter in files of Show-o's own classes
-    if not isinstance(kind, str) or not {kind, kind.lower().removesuffix("v2")} & set(known):
-        found = f"of the kind {kind!r}" if kind else "without a model_type"
-        raise ValueError(f"{file} is {found}, not of a {what}: give the folder or hub name of a {what}.")
-    for name, count in _numbers(fields):
-        if count > (MOST_LAYERS if name.endswith(("layers", "depths")) else 2**31):
-            raise ValueError(f"{file} is damaged ({name} is {count}): build or download it again.")
-    return fields
-
-
-def load_complete(kind: Any, path: str | Path, what: str, known: Collection[str] = (), **settings: Any) -> Any:
-    """A model of a transformers class by `kind.from_pretrained(path, **settings)`, in evaluation mode.
-
-    what: its name in errors; known: the model types that will do, by default the class's. OSError if there is none.
-    ValueError for another kind of model, or if weights are missing, which would be random, or damaged.
-    """
-    model, report = _load(kind, kind.from_pretrained, path, what, known or [kind.config_class.model_type], settings)
-    if lacking := sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"]))):
-        raise ValueError(
-            f"{path} lacks {len(lacking)} weights of a {type(model).__name__.strip('_')} ({lacking[0]}, ...), which "
-            "would be random: give a complete checkpoint of that kind."
-        )
-    return model.eval()
-
-
-def load_exactly(load: Any, path: str | Path, what: str, **settings: Any) -> Any:
-    """A model of ours by a class's `from_pretrained` of transformers, float32 unless `dtype` says else, in eval mode.
-
-    what: its name in errors. ValueError if files are missing, damaged or another model's, or if the weights' names or
-    shapes are not exactly the model's: with some left random it would still draw, badly.
-    """
-    kind = load.__self__
-    try:
-        model, report = _load(kind, load, path, what, [kind.config_class.model_type], settings)
-    except OSError as error:
-        raise ValueError(str(error)) from error
-    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if names := sorted(map(str, report[fault])):
-            raise ValueError(
-                f"The weights in {path} do not fit a {what}: {len(names)} {fault.replace('_', ' ')}, {names[0]} first; "
-                "check that they belong to config.json, or build or download the model again."
-            )
-    return model.eval()
-
-
-def load_tokenizer(path: str | Path) -> Any:
-    """The text tokenizer in a folder or of a hub name; ValueError if there is none or it is damaged."""
-    from transformers import AutoTokenizer  # see `chosen_device`
-
-    return read_whole(AutoTokenizer.from_pretrained, path, "text tokenizer")
-
-
-def read_whole(load: Callable[..., Any], path: str | Path, what: str, **settings: Any) -> Any:
-    """What a `from_pretrained` of transformers makes of a folder or hub name, none of its code being run.
-
-    ValueError in one sentence, whatever it is that the library makes of files that are missing or damaged.
-    """
-    _check_path(path, what)
-    try:
-        return load(str(path), trust_remote_code=False, **settings)
-    except Exception as error:
-        raise ValueError(
-            f"No {what} can be read from {path} ({first_line(error)}): its files are missing, damaged or of another "
-            "kind; build or download it again."
-        ) from error
-
-
-def _load(
-    kind: Any, load: Callable[..., Any], path: str | Path, what: str, known: Collection[str], settings: dict[str, Any]
-) -> tuple[Any, Any]:
-    """A model and transformers' report, after a look at config.json and at names and sizes of the weights."""
-    import torch  # see `chosen_device`
-    from transformers import AutoConfig
-
-    check_dtype(settings.setdefault("dtype", torch.float32))
-    where = {name: settings[name] for name in WHERE if name in settings}
-    fields = read_config(path, what, known, **where)
-    reader, config = getattr(kind, "config_class", None) or AutoConfig, settings.pop("config", None)
-    ours = "model_type" in fields and reader.__module__.startswith("cotgen_lite.")  # whose files state all sizes
-    if ours and (lost := sorted(reader.__annotations__.keys() - fields.keys())):
-        raise ValueError(f"The config.json of {path} lacks {', '.join(lost)}: build or download it again.")
-    if config is None:
-        read_with = {**settings, "return_unused_kwargs": True}
-        config, settings = read_whole(reader.from_pretrained, path, what, **read_with)
-    name, size = _weights_of(path, what, where)
-    config = copy.deepcopy(config)
-    config.transformers_weights = name if ".safetensors" in name else None
-
-    def build() -> Any:
-        with torch.device("meta"):  # shapes alone
-            return getattr(kind, "from_config", kind)(copy.deepcopy(config))
-
-    numbers = sum(weights.numel() for weights in read_whole(lambda _, **__: build(), path, what).parameters())
-    if numbers > 2 * size:  # even at four bits each
-        raise ValueError(
-            f"The config.json of {path} asks for {numbers:,} weights, but {name} has {size:,} bytes: one of them is "
-            "damaged or another model's; build or download it again."
-        )
-    # Shapes that do not fit are reported with the rest, and refused by our callers.
-    told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    # Reading the config has taken away where to look.
-    model, report = read_whole(load, path, what, config=config, **told, **{**where, **settings})
-    vars(model.config).pop("transformers_weights", None)
-    return model, report
-
-
-def check_dtype(dtype: Any) -> None:
-    """ValueError unless it is a type of numbers that weights can have."""
-    import torch  # see `chosen_device`
-
-    from cotgen_lite.inputs import shown
-
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype must be a torch.dtype such as torch.float32 or torch.bfloat16, got {shown(dtype)}.")
-
-
-def _check_path(path: Any, what: str) -> None:
-    from cotgen_lite.inputs import of_kind  # see `chosen_device`
-
-    check_whole(Path(of_kind(path, f"the place of a {what}", (str, Path), "a folder or a hub name")))
-
-
-def _file_of(path: str | Path, name: str, where: Mapping[str, Any]) -> Path | None:
-    """A file in a folder or, fetched where that is needed, of a hub name; None if it has none."""
-    from transformers.utils import cached_file
-
-    folder = Path(path)
-    if not folder.is_dir() and (folder.exists() or folder.is_absolute() or len(folder.parts) > 2):
-        return None
-    found = cached_file(str(path), name, _raise_exceptions_for_missing_entries=False, **where)
-    return Path(found) if found else None
-
-
-def _weights_of(path: str | Path, what: str, where: Mapping[str, Any]) -> tuple[str, int]:
-    """Which of `WEIGHTS` a folder or hub name has, and of how many bytes; ValueError if none, or damaged."""
-    found = ((name, file) for name in WEIGHTS if (file := _file_of(path, name, where)))
-    name, file = next(found, ("", None))
-    if file is None:
-        raise ValueError(f"No {what} can be read from {path} (it has none of {', '.join(WEIGHTS)}): download it again.")
-    if not name.endswith(".json"):
-        return name, file.stat().st_size
-    index = _read_json(file)
-    shards, about = index.get("weight_map"), index.get("metadata")
-    size = about.get("total_size") if isinstance(about, dict) else None
-    if not isinstance(shards, dict) or not shards or not isinstance(size, int):
-        raise ValueError(f"{file} is damaged (it lacks weight_map or total_size): download it again.")
-    for shard in shards.values():
-        if not isinstance(shard, str) or not re.fullmatch(r"[\w-][\w.-]*\.(safetensors|bin)", shard):
-            raise ValueError(f"{file} names {shard!r}, which is no file of weights beside it: download it again.")
-    return name, size
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """A JSON file's fields; ValueError if it has none."""
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged (no JSON: {first_line(error)}): build or download it again.") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{file} is damaged (it has no fields): build or download it again.")
-    return fields
-
-
-def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
-    """All whole numbers in JSON, and what each is called."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _numbers(inner, key)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _numbers(inner, name)
-    elif isinstance(value, int):
-        yield name, value
 
 
 def publish(model: Any, folder: Path, settings: Mapping[str, object]) -> None:

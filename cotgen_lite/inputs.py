@@ -1,7 +1,7 @@
 """What a public call is given, checked as it enters: a plain Python value comes out, or one sentence of what is wrong.
 
 Numpy's numbers and strings become Python's, so that equal inputs draw equal noise and name equal runs. All errors here
-are ValueErrors. Read next: identity.py, which names runs by what they depend on.
+are ValueErrors. Read next: loading.py.
 """
 
 import math

@@ -19,7 +19,8 @@ from cotgen_lite.generate.autoregressive import AutoregressiveModel, Autoregress
 from cotgen_lite.generate.pipeline import Generator, load_generator
 from cotgen_lite.generate.showo import Showo
 from cotgen_lite.generate.vq import Magvit
-from cotgen_lite.hub import WEIGHTS, chosen_device, load_tokenizer, model_path
+from cotgen_lite.hub import model_path
+from cotgen_lite.loading import WEIGHTS, chosen_device, load_tokenizer
 from cotgen_lite.verify.verifier import Verifier
 
 OFFICIAL = "pytorch_model.safetensors"

@@ -15,8 +15,8 @@ from transformers import JanusForConditionalGeneration, PreTrainedTokenizerBase,
 
 from cotgen_lite.generate.autoregressive import AutoregressiveConfig, AutoregressiveSettings, NextTokenGenerator
 from cotgen_lite.generate.vq import VqTokenizer
-from cotgen_lite.hub import chosen_device, load_exactly, read_whole
 from cotgen_lite.inputs import of_kind
+from cotgen_lite.loading import chosen_device, load_exactly, read_whole
 from cotgen_lite.prompts import encode_text
 
 REQUEST = "<|User|>: {}\n\n<|Assistant|>:"  # Janus's chat template around a prompt, without a system prompt
@@ -71,7 +71,7 @@ class JanusGenerator(NextTokenGenerator):
     ) -> "JanusGenerator":
         """Load a folder or hub name; "auto" takes a GPU if there is one.
 
-        dtype: of all but the image tokenizer, which stays float32. ValueError as in `hub.load_exactly`, and if the
+        dtype: of all but the image tokenizer, which stays float32. ValueError as in `loading.load_exactly`, and if the
         tokenizer lacks what Janus needs.
         """
         of_kind(settings, "settings", AutoregressiveSettings, "AutoregressiveSettings")

@@ -21,9 +21,9 @@ from cotgen_lite.generate.autoregressive import (
     AutoregressiveSettings,
 )
 from cotgen_lite.generate.vq import VqTokenizer
-from cotgen_lite.hub import check_dtype, chosen_device, load_complete, load_tokenizer
 from cotgen_lite.inputs import of_kind, whole
 from cotgen_lite.inputs import text as check_text
+from cotgen_lite.loading import check_dtype, chosen_device, load_complete, load_tokenizer
 from cotgen_lite.prompts import encode_text
 
 # Parts of the names: of ours, and of LlamaGen's for the same weights (three of ours are cut from "wqkv").

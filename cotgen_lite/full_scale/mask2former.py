@@ -18,16 +18,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from cotgen_lite.geneval import THRESHOLD, Box, Detection, Detector, evaluate, threshold_of
-from cotgen_lite.hub import (
-    chosen_device,
-    data_path,
-    load_complete,
-    load_tokenizer,
-    read_config,
-    read_whole,
-    write_atomically,
-)
+from cotgen_lite.hub import data_path, write_atomically
 from cotgen_lite.inputs import finite, number, of_kind, shaped, shown, text, whole, with_methods
+from cotgen_lite.loading import chosen_device, load_complete, load_tokenizer, read_config, read_whole
 from cotgen_lite.prompts import GENEVAL, Prompt, each_prompt, to_record
 
 INSTANCES = 100  # most pairs of mask and class that are looked at in an image

@@ -36,8 +36,8 @@ from cotgen_lite.generate.sampling import (
     path_noise,
 )
 from cotgen_lite.generate.vq import ImageTokenizer, Magvit
-from cotgen_lite.hub import chosen_device, load_exactly, load_tokenizer
 from cotgen_lite.inputs import number, of_kind, one_of, shown, texts, whole
+from cotgen_lite.loading import chosen_device, load_exactly, load_tokenizer
 
 
 class AutoregressiveConfig(PretrainedConfig):
@@ -168,7 +168,7 @@ class AutoregressiveModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> "AutoregressiveModel":
-        """Load config and weights from a folder; errors as in `hub.load_exactly`."""
+        """Load config and weights from a folder; errors as in `loading.load_exactly`."""
         return load_exactly(super().from_pretrained, folder, "next-token generator", **kwargs)
 
     def read(self, text_ids: Tensor) -> tuple[Tensor, Tensor]:

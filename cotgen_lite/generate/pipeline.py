@@ -39,9 +39,10 @@ from cotgen_lite.generate.sampling import (
 from cotgen_lite.generate.showo import Showo, correction_prefix, text_prefix
 from cotgen_lite.generate.vq import ImageTokenizer, Magvit, MagvitConfig
 from cotgen_lite.geneval import Detector, judge
-from cotgen_lite.hub import chosen_device, load_tokenizer, model_path, read_config
+from cotgen_lite.hub import model_path
 from cotgen_lite.identity import canonical, fingerprint
 from cotgen_lite.inputs import of_kind, shaped, shown, text, texts, whole, with_methods, yes_or_no
+from cotgen_lite.loading import chosen_device, load_tokenizer, read_config
 from cotgen_lite.pools import SHARD, in_shards
 from cotgen_lite.prompts import Prompt, encode_text
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PhiConfig, PhiForCausalLM, PretrainedConfig, PreTrainedModel
 
-from cotgen_lite.hub import check_dtype, load_exactly
 from cotgen_lite.inputs import number, of_kind, shown, whole, yes_or_no
+from cotgen_lite.loading import check_dtype, load_exactly
 
 # After the text words and the pad, in this order (Show-o's vocabulary).
 SPECIAL_TOKENS = ("soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg")
@@ -186,7 +186,7 @@ class Showo(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> "Showo":
-        """Load config and weights from a folder or hub name; errors as in `hub.load_exactly`."""
+        """Load config and weights from a folder or hub name; errors as in `loading.load_exactly`."""
         return load_exactly(super().from_pretrained, folder, "Show-o model", **kwargs)
 
     def forward(self, input_ids: Tensor, masked: Tensor | None = None, **kwargs: Any) -> Tensor:

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import JanusVQVAE, PreTrainedConfig, PreTrainedModel
 
-from cotgen_lite.hub import load_exactly
 from cotgen_lite.inputs import finite, of_kind, shown, whole
+from cotgen_lite.loading import load_exactly
 
 # Pixels that pass through the network at once, for memory follows them and not the number of images: 256 images of the
 # lite model, 16 of Show-o's 256 px (2.7 GB of float32 feature maps), 4 of its 512 px. It does not follow what is free:
@@ -347,7 +347,7 @@ class Magvit(PreTrainedModel):
         """Load from a folder or hub name, in our own format or the released one (showlab/magvitv2).
 
         Other arguments are transformers', e.g. image_size=512 for Show-o's larger pictures. Errors as in
-        `hub.load_exactly`.
+        `loading.load_exactly`.
         """
         return load_exactly(super().from_pretrained, path, "image tokenizer", **kwargs)
 

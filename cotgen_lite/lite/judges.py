@@ -19,10 +19,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from cotgen_lite import prompts as templates
 from cotgen_lite.geneval import Detection, Detector, evaluate
-from cotgen_lite.hub import load_exactly, model_path
+from cotgen_lite.hub import model_path
 from cotgen_lite.inputs import folder as checked_folder
 from cotgen_lite.inputs import of_kind, shown, whole, with_methods
 from cotgen_lite.lite.world import Scene, SceneObject, icon_box, icon_mask, random_scene, render, world
+from cotgen_lite.loading import load_exactly
 from cotgen_lite.prompts import RELATIONS, TAGS, Prompt
 from cotgen_lite.training import TrainingLog, train
 
@@ -150,7 +151,7 @@ class LearnedJudge(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *args: Any, **kwargs: Any) -> "LearnedJudge":
-        """Load config and weights from a folder; errors as in `hub.load_exactly`."""
+        """Load config and weights from a folder; errors as in `loading.load_exactly`."""
         return load_exactly(super().from_pretrained, path, "learned judge", **kwargs)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

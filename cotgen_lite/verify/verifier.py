@@ -26,8 +26,9 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import is_accelerate_available, is_bitsandbytes_available, logging
 
-from cotgen_lite.hub import check_dtype, chosen_device, load_complete, model_path, read_config, read_whole
+from cotgen_lite.hub import model_path
 from cotgen_lite.inputs import finite, of_kind, shaped, shown, text, texts, whole, with_methods
+from cotgen_lite.loading import check_dtype, chosen_device, load_complete, read_config, read_whole
 from cotgen_lite.prompts import encode_text
 
 # The paper's questions, word for word; the image stands before the text.
