@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 T = TypeVar("T")
+WHOLE_TYPES = ("uint8", "int8", "int16", "int32", "int64")  # numpy's and torch's
 
 
 def whole(value: Any, name: str, least: int | None = None, most: int | None = None) -> int:
@@ -107,15 +108,28 @@ def numbers(values: Any, name: str, least: float | None = None, most: float | No
     return given
 
 
+def all_whole(values: Any) -> bool:
+    """Whether a tensor or an array holds whole numbers, such as tokens: neither fractions nor truth values."""
+    return str(getattr(values, "dtype", "")).removeprefix("torch.") in WHOLE_TYPES
+
+
+def whole_numbers(values: T, name: str) -> T:
+    """A tensor or an array, if it holds whole numbers; ValueError otherwise."""
+    if not all_whole(values):
+        raise ValueError(f"{name} must be whole numbers, got {getattr(values, 'dtype', None) or shown(values)}.")
+    return values
+
+
 def finite(values: T, name: str) -> T:
     """A tensor or an array of numbers, if none of them is NaN or infinite; ValueError says how many are."""
-    is_tensor = type(values).__module__.startswith("torch")
-    array: Any = values.detach().cpu().float().numpy() if is_tensor else np.asarray(values)  # type: ignore[attr-defined]
-    if array.dtype.kind not in "biuf":
+    is_tensor = type(values).__module__.startswith("torch")  # which is looked at where it is, on a GPU too
+    given: Any = values if is_tensor else np.asarray(values)
+    if given.is_complex() if is_tensor else given.dtype.kind not in "biuf":
         raise ValueError(f"{name} must be numbers, got {shown(values)}.")
-    wrong = int((~np.isfinite(array)).sum())
-    if wrong:
-        raise ValueError(f"{name} must be finite, but {wrong} of {array.size} are NaN or infinite.")
+    right = given.isfinite() if is_tensor else np.isfinite(given)
+    if not right.all():
+        wrong, every = int((~right).sum()), math.prod(right.shape)
+        raise ValueError(f"{name} must be finite, but {wrong} of {every} are NaN or infinite.")
     return values
 
 

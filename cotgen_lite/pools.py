@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from cotgen_lite.hub import first_line, in_place_of
 from cotgen_lite.identity import identity
-from cotgen_lite.inputs import numbers, of_kind, shaped, verdicts, whole, with_methods
+from cotgen_lite.inputs import numbers, of_kind, shaped, verdicts, whole, whole_numbers, with_methods
 from cotgen_lite.prompts import (
     TAGS,
     Prompt,
@@ -58,7 +58,7 @@ class Pool:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompts", each_prompt(self.prompts))
-        whole_numbers(self.tokens, "tokens")
+        whole_numbers(of_kind(self.tokens, "tokens", Tensor, "an int16 tensor"), "tokens")
         shape = shaped(self.tokens, "tokens", (len(self.prompts), "N", "L")).shape[:2]
         for part in ("scores", "correct"):
             of_kind(getattr(self, part), part, dict, "a dict of arrays (P, N) by name")
@@ -68,14 +68,6 @@ class Pool:
             verdicts(right, f"correct of {name!r}", (*shape, "R") if np.ndim(right) == 3 else shape)
         object.__setattr__(self, "scores", {name: np.asarray(one) for name, one in self.scores.items()})
         object.__setattr__(self, "correct", {name: np.asarray(one, bool) for name, one in self.correct.items()})
-
-
-def whole_numbers(tokens: Tensor, name: str) -> Tensor:
-    """A tensor, if its values are whole numbers; ValueError otherwise."""
-    of_kind(tokens, name, Tensor, "an int16 tensor")
-    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
-        raise ValueError(f"{name} must be whole numbers, got {tokens.dtype}.")
-    return tokens
 
 
 def pool_prompts(split: str) -> tuple[Prompt, ...]:
@@ -189,7 +181,7 @@ def pack_tokens(tokens: torch.Tensor, bits: int) -> torch.Tensor:
 
     ValueError for tokens that are not from 0 to 2**bits − 1, and for other bits than 1 to 15.
     """
-    whole_numbers(tokens, "tokens")
+    whole_numbers(of_kind(tokens, "tokens", Tensor, "an int16 tensor"), "tokens")
     length, bits = tokens.shape[-1], whole(bits, "bits", 1, MOST_BITS)
     if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= 2**bits):
         run = f"{int(tokens.min())} to {int(tokens.max())}"

@@ -175,12 +175,15 @@ class Prompt:
                 )
 
 
-def each_prompt(prompts: Any, name: str = "prompts") -> tuple[Prompt, ...]:
-    """Prompts as a tuple; ValueError if they are not several `Prompt`s."""
+def each_prompt(prompts: Any, name: str = "prompts", none: bool = True) -> tuple[Prompt, ...]:
+    """Prompts as a tuple; ValueError if they are no list of `Prompt`s, or none where `none` will not do."""
     if isinstance(prompts, Prompt | str | Mapping) or not isinstance(prompts, Iterable):
         raise ValueError(f"{name} must be a list of Prompts (`parse_prompt` makes them), got {shown(prompts)}.")
     wanted = "a Prompt (`parse_prompt` makes one)"
-    return tuple(of_kind(prompt, f"Each of {name}", Prompt, wanted) for prompt in prompts)
+    known = tuple(of_kind(prompt, f"Each of {name}", Prompt, wanted) for prompt in prompts)
+    if not known and not none:
+        raise ValueError(f"{name} must hold at least one Prompt, got none.")
+    return known
 
 
 def _word(value: Any, name: str) -> str:

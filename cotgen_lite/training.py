@@ -23,7 +23,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from cotgen_lite.hub import HALF_WRITTEN, file_sha256, first_line, in_place_of, write_atomically, write_json
 from cotgen_lite.identity import fingerprint, refuse_other_run
-from cotgen_lite.inputs import folder, number, of_kind, shaped, shown, text, whole, with_methods
+from cotgen_lite.inputs import all_whole, folder, number, of_kind, shaped, shown, text, whole, with_methods
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -173,8 +173,7 @@ def stack_tokens(images: Sequence[Tensor] | Tensor, length: int, codes: int) -> 
     for image in images:
         shaped(of_kind(image, "an image's tokens", Tensor, "a tensor"), "an image's tokens", (length,))
     stacked = torch.stack(list(images))
-    whole_numbers = not (stacked.is_floating_point() or stacked.is_complex() or stacked.dtype == torch.bool)
-    if not whole_numbers or stacked.min() < 0 or stacked.max() >= codes:
+    if not all_whole(stacked) or stacked.min() < 0 or stacked.max() >= codes:
         raise ValueError(
             f"An image's tokens must be whole numbers from 0 to {codes - 1}, got {stacked.dtype} from "
             f"{stacked.min()} to {stacked.max()}: give finished images of this generator's own tokenizer."

@@ -198,7 +198,7 @@ def test_verdicts_are_named_by_all_that_shapes_them(tmp_path: Path, toy_generato
         ("n must be", {"n": 10**9}),
         ("seed must be", {"seed": "0"}),
         ("prompts must be a list", {"prompts": "a photo of a cat"}),
-        ("each of prompts must be a Prompt", {"prompts": ["a photo of a cat"]}),
+        ("Each of prompts must be a Prompt", {"prompts": ["a photo of a cat"]}),
         ("prompts must hold at least one", {"prompts": []}),
         ("work_dir must be", {"work_dir": None}),
         ("final_only must be", {"final_only": 1}),

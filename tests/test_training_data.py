@@ -377,7 +377,7 @@ def test_what_nothing_can_be_learned_from_is_said_in_a_sentence(call, says):
         ({"generator": "generator"}, "generator must be a generator"),
         ({"generator": NOBODY}, "generator must be a generator"),
         ({"detector": "judge"}, "detector must be a judge"),
-        ({"prompts": ()}, "at least one prompt"),
+        ({"prompts": ()}, "at least one Prompt"),
         ({"prompts": None}, "prompts must be a list of Prompts"),
         ({"prompts": ["a photo of a cat"]}, "Each of prompts must be a Prompt"),
         ({"work_dir": None}, "work_dir must be the path of a folder"),

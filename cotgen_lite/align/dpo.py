@@ -212,7 +212,7 @@ def online_pairs(
     """
     of_kind(generator, "generator", Generator, "a Generator")
     with_methods(verifier, "verifier", ("score",), "a Verifier")
-    prompts, seed = _some_prompts(prompts), whole(seed, "seed", 0)
+    prompts, seed = each_prompt(prompts, none=False), whole(seed, "seed", 0)
     prompts_per_step = whole(prompts_per_step, "prompts_per_step (a step's prompts are all different)", 1, len(prompts))
     num_images_per_prompt = whole(num_images_per_prompt, "num_images_per_prompt", 1, 1024)
     if num_images_per_prompt < 2:
@@ -236,12 +236,6 @@ def online_pairs(
     return Online(draw, fingerprint(networks, texts, generator.settings, sizes))
 
 
-def _some_prompts(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
-    if not (some := each_prompt(prompts)):
-        raise ValueError("prompts must hold at least one Prompt, got an empty list.")
-    return some
-
-
 Watch = Callable[[Showo, Showo], float]  # from policy and reference to a number worth watching
 
 
@@ -258,7 +252,7 @@ def divergence_on_samples(generator: Generator, prompts: Sequence[Prompt], n: in
     """
     of_kind(generator, "generator", Generator, "a Generator")
     n, seed, masks = whole(n, "n", 1, 1024), whole(seed, "seed", 0), whole(masks, "masks", 1, MOST_MASKS)
-    prompts = _some_prompts(prompts)
+    prompts = each_prompt(prompts, none=False)
     texts = [prompt.text for prompt in prompts]
 
     def measure(policy: Showo, reference: Showo) -> float:

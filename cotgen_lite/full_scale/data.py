@@ -19,7 +19,7 @@ from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.sampling import SamplingSettings
 from cotgen_lite.geneval import Detector
 from cotgen_lite.hub import write_json
-from cotgen_lite.inputs import of_kind, one_of, whole
+from cotgen_lite.inputs import folder, one_of, whole
 from cotgen_lite.pools import rank_and_processes, save_pool
 from cotgen_lite.prompts import GENEVAL, Prompt, each_prompt, refuse_held_out
 from cotgen_lite.verify.training_data import HOT_TEMPERATURE, POOL_FILE, generate_labelled
@@ -78,7 +78,7 @@ def make_full_data(
     seconds of all processes and earlier calls together. ValueError if a prompt asks what GenEval tests.
     """
     n, seed = whole(n, "n", 1, MOST_IMAGES), whole(seed, "seed")
-    out = Path(of_kind(out, "out", (str, Path), "the path of a folder"))
+    out = folder(out, "out")
     refuse_held_out(each_prompt(prompts), geneval_meanings())
     pool, seconds = generate_labelled(generator, detector, prompts, n, seed, out / "shards")
     if rank_and_processes()[0] == 0:

@@ -41,12 +41,11 @@ from cotgen_lite.generate.vq import ImageTokenizer, Magvit, MagvitConfig
 from cotgen_lite.geneval import Detector, judge
 from cotgen_lite.hub import model_path
 from cotgen_lite.identity import canonical, fingerprint
-from cotgen_lite.inputs import of_kind, shaped, shown, text, texts, whole, with_methods, yes_or_no
+from cotgen_lite.inputs import all_whole, folder, of_kind, shaped, shown, text, texts, whole, with_methods, yes_or_no
 from cotgen_lite.loading import chosen_device, load_tokenizer, read_config
 from cotgen_lite.pools import SHARD, in_shards
-from cotgen_lite.prompts import Prompt, encode_text
+from cotgen_lite.prompts import Prompt, each_prompt, encode_text
 
-_WHOLE_NUMBERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 MOST_IMAGES = 100_000  # of one call, whose steps stay in memory: with 18 of 64 tokens, 350 MB
 
 PAPER_SETTINGS = SamplingSettings()
@@ -221,8 +220,8 @@ def check_tokens(tokens: Any, length: int, codes: int, masked: bool = False, nam
 
     masked: whether MASKED will do as well. ValueError for anything else, and for no image.
     """
-    whole_numbers = isinstance(tokens, Tensor) and tokens.dtype in _WHOLE_NUMBERS and tokens.shape[-1:] == (length,)
-    if not whole_numbers or not tokens.numel():
+    fits = isinstance(tokens, Tensor) and all_whole(tokens) and tokens.shape[-1:] == (length,)
+    if not fits or not tokens.numel():
         found = f"{tokens.dtype} {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else shown(tokens)
         raise ValueError(
             f"{name} must be a tensor of whole numbers of shape (..., {length}), {length} for each of at least one "
@@ -370,7 +369,7 @@ def load_generator(name: str = "generator", device: str = "auto", models: Path |
 def lite_parts(name: str, models: Path | None = None) -> tuple[Path, Path, Path]:
     """The folders of a lite generator, of its words and of its image tokenizer; errors as in `hub.model_path`."""
     logging.disable_progress_bar()  # lite models load at once; a bar for each would clutter the notebooks
-    models = None if models is None else _check_folder(models, "models")
+    models = None if models is None else folder(models, "models")
     parts = model_path(text(name, "name"), models), model_path("words", models), model_path("tokenizer", models)
     for part in parts:
         if not part.is_dir():  # which would be taken for the name of a model on the hub
@@ -412,8 +411,8 @@ def generate_pool(
     the generator cannot read.
     """
     with_methods(generator, "generator", ("begin", "with_settings"), "a generator, such as `load_generator` gives")
-    generator, prompts = generator.with_settings(**settings), _check_prompts(prompts)
-    n, seed, work_dir = whole(n, "n", 1, MOST_PATHS), whole(seed, "seed"), _check_folder(work_dir)
+    generator, prompts = generator.with_settings(**settings), each_prompt(prompts, none=False)
+    n, seed, work_dir = whole(n, "n", 1, MOST_PATHS), whole(seed, "seed"), folder(work_dir, "work_dir")
     yes_or_no(final_only, "final_only")
     shards: list[list[Prompt]] = [[]]
     for _, same in groupby(prompts):
@@ -427,7 +426,7 @@ def generate_pool(
     ids = [generator.encode(prompt.text) for prompt in prompts]  # what a model draws from, whatever the words mean
     kind, configs = type(generator).__name__, list(map(_config_of, networks))
     name = fingerprint(networks, kind, configs, generator.settings, ids, list(map(len, shards)), n, seed)
-    folder, kept = work_dir / (f"{name}-final" if final_only else name), slice(-1 if final_only else 0, None)
+    place, kept = work_dir / (f"{name}-final" if final_only else name), slice(-1 if final_only else 0, None)
 
     def draw(shard: list[Prompt]) -> dict[str, Tensor]:
         out = generator([prompt.text for prompt in shard], n, seed=seed)
@@ -439,7 +438,7 @@ def generate_pool(
             "cost": torch.tensor([spent.generator_passes, spent.tokens, spent.generator_seconds], dtype=torch.float64),
         }
 
-    parts = in_shards(shards, draw, folder, "pool")
+    parts = in_shards(shards, draw, place, "pool")
     passes, tokens, seconds = torch.stack([part["cost"] for part in parts]).sum(0).tolist()
     cost = Cost(generator_passes=round(passes), tokens=round(tokens), generator_seconds=seconds)
     guesses, committed_at = (torch.cat([part[key] for part in parts]) for key in ("guesses", "committed_at"))
@@ -468,7 +467,7 @@ def label_tokens(
     Returns bool (P, N), and seconds, of earlier calls and other processes too. ValueError as in `judge_tokens`.
     """
     prompts, tokens = _check_judging(generator, tokens, prompts, detector)
-    work_dir = _check_folder(work_dir)
+    work_dir = folder(work_dir, "work_dir")
 
     def verdicts(rows: slice) -> dict[str, Tensor]:
         started = time.perf_counter()
@@ -479,28 +478,15 @@ def label_tokens(
     holds = {} if isinstance(detector, nn.Module) else getattr(detector, "__dict__", {})
     networks = [part for part in (generator.image_tokenizer, detector, *holds.values()) if isinstance(part, nn.Module)]
     about = name, _plain_data(holds), list(map(_config_of, networks)), prompts, tokens, SHARD
-    folder = work_dir / fingerprint(networks, *about)
-    parts = in_shards([slice(at, at + SHARD) for at in range(0, len(prompts), SHARD)], verdicts, folder, name)
+    place = work_dir / fingerprint(networks, *about)
+    parts = in_shards([slice(at, at + SHARD) for at in range(0, len(prompts), SHARD)], verdicts, place, name)
     return torch.cat([part["right"] for part in parts]).numpy(), sum(float(part["seconds"]) for part in parts)
 
 
-def _check_prompts(prompts: Any) -> list[Prompt]:
-    if isinstance(prompts, str | Prompt) or not hasattr(prompts, "__iter__"):
-        raise ValueError(f"prompts must be a list of Prompts, as `parse_prompt` makes them, got {shown(prompts)}.")
-    listed = [of_kind(each, "each of prompts", Prompt, "a Prompt, as `parse_prompt` makes it") for each in prompts]
-    if not listed:
-        raise ValueError("prompts must hold at least one Prompt, got none.")
-    return listed
-
-
-def _check_folder(path: Any, name: str = "work_dir") -> Path:
-    return Path(of_kind(path, name, (str, Path), "the path of a folder"))
-
-
-def _check_judging(generator: Any, tokens: Any, prompts: Any, detector: Any) -> tuple[list[Prompt], Tensor]:
+def _check_judging(generator: Any, tokens: Any, prompts: Any, detector: Any) -> tuple[tuple[Prompt, ...], Tensor]:
     with_methods(generator, "generator", ("begin",), "a generator, such as `load_generator` gives")
     with_methods(detector, "detector", ("detect",), "a judge with a method `detect`, such as `load_judge` gives")
-    prompts = _check_prompts(prompts)
+    prompts = each_prompt(prompts, none=False)
     of_kind(tokens, "tokens", Tensor, "a tensor of whole numbers")
     return prompts, shaped(tokens, "tokens", (len(prompts), "N", generator.num_image_tokens))
 

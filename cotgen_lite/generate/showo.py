@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PhiConfig, PhiForCausalLM, PretrainedConfig, PreTrainedModel
 
-from cotgen_lite.inputs import number, of_kind, shown, whole, yes_or_no
+from cotgen_lite.inputs import all_whole, number, of_kind, shown, whole, yes_or_no
 from cotgen_lite.loading import check_dtype, load_exactly
 
 # After the text words and the pad, in this order (Show-o's vocabulary).
@@ -295,8 +295,7 @@ def build_sequences(
 
 def _check_codes(config: ShowoConfig, tokens: Tensor, masked: Tensor | None) -> None:
     """ValueError unless tokens (B, L) are codes wherever they are not masked, and the mask is as large."""
-    whole_numbers = isinstance(tokens, Tensor) and tokens.ndim == 2 and not tokens.is_floating_point()
-    if not whole_numbers or tokens.dtype == torch.bool:
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or not all_whole(tokens):
         raise ValueError(f"Tokens must be whole numbers (B, L), got {shown(tokens)}.")
     if masked is not None and (getattr(masked, "dtype", None) != torch.bool or masked.shape != tokens.shape):
         raise ValueError(f"masked must be a bool tensor of shape {tuple(tokens.shape)}, got {shown(masked)}.")

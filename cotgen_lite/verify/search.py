@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cotgen_lite.generate.pipeline import Generator, GeneratorOutput, ImageGenerator, State
 from cotgen_lite.generate.sampling import Cost, advance, branch, predict
-from cotgen_lite.inputs import of_kind, one_of, shaped, shown, text, whole, with_methods
+from cotgen_lite.inputs import of_kind, one_of, shaped, shown, text, whole, whole_numbers, with_methods
 from cotgen_lite.verify.verifier import (
     ORM_QUESTION,
     PRM_QUESTION,
@@ -308,8 +308,7 @@ def reflect(
     if explain is not None and not callable(explain):
         raise ValueError(f"explain must be a function from image and prompt to reasons, got {shown(explain)}.")
     shaped(of_kind(tokens, "tokens", Tensor, "a tensor of tokens"), "tokens", (generator.num_image_tokens,))
-    if tokens.dtype.is_floating_point or tokens.dtype == torch.bool:
-        raise ValueError(f"tokens must be whole numbers, got {tokens.dtype}.")
+    whole_numbers(tokens, "tokens")
     odds: list[float] = []
     reasons: list[str] = []
     with _searching() as cost:

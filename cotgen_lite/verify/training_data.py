@@ -24,7 +24,18 @@ from cotgen_lite.generate.pipeline import Generator, ImageGenerator, State, gene
 from cotgen_lite.generate.sampling import Cost, branch
 from cotgen_lite.geneval import Detector
 from cotgen_lite.identity import fingerprint
-from cotgen_lite.inputs import folder, of_kind, one_of, shaped, shown, text, verdicts, whole, with_methods
+from cotgen_lite.inputs import (
+    folder,
+    of_kind,
+    one_of,
+    shaped,
+    shown,
+    text,
+    verdicts,
+    whole,
+    whole_numbers,
+    with_methods,
+)
 from cotgen_lite.pools import Pool, in_shards
 from cotgen_lite.prompts import TAGS, Prompt, each_prompt, lite_prompts, refuse_held_out
 from cotgen_lite.verify.verifier import (
@@ -65,8 +76,7 @@ class Example:
 
     def __post_init__(self) -> None:
         shaped(of_kind(self.tokens, "tokens", Tensor, "a tensor of an image's tokens"), "tokens", ("L",))
-        if self.tokens.dtype.is_floating_point or self.tokens.dtype == torch.bool:
-            raise ValueError(f"tokens must be whole numbers, got {self.tokens.dtype}.")
+        whole_numbers(self.tokens, "tokens")
         if (
             not isinstance(self.turns, Sequence)
             or not self.turns
@@ -174,9 +184,7 @@ def _checked(generator: Any, detector: Any, prompts: Any) -> tuple[Prompt, ...]:
     """The prompts; ValueError unless these are a generator, a judge's detector and prompts, at least one."""
     with_methods(generator, "generator", ("begin", "decode"), "a generator, such as `load_generator` gives")
     with_methods(detector, "detector", ("detect",), "a judge, such as `load_judges` gives")
-    if not (known := each_prompt(prompts)):
-        raise ValueError("prompts must hold at least one prompt, got an empty list.")
-    return known
+    return each_prompt(prompts, none=False)
 
 
 def _labels(pool: Any, judge: str, *shape: str) -> npt.NDArray[np.bool_]:
