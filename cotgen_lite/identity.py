@@ -24,7 +24,7 @@ RUN = "run.txt"
 def canonical(value: Any) -> Any:
     """A value as plain JSON: dataclasses by name and fields, arrays and tensors by shape, type and hash of the bytes.
 
-    ValueError for what has no such form, as a function, a set of unlike things, or a NaN.
+    ValueError for what has no such form, as a function, an array of objects, or a NaN.
     """
     if isinstance(value, str):
         return str(value)
@@ -39,7 +39,7 @@ def canonical(value: Any) -> Any:
     if type(value).__module__.startswith("torch") and hasattr(value, "detach"):
         plain, dtype = value.detach().cpu(), str(value.dtype).removeprefix("torch.")
         return _array(plain.float().numpy() if dtype == "bfloat16" else plain.numpy(), dtype)
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and value.dtype.kind != "O":  # whose bytes are addresses
         return _array(value, str(value.dtype))
     if is_dataclass(value) and not isinstance(value, type):
         return {type(value).__name__: {field.name: canonical(getattr(value, field.name)) for field in fields(value)}}
@@ -48,7 +48,7 @@ def canonical(value: Any) -> Any:
     if isinstance(value, bytes):
         return {"bytes": hashlib.sha256(value).hexdigest()}
     if isinstance(value, set | frozenset):
-        return sorted(map(canonical, value))
+        return sorted(map(canonical, value), key=json.dumps)
     if isinstance(value, Sequence):
         return [canonical(one) for one in value]
     raise ValueError(f"A {type(value).__name__} cannot be part of what a run is named by: give plain data.")

@@ -7,6 +7,7 @@ Read next: generate/vq.py.
 
 import json
 import math
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -258,7 +259,7 @@ def run_trainer(trainer: "Trainer", label: str) -> tuple[Any, TrainingLog]:
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
         delete_parts(work)
-        for checkpoint in work.glob(CHECKPOINTS):
+        for checkpoint in checkpoints(work):
             if not is_whole(checkpoint):
                 shutil.rmtree(checkpoint)
     trainer.accelerator.wait_for_everyone()
@@ -275,7 +276,9 @@ def run_trainer(trainer: "Trainer", label: str) -> tuple[Any, TrainingLog]:
     return model, TrainingLog(len(rows), seconds, [row["loss"] for row in rows], rows)
 
 
-CHECKPOINTS = "checkpoint-[0-9]*"  # transformers' folders
+def checkpoints(work: Path) -> list[Path]:
+    """Folders that transformers' trainers have saved; what somebody copied there under a longer name is not of them."""
+    return [path for path in work.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -307,7 +310,7 @@ class WholeCheckpoints(TrainerCallback):
             here = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             files = sorted(path for path in here.rglob("*") if path.is_file())
             write_json(here / WHOLE, {path.relative_to(here).as_posix(): file_sha256(path) for path in files})
-            for other in here.parent.glob(CHECKPOINTS):
+            for other in checkpoints(here.parent):
                 if other != here:
                     shutil.rmtree(other)
 

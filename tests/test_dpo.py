@@ -520,10 +520,12 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path, damage):
     for name in names:
         folder = tmp_path / name
         shutil.copytree(tmp_path / "whole", folder)
+        (folder / "checkpoint-2-kept").mkdir()  # somebody's own
         damage(folder / "checkpoint-6" / name)
         (folder / "run.txt.0123456789abcdef0123456789abcdef.part").write_text("half")
         again, found = train_dpo(start, pairs_of(start), settings, folder)
         assert found.rows == log.rows and not list(folder.glob("*.part")), name
+        assert (folder / "checkpoint-2-kept").is_dir()
         for weight, expected in weights_of(again).items():
             assert torch.equal(expected, weights_of(whole)[weight]), name
 

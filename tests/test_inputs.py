@@ -107,7 +107,8 @@ def test_equal_inputs_of_any_kind_have_one_identity():
         for x in (ones, torch.ones(3, 2), 0 * ones, ones.long(), Asked("a", 2), Asked("a", 3), [], b"a", b"b")
     ]
     assert len(set(different)) == len(different)
-    for unnameable in (float("nan"), len, object()):
+    assert identity({"a", 1, None}) == identity({None, 1, "a"})
+    for unnameable in (float("nan"), len, object(), np.array(["a", 1], dtype=object)):
         with pytest.raises(ValueError, match="part of what a run is named by"):
             identity(unnameable)
 
