@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cotgen_lite.inputs import number, numbers, of_kind, shaped, shown, text, whole, with_methods
+from cotgen_lite.inputs import number, numbers, of_kind, settle, shaped, shown, text, whole, with_methods
 from cotgen_lite.prompts import Prompt, Requirement, each_prompt
 
 Box = tuple[float, float, float, float]
@@ -39,15 +39,15 @@ class Detection:
     color: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", text(self.name, "The class of a detection"))
-        object.__setattr__(self, "score", number(self.score, f"The confidence of a {self.name}", 0, 1))
+        settle(self, name=text(self.name, "The class of a detection"))
+        settle(self, score=number(self.score, f"The confidence of a {self.name}", 0, 1))
         if self.color is not None:
-            object.__setattr__(self, "color", text(self.color, f"The colour of a {self.name}"))
+            settle(self, color=text(self.color, f"The colour of a {self.name}"))
         box = tuple(self.box) if hasattr(self.box, "__iter__") and not isinstance(self.box, str) else ()
         box = tuple(number(edge, f"Each edge of the box of a {self.name}") for edge in box)
         if len(box) != 4:
             raise ValueError(f"A box is (x0, y0, x1, y1) in px, got {shown(self.box)}.")
-        object.__setattr__(self, "box", box)
+        settle(self, box=box)
 
 
 @dataclass(frozen=True)

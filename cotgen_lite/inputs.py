@@ -174,6 +174,12 @@ def folder(value: Any, name: str) -> Path:
     return Path(value)
 
 
+def settle(record: Any, **values: Any) -> None:
+    """Give a frozen dataclass, in its `__post_init__`, the fields that were checked."""
+    for name, value in values.items():
+        object.__setattr__(record, name, value)
+
+
 def shown(value: Any) -> str:
     """A value as an error shows it: short, with its type, and an array by its shape."""
     if hasattr(value, "shape") and hasattr(value, "dtype") and tuple(value.shape):

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from cotgen_lite.hub import first_line, in_place_of
 from cotgen_lite.identity import identity
-from cotgen_lite.inputs import numbers, of_kind, shaped, verdicts, whole, whole_numbers, with_methods
+from cotgen_lite.inputs import numbers, of_kind, settle, shaped, verdicts, whole, whole_numbers, with_methods
 from cotgen_lite.prompts import (
     TAGS,
     Prompt,
@@ -57,7 +57,7 @@ class Pool:
     correct: dict[str, npt.NDArray[np.bool_]]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prompts", each_prompt(self.prompts))
+        settle(self, prompts=each_prompt(self.prompts))
         whole_numbers(of_kind(self.tokens, "tokens", Tensor, "an int16 tensor"), "tokens")
         shape = shaped(self.tokens, "tokens", (len(self.prompts), "N", "L")).shape[:2]
         for part in ("scores", "correct"):
@@ -66,8 +66,11 @@ class Pool:
             shaped(numbers(scores, f"scores of {name!r}"), f"scores of {name!r}", shape)
         for name, right in self.correct.items():
             verdicts(right, f"correct of {name!r}", (*shape, "R") if np.ndim(right) == 3 else shape)
-        object.__setattr__(self, "scores", {name: np.asarray(one) for name, one in self.scores.items()})
-        object.__setattr__(self, "correct", {name: np.asarray(one, bool) for name, one in self.correct.items()})
+        settle(
+            self,
+            scores={name: np.asarray(one) for name, one in self.scores.items()},
+            correct={name: np.asarray(one, bool) for name, one in self.correct.items()},
+        )
 
 
 def pool_prompts(split: str) -> tuple[Prompt, ...]:

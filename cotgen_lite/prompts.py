@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cotgen_lite.hub import data_path
-from cotgen_lite.inputs import of_kind, one_of, shown, texts, whole, with_methods
+from cotgen_lite.inputs import of_kind, one_of, settle, shown, texts, whole, with_methods
 from cotgen_lite.inputs import text as check_text
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -41,13 +41,13 @@ class Names:
 
     def __post_init__(self) -> None:
         for field in ("objects", "colors"):
-            object.__setattr__(self, field, tuple(texts(getattr(self, field), f"The {field} of names")))
+            settle(self, **{field: tuple(texts(getattr(self, field), f"The {field} of names"))})
             if twice := [name for name, times in Counter(getattr(self, field)).items() if times > 1]:
                 raise ValueError(f"The {field} of names must differ, but {twice[0]!r} is there twice.")
         plurals = [tuple(texts(pair, "Each of plurals")) for pair in self.plurals]
         if any(len(pair) != 2 for pair in plurals):
             raise ValueError(f"Each of plurals is a name and its plural, got {shown(self.plurals)}.")
-        object.__setattr__(self, "plurals", tuple(plurals))
+        settle(self, plurals=tuple(plurals))
 
 
 # The 80 classes of COCO under GenEval's spelling, and its ten colours.
@@ -132,10 +132,10 @@ class Requirement:
     position: tuple[str, int] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", _word(self.name, "The name of what is required"))
-        object.__setattr__(self, "count", whole(self.count, f"The count of {self.name!r}", 1, MOST_REQUIRED))
+        settle(self, name=_word(self.name, "The name of what is required"))
+        settle(self, count=whole(self.count, f"The count of {self.name!r}", 1, MOST_REQUIRED))
         if self.color is not None:
-            object.__setattr__(self, "color", _word(self.color, f"The colour of {self.name!r}"))
+            settle(self, color=_word(self.color, f"The colour of {self.name!r}"))
         if self.position is not None:
             if not isinstance(self.position, tuple | list) or len(self.position) != 2:
                 raise ValueError(
@@ -143,7 +143,7 @@ class Requirement:
                 )
             relation = one_of(self.position[0], f"The relation of {self.name!r}", RELATIONS)
             index = whole(self.position[1], f"The index that {self.name!r} relates to", 0)
-            object.__setattr__(self, "position", (relation, index))
+            settle(self, position=(relation, index))
 
 
 @dataclass(frozen=True)
@@ -159,12 +159,12 @@ class Prompt:
     exclude: tuple[Requirement, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "text", check_text(self.text, "The text of a prompt"))
-        object.__setattr__(self, "tag", one_of(self.tag, "The tag of a prompt", TAGS))
+        settle(self, text=check_text(self.text, "The text of a prompt"))
+        settle(self, tag=one_of(self.tag, "The tag of a prompt", TAGS))
         for part in ("include", "exclude"):
             items = of_kind(getattr(self, part), f"`{part}`", (tuple, list), "a tuple of Requirements")
             items = tuple(of_kind(item, f"Each of `{part}`", Requirement, "a Requirement") for item in items)
-            object.__setattr__(self, part, items)
+            settle(self, **{part: items})
         if not self.include:
             raise ValueError(f"The prompt {self.text!r} requires nothing: put one Requirement or more into `include`.")
         for number, item in enumerate(self.include):

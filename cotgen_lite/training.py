@@ -24,7 +24,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from cotgen_lite.hub import HALF_WRITTEN, file_sha256, first_line, in_place_of, write_atomically, write_json
 from cotgen_lite.identity import fingerprint, refuse_other_run
-from cotgen_lite.inputs import all_whole, folder, number, of_kind, shaped, shown, text, whole, with_methods
+from cotgen_lite.inputs import all_whole, folder, number, of_kind, settle, shaped, shown, text, whole, with_methods
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -206,16 +206,15 @@ class TrainerSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checked = {
-            "learning_rate": number(self.learning_rate, "learning_rate", 0, LARGEST_RATE),
-            "epochs": number(self.epochs, "epochs", above=0, most=10_000),
-            "batch_size": whole(self.batch_size, "batch_size", 1, MOST_AT_ONCE),
-            "warmup": number(self.warmup, "warmup", 0, 1),
-            "save_steps": whole(self.save_steps, "save_steps", 1, MOST_STEPS),
-            "seed": whole(self.seed, "seed", 0, LARGEST_SEED),
-        }
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
+        settle(
+            self,
+            learning_rate=number(self.learning_rate, "learning_rate", 0, LARGEST_RATE),
+            epochs=number(self.epochs, "epochs", above=0, most=10_000),
+            batch_size=whole(self.batch_size, "batch_size", 1, MOST_AT_ONCE),
+            warmup=number(self.warmup, "warmup", 0, 1),
+            save_steps=whole(self.save_steps, "save_steps", 1, MOST_STEPS),
+            seed=whole(self.seed, "seed", 0, LARGEST_SEED),
+        )
 
 
 def trainer_arguments(settings: TrainerSettings, examples: int, work: Path, device: torch.device) -> dict[str, Any]:

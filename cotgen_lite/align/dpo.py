@@ -28,6 +28,7 @@ from cotgen_lite.inputs import (
     number,
     of_kind,
     one_of,
+    settle,
     shaped,
     shown,
     text,
@@ -294,16 +295,15 @@ class DpoTraining(TrainerSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checked = {
-            "beta": number(self.beta, "beta", above=0),
-            "masks": whole(self.masks, "masks", 1, MOST_MASKS),
-            "shared": yes_or_no(self.shared, "shared"),
-            "weighting": one_of(self.weighting, "weighting", get_args(Weighting)),
-            "guidance": number(self.guidance, "guidance", 0),
-            "watch_every": whole(self.watch_every, "watch_every", 1, MOST_STEPS),
-        }
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
+        settle(
+            self,
+            beta=number(self.beta, "beta", above=0),
+            masks=whole(self.masks, "masks", 1, MOST_MASKS),
+            shared=yes_or_no(self.shared, "shared"),
+            weighting=one_of(self.weighting, "weighting", get_args(Weighting)),
+            guidance=number(self.guidance, "guidance", 0),
+            watch_every=whole(self.watch_every, "watch_every", 1, MOST_STEPS),
+        )
 
 
 def train_dpo(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.showo import CaptionedTokens, correction_prefix, masked_loss, text_prefix
-from cotgen_lite.inputs import number, of_kind, shown, text, whole
+from cotgen_lite.inputs import number, of_kind, settle, shown, text, whole
 from cotgen_lite.prompts import Prompt
 from cotgen_lite.training import LARGEST_RATE, LARGEST_SEED, MOST_AT_ONCE, MOST_STEPS, TrainingLog, stack_tokens, train
 
@@ -48,15 +48,15 @@ class CorrectionTraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checked = {
-            "steps": whole(self.steps, "steps", 1, MOST_STEPS),
-            "learning_rate": number(self.learning_rate, "learning_rate", 0, LARGEST_RATE),
-            "batch_size": whole(self.batch_size, "batch_size", 1, MOST_AT_ONCE),
-            "seed": whole(self.seed, "seed", 0, LARGEST_SEED),
-        }
         shares = ("replay", "without_reasons", "without_words")
-        for name, value in (checked | {name: number(getattr(self, name), name, 0, 1) for name in shares}).items():
-            object.__setattr__(self, name, value)
+        settle(
+            self,
+            steps=whole(self.steps, "steps", 1, MOST_STEPS),
+            learning_rate=number(self.learning_rate, "learning_rate", 0, LARGEST_RATE),
+            batch_size=whole(self.batch_size, "batch_size", 1, MOST_AT_ONCE),
+            seed=whole(self.seed, "seed", 0, LARGEST_SEED),
+            **{name: number(getattr(self, name), name, 0, 1) for name in shares},
+        )
         if self.without_reasons + self.without_words > 1:
             raise ValueError(
                 "without_reasons and without_words must add up to at most 1: they are shares of corrections."

@@ -36,7 +36,7 @@ from cotgen_lite.generate.sampling import (
     path_noise,
 )
 from cotgen_lite.generate.vq import ImageTokenizer, Magvit
-from cotgen_lite.inputs import number, of_kind, one_of, shown, texts, whole
+from cotgen_lite.inputs import number, of_kind, one_of, settle, shown, texts, whole
 from cotgen_lite.loading import chosen_device, load_exactly, load_tokenizer
 
 
@@ -278,8 +278,8 @@ class AutoregressiveSettings(SamplingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "top_k", whole(self.top_k, "top_k (0 for all tokens)", 0))
-        object.__setattr__(self, "fill", one_of(self.fill, "fill", get_args(Fill)))
+        top_k = whole(self.top_k, "top_k (0 for all tokens)", 0)
+        settle(self, top_k=top_k, fill=one_of(self.fill, "fill", get_args(Fill)))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from cotgen_lite.generate.showo import Showo, attention_mask, code_logits, image_span, pad_prefixes, text_prefix
-from cotgen_lite.inputs import number, of_kind, one_of, shaped, shown, whole
+from cotgen_lite.inputs import number, of_kind, one_of, settle, shaped, shown, whole
 
 MASKED = -1  # marks a position without a token yet
 MOST_STEPS = 1024  # the tokens of Show-o's largest images; every step commits at least one
@@ -39,10 +39,13 @@ class SamplingSettings:
     remasking: Remasking = "show-o"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "guidance_scale", number(self.guidance_scale, "guidance_scale", 0, 100))
-        object.__setattr__(self, "steps", whole(self.steps, "steps", 1, MOST_STEPS))
-        object.__setattr__(self, "temperature", number(self.temperature, "temperature", 1e-6, 100))
-        object.__setattr__(self, "remasking", one_of(self.remasking, "remasking", get_args(Remasking)))
+        settle(
+            self,
+            guidance_scale=number(self.guidance_scale, "guidance_scale", 0, 100),
+            steps=whole(self.steps, "steps", 1, MOST_STEPS),
+            temperature=number(self.temperature, "temperature", 1e-6, 100),
+            remasking=one_of(self.remasking, "remasking", get_args(Remasking)),
+        )
 
 
 @dataclass

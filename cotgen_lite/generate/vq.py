@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import JanusVQVAE, PreTrainedConfig, PreTrainedModel
 
-from cotgen_lite.inputs import finite, of_kind, shown, whole
+from cotgen_lite.inputs import finite, of_kind, settle, shown, whole
 from cotgen_lite.loading import load_exactly
 
 # Pixels that pass through the network at once, for memory follows them and not the number of images: 256 images of the
@@ -389,7 +389,7 @@ class VqConfig:
 
     def __post_init__(self) -> None:
         for name in ("codebook_size", "grid", "patch_size"):
-            object.__setattr__(self, name, whole(getattr(self, name), name, 1))
+            settle(self, **{name: whole(getattr(self, name), name, 1)})
 
     @property
     def length(self) -> int:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cotgen_lite.generate.vq import Magvit, to_pixels, tokens_to_bits
-from cotgen_lite.inputs import number, of_kind, shaped, whole, with_methods
+from cotgen_lite.inputs import number, of_kind, settle, shaped, whole, with_methods
 from cotgen_lite.training import LARGEST_RATE, LARGEST_SEED, MOST_AT_ONCE, MOST_STEPS, TrainingLog, train
 
 
@@ -39,7 +39,7 @@ class TokenizerTraining:
         most = {"steps": (1, MOST_STEPS), "batch": (1, MOST_AT_ONCE), "seed": (0, LARGEST_SEED)}
         for name, value in asdict(self).items():
             checked = whole(value, name, *most[name]) if name in most else number(value, name, 0, LARGEST_RATE)
-            object.__setattr__(self, name, checked)
+            settle(self, **{name: checked})
 
 
 def train_tokenizer(

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cotgen_lite import prompts as templates
 from cotgen_lite.geneval import POSITION_COMPONENT, relation_components, relations
-from cotgen_lite.inputs import number, of_kind, one_of, shown, text, whole, with_methods, yes_or_no
+from cotgen_lite.inputs import number, of_kind, one_of, settle, shown, text, whole, with_methods, yes_or_no
 from cotgen_lite.lite.judges import scene_detections
 from cotgen_lite.lite.vocabulary import ASSISTANT, END_OF_TEXT, USER
 from cotgen_lite.lite.world import Scene, SceneObject, random_scene, scene_for, world
@@ -55,9 +55,8 @@ class Mix:
     caption: bool = False  # the first question of each image asks for a caption
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "facts", number(self.facts, "facts", 0, 1))
-        object.__setattr__(self, "official", number(self.official, "official", 0, 1))
-        object.__setattr__(self, "caption", yes_or_no(self.caption, "caption"))
+        facts, official = number(self.facts, "facts", 0, 1), number(self.official, "official", 0, 1)
+        settle(self, facts=facts, official=official, caption=yes_or_no(self.caption, "caption"))
 
 
 def training_scene(rng: np.random.Generator) -> Scene:

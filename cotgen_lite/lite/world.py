@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from cotgen_lite.hub import data_path
-from cotgen_lite.inputs import number, of_kind, one_of, shown, whole
+from cotgen_lite.inputs import number, of_kind, one_of, settle, shown, whole
 from cotgen_lite.prompts import RELATIONS, TAGS, Prompt, Requirement, lite_names, lite_prompts, world_file
 
 
@@ -49,7 +49,7 @@ class CaptionNoise:
     def __post_init__(self) -> None:
         for field in fields(self):
             rate = number(getattr(self, field.name), f"The caption noise {field.name}", 0, 1)
-            object.__setattr__(self, field.name, rate)
+            settle(self, **{field.name: rate})
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cotgen_lite.generate.pipeline import ImageGenerator, State
 from cotgen_lite.identity import fingerprint
-from cotgen_lite.inputs import finite, folder, of_kind, one_of, shaped, verdicts, whole, with_methods, yes_or_no
+from cotgen_lite.inputs import finite, folder, of_kind, one_of, settle, shaped, verdicts, whole, with_methods, yes_or_no
 from cotgen_lite.metrics import expected_best_of
 from cotgen_lite.pools import SHARD, Pool, in_shards, read_arrays, write_arrays
 from cotgen_lite.prompts import Prompt, each_prompt
@@ -61,7 +61,7 @@ class Outcome:
         finite(shaped(self.order, "order", self.survived.shape), "order")
         if shaped(self.steps, "steps", self.survived.shape).dtype.kind not in "iu" or self.steps.min(initial=1) < 1:
             raise ValueError("steps must be whole numbers of at least 1: how many each path runs.")
-        object.__setattr__(self, "first_step", whole(self.first_step, "first_step", 1))
+        settle(self, first_step=whole(self.first_step, "first_step", 1))
 
 
 def ask_of_paths(

@@ -28,6 +28,7 @@ from cotgen_lite.inputs import (
     folder,
     of_kind,
     one_of,
+    settle,
     shaped,
     shown,
     text,
@@ -84,7 +85,7 @@ class Example:
         ):
             raise ValueError(f"turns must be pairs of question and answer, at least one, got {shown(self.turns)}.")
         turns = tuple((text(asked, "a question"), text(said, "an answer")) for asked, said in self.turns)
-        object.__setattr__(self, "turns", turns)
+        settle(self, turns=turns)
 
 
 def train_prompts(distinct: dict[str, int], seed: int) -> tuple[Prompt, ...]:
