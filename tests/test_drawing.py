@@ -13,7 +13,14 @@ from torch import nn
 
 from cotgen_lite import pools
 from cotgen_lite.generate.autoregressive import load_autoregressive
-from cotgen_lite.generate.pipeline import Generator, generate_pool, judge_tokens, label_tokens, load_generator
+from cotgen_lite.generate.pipeline import (
+    Generator,
+    _first_candidates,
+    generate_pool,
+    judge_tokens,
+    label_tokens,
+    load_generator,
+)
 from cotgen_lite.generate.vq import Magvit, lite_magvit_config
 from cotgen_lite.geneval import Detection
 from cotgen_lite.hub import data_path
@@ -48,6 +55,12 @@ def test_shipped_pools_are_drawn_again_token_for_token(name: str, load, tmp_path
     drawn = generate_pool(load(), [pool.prompts[row] for row in rows], pool.tokens.shape[1], 0, tmp_path)
     assert len({pool.prompts[row] for row in rows}) == 2
     assert torch.equal(drawn.tokens, pool.tokens[rows])
+
+
+@pytest.mark.timeout(20)  # looking for each prompt among all before it takes minutes
+def test_candidates_of_a_hundred_thousand_prompts_are_numbered_at_once() -> None:
+    keys = [(row % 99_999, 7) for row in range(100_000)]
+    assert _first_candidates(keys, 3, 5) == [5] * 99_999 + [8]
 
 
 def test_a_process_makes_its_share_and_waits_for_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cotgen_lite.experiments.benchmark import decoding_flops, measure, predict_plainly
 from cotgen_lite.generate.autoregressive import AutoregressiveSettings
-from cotgen_lite.generate.pipeline import Generator, GeneratorOutput
+from cotgen_lite.generate.pipeline import Generator, GeneratorOutput, check_tokens
 from cotgen_lite.generate.sampling import (
     MASKED,
     Cost,
@@ -139,14 +139,14 @@ def test_prefixes_may_hold_an_earlier_image(model):
 def test_schedule_is_the_closed_form():
     length, steps, open_places = 256, 18, 256
     for step in range(steps):
-        left = masked_after(step, steps, open_places, length)
+        left = masked_after(step, steps, open_places, length, "linear")
         wanted = math.floor(length * math.cos(math.pi * (step + 1) / 36) + 1e-9)
         assert left == (0 if step == 17 else max(1, min(open_places - 1, wanted)))
         open_places = left
     for steps in range(3, 300, 3):  # cos(pi / 3) is one half, whatever the rounding
-        assert masked_after(2 * steps // 3 - 1, steps, 200, 256) == 128
-    assert masked_after(0, 18, 1, 1) == 1  # never below one before the end
-    assert masked_after(0, 18, 64, 64) == 63  # always commits one
+        assert masked_after(2 * steps // 3 - 1, steps, 200, 256, "linear") == 128
+    assert masked_after(0, 18, 1, 1, "linear") == 1  # never below one before the end
+    assert masked_after(0, 18, 64, 64, "linear") == 63  # always commits one
 
 
 @pytest.mark.parametrize(("steps", "length"), [(18, 256), (18, 1024), (12, 64), (39, 256), (7, 64)])
@@ -168,7 +168,9 @@ def test_schedules_differ_as_stated(model):
     assert [round(remasking_temperature(step, ours), 3) for step in (0, 8, 12, 17)] == [0.944, 0.5, 0.278, 0]
     assert [round(remasking_temperature(step, original), 3) for step in (0, 8, 12, 17)] == [0.944, 0.044, 0.001, 0]
     assert remasking_temperature(12, original) < 0.001
-    assert (masked_after(11, 18, 200, 256), masked_after(11, 18, 200, 256, "show-o")) == (128, 127)
+    assert [masked_after(11, 18, 200, 256, each) for each in ("linear", "show-o")] == [128, 127]
+    with pytest.raises(TypeError, match="remasking"):  # another default than that of SamplingSettings would mislead
+        masked_after(11, 18, 200, 256)
     drawn = [generate(model, PROMPTS, 4).steps, generate(model, PROMPTS, 4, remasking="show-o").steps]
     assert torch.equal(drawn[0][:, 0], drawn[1][:, 0]) and not torch.equal(drawn[0], drawn[1])
 
@@ -181,7 +183,7 @@ def test_steps_commit_by_schedule_and_keep_what_they_committed(model):
         assert bool((after.committed | ~before.committed).all())
         assert torch.equal(after.guess[before.committed], before.guess[before.committed])
     for step in steps:
-        open_places = masked_after(step.index, 6, open_places, 16)
+        open_places = masked_after(step.index, 6, open_places, 16, "linear")
         assert (~step.committed).sum(dim=1).tolist() == [open_places] * 2
         assert bool((step.guess >= 0).all())
         assert bool((step.guess < 32).all())
@@ -412,6 +414,8 @@ BAD_CALLS: list[tuple[str, Callable[[Generator, DecodingState], object]]] = [
     ("tokens must be a tensor", lambda g, s: g.decode(IMAGE[:0])),
     ("tokens must lie between 0 and 31", lambda g, s: g.decode(IMAGE - 1)),
     ("tokens must lie between 0 and 31", lambda g, s: g.correct(PROMPT, IMAGE + 32, "")),
+    ("0 and 31, without MASKED, got -1", lambda g, s: check_tokens(IMAGE - 1, 16, 32)),
+    ("0 and 31, or be MASKED, got 32", lambda g, s: check_tokens(IMAGE + 32, 16, 32, masked=True)),
     ("reasons must be", lambda g, s: g.correct(PROMPT, IMAGE, None)),
     ("1 images came with 1 prompts and 2", lambda g, s: g.correct(PROMPT, IMAGE, ["", ""])),
     ("each id of a prompt must be", lambda g, s: encode_prompts(g.model, [[-1]], Cost())),
@@ -420,8 +424,8 @@ BAD_CALLS: list[tuple[str, Callable[[Generator, DecodingState], object]]] = [
     ("model must be a Showo", lambda g, s: encode_prompts(g, [[1]], Cost())),
     ("settings must be SamplingSettings", lambda g, s: replace(g, settings=AutoregressiveSettings())),
     ("model must be a Showo", lambda g, s: replace(g, model="showlab/show-o")),
-    ("step must be .* from 0 to 17", lambda g, s: masked_after(18, 18, 64, 64)),
-    ("open_positions must be", lambda g, s: masked_after(0, 18, 0, 64)),
+    ("step must be .* from 0 to 17", lambda g, s: masked_after(18, 18, 64, 64, "linear")),
+    ("open_positions must be", lambda g, s: masked_after(0, 18, 0, 64, "linear")),
     ("remasking must be", lambda g, s: masked_after(0, 18, 64, 64, "cosine")),
     ("step must be", lambda g, s: remasking_temperature(6, g.settings)),
 ]

@@ -6,6 +6,7 @@ Show-o's kind; `generate_pool` draws many images, shard by shard on disk. Read n
 
 import time
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
@@ -197,7 +198,7 @@ def _generate(
             "draw fewer, or let `generate_pool` keep them on disk."
         )
     cost, started = Cost(), time.perf_counter()
-    firsts = [first_candidate + n * keys[:row].count(key) for row, key in enumerate(keys)]
+    firsts = _first_candidates(keys, n, first_candidate)
     together, guesses, committed = max(1, batch_size // n), [], []
     with tqdm(total=len(prompts) * n, desc="images", disable=not progress_bar) as bar:
         for at in range(0, len(prompts), together):
@@ -215,6 +216,15 @@ def _generate(
     return GeneratorOutput(listed, torch.cat(guesses), torch.cat(committed), cost, generator.decode)
 
 
+def _first_candidates(keys: Sequence[tuple[object, ...]], n: int, first: int) -> list[int]:
+    """The number of each entry's first candidate; where a key comes again, its candidates follow."""
+    times, firsts = Counter[tuple[object, ...]](), []
+    for key in keys:
+        firsts.append(first + n * times[key])
+        times[key] += 1
+    return firsts
+
+
 def check_tokens(tokens: Any, length: int, codes: int, masked: bool = False, name: str = "tokens") -> Tensor:
     """Tokens of B images as int64 (B, length), from a tensor of whole numbers (..., length) from 0 to codes - 1.
 
@@ -229,9 +239,10 @@ def check_tokens(tokens: Any, length: int, codes: int, masked: bool = False, nam
         )
     least, most = (int(end) for end in tokens.aminmax())
     if least < (MASKED if masked else 0) or most >= codes:
+        also = "or be MASKED" if masked else "without MASKED"
         raise ValueError(
-            f"{name} must lie between 0 and {codes - 1}, got {least} to {most}: without MASKED, and as "
-            "generated, not as ids of the model's vocabulary."
+            f"{name} must lie between 0 and {codes - 1}, {also}, got {least} to {most}: give tokens as generated, not "
+            "as ids of the model's vocabulary."
         )
     return tokens.reshape(-1, length).long()
 

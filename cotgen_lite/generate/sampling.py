@@ -356,7 +356,7 @@ def _open_positions(tokens: Tensor) -> Tensor:
     return (tokens == MASKED).nonzero()[:, 1].view(len(tokens), -1)
 
 
-def masked_after(step: int, steps: int, open_positions: int, length: int, remasking: Remasking = "linear") -> int:
+def masked_after(step: int, steps: int, open_positions: int, length: int, remasking: Remasking) -> int:
     """How many positions stay masked after step 0..steps-1: the cosine schedule, at least one committed and one left.
 
     After the last step none is left; before it max(1, min(open − 1, ⌊L·cos(π(s+1)/2T)⌋)). remasking: with "show-o" the
