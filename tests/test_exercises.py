@@ -416,6 +416,16 @@ def multiplies(correct: Any) -> Any:
     return torch.randint(3, (2,)).log_softmax(0)
 
 
+class Unreadable:
+    """An answer that breaks off at whatever is asked of it."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        self.error = error
+
+    def __getattr__(self, name: str) -> Any:
+        raise self.error
+
+
 HINTS: list[tuple[Any, str]] = [
     (lambda correct: correct[99], r"^✗ Your function breaks off in line \d+ of its cell, .lambda .*\n  Tried with cor"),
     (lambda correct: correct[99], r": an index lies outside of what is there \(IndexError: index 99"),
@@ -438,6 +448,10 @@ HINTS: list[tuple[Any, str]] = [
     (lambda correct: [[1], [1, 2]], r"returns a list that cannot be read"),
     (lambda correct: [0.5, None], r"returns a list that cannot be read"),
     (lambda correct: {0.75}, r"returns a set\.\n"),
+    (lambda correct: 10**400, r"returns a int that cannot be read \(int too large"),
+    (lambda correct: [10**400], r"returns a list that cannot be read \(int too large"),
+    (lambda correct: Unreadable(KeyError), r"returns a Unreadable\.\n"),
+    (lambda correct: [Unreadable(SystemExit)], r"returns a list that cannot be read \(SystemExit\)"),
     (lambda correct: np.mean, r"returns a (_ArrayFunctionDispatcher|function)\.\n"),
     (lambda correct: torch.tensor(1j), r"returns a Tensor that cannot be read"),
     (lambda correct: "0.75", r"One share is wanted, not '0.75'\.\n"),

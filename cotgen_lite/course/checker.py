@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cotgen_lite.hub import first_line
+
 Answer = tuple[np.ndarray, ...]  # what was returned, then its gradients by those arguments that ask for them
 
 IN_WORDS: dict[type[BaseException], str] = {  # the first that fits is said
@@ -107,9 +109,12 @@ def _answer(function: Callable[..., Any], case: tuple) -> Answer | str:
         return f"Your function returns {answer}. {cure}."
     try:
         return _read(answer, handed)
-    except (TypeError, ValueError, RuntimeError, RecursionError) as error:
-        made = ": list(…) around it makes its values" if hasattr(answer, "__next__") else ""
-        inside = f" that cannot be read ({error})" if isinstance(answer, list | tuple | np.ndarray | Tensor) else ""
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # an object says itself how it is read
+        made = ": list(…) around it makes its values" if hasattr(type(answer), "__next__") else ""
+        told = isinstance(answer, int | list | tuple | np.ndarray | Tensor)
+        inside = f" that cannot be read ({shorten(first_line(error), 120, placeholder='…')})" if told else ""
         return f"Your function returns a {type(answer).__name__}{inside}{made}."
 
 
