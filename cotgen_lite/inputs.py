@@ -8,6 +8,7 @@ import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,7 +21,7 @@ WHOLE_TYPES = ("uint8", "int8", "int16", "int32", "int64")  # numpy's and torch'
 def whole(value: Any, name: str, least: int | None = None, most: int | None = None) -> int:
     """A whole number as an int; ValueError for anything else (True and 2.0 too), or if it is out of range."""
     try:
-        number_ = None if isinstance(value, bool | np.bool_) else operator.index(value)
+        number_ = None if _is_truth(value) else operator.index(value)
     except TypeError:
         number_ = None
     if number_ is None or (least is not None and number_ < least) or (most is not None and number_ > most):
@@ -33,12 +34,12 @@ def number(
 ) -> float:
     """A finite number as a float; ValueError for anything else (NaN, infinity, text), or if it is out of range."""
     try:
-        number_ = math.nan if isinstance(value, bool | np.bool_ | str | bytes) else float(value)
+        number_ = math.nan if _is_truth(value) or isinstance(value, str | bytes) else float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several values
         number_ = math.nan
     low, high = (least is not None and number_ < least), (most is not None and number_ > most)
     if not math.isfinite(number_) or low or high or (above is not None and number_ <= above):
-        wanted = f" above {above:g}" if above is not None else ""
+        wanted = f" above {_plain(above)}" if above is not None else ""
         raise ValueError(f"{name} must be a finite number{wanted}{_range(least, most)}, got {shown(value)}.")
     return number_
 
@@ -103,7 +104,7 @@ def numbers(values: Any, name: str, least: float | None = None, most: float | No
     """An array of finite numbers, as float64; ValueError for anything else, or if any is out of range."""
     given = finite(_array(values, name), name).astype(np.float64)
     if given.size and ((least is not None and given.min() < least) or (most is not None and given.max() > most)):
-        run = f"they run from {given.min():g} to {given.max():g}"
+        run = f"they run from {_plain(given.min())} to {_plain(given.max())}"
         raise ValueError(f"{name} must be numbers{_range(least, most)}, but {run}.")
     return given
 
@@ -168,8 +169,15 @@ def named(values: Any, name: str, keys: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def folder(value: Any, name: str) -> Path:
-    """The path of a folder, which need not be there yet; ValueError for a file, or anything but a path or a text."""
-    if not isinstance(value, str | Path) or not str(value).strip() or Path(value).is_file():
+    """The path of a folder, which need not be there yet; ValueError for a file, what no folder can be called, or
+    anything but a path or a text."""
+    try:
+        fits = isinstance(value, str | Path) and bool(str(value).strip()) and not S_ISREG(Path(value).stat().st_mode)
+    except FileNotFoundError:  # it can be made
+        fits = True
+    except (OSError, ValueError):  # too long, inside a file, out of reach
+        fits = False
+    if not fits:
         raise ValueError(f"{name} must be the path of a folder, got {shown(value)}.")
     return Path(value)
 
@@ -198,7 +206,19 @@ def _array(values: Any, name: str) -> npt.NDArray:
         raise ValueError(f"{name} must be an array of numbers, got {shown(values)}.") from error
 
 
+def _is_truth(value: Any) -> bool:
+    """Whether it is True or False, numpy's and torch's among them, which would pass for 1 and 0."""
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")).removeprefix("torch.") == "bool"
+
+
 def _range(least: float | None, most: float | None) -> str:
     if least is not None and most is not None:
-        return f" from {least:g} to {most:g}"
-    return f" of at least {least:g}" if least is not None else f" of at most {most:g}" if most is not None else ""
+        return f" from {_plain(least)} to {_plain(most)}"
+    if least is not None:
+        return f" of at least {_plain(least)}"
+    return f" of at most {_plain(most)}" if most is not None else ""
+
+
+def _plain(end: float) -> str:
+    """A number in all its digits."""
+    return str(end) if isinstance(end, int) else f"{end:.15g}"

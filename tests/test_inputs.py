@@ -1,6 +1,7 @@
 """Inputs: one plain value out of every kind that means it, one sentence for all others; identities of equal inputs."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,9 @@ import torch
 from cotgen_lite.identity import fingerprint, identity
 from cotgen_lite.inputs import (
     finite,
+    folder,
     number,
+    numbers,
     of_kind,
     one_of,
     shaped,
@@ -29,7 +32,7 @@ def test_whole_numbers_become_ints(three):
     assert whole(three, "n", 1, 3) == 3 and type(whole(three, "n")) is int
 
 
-@pytest.mark.parametrize("wrong", [2.0, "2", True, None, [2], float("nan"), 0, 4])
+@pytest.mark.parametrize("wrong", [2.0, "2", True, np.True_, torch.tensor(True), None, [2], float("nan"), 0, 4])
 def test_what_is_no_whole_number_in_range_is_refused(wrong):
     with pytest.raises(ValueError, match=r"^n must be a whole number from 1 to 3, got "):
         whole(wrong, "n", 1, 3)
@@ -40,10 +43,31 @@ def test_numbers_become_floats(half):
     assert number(half, "beta", above=0) == 0.5 and type(number(half, "beta")) is float
 
 
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), "1", None, True, 0, -1, torch.ones(2), 1j])
+@pytest.mark.parametrize(
+    "wrong", [float("nan"), float("inf"), "1", None, True, np.array(True), torch.tensor(True), 0, -1, torch.ones(2), 1j]
+)
 def test_what_is_no_finite_number_in_range_is_refused(wrong):
     with pytest.raises(ValueError, match=r"^beta must be a finite number above 0, got "):
         number(wrong, "beta", above=0)
+
+
+def test_ends_of_ranges_are_said_in_all_their_digits():
+    for call, said in (
+        (lambda: whole(2**32, "seed", 0, 2**32 - 1), "from 0 to 4294967295, got 4294967296"),
+        (lambda: whole(0, "steps", 1_000_000), "of at least 1000000, got"),
+        (lambda: number(2e9, "rate", 0.01, 1e9), "from 0.01 to 1000000000, got"),
+        (lambda: number(0, "rate", above=1234567), "above 1234567, got"),
+        (lambda: numbers([0, 1.0000001], "shares", 0, 1), "from 0 to 1, but they run from 0 to 1.0000001."),
+    ):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            call()
+
+
+@pytest.mark.parametrize("wrong", ["", " ", "a" * 5000, "a\0b", __file__, f"{__file__}/a", 3, None, b"a"])
+def test_what_no_folder_can_be_called_is_refused(wrong, tmp_path):
+    assert folder(str(tmp_path), "work_dir") == tmp_path and folder(tmp_path / "to/come", "work_dir")
+    with pytest.raises(ValueError, match=r"^work_dir must be the path of a folder, got "):
+        folder(wrong, "work_dir")
 
 
 def test_words_texts_and_answers_are_checked():
