@@ -94,7 +94,7 @@ def train(
     started = saved = time.monotonic()
     earlier_seconds = log.seconds
     model.train()
-    with tqdm(total=steps, initial=min(log.steps, steps), desc=label, smoothing=0.05) as bar:
+    with tqdm(total=steps, initial=log.steps, desc=label, smoothing=0.05) as bar:
         while log.steps < steps:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * _schedule(log.steps / steps, warmup)
@@ -170,7 +170,9 @@ def refuse_divergence(step: int, values: Mapping[str, float], model: nn.Module |
 
 
 def stack_tokens(images: Sequence[Tensor] | Tensor, length: int, codes: int) -> Tensor:
-    """Images to learn from, tokens int64 (B, L); ValueError unless each is L whole numbers, below `codes`."""
+    """Images to learn from, tokens int64 (B, L); ValueError for none, or unless each is L whole numbers below `codes`."""
+    if not len(images):
+        raise ValueError("There is no image to learn from: give the tokens of at least one.")
     for image in images:
         shaped(of_kind(image, "an image's tokens", Tensor, "a tensor"), "an image's tokens", (length,))
     stacked = torch.stack(list(images))
@@ -229,7 +231,8 @@ def trainer_arguments(settings: TrainerSettings, examples: int, work: Path, devi
         "output_dir": str(work),
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": "cosine",
-        "warmup_steps": settings.warmup if rises else 0.0,
+        # Of 1, transformers would make a single step.
+        "warmup_steps": min(settings.warmup, math.nextafter(1, 0)) if rises else 0.0,
         "num_train_epochs": settings.epochs,
         "per_device_train_batch_size": settings.batch_size,
         "seed": settings.seed,

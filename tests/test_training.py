@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import TrainingArguments
 
 from cotgen_lite.training import (
     CHECKPOINT,
@@ -21,6 +22,7 @@ from cotgen_lite.training import (
     stack_tokens,
     subsample,
     train,
+    trainer_arguments,
 )
 
 
@@ -233,6 +235,12 @@ def test_impossible_settings_are_refused_in_a_sentence(name: str, values: tuple[
             TrainerSettings(**({"learning_rate": 1e-3} | {name: value}))
 
 
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 0), (0.1, 5), (0.101, 6), (0.999, 50), (1, 50), (1.0, 50)])
+def test_warm_up_is_a_share_of_all_steps_of_transformers_trainers(tmp_path: Path, warmup: float, steps: int) -> None:
+    given = trainer_arguments(TrainerSettings(1e-3, warmup=warmup), 400, tmp_path, torch.device("cpu"))
+    assert TrainingArguments(**given).get_warmup_steps(50) == steps
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -290,6 +298,8 @@ def test_tokens_of_another_kind_are_refused(tokens: Any) -> None:
     assert stack_tokens([good, good.long()], 4, 9).tolist() == [[0, 1, 2, 3]] * 2
     with pytest.raises(ValueError, match="tokens must"):
         stack_tokens([good, tokens], 4, 9)
+    with pytest.raises(ValueError, match="There is no image to learn from"):
+        stack_tokens([], 4, 9)
 
 
 HASHED = """

@@ -150,7 +150,7 @@ class LearnedJudge(PreTrainedModel):
         """Keeps PyTorch's own initialisation: transformers' normal(0, 0.02) starves convolutions of signal."""
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *args: Any, **kwargs: Any) -> "LearnedJudge":
+    def from_pretrained(cls, path: str | Path, **kwargs: Any) -> "LearnedJudge":
         """Load config and weights from a folder; errors as in `loading.load_exactly`."""
         return load_exactly(super().from_pretrained, path, "learned judge", **kwargs)
 
