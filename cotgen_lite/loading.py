@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile, is_zipfile
 
 import torch
 from transformers import AutoConfig, AutoTokenizer
@@ -124,10 +125,54 @@ def read_whole(load: Callable[..., Any], path: str | Path, what: str, **settings
         ) from error
 
 
+def load_rounded(
+    kind: Any, path: str | Path, what: str, known: Collection[str], dtype: torch.dtype, **rounding: Any
+) -> Any:
+    """As `load_complete`, with arguments of transformers' that have it round weights, e.g. to 8 bits.
+
+    What it then calls missing was not seen here, so it is not judged.
+    """
+    config, settings = _look(kind, path, what, known, {"dtype": dtype})
+    model = read_whole(kind.from_pretrained, path, what, config=config, **{**settings, "dtype": dtype}, **rounding)
+    vars(model.config).pop("transformers_weights", None)
+    return model.eval()
+
+
+def load_pickle(path: str | Path) -> Any:
+    """What `torch.save` wrote, on the CPU: tensors and plain data alone, and no code is run.
+
+    Whatever error damaged bytes lead to.
+    """
+    check_pickle(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def check_pickle(path: str | Path) -> None:
+    """ValueError or BadZipFile if a file that `torch.save` wrote differs from its checksums, at which torch does not
+    look. Files older than torch 1.6 have none."""
+    if is_zipfile(path):
+        with ZipFile(path) as file:
+            if damaged := file.testzip():
+                raise ValueError(f"the checksum of {damaged} in it differs")
+
+
 def _load(
     kind: Any, load: Callable[..., Any], path: str | Path, what: str, known: Collection[str], settings: dict[str, Any]
 ) -> tuple[Any, Any]:
-    """A model and transformers' report, after a look at config.json and at names and sizes of the weights."""
+    """A model and transformers' report, after a look at its files."""
+    config, settings = _look(kind, path, what, known, settings)
+    # Shapes that do not fit are reported with the rest, and refused by our callers.
+    told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, report = read_whole(load, path, what, config=config, **told, **settings)
+    vars(model.config).pop("transformers_weights", None)
+    return model, report
+
+
+def _look(
+    kind: Any, path: str | Path, what: str, known: Collection[str], settings: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """A model's config, which says where its weights are, and settings to load them with, after a look at config.json,
+    at names and sizes of the weights and, where they are pickles, at their checksums."""
     check_dtype(settings.setdefault("dtype", torch.float32))
     where = {name: settings[name] for name in WHERE if name in settings}
     fields = read_config(path, what, known, **where)
@@ -138,7 +183,7 @@ def _load(
     if config is None:
         read_with = {**settings, "return_unused_kwargs": True}
         config, settings = read_whole(reader.from_pretrained, path, what, **read_with)
-    name, size = _weights_of(path, what, where)
+    name, size, files = _weights_of(path, what, where)
     config = copy.deepcopy(config)
     config.transformers_weights = name if ".safetensors" in name else None
 
@@ -152,12 +197,10 @@ def _load(
             f"The config.json of {path} asks for {numbers:,} weights, but {name} has {size:,} bytes: one of them is "
             "damaged or another model's; build or download it again."
         )
-    # Shapes that do not fit are reported with the rest, and refused by our callers.
-    told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    # Reading the config has taken away where to look.
-    model, report = read_whole(load, path, what, config=config, **told, **{**where, **settings})
-    vars(model.config).pop("transformers_weights", None)
-    return model, report
+    for file in files:
+        if file.endswith(".bin") and (pickled := _file_of(path, file, where)):
+            read_whole(lambda _, pickled=pickled, **__: check_pickle(pickled), path, what)
+    return config, {**where, **settings}  # reading the config has taken away where to look
 
 
 def check_dtype(dtype: Any) -> None:
@@ -179,14 +222,14 @@ def _file_of(path: str | Path, name: str, where: Mapping[str, Any]) -> Path | No
     return Path(found) if found else None
 
 
-def _weights_of(path: str | Path, what: str, where: Mapping[str, Any]) -> tuple[str, int]:
-    """Which of `WEIGHTS` a folder or hub name has, and of how many bytes; ValueError if none, or damaged."""
+def _weights_of(path: str | Path, what: str, where: Mapping[str, Any]) -> tuple[str, int, list[str]]:
+    """Which of `WEIGHTS` a folder or hub name has, their bytes, and in which files; ValueError if none, or damaged."""
     found = ((name, file) for name in WEIGHTS if (file := _file_of(path, name, where)))
     name, file = next(found, ("", None))
     if file is None:
         raise ValueError(f"No {what} can be read from {path} (it has none of {', '.join(WEIGHTS)}): download it again.")
     if not name.endswith(".json"):
-        return name, file.stat().st_size
+        return name, file.stat().st_size, [name]
     index = _read_json(file)
     shards, about = index.get("weight_map"), index.get("metadata")
     size = about.get("total_size") if isinstance(about, dict) else None
@@ -195,7 +238,7 @@ def _weights_of(path: str | Path, what: str, where: Mapping[str, Any]) -> tuple[
     for shard in shards.values():
         if not isinstance(shard, str) or not re.fullmatch(r"[\w-][\w.-]*\.(safetensors|bin)", shard):
             raise ValueError(f"{file} names {shard!r}, which is no file of weights beside it: download it again.")
-    return name, size
+    return name, size, sorted(set(shards.values()))
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import ZipFile
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from cotgen_lite.hub import HALF_WRITTEN, file_sha256, first_line, in_place_of, write_atomically, write_json
 from cotgen_lite.identity import fingerprint, refuse_other_run
 from cotgen_lite.inputs import all_whole, folder, number, of_kind, settle, shaped, shown, text, whole, with_methods
+from cotgen_lite.loading import load_pickle
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -139,11 +139,7 @@ def read_checkpoint(path: Path, run: str) -> dict[str, Any]:
     ValueError names a file that is damaged, or the folder if the state is another run's.
     """
     try:
-        with ZipFile(path) as file:
-            damaged = file.testzip()  # torch does not look at checksums
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if damaged or not isinstance(state, dict):
-            raise ValueError("its checksums differ")
+        state = of_kind(load_pickle(path), "what it holds", dict, "a run's state")
     except Exception as error:  # whatever damaged bytes lead to
         raise ValueError(f"{path} is damaged ({first_line(error)}): delete it to start afresh.") from error
     refuse_other_run(path.parent, str(state.get("run")), run)
@@ -170,7 +166,7 @@ def refuse_divergence(step: int, values: Mapping[str, float], model: nn.Module |
 
 
 def stack_tokens(images: Sequence[Tensor] | Tensor, length: int, codes: int) -> Tensor:
-    """Images to learn from, tokens int64 (B, L); ValueError for none, or unless each is L whole numbers below `codes`."""
+    """Images to learn from, tokens int64 (B, L): at least one, each L whole numbers below `codes`, or ValueError."""
     if not len(images):
         raise ValueError("There is no image to learn from: give the tokens of at least one.")
     for image in images:

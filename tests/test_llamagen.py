@@ -449,7 +449,7 @@ def test_other_pixel_tokenizers_are_refused_by_name(vq: dict[str, Tensor], tmp_p
             load_vq(tmp_path / "vq.pt", GRID)
 
 
-@pytest.mark.parametrize("damage", ["absent", "empty", "cut", "text", "no weights", "a list", "an object"])
+@pytest.mark.parametrize("damage", ["absent", "empty", "cut", "flipped", "text", "no weights", "a list", "an object"])
 def test_damaged_files_are_one_clear_sentence(damage: str, gpt: dict[str, Tensor], tmp_path: Path) -> None:
     path = tmp_path / "t2i.pt"
     torch.save({"model": gpt}, path)
@@ -457,11 +457,15 @@ def test_damaged_files_are_one_clear_sentence(damage: str, gpt: dict[str, Tensor
     if damage in ("no weights", "a list", "an object"):
         torch.save({"no weights": {"steps": 1}, "a list": [1], "an object": {"model": Path()}}[damage], path)
     else:
-        path.write_bytes({"cut": whole[: len(whole) // 2], "text": b"<html>not found"}.get(damage, b""))
+        flipped = bytearray(whole)
+        flipped[whole.index(gpt["output.weight"].numpy().tobytes()) + 2] ^= 1
+        held = {"cut": whole[: len(whole) // 2], "flipped": flipped, "text": b"<html>not found"}
+        path.write_bytes(held.get(damage, b""))
     if damage == "absent":
         path.unlink()
     for load in (load_llamagen, load_vq):
-        with pytest.raises(ValueError, match=r"t2i\.pt.*\.pt file") as error:
+        said = "cannot be read .*checksum.* fetch it again" if damage == "flipped" else r".*\.pt file"
+        with pytest.raises(ValueError, match=rf"t2i\.pt {said}") as error:
             load(path, GRID)
         assert "\n" not in str(error.value)
 

@@ -21,6 +21,7 @@ from cotgen_lite.generate.showo import Showo
 from cotgen_lite.generate.vq import Magvit
 from cotgen_lite.hub import model_path
 from cotgen_lite.loading import WEIGHTS, chosen_device, load_tokenizer
+from cotgen_lite.verify import verifier
 from cotgen_lite.verify.verifier import Verifier
 
 OFFICIAL = "pytorch_model.safetensors"
@@ -162,15 +163,52 @@ def test_no_code_of_a_folder_runs(
 
 
 @pytest.mark.parametrize("shard", ["../outside.safetensors", "/tmp/outside.safetensors", "..\\outside.safetensors", 3])
-@pytest.mark.parametrize("kind", [Showo, Verifier])
-def test_an_index_may_not_name_files_elsewhere(copies: Callable[[str], Path], kind: Any, shard: object) -> None:
+@pytest.mark.parametrize(("kind", "settings"), [(Showo, {}), (Verifier, {}), (Verifier, {"bits": 8})])
+def test_an_index_may_not_name_files_elsewhere(
+    copies: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, kind: Any, settings: Json, shard: object
+) -> None:
+    monkeypatch.setattr(verifier, "is_bitsandbytes_available", lambda: True)
     folder = copies("showo" if kind is Showo else "onevision")
     for file in folder.glob("*.safetensors"):
         file.rename(folder.parent / "outside.safetensors")
     index = {"metadata": {"total_size": 10**9}, "weight_map": {"showo.lm_head.weight": shard}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match=r"index\.json names .* no file of weights beside it"):
-        kind.from_pretrained(folder)
+        kind.from_pretrained(folder, **settings)
+
+
+def test_weights_that_are_rounded_have_any_official_name_and_the_size_that_the_config_asks_for(
+    copies: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifier, "is_bitsandbytes_available", lambda: True)
+    monkeypatch.setattr(verifier, "_quantization", lambda *_: None)  # all but the rounding
+    folder = copies("onevision")
+    whole = Verifier.from_pretrained(folder, "cpu").model.state_dict()
+    (folder / "model.safetensors").rename(folder / OFFICIAL)
+    model = Verifier.from_pretrained(folder, "cpu", torch.bfloat16, bits=8).model
+    assert model.dtype == torch.bfloat16 and not model.training and not hasattr(model.config, "transformers_weights")
+    assert all(torch.equal(weights, whole[name].bfloat16()) for name, weights in model.state_dict().items())
+    fields = json.loads((folder / "config.json").read_text())
+    nested(fields, "intermediate_size")["intermediate_size"] *= 100
+    (folder / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=r"config\.json of .* asks for .* weights, but .* one of them is damaged"):
+        Verifier.from_pretrained(folder, "cpu", bits=8)
+
+
+@pytest.mark.parametrize("name", [name for name in WEIGHTS if ".bin" in name])
+def test_a_flipped_bit_in_a_pickle_of_weights_is_seen(copies: Callable[[str], Path], name: str) -> None:
+    folder = copies("magvit")
+    state = load_file(folder / OFFICIAL)
+    rename(folder, name)
+    file = sorted(folder.glob("pytorch_model*.bin"))[-1]
+    held = bytearray(file.read_bytes())
+    values = max(torch.load(file, weights_only=True), key=lambda one: state[one].numel())
+    held[held.index(state[values].numpy().tobytes()) + 2] ^= 1
+    file.write_bytes(held)
+    assert torch.load(file, weights_only=True)  # torch itself sees nothing
+    with pytest.raises(ValueError, match=r"(the checksum of .* differs|Bad CRC)") as error:
+        Magvit.from_pretrained(folder)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
 
 
 LOADERS: dict[str, Callable[[Path], Any]] = {

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from cotgen_lite.full_scale import models as released
 from cotgen_lite.full_scale import tiny_random_models as s
 from cotgen_lite.full_scale.janus import JanusGenerator
-from cotgen_lite.full_scale.llamagen import LlamaGenGenerator, read_checkpoint
+from cotgen_lite.full_scale.llamagen import LlamaGenGenerator, read_weights
 from cotgen_lite.full_scale.mask2former import Mask2FormerDetector, self_check
 from cotgen_lite.generate.autoregressive import AutoregressiveSettings
 from cotgen_lite.generate.pipeline import Generator
@@ -56,7 +56,7 @@ def test_magvit_has_the_released_names_and_depth(paths: dict[str, Path]) -> None
 
 
 def test_llamagens_files_have_its_names(paths: dict[str, Path]) -> None:
-    gpt, vq = (read_checkpoint(paths[part]) for part in ("llamagen", "llamagen-vq"))
+    gpt, vq = (read_weights(paths[part]) for part in ("llamagen", "llamagen-vq"))
     assert "layers.1.attention.wqkv.weight" in gpt and len(gpt) == 6 + 2 * 7
     assert {"encoder.mid.1.q.weight", "encoder.conv_blocks.0.res.0.conv1.weight", "decoder.conv_in.bias"} < set(vq)
 

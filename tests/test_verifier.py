@@ -199,6 +199,7 @@ def test_weights_in_few_bits_are_asked_of_bitsandbytes(bits, lite, tmp_path, mon
     monkeypatch.setattr(verifier_module, "is_bitsandbytes_available", lambda: True)
     Verifier.from_pretrained(tmp_path, device="cpu", dtype=torch.bfloat16, bits=bits)
     (options,) = asked
+    assert options.pop("config").transformers_weights == "model.safetensors"
     config = options.pop("quantization_config")
     assert options == {"dtype": torch.bfloat16, "device_map": {"": "cpu"}, "trust_remote_code": False}
     assert (config.load_in_8bit, config.load_in_4bit) == (bits == 8, bits == 4)
@@ -211,7 +212,7 @@ class Unmovable(torch.nn.Module):
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.config = model, model.config
 
     def to(self, *args, **kwargs):
         raise ValueError("`.to` is not supported for this model.")

@@ -23,7 +23,7 @@ from cotgen_lite.generate.autoregressive import (
 from cotgen_lite.generate.vq import VqTokenizer
 from cotgen_lite.inputs import of_kind, whole
 from cotgen_lite.inputs import text as check_text
-from cotgen_lite.loading import check_dtype, chosen_device, load_complete, load_tokenizer
+from cotgen_lite.loading import check_dtype, chosen_device, load_complete, load_pickle, load_tokenizer
 from cotgen_lite.prompts import encode_text
 
 # Parts of the names: of ours, and of LlamaGen's for the same weights (three of ours are cut from "wqkv").
@@ -48,7 +48,7 @@ def load_llamagen(path: str | Path, grid: int, heads: int | None = None) -> Auto
     many as are 64 wide, like GPT-XL's. ValueError if the file is damaged or is not exactly such a checkpoint.
     """
     grid, heads = whole(grid, "grid", 1, 128), None if heads is None else whole(heads, "heads", 1, 1024)
-    state = read_checkpoint(path)
+    state = read_weights(path)
     state.pop("freqs_cis", None)  # a table of positions that some files hold; it is computed here
     codes, width = _shape(state, "tok_embeddings.weight", 2)
     length, text_width = _shape(state, "cls_embedding.uncond_embedding", 2)
@@ -114,7 +114,7 @@ def _halves(weight: Tensor, heads: int) -> Tensor:
 
 def load_vq(path: str | Path, grid: int) -> VqTokenizer:
     """The image tokenizer in a released file, for images of any `grid` tokens a side; errors as in `load_llamagen`."""
-    grid, state = whole(grid, "grid", 1, 128), read_checkpoint(path)
+    grid, state = whole(grid, "grid", 1, 128), read_weights(path)
     codes, numbers = _shape(state, "quantize.embedding.weight", 2)
     channels = _shape(state, "encoder.conv_in.weight", 4)[0]
     levels = range(_count(state, "encoder.conv_blocks."))
@@ -136,12 +136,12 @@ def load_vq(path: str | Path, grid: int) -> VqTokenizer:
     return VqTokenizer(vq.float())
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The weights in one of LlamaGen's files, by its own names; ValueError if it is missing or damaged."""
     of_kind(path, "path", (str, Path), "the path of a .pt file")
     try:
         with torch.serialization.safe_globals([Namespace]):  # some files hold their training's arguments too
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = load_pickle(path)
     except Exception as error:  # torch raises almost anything for a file that is none of its own
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} cannot be read ({reason}): it must be an intact .pt file; fetch it again.") from error

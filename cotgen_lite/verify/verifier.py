@@ -28,7 +28,7 @@ from transformers.utils import is_accelerate_available, is_bitsandbytes_availabl
 
 from cotgen_lite.hub import model_path
 from cotgen_lite.inputs import finite, of_kind, shaped, shown, text, texts, whole, with_methods
-from cotgen_lite.loading import check_dtype, chosen_device, load_complete, read_config, read_whole
+from cotgen_lite.loading import check_dtype, chosen_device, load_complete, load_rounded, read_config, read_whole
 from cotgen_lite.prompts import encode_text
 
 # The paper's questions, word for word; the image stands before the text.
@@ -115,9 +115,9 @@ class Verifier:
         fields = read_config(path_or_name, "verifier", kinds)
         if bits is None:
             model = load_complete(auto, path_or_name, "verifier", kinds, dtype=dtype).to(device)
-        else:  # which must not be moved once it is loaded; what it calls missing was not seen here, so it is not judged
+        else:  # which must not be moved once it is loaded
             rounding = {"device_map": {"": device}, "quantization_config": _quantization(bits, dtype)}
-            model = read_whole(auto.from_pretrained, path_or_name, "verifier", dtype=dtype, **rounding)
+            model = load_rounded(auto, path_or_name, "verifier", kinds, dtype, **rounding)
         # LLaVA-OneVision's without its video half, which would need torchvision.
         kind = _ImageOnlyProcessor if fields["model_type"] == "llava_onevision" else AutoProcessor
         processor = read_whole(kind.from_pretrained, path_or_name, "verifier's processor")
