@@ -7,6 +7,7 @@ whatever kind of number or string they came as. Read next: prompts.py.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,14 +38,15 @@ def canonical(value: Any) -> Any:
     if isinstance(value, np.generic):
         return canonical(value.item())
     if type(value).__module__.startswith("torch") and hasattr(value, "detach"):
-        plain, dtype = value.detach().cpu(), str(value.dtype).removeprefix("torch.")
-        return _array(plain.float().numpy() if dtype == "bfloat16" else plain.numpy(), dtype)
+        return _tensor(value)
     if isinstance(value, np.ndarray) and value.dtype.kind != "O":  # whose bytes are addresses
         return _array(value, str(value.dtype))
     if is_dataclass(value) and not isinstance(value, type):
         return {type(value).__name__: {field.name: canonical(getattr(value, field.name)) for field in fields(value)}}
     if isinstance(value, Mapping):
-        return {str(key): canonical(one) for key, one in value.items()}
+        if all(isinstance(key, str) for key in value):
+            return {str(key): canonical(one) for key, one in value.items()}
+        return {"pairs": sorted(([canonical(key), canonical(one)] for key, one in value.items()), key=json.dumps)}
     if isinstance(value, bytes):
         return {"bytes": hashlib.sha256(value).hexdigest()}
     if isinstance(value, set | frozenset):
@@ -52,6 +54,11 @@ def canonical(value: Any) -> Any:
     if isinstance(value, Sequence):
         return [canonical(one) for one in value]
     raise ValueError(f"A {type(value).__name__} cannot be part of what a run is named by: give plain data.")
+
+
+def _tensor(value: Any) -> dict[str, Any]:
+    plain, dtype = value.detach().cpu(), str(value.dtype).removeprefix("torch.")
+    return _array(plain.numpy() if hasattr(np, dtype) else plain.float().numpy(), dtype)  # numpy has no bfloat16
 
 
 def _array(values: np.ndarray, dtype: str) -> dict[str, Any]:
@@ -70,9 +77,49 @@ def fingerprint(models: Sequence["nn.Module"], *settings: Any) -> str:
     digest = hashlib.sha256(identity(*settings).encode())
     for model in models:
         for weights in (*model.parameters(), *model.buffers()):
-            digest.update(str((weights.dtype, tuple(weights.shape))).encode())
-            digest.update(weights.detach().cpu().float().numpy().tobytes())
+            digest.update(json.dumps(_tensor(weights)).encode())
     return digest.hexdigest()[:16]
+
+
+def named_by(*parts: Any) -> tuple[list["nn.Module"], list[Any]]:
+    """What answers of verifiers, detectors or tokenizers depend on, for `fingerprint`: networks, and plain data.
+
+    The data, of each: its class, its networks' configs, and what it calls `described`, or else those of its attributes
+    that are plain.
+    """
+    from torch import nn  # not before it is needed
+
+    networks: dict[int, nn.Module] = {}
+    data: list[Any] = []
+    for part in parts:
+        holds = getattr(part, "__dict__", {})
+        its = [one for one in (part, getattr(part, "model", None), *holds.values()) if isinstance(one, nn.Module)]
+        networks |= {id(one): one for one in its}
+        told = getattr(part, "described", None)
+        if told is None and not (isinstance(part, nn.Module) and hasattr(part, "config")):  # which says all of it
+            told = plain_data(holds)
+        data += [type(part).__name__, list(map(config_of, its)), told]
+    return list(networks.values()), data
+
+
+def plain_data(holds: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an object's attributes those that are plain data, its settings and tables; not caches, which are private, nor
+    how often it was asked."""
+    plain: dict[str, Any] = {}
+    for name, value in holds.items():
+        with suppress(ValueError):  # a network, whose weights count, or a tokenizer
+            plain |= {} if name.startswith("_") or name == "passes" else {name: canonical(value)}
+    return plain
+
+
+def config_of(network: Any) -> dict[str, Any]:
+    """What a network's config says of how it computes: with other rotary settings equal weights draw other images."""
+    told = network.config.to_dict() if hasattr(getattr(network, "config", None), "to_dict") else {}
+    return plain_data({name: value for name, value in told.items() if name not in _NOT_COMPUTED_WITH})
+
+
+# Of a config: where it was loaded from and by what, which another copy of the same model says otherwise.
+_NOT_COMPUTED_WITH = ("architectures", "transformers_version", "transformers_weights", "dtype", "torch_dtype")
 
 
 def refuse_other_run(work_dir: Path, saved: str, run: str) -> None:

@@ -142,7 +142,8 @@ def write_arrays(path: str | Path, arrays: dict[str, Tensor], about: dict[str, A
     """
     of_kind(arrays, "arrays", dict, "a dict of tensors")
     arrays = {name: of_kind(values, name, Tensor, "a tensor").contiguous() for name, values in arrays.items()}
-    named = {"about": about or {}, "identity": identity(about or {}, arrays)}
+    about = json.loads(json.dumps(about or {}))  # as it will be read
+    named = {"about": about, "identity": identity(about, arrays)}
     with in_place_of(Path(of_kind(path, "path", (str, Path), "a file's path"))) as part:
         save_file(arrays, part, metadata={"about": json.dumps(named, sort_keys=True)})
 

@@ -35,9 +35,11 @@ from cotgen_lite.align.dpo import (
 )
 from cotgen_lite.generate.pipeline import PAPER_SETTINGS, Generator
 from cotgen_lite.generate.showo import Showo, ShowoConfig, draw_mask, text_prefix
+from cotgen_lite.lite.verifier import lite_processor, lite_verifier
 from cotgen_lite.pools import Pool
 from cotgen_lite.prompts import lite_prompts, parse_prompt
 from cotgen_lite.training import WHOLE, is_whole
+from cotgen_lite.verify.verifier import Verifier
 
 LENGTH, CODES = 4, 3
 
@@ -741,6 +743,33 @@ def test_fresh_pairs_are_told_apart_by_how_they_are_drawn(unpictured):
         return online_pairs(changed, LikesLowCodes(), lite_prompts("train")[:2], 1, 3, seed=0).about
 
     assert about() == about() != about(temperature=1.7)
+
+
+class Opposite(LikesLowCodes):
+    def __init__(self, sign: int) -> None:
+        self.sign = sign
+
+    def score(self, codes: torch.Tensor, prompt: str) -> torch.Tensor:
+        return self.sign * super().score(codes, prompt)
+
+
+def test_fresh_pairs_are_told_apart_by_all_that_the_verifier_and_the_words_are(unpictured):
+    words = unpictured.text_tokenizer
+    verifier = Verifier(lite_verifier(words), lite_processor(words))
+
+    def about(asked: Any = verifier, generator: Generator = unpictured) -> str:
+        return online_pairs(generator, asked, lite_prompts("train")[:2], 1, 3, seed=0).about
+
+    told = [about(), about(Opposite(1)), about(Opposite(-1))]
+    assert about() == told[0] and about(Opposite(1)) == told[1]
+    verifier._yes, verifier._no = verifier._no, verifier._yes
+    told += [about()]
+    verifier.processor.chat_template = verifier.processor.chat_template.replace("<|assistant|>", "<|user|>")
+    told += [about()]
+    other = replace(unpictured)
+    vars(other)["encode"] = lambda prompt: [5, 6, 7]  # as another tokenizer would
+    told += [about(generator=other)]
+    assert len(set(told)) == len(told) == 6
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cotgen_lite.identity import fingerprint, identity
+from cotgen_lite.identity import fingerprint, identity, named_by
 from cotgen_lite.inputs import (
     finite,
     folder,
@@ -132,6 +132,9 @@ def test_equal_inputs_of_any_kind_have_one_identity():
     ]
     assert len(set(different)) == len(different)
     assert identity({"a", 1, None}) == identity({None, 1, "a"})
+    keyed = [{1: "a", "1": "b"}, {"1": "b"}, {1: "b"}, {"1": "b", 1: "c"}, {None: 1}, {"None": 1}, {(1, 2): 1}]
+    assert len(set(map(identity, keyed))) == len(keyed)
+    assert identity({1: "a", "1": "b"}) == identity({"1": "b", np.int64(1): "a"})
     for unnameable in (float("nan"), len, object(), np.array(["a", 1], dtype=object)):
         with pytest.raises(ValueError, match="part of what a run is named by"):
             identity(unnameable)
@@ -154,6 +157,47 @@ def test_a_fingerprint_tells_weights_and_settings_apart():
     assert (
         len({fingerprint((one,), 1), fingerprint((other,), 1), fingerprint((one,), 2), fingerprint((one, other))}) == 4
     )
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (torch.tensor(1.0, dtype=torch.float64), torch.tensor(1 + 1e-12, dtype=torch.float64)),
+        (torch.tensor(2**24), torch.tensor(2**24 + 1)),
+        (torch.tensor(1 + 0j), torch.tensor(1 + 1j)),
+        (torch.tensor([1.0, 2.0]).bfloat16(), torch.tensor([1.0, 2.0])),
+        (torch.tensor([1.0]).to(torch.float8_e4m3fn), torch.tensor([2.0]).to(torch.float8_e4m3fn)),
+    ],
+)
+def test_a_fingerprint_tells_values_apart_that_float32_does_not(one, other):
+    def named(values: torch.Tensor) -> str:
+        model = torch.nn.Module()
+        model.register_buffer("values", values)
+        return fingerprint((model,))
+
+    assert named(one) == named(one.clone()) != named(other)
+
+
+class Scorer:
+    def __init__(self, sign: int = 1, **more: object) -> None:
+        self.sign, self.passes, self._cache = sign, 0, object()
+        vars(self).update(more)
+
+
+def test_judges_are_named_by_all_that_their_answers_depend_on():
+    def named(judge: object) -> str:
+        networks, data = named_by(judge)
+        return fingerprint(networks, data)
+
+    asked, network = Scorer(), torch.nn.Linear(2, 2)
+    asked.passes = 7
+    assert named(asked) == named(Scorer()) and named(Scorer(model=network)) == named(Scorer(model=network))
+    tempered = torch.nn.Identity()
+    tempered.temperature = 2.0
+    described = [Scorer(described=["yes", "no"]), Scorer(described=["no", "yes"])]
+    judges = [asked, Scorer(-1), Scorer(model=network), Scorer(tail=torch.nn.Linear(2, 2)), tempered, *described]
+    assert len(set(map(named, judges))) == len(judges)
+    assert named_by(network, Scorer(model=network))[0] == [network]
 
 
 def test_a_fingerprint_tells_buffers_apart():

@@ -255,6 +255,27 @@ def test_opinions_are_kept_apart_by_all_that_they_hang_on(toy_generator: Any, tm
     assert ask() == 8
 
 
+class Plain:
+    """A verifier without a network; its opinions are all alike."""
+
+    def __init__(self, odds: float) -> None:
+        self.odds = odds
+
+    def score(self, images: torch.Tensor, prompt: str) -> torch.Tensor:
+        return torch.full((len(images),), self.odds)
+
+    def clarity_and_potential(self, images: torch.Tensor, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return (self.score(images, prompt),) * 2
+
+
+def test_a_verifier_without_a_network_can_be_asked_and_is_told_by_what_it_holds(
+    toy_generator: Any, tmp_path: Path
+) -> None:
+    for odds in (1.0, -1.0):
+        opinions = ask_of_paths(toy_generator, Plain(odds), GUESSES, PROMPTS[:2], tmp_path)  # type: ignore[arg-type]
+        assert (opinions.selection == odds).all()
+
+
 def test_paths_that_were_not_asked_far_enough_are_not_taken_for_survivors() -> None:
     clarity, potential = np.ones((2, 3, 4)), -np.ones((2, 3, 4))
     clarity[:, :, 1:], potential[:, :, 1:] = np.nan, np.nan  # all are stopped after the first step

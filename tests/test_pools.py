@@ -170,6 +170,11 @@ def test_equal_pools_are_equal_bytes(tmp_path: Path) -> None:
     assert len(written) == 2
 
 
+def test_what_is_said_of_arrays_is_what_will_be_read(tmp_path: Path) -> None:
+    write_arrays(tmp_path / "arrays", {"x": torch.arange(3)}, {7: (1, 2)})  # type: ignore[dict-item]
+    assert read_arrays(tmp_path / "arrays")[1] == {"7": [1, 2]}
+
+
 def test_full_scale_prompts_come_back(tmp_path: Path) -> None:
     prompts = (*full_prompts(), *pool_prompts("dev"))
     path = tmp_path / "pool.safetensors"

@@ -15,14 +15,14 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig, Trainer, TrainingArguments
 
 from cotgen_lite.generate.autoregressive import AutoregressiveGenerator, sequence_ids
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.showo import Showo, draw_mask, image_logits, text_prefix
 from cotgen_lite.hub import work_folder
-from cotgen_lite.identity import check_same_run, fingerprint
+from cotgen_lite.identity import check_same_run, fingerprint, named_by
 from cotgen_lite.inputs import (
     finite,
     number,
@@ -231,10 +231,10 @@ def online_pairs(
             pairs.append(Pair(prompt, tokens[log_odds.argmax()], tokens[log_odds.argmin()]))
         return pairs
 
-    texts, sizes = [prompt.text for prompt in prompts], (prompts_per_step, num_images_per_prompt, seed)
-    parts = (getattr(verifier, "model", None), generator.image_tokenizer)
-    networks = [part for part in parts if isinstance(part, nn.Module)]
-    return Online(draw, fingerprint(networks, texts, generator.settings, sizes))
+    read = [(prompt.text, generator.encode(prompt.text)) for prompt in prompts]  # by the verifier, by the generator
+    networks, asked = named_by(verifier, generator.image_tokenizer)
+    sizes = prompts_per_step, num_images_per_prompt, seed
+    return Online(draw, fingerprint(networks, asked, read, generator.settings, sizes))
 
 
 Watch = Callable[[Showo, Showo], float]  # from policy and reference to a number worth watching

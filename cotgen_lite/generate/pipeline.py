@@ -8,7 +8,6 @@ import time
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import groupby
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -41,7 +40,7 @@ from cotgen_lite.generate.showo import Showo, correction_prefix, text_prefix
 from cotgen_lite.generate.vq import ImageTokenizer, Magvit, MagvitConfig
 from cotgen_lite.geneval import Detector, judge
 from cotgen_lite.hub import model_path
-from cotgen_lite.identity import canonical, fingerprint
+from cotgen_lite.identity import config_of, fingerprint, named_by
 from cotgen_lite.inputs import all_whole, folder, of_kind, shaped, shown, text, texts, whole, with_methods, yes_or_no
 from cotgen_lite.loading import chosen_device, load_tokenizer, read_config
 from cotgen_lite.pools import SHARD, in_shards
@@ -435,7 +434,7 @@ def generate_pool(
         part for name, part in vars(generator).items() if name != "image_tokenizer" and hasattr(part, "parameters")
     ]
     ids = [generator.encode(prompt.text) for prompt in prompts]  # what a model draws from, whatever the words mean
-    kind, configs = type(generator).__name__, list(map(_config_of, networks))
+    kind, configs = type(generator).__name__, list(map(config_of, networks))
     name = fingerprint(networks, kind, configs, generator.settings, ids, list(map(len, shards)), n, seed)
     place, kept = work_dir / (f"{name}-final" if final_only else name), slice(-1 if final_only else 0, None)
 
@@ -485,12 +484,10 @@ def label_tokens(
         right = torch.from_numpy(judge_tokens(generator, tokens[rows], prompts[rows], detector))
         return {"right": right, "seconds": torch.tensor(time.perf_counter() - started, dtype=torch.float64)}
 
-    name = type(detector).__name__
-    holds = {} if isinstance(detector, nn.Module) else getattr(detector, "__dict__", {})
-    networks = [part for part in (generator.image_tokenizer, detector, *holds.values()) if isinstance(part, nn.Module)]
-    about = name, _plain_data(holds), list(map(_config_of, networks)), prompts, tokens, SHARD
-    place = work_dir / fingerprint(networks, *about)
-    parts = in_shards([slice(at, at + SHARD) for at in range(0, len(prompts), SHARD)], verdicts, place, name)
+    networks, told = named_by(detector, generator.image_tokenizer)
+    place = work_dir / fingerprint(networks, told, prompts, tokens, SHARD)
+    rows = [slice(at, at + SHARD) for at in range(0, len(prompts), SHARD)]
+    parts = in_shards(rows, verdicts, place, type(detector).__name__)
     return torch.cat([part["right"] for part in parts]).numpy(), sum(float(part["seconds"]) for part in parts)
 
 
@@ -500,22 +497,3 @@ def _check_judging(generator: Any, tokens: Any, prompts: Any, detector: Any) -> 
     prompts = each_prompt(prompts, none=False)
     of_kind(tokens, "tokens", Tensor, "a tensor of whole numbers")
     return prompts, shaped(tokens, "tokens", (len(prompts), "N", generator.num_image_tokens))
-
-
-def _plain_data(holds: dict[str, Any]) -> dict[str, Any]:
-    """Of a detector's attributes those that are plain data, its settings and tables; not caches, which are private."""
-    plain: dict[str, Any] = {}
-    for name, value in holds.items():
-        with suppress(ValueError):  # a network, whose weights count, or a tokenizer
-            plain |= {} if name.startswith("_") else {name: canonical(value)}
-    return plain
-
-
-def _config_of(network: Any) -> dict[str, Any]:
-    """What a network's config says of how it computes: with other rotary settings equal weights draw other images."""
-    told = network.config.to_dict() if hasattr(getattr(network, "config", None), "to_dict") else {}
-    return _plain_data({name: value for name, value in told.items() if name not in _NOT_COMPUTED_WITH})
-
-
-# Of a config: where it was loaded from and by what, which another copy of the same model says otherwise.
-_NOT_COMPUTED_WITH = ("architectures", "transformers_version", "transformers_weights", "dtype", "torch_dtype")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cotgen_lite.generate.pipeline import ImageGenerator, State
-from cotgen_lite.identity import fingerprint
+from cotgen_lite.identity import fingerprint, named_by
 from cotgen_lite.inputs import finite, folder, of_kind, one_of, settle, shaped, verdicts, whole, with_methods, yes_or_no
 from cotgen_lite.metrics import expected_best_of
 from cotgen_lite.pools import SHARD, Pool, in_shards, read_arrays, write_arrays
@@ -108,9 +108,9 @@ def ask_of_paths(
             final.append(checked_odds(verifier.score(images, prompt).half(), verifier, [prompt] * len(images)))
         return {"odds": odds.half(), "final": torch.stack(final)}
 
-    asked = getattr(verifier, "described", type(verifier).__name__)
+    networks, asked = named_by(verifier, generator.image_tokenizer)
     about = asked, prompts, guesses, first_step, stop, SHARD
-    name = fingerprint((verifier.model, generator.image_tokenizer), *about)
+    name = fingerprint(networks, *about)
     parts = in_shards(shards, ask, work_dir / name, "PARM")
     odds, final = (torch.cat([part[name] for part in parts]).float().numpy() for name in ("odds", "final"))
     return Opinions(odds[..., 0], odds[..., 1], final)
