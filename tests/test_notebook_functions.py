@@ -59,7 +59,7 @@ def test_schedule() -> None:
     ours = from_scratch("00_generate_step_by_step")["masked_after"]
     open_places = 64
     for step in range(18):
-        left = masked_after(step, 18, open_places, 64)
+        left = masked_after(step, 18, open_places, 64, "linear")
         at_least_one = max(1, min(open_places - 1, ours(step))) if step < 17 else 0
         assert left == at_least_one and abs(ours(step) - left) <= 1
         open_places = left
