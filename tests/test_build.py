@@ -298,6 +298,40 @@ def test_seconds_stand_beside_the_results_and_are_read_with_them(tmp_path: Path)
     assert read_scores(tmp_path / "data") == [row | {"cost": {"tokens": 3.0, "seconds": 0.5}}]
 
 
+def test_checksums_take_over_seconds_of_several_names_where_there_is_a_list(tmp_path: Path) -> None:
+    out, work = tmp_path / "data", tmp_path / "work"
+    for seconds in (1, 2):
+        for name in ("scores", "training"):
+            note_seconds(work / "times.json", name, {"a": seconds})
+        out.mkdir(exist_ok=True)
+        build.list_as_it_is(out, work)
+    assert read_seconds(out / "results/times.json") == {"scores": {"a": 2}, "training": {"a": 2}}
+    (out / "results/times.json").write_text(
+        '{"scores": {"b": 3}}'
+    )  # changed by hand, for which `checksums` is the cure
+    build.list_as_it_is(out, work)
+    assert read_seconds(out / "results/times.json") == {"scores": {"a": 2, "b": 3}, "training": {"a": 2}}
+    (out / "results/times.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"times\.json is damaged: .*get it back, or delete it"):
+        build.list_as_it_is(out, work)
+
+
+def test_checksums_list_nothing_half_done_or_under_way(small_steps: list[str], tmp_path: Path) -> None:
+    out, work = tmp_path / "data", tmp_path / "work"
+    small_steps.append("stop")
+    with pytest.raises(KeyboardInterrupt):
+        build.build([], out, work, QUICK)
+    before = read_checksums(out)
+    with pytest.raises(build.CannotBuild, match="finish the build first, by the same command without `checksums`"):
+        build.list_as_it_is(out, work)
+    assert read_checksums(out) == before
+    small_steps.clear()
+    build.build([], out, work, QUICK)
+    with build.held(work), pytest.raises(build.CannotBuild, match=r"Another build is at work in .*work"):
+        build.list_as_it_is(out, work)
+    assert build.list_as_it_is(out, tmp_path / "none") == 7 and not (tmp_path / "none").exists()
+
+
 def make_models_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Generators and verifiers of the course's own classes in a tenth of its sizes: ten steps teach them nothing."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

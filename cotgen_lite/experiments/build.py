@@ -17,7 +17,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from cotgen_lite.experiments.pretrain import (
     build_verifier,
 )
 from cotgen_lite.experiments.report import print_table, write_readme
-from cotgen_lite.experiments.results import TIMES, note_seconds, read_seconds
+from cotgen_lite.experiments.results import TIMES, merge_seconds, read_seconds
 from cotgen_lite.experiments.train_generators import (
     build_dpo,
     build_dpo_images,
@@ -316,12 +316,20 @@ def _remove(path: Path) -> None:
 
 
 def list_as_it_is(out: Path, work: Path) -> int:
-    """Take over the seconds that a build noted in `work`, list all files with their checksums, and say how many."""
+    """Take over the seconds that a build noted in `work`, list all files with their checksums, and say how many.
+
+    CannotBuild if another build is at work there, or one was killed in the middle of a step.
+    """
     if not out.is_dir():
         raise FileNotFoundError(f"{out} is no folder: name one that was built with --out.")
-    with held(out):
-        for name, seconds in read_seconds(work / TIMES).items():
-            note_seconds(out / "results" / TIMES, name, seconds)
+    with held(out), held(work) if work.is_dir() else nullcontext():
+        if (out / BEFORE).exists():
+            raise CannotBuild(
+                f"{out} holds a step that was interrupted: finish the build first, by the same command without "
+                "`checksums`. Nothing was changed."
+            )
+        if seconds := read_seconds(work / TIMES):
+            merge_seconds(out / "results" / TIMES, seconds)
         return len(write_checksums(out))
 
 

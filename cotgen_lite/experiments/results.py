@@ -140,8 +140,22 @@ def read_json(out: Path, name: str) -> Any:
 
 def note_seconds(file: Path, name: str, seconds: Mapping[str, object]) -> None:
     """Write seconds that were measured into a file for all of them, under a name; what else is there stays."""
-    there = read_seconds(file)
-    write_json(file, dict(sorted((there | {name: there.get(name, {}) | dict(seconds)}).items())))
+    merge_seconds(file, {name: seconds})
+
+
+def merge_seconds(file: Path, seconds: Mapping[str, Mapping[str, object]]) -> None:
+    """As `note_seconds`, for several names at once; the file need not be as the list of its data folder says.
+
+    ValueError if there is no reading it.
+    """
+    try:
+        there = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        merged = there | {name: there.get(name, {}) | dict(new) for name, new in seconds.items()}
+    except (ValueError, TypeError, AttributeError):  # of JSON and of UTF-8 too
+        raise ValueError(
+            f"{file} is damaged: it must hold a JSON object of objects; get it back, or delete it."
+        ) from None
+    write_json(file, dict(sorted(merged.items())))
 
 
 def read_seconds(file: Path) -> dict[str, dict]:
