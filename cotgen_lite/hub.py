@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 import uuid
@@ -21,15 +22,14 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 CHECKSUMS = "sha256.json"  # in a data folder: the checksum of every file of it but this one and the README
-
-
-_SHIPPED = Path(__file__).resolve().parent.parent / "data"
+TOY = ".quick"  # in a data folder: its files are of toy size, from `--quick`
+SHIPPED = Path(__file__).resolve().parent.parent / "data"
 
 
 def data_root() -> Path:
     """The folder of shipped data: $COTGEN_DATA if set, else `data/` beside the package."""
     given = os.environ.get("COTGEN_DATA")
-    return Path(given) if given else _SHIPPED
+    return Path(given) if given else SHIPPED
 
 
 def data_path(name: str) -> Path:
@@ -40,7 +40,7 @@ def data_path(name: str) -> Path:
     """
     path = data_root() / _inside(name)
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: {restore(data_root())}.")
+        raise FileNotFoundError(f"{path} is missing: {restore_or_list(data_root())}.")
     return check_whole(path)
 
 
@@ -65,12 +65,12 @@ def model_path(name: str, models: Path | None = None) -> Path:
     try:
         sums = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"])
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{folder / MANIFEST} is damaged: {restore(root)}.") from None
+        raise ValueError(f"{folder / MANIFEST} is damaged: {restore_or_list(root)}.") from None
     for file, expected in sums.items():
         if not (folder / file).is_file():
-            raise FileNotFoundError(f"{folder / file} is missing: {restore(root)}.")
+            raise FileNotFoundError(f"{folder / file} is missing: {restore_or_list(root)}.")
         if _sha256_now(folder / file) != expected:
-            raise ValueError(f"{folder / file} is damaged: {restore(root)}.")
+            raise ValueError(f"{folder / file} is damaged: {restore_or_list(root)}.")
     return folder
 
 
@@ -86,14 +86,18 @@ def check_whole(path: Path) -> Path:
 
     FileNotFoundError if a listed file is missing, ValueError if one is damaged; both say how to get it back.
     """
-    full = path.absolute()
-    for root in (full, *full.parents)[:4]:  # models/orm/config.json lies three folders deep
-        if (root / CHECKSUMS).is_file() or _is_shipped(root):
-            for name, wrong in _damage(root, full.relative_to(root).as_posix()):
-                kind: type[Exception] = FileNotFoundError if wrong == "missing" else ValueError
-                raise kind(f"{root / name} is {wrong}: {restore(root)}.")
-            break
+    if root := data_folder(path):
+        for name, wrong in _damage(root, path.absolute().relative_to(root).as_posix()):
+            kind: type[Exception] = FileNotFoundError if wrong == "missing" else ValueError
+            raise kind(f"{root / name} is {wrong}: {restore_or_list(root)}.")
     return path
+
+
+def data_folder(path: Path) -> Path | None:
+    """The data folder that a file or a folder lies in, known by its list; None if there is none."""
+    full = path.absolute()
+    near = (full, *full.parents)[:4]  # models/orm/config.json lies three folders deep
+    return next((root for root in near if (root / CHECKSUMS).is_file() or is_shipped(root)), None)
 
 
 def damaged_files(root: Path) -> list[str]:
@@ -115,10 +119,10 @@ def read_checksums(root: Path) -> dict[str, str]:
         if text == _as_list(listed):
             return listed
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing: {restore(root)}.") from None
+        raise FileNotFoundError(f"{path} is missing: {restore_or_list(root)}.") from None
     except (ValueError, KeyError, TypeError, AttributeError):  # of JSON and of UTF-8 too
         pass
-    raise ValueError(f"{path} is damaged: {restore(root)}.")
+    raise ValueError(f"{path} is damaged: {restore_or_list(root)}.")
 
 
 def write_checksums(root: Path, files: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -170,16 +174,29 @@ def _sha256_of(path: Path, size: int, changed: int) -> str:
     return file_sha256(path)
 
 
-def _is_shipped(root: Path) -> bool:
-    return root.resolve() == _SHIPPED
+def is_shipped(root: Path) -> bool:
+    """Whether a folder is the data folder that came with the course."""
+    return root.resolve() == SHIPPED
 
 
 def restore(root: Path) -> str:
-    """How to get a file of a data folder back, or to say that it is as it should be."""
-    if _is_shipped(root):
-        return "restore it with `git checkout -- data`; if you changed it, run `python -m cotgen_lite.build checksums`"
-    again, anew = (f"`python -m cotgen_lite.build {deed}--out {root}`" for deed in ("", "checksums "))
-    return f"make it again with {again}, or point COTGEN_DATA to another folder; if you changed it, run {anew}"
+    """How to get a file of a data folder back, said so that it works in any folder."""
+    if is_shipped(root):
+        return f"restore it with `{git_restore()}`"
+    quick = "--quick " if (root / TOY).exists() else ""
+    again = f"`python -m cotgen_lite.build {quick}--out {shlex.quote(str(root.absolute()))}`"
+    return f"make it again with {again}, or point COTGEN_DATA to another folder"
+
+
+def git_restore() -> str:
+    """The command that restores all shipped data."""
+    return f"git -C {shlex.quote(str(SHIPPED.parent))} checkout -- data"
+
+
+def restore_or_list(root: Path) -> str:
+    """As `restore`, of a file that is not as it is listed; and how to say that it is as it should be."""
+    out = "" if is_shipped(root) else f" --out {shlex.quote(str(root.absolute()))}"
+    return f"{restore(root)}; if you changed it, run `python -m cotgen_lite.build checksums{out}`"
 
 
 def file_sha256(path: Path) -> str:

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from cotgen_lite.hub import first_line, in_place_of
+from cotgen_lite.hub import data_folder, first_line, in_place_of, restore
 from cotgen_lite.identity import identity
 from cotgen_lite.inputs import numbers, of_kind, settle, shaped, verdicts, whole, whole_numbers, with_methods
 from cotgen_lite.prompts import (
@@ -151,7 +151,7 @@ def write_arrays(path: str | Path, arrays: dict[str, Tensor], about: dict[str, A
 def read_arrays(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `write_arrays` wrote. FileNotFoundError if it is missing; ValueError if any of it is damaged."""
     if not Path(of_kind(path, "path", (str, Path), "a file's path")).is_file():
-        raise FileNotFoundError(f"{path} is missing: {_CURE}.")
+        raise FileNotFoundError(f"{path} is missing: {_cure(path)}.")
     try:
         with safe_open(path, framework="pt") as file:
             said = (file.metadata() or {}).get("about")
@@ -159,15 +159,18 @@ def read_arrays(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         named = json.loads(said) if said else {}
         intact = not said or named["identity"] == identity(named["about"], arrays)
     except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({first_line(error)}): {_CURE}.") from error
+        raise ValueError(f"{path} is damaged ({first_line(error)}): {_cure(path)}.") from error
     if not intact:
-        raise ValueError(f"{path} is damaged (its content is not what was written): {_CURE}.")
+        raise ValueError(f"{path} is damaged (its content is not what was written): {_cure(path)}.")
     if not said:
         raise ValueError(f"{path} is no file of the course's pools and their steps: give one that it wrote.")
     return arrays, named["about"]
 
 
-_CURE = "restore it with `git checkout -- data` if it came with the course, or make it again"
+def _cure(path: str | Path) -> str:
+    """How to get a file back, which may lie in a data folder."""
+    root = data_folder(Path(path))
+    return restore(root) if root else "make it again, or give another file"
 
 
 def _shortest(prompt: Prompt) -> str | dict:

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +23,7 @@ from cotgen_lite.experiments.measure_sequential import teach_verifiers
 from cotgen_lite.experiments.report import finding_lines, rows_by_method, table_lines, write_readme
 from cotgen_lite.experiments.results import note_seconds, read_rows, read_scores, read_seconds, write_rows
 from cotgen_lite.generate.autoregressive import load_autoregressive
-from cotgen_lite.hub import CHECKSUMS, damaged_files, data_root, read_checksums, write_atomically
+from cotgen_lite.hub import CHECKSUMS, TOY, damaged_files, data_root, read_checksums, restore, write_atomically
 from cotgen_lite.lite import verifier
 from cotgen_lite.pools import Pool, load_pool, save_pool
 from cotgen_lite.prompts import Prompt, lite_prompts
@@ -68,8 +70,8 @@ def test_quick_build_makes_everything_once(
     build.main(["--quick"])
     assert capsys.readouterr().out.count("there already") == len(build.STEPS)
     written = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    assert written == {CHECKSUMS, *read_checksums(out)} and damaged_files(out) == []
-    assert all(any(step.owns(file) for step in build.STEPS) for file in written - {CHECKSUMS})
+    assert written == {CHECKSUMS, TOY, *read_checksums(out)} and damaged_files(out) == []
+    assert all(any(step.owns(file) for step in build.STEPS) for file in written - {CHECKSUMS, TOY})
     assert not [file for file in written if "seconds" in (out / file).read_text("utf-8", "replace")]  # of the clock
     assert read_seconds(tmp_path / "build/quick/work/times.json").keys() >= {"scores", "training", "parm", "steps"}
 
@@ -211,6 +213,29 @@ def test_the_courses_own_files_are_not_made_again_for_being_damaged(small_steps:
     assert not small_steps
 
 
+@pytest.mark.parametrize(("config", "other", "flag"), [(QUICK, LITE, "with"), (LITE, QUICK, "without")])
+def test_sizes_do_not_mix_and_the_cure_keeps_to_them(
+    config: Config, other: Config, flag: str, small_steps: list[str], tmp_path: Path
+) -> None:
+    out, work = tmp_path / "my data", tmp_path / "work"
+    build.build([], out, work, config)
+    (out / "models/b/weights").unlink()
+    small_steps.clear()
+    with pytest.raises(
+        build.CannotBuild, match=rf"my data was built {flag} --quick, .*or here {flag} it\. Nothing was"
+    ):
+        build.build([], out, work, other)
+    assert not small_steps and (out / "models/c").exists()
+    command = f"python -m cotgen_lite.build {'--quick ' * (config is QUICK)}--out '{out}'"
+    assert f"make it again with `{command}`" in restore(out)
+    build.main(shlex.split(command)[3:])
+    assert small_steps == ["b", "c"]
+    small_steps.clear()
+    shutil.rmtree(out)
+    build.build([], out, work, other)
+    assert ("--quick" in restore(out)) == (other is QUICK)
+
+
 def test_two_builds_at_once_are_refused_and_a_dead_one_holds_nothing(small_steps: list[str], tmp_path: Path) -> None:
     program = "import sys, time; from pathlib import Path; from cotgen_lite.experiments.build import held\n"
     program += "with held(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
@@ -262,7 +287,7 @@ def test_a_full_disk_is_named_and_the_build_goes_on(
         (["--out", "file"], "is no folder with a name of its own"),
         (["--out", "file/mine"], "cannot be written"),
         (["checksums", "--out", "nowhere"], "nowhere is no folder"),
-        (["table", "--out", "nowhere"], "nowhere/results/scores.jsonl is missing: make it with"),
+        (["table", "--out", "nowhere"], "nowhere/results/scores.jsonl is missing: make it again with"),
         (["table", "--out", "half"], "half/results/scores.jsonl is damaged in line 1"),
     ],
 )
@@ -421,9 +446,11 @@ def test_nothing_of_the_courses_own_data_is_made_again_unasked(
     assert not made
     build.main(["orm", "--out", "again"])
     build.main(["--all"])
+    build.main(["--out", str(data_root())])
     assert made == [
         (["orm"], Path("again"), Path("again-work"), LITE, False),
         ([], Path("build/all/data"), Path("build/all/work"), LITE, False),
+        ([], data_root(), Path("build/work"), LITE, True),
     ]
 
 

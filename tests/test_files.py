@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,10 +14,12 @@ from typing import Any
 
 import pytest
 
+from cotgen_lite import hub
 from cotgen_lite.experiments.findings import findings
 from cotgen_lite.experiments.measure import load_steps_of_pool
 from cotgen_lite.experiments.report import reading_lines
-from cotgen_lite.experiments.results import read_rows, results
+from cotgen_lite.experiments.results import read_json, read_rows, read_scores, results
+from cotgen_lite.full_scale.prompts import geneval_meanings
 from cotgen_lite.generate.pipeline import load_generator
 from cotgen_lite.generate.vq import Magvit
 from cotgen_lite.hub import (
@@ -29,12 +33,14 @@ from cotgen_lite.hub import (
     in_place_of,
     model_path,
     read_checksums,
+    restore,
     write_atomically,
     write_checksums,
     write_manifest,
 )
 from cotgen_lite.lite.judges import load_judge
 from cotgen_lite.pools import load_pool
+from cotgen_lite.prompts import world_file
 from cotgen_lite.verify.verifier import Verifier, load_verifier
 
 
@@ -187,9 +193,49 @@ def test_a_damaged_file_is_named_with_its_cure(
 
 
 def test_the_courses_own_files_come_back_by_git() -> None:
-    for root, cure in ((data_root(), "restore it with `git checkout -- data`"), (Path("else"), "make it again with")):
-        with pytest.raises(FileNotFoundError, match=cure):
-            read_checksums(root / "nothing") if root != data_root() else data_path("nothing")
+    with pytest.raises(
+        FileNotFoundError, match=r"restore it with `git -C .* checkout -- data`; if you changed it, run"
+    ):
+        data_path("nothing")
+    for read in (read_scores, lambda out: read_json(out, "nothing")):
+        with pytest.raises(FileNotFoundError, match="is missing: make it again with `python"):
+            read(Path("else"))
+    with pytest.raises(FileNotFoundError, match=r"is missing: restore it with `git -C .* checkout -- data`\.$"):
+        read_json(data_root(), "nothing")
+
+
+def test_a_cure_works_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clone = tmp_path / "my course"
+    write_atomically(clone / "data/a.txt", "whole")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(clone)]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *command], check=True)
+    (clone / "data/a.txt").write_text("damaged")
+    monkeypatch.setattr(hub, "SHIPPED", clone / "data")
+    subprocess.run(shlex.split(restore(clone / "data").split("`")[1]), cwd=tmp_path, check=True)
+    assert (clone / "data/a.txt").read_text() == "whole"
+    monkeypatch.chdir(tmp_path)
+    assert f"--out '{tmp_path / 'an other'}'`" in restore(Path("an other"))
+
+
+def test_every_reader_takes_the_cure_of_the_folder_that_it_reads(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"a\.safetensors is damaged \(.*\): make it again, or give another file\.$"):
+        load_pool(tmp_path / "a.safetensors")
+    with pytest.raises(FileNotFoundError, match=rf"is missing: {re.escape(restore(copied))}"):
+        load_pool(copied / "pools/nothing.safetensors")
+    with pytest.raises(FileNotFoundError, match=rf"is missing: {re.escape(restore(data_root()))}"):
+        load_pool(data_root() / "pools/nothing.safetensors")
+    monkeypatch.setenv("COTGEN_DATA", str(tmp_path))
+    write_atomically(tmp_path / "world/world.json", "{}")
+    world_file.cache_clear()
+    with pytest.raises(ValueError, match=rf"the shipped one, or {re.escape(restore(tmp_path))}\.$"):
+        world_file()
+    write_atomically(tmp_path / "prompts/geneval_meanings.txt", "a\n")
+    with pytest.raises(ValueError, match=rf"not 552\): {re.escape(restore(tmp_path))}, or make it anew"):
+        geneval_meanings()
 
 
 def test_files_that_no_list_names_are_read_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +267,7 @@ def test_a_full_disk_is_called_so_with_the_file(tmp_path: Path) -> None:
 
 
 def test_missing_file_says_how_to_get_it() -> None:
-    with pytest.raises(FileNotFoundError, match="git checkout"):
+    with pytest.raises(FileNotFoundError, match="git -C"):
         data_path("world/nothing.json")
 
 

@@ -255,7 +255,7 @@ def usable_cores() -> tuple[int, int]:
 
 def look_at_data(root: Path | None = None) -> Finding:
     """The data folder: each shipped file that is missing or damaged, by the list of their checksums."""
-    from cotgen_lite.hub import damaged_files, data_root, read_checksums  # not in a Python that is too old
+    from cotgen_lite.hub import damaged_files, data_root, git_restore, read_checksums  # not in a Python that is too old
 
     root, given = root or data_root(), os.environ.get("COTGEN_DATA")
     try:
@@ -269,7 +269,7 @@ def look_at_data(root: Path | None = None) -> Finding:
     if given:
         return Finding("data", f"in COTGEN_DATA={given}: {said}", "unset COTGEN_DATA")
     if (ROOT / ".git").exists():
-        return Finding("data", said, f"git -C {shlex.quote(str(ROOT))} checkout -- data")
+        return Finding("data", said, git_restore())
     return Finding("data", said, advice=ANEW)
 
 

@@ -59,14 +59,16 @@ from cotgen_lite.experiments.train_verifiers import (
 from cotgen_lite.hub import (
     CHECKSUMS,
     HALF_WRITTEN,
+    TOY,
     data_root,
     disk_is_full,
     file_sha256,
     first_line,
+    is_shipped,
     missing_or_damaged,
     print_anything,
     read_checksums,
-    restore,
+    restore_or_list,
     write_checksums,
 )
 
@@ -200,11 +202,11 @@ def build(names: list[str], out: Path, work: Path, config: Config, own: bool = F
     """
     with held(out), held(work):
         _clean_up(out, work)
-        listed = _listed_files(out)
+        listed = _listed_files(out, toy=config == QUICK)
         wrong = missing_or_damaged(out) if listed else {}
         if own and wrong:
             damaged = ", ".join(f"{file} is {what}" for file, what in wrong.items())
-            raise CannotBuild(f"In {out}, {damaged}: {restore(out)}. Nothing was changed.")
+            raise CannotBuild(f"In {out}, {damaged}: {restore_or_list(out)}. Nothing was changed.")
         made = 0
         for step in STEPS:
             if names and step.name not in names:
@@ -258,15 +260,24 @@ def _files_of(out: Path, places: Sequence[str]) -> list[str]:
     return [path.relative_to(out).as_posix() for path in paths]
 
 
-def _listed_files(out: Path) -> dict[str, str]:
-    """The list of a folder that is built into, which is started in a new one."""
+def _listed_files(out: Path, toy: bool) -> dict[str, str]:
+    """The list of a folder that is built into, which is started in a new one. toy: whether that is at toy size."""
     if (out / CHECKSUMS).exists():
+        if toy != (out / TOY).exists():
+            raise CannotBuild(
+                f"{out} was built {'without' if toy else 'with'} --quick, and files of toy size mix with no others: "
+                f"build into another folder, or here {'without' if toy else 'with'} it. Nothing was changed."
+            )
         return read_checksums(out)
     if there := _files_of(out, [place for step in STEPS for place in step.places]):
         raise CannotBuild(
             f"{out} has {there[0]}, but no list of what is whole ({CHECKSUMS}): build into another folder, or, if all "
             f"is well, list what is there with `python -m cotgen_lite.build checksums --out {out}`."
         )
+    if toy:
+        (out / TOY).touch()
+    else:
+        (out / TOY).unlink(missing_ok=True)
     return write_checksums(out, {})
 
 
@@ -410,7 +421,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{out / CHECKSUMS}: the checksums of {list_as_it_is(out, work)} files")
             return
         if options.steps != ["table"]:
-            untouched = not (options.steps or options.quick or options.all or options.out)
+            untouched = not (options.steps or options.quick or options.all) and (not options.out or is_shipped(out))
             made = build(options.steps, out, work, QUICK if options.quick else LITE, untouched)
             if untouched and made:
                 list_as_it_is(out, work)

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from cotgen_lite.generate.pipeline import ImageGenerator
-from cotgen_lite.hub import check_whole, data_root, write_atomically, write_json
+from cotgen_lite.hub import check_whole, data_root, restore, write_atomically, write_json
 from cotgen_lite.metrics import expected_best_of, score
 from cotgen_lite.prompts import Prompt
 from cotgen_lite.verify.verifier import ORM_QUESTION, Verifier
@@ -114,11 +114,11 @@ def results(out: Path | None = None) -> "pd.DataFrame":
 def read_scores(out: Path) -> list[dict]:
     """The rows of `results/scores.jsonl` under `out`, with their seconds where these were kept (`TIMES`).
 
-    FileNotFoundError if it is missing, ValueError if it is damaged; both say how to make it.
+    FileNotFoundError if it is missing, ValueError if it is damaged; both say how to get it back.
     """
     path = out / "results/scores.jsonl"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: make it with `python -m cotgen_lite.build --out {out}`.")
+        raise FileNotFoundError(f"{path} is missing: {restore(out)}.")
     seconds = read_seconds(out / "results" / TIMES).get("scores", {})
     rows = read_rows(path)
     for row in rows:
@@ -133,9 +133,9 @@ def read_json(out: Path, name: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing: make it with `python -m cotgen_lite.build --out {out}`.") from None
+        raise FileNotFoundError(f"{path} is missing: {restore(out)}.") from None
     except ValueError:  # of JSON, and of UTF-8
-        raise ValueError(f"{path} is damaged: make it again with `python -m cotgen_lite.build --out {out}`.") from None
+        raise ValueError(f"{path} is damaged: {restore(out)}.") from None
 
 
 def note_seconds(file: Path, name: str, seconds: Mapping[str, object]) -> None:
