@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 from cotgen_lite.experiments.findings import findings
 from cotgen_lite.experiments.measure import load_steps_of_pool
@@ -76,7 +77,8 @@ def killed(out: Path, log: Path, kills: int, seconds: float, rng: random.Random)
 def differing(one: Path, other: Path) -> list[str]:
     """Files that are in one folder only, or not the same in both, byte by byte."""
     names = {path.relative_to(root).as_posix() for root in (one, other) for path in root.rglob("*") if path.is_file()}
-    return sorted(filecmp.cmpfiles(one, other, names, shallow=False)[1] + filecmp.cmpfiles(one, other, names)[2])
+    _, differ, missing = filecmp.cmpfiles(one, other, names, shallow=False)
+    return sorted(differ + missing)
 
 
 def test_interruptions(folder: Path, kills: int, builds: int, seed: int) -> bool:
@@ -85,9 +87,6 @@ def test_interruptions(folder: Path, kills: int, builds: int, seed: int) -> bool
     whole = folder / "whole"
     seconds = finish(whole, folder / "whole.log")
     idle = finish(whole, folder / "whole.log")  # nothing is left to do: what a start takes
-    note = folder / "seconds"
-    seconds = max(seconds, float(note.read_text()) if note.exists() else 0)
-    note.write_text(str(seconds))
     total = len(read_checksums(whole)) + 1
     print(f"undisturbed: {seconds:.0f} s, {total} files, a start takes {idle:.0f} s", flush=True)
     while left or number < builds:
@@ -129,6 +128,7 @@ def reader(name: str) -> Callable[[], object]:
     return others.get(name, lambda: data_path(name))
 
 
+@patch.dict(os.environ)  # builds come after it, and are to read the data that are whole
 def test_damages(folder: Path) -> bool:
     """Whether every damage to every shipped file is told in one sentence; prints how often, by kind of file."""
     root, tried, told = folder / "damaged", Counter[str](), Counter[str]()
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "build/faults", help="in which all is built; kept")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    for old in options.folder.glob("killed-*"):
+    for old in [*options.folder.glob("killed-*"), *options.folder.glob("whole*")]:  # of a tree that may have changed
         shutil.rmtree(old) if old.is_dir() else old.unlink()
     named = test_damages(options.folder)
     equal = test_interruptions(options.folder, options.kills, options.builds, options.seed)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import faults
 import pytest
 
 from cotgen_lite import hub
@@ -236,6 +237,28 @@ def test_every_reader_takes_the_cure_of_the_folder_that_it_reads(
     write_atomically(tmp_path / "prompts/geneval_meanings.txt", "a\n")
     with pytest.raises(ValueError, match=rf"not 552\): {re.escape(restore(tmp_path))}, or make it anew"):
         geneval_meanings()
+
+
+def test_trying_faults_starts_afresh_and_leaves_the_environment_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_atomically(tmp_path / "data/a.txt", "some text")
+    write_checksums(tmp_path / "data")
+    for old in ("whole/data/a.txt", "whole-work/b/c", "whole.log", "killed-1/data/a.txt", "killed-1.log", "mine"):
+        write_atomically(tmp_path / "faults" / old, "")
+    left: list[tuple[list[str], str | None]] = []
+
+    def note(folder: Path, *_: int) -> bool:
+        left.append((sorted(path.name for path in folder.iterdir()), os.environ.get("COTGEN_DATA")))
+        return False
+
+    monkeypatch.delenv("COTGEN_DATA", raising=False)
+    monkeypatch.setattr(faults, "data_root", lambda: tmp_path / "data")
+    monkeypatch.setattr(faults, "test_interruptions", note)
+    monkeypatch.setattr(sys, "argv", ["faults.py", "--folder", str(tmp_path / "faults")])
+    with pytest.raises(SystemExit):
+        faults.main()
+    assert left == [(["damaged", "mine"], None)]
 
 
 def test_files_that_no_list_names_are_read_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
