@@ -293,9 +293,11 @@ def free_memory() -> int | None:
         return None
     try:
         limit, taken = (int(Path(f"/sys/fs/cgroup/memory.{part}").read_text()) for part in ("max", "current"))
-    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        stat = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
+        cached = int(stat["inactive_file"])  # counted as taken, and given back when memory is asked for
+    except (OSError, ValueError, KeyError):  # no container, or one without a limit ("max")
         return free
-    return min(free, limit - taken)
+    return max(0, min(free, limit - taken + cached))
 
 
 def publish(model: Any, folder: Path, settings: Mapping[str, object]) -> None:

@@ -183,6 +183,7 @@ def test_a_plan_is_one_line() -> None:
 
 def test_free_memory_is_what_the_system_says(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {"meminfo": "MemTotal:  900 kB\nMemAvailable:   200 kB\n"}
+    files["memory.stat"] = "anon 60000\ninactive_file 30000\nactive_file 10000\n"
 
     def read(path: Path, **_: str) -> str:
         if path.name not in files:
@@ -191,7 +192,7 @@ def test_free_memory_is_what_the_system_says(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(Path, "read_text", read)
     assert free_bytes(torch.device("cpu")) == 200 * 1024
-    for limit, free in (("max", 200 * 1024), ("150000", 50000), ("900000", 200 * 1024)):  # of a container
+    for limit, free in (("max", 200 * 1024), ("150000", 80000), ("900000", 200 * 1024), ("60000", 0)):  # of a container
         files |= {"memory.max": limit, "memory.current": "100000"}
         assert free_bytes(torch.device("cpu")) == free
     files["meminfo"] = "MemTotal:  900 kB\n"
