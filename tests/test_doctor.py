@@ -121,7 +121,7 @@ def test_what_the_notebooks_need_is_required(monkeypatch: pytest.MonkeyPatch) ->
     assert not {"ipywidgets", "trl"} & set(wrong(doctor.look_at_packages(doctor.requirements(), {})))
 
 
-@pytest.mark.parametrize("line", doctor.requirements())
+@pytest.mark.parametrize("line", [*doctor.requirements(), "torch~=1.16", "torch ~= 2.13.0, !=2.13.1", "torch~=5.23"])
 @pytest.mark.parametrize("version", ["0.1", "1.16", "1.16.0", "2.13.0+cpu", "5.23.1", "5.24.0", "25.0.1"])
 def test_versions_compare_as_packaging_does(line: str, version: str) -> None:
     name, bounds, extra = doctor.parse(line)
@@ -233,6 +233,31 @@ def test_what_is_scarce_or_left_behind_is_named(monkeypatch: pytest.MonkeyPatch)
     assert found["disk"].mend.endswith("pip cache purge")  # nothing that deletes the environment or answers
     monkeypatch.setattr(hub, "free_memory", lambda: None)
     assert "memory" not in wrong(doctor.look_at_machine(doctor.ROOT))
+
+
+@pytest.mark.parametrize(
+    ("left", "warned"),
+    [
+        ("", False),
+        ("MASTER_ADDR=here", False),
+        ("RANK=0 WORLD_SIZE=1", False),
+        ("RANK=0 WORLD_SIZE=1 LOCAL_RANK=0 MASTER_ADDR=here MASTER_PORT=1", False),
+        ("WORLD_SIZE=2", True),
+        ("RANK=1", True),
+        ("LOCAL_RANK=0", True),
+        ("RANK=0 WORLD_SIZE=2 MASTER_ADDR=here", True),
+    ],
+)
+def test_only_variables_that_speak_of_others_are_named(
+    left: str, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in doctor.LAUNCHERS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (one.split("=") for one in left.split()):
+        monkeypatch.setenv(name, value)
+    found = wrong(doctor.look_at_machine(doctor.ROOT))
+    assert ("launcher" in found) == warned
+    assert not warned or found["launcher"].mend.split()[1:] == [one.split("=")[0] for one in left.split()]
 
 
 def test_it_ends_in_one_command() -> None:

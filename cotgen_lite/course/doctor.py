@@ -159,10 +159,15 @@ def parse(requirement: str) -> tuple[str, str, str]:
 def fits(version: str, bounds: str) -> bool:
     """Whether a version lies within bounds such as ">=1.16,<2"; an unknown one is given the benefit of the doubt."""
 
+    def spelled_out(match: re.Match) -> str:  # ~=1.4.2 is >=1.4.2,<1.5
+        *start, last = match[1].split(".")[:-1]
+        return f">={match[1]},<{'.'.join([*start, str(int(last) + 1)])}"
+
     def numbers(text: str) -> list[int]:
         found = [int(part) for part in re.match(r"[\d.]*", text)[0].split(".") if part]  # type: ignore[index]
         return found + [0] * (6 - len(found))
 
+    bounds = re.sub(r"~=\s*(\d+(?:\.\d+)+)", spelled_out, bounds)
     parts = re.findall(r"([<>=!]=?)\s*([\w.+]+)", bounds)
     return version == UNKNOWN or all(COMPARE[sign](numbers(version), numbers(bound)) for sign, bound in parts)
 
@@ -230,6 +235,8 @@ def look_at_machine(folder: Path) -> list[Finding]:
     odd = not (number.isdecimal() and 1 <= int(number) <= cores) if threads else cores < shown
     said = f"{cores}{f' of {shown}' if cores < shown else ''}{f', OMP_NUM_THREADS={threads}' if threads else ''}"
     left = [name for name in LAUNCHERS if name in os.environ]
+    alone = all(os.environ.get(name, value) == value for name, value in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    alone = alone and ("LOCAL_RANK" not in left or "MASTER_ADDR" in left)  # else training looks for that, and fails
     waits = f"{', '.join(f'{name}={os.environ[name]}' for name in left)}: training would wait for other processes"
     findings = [
         Finding("cores", said, f"export OMP_NUM_THREADS={cores}" if odd else ""),
@@ -240,7 +247,7 @@ def look_at_machine(folder: Path) -> list[Finding]:
         ),
         Finding("disk", f"{disk / 1e9:.1f} GB free", f"{PIP} cache purge" if disk < DISK else ""),
     ]
-    return [*findings, Finding("launcher", waits, f"unset {' '.join(left)}")] if left else findings
+    return [*findings, Finding("launcher", waits, f"unset {' '.join(left)}")] if not alone else findings
 
 
 def usable_cores() -> tuple[int, int]:
