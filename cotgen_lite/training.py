@@ -7,6 +7,7 @@ Read next: generate/vq.py.
 
 import json
 import math
+import os
 import re
 import shutil
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint.pt"
 WHOLE = "whole.json"  # in a folder `checkpoint-N`, written last: the sha256 of every file there
+LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")  # variables that say which process this is
 MOST_STEPS, MOST_AT_ONCE = 1_000_000, 65_536  # steps of a run; examples in a batch
 LARGEST_SEED, LARGEST_RATE = 2**32 - 1, 1e9  # numpy's; what float32 can still multiply
 
@@ -218,8 +220,9 @@ class TrainerSettings:
 def trainer_arguments(settings: TrainerSettings, examples: int, work: Path, device: torch.device) -> dict[str, Any]:
     """What `TrainingArguments`, and trl's kinds of it, are given: examples to learn from, a folder for checkpoints.
 
-    On a GPU the model computes in bfloat16.
+    On a GPU the model computes in bfloat16. ValueError if others are said to train too, and nothing started them.
     """
+    refuse_to_wait()
     of_kind(settings, "settings", TrainerSettings, "TrainerSettings")
     on_gpu = of_kind(device, "device", torch.device, "a device of torch").type == "cuda"
     rises = examples * settings.epochs > settings.batch_size  # warm-up makes one step at rate 0: the only one, maybe
@@ -241,6 +244,21 @@ def trainer_arguments(settings: TrainerSettings, examples: int, work: Path, devi
         "bf16": on_gpu,
         "dataloader_pin_memory": on_gpu,
     }
+
+
+def refuse_to_wait() -> None:
+    """ValueError if a launcher's variables speak of other processes, but no launcher started this one.
+
+    The trainers would wait for them without a word.
+    """
+    said = {name: os.environ[name] for name in LAUNCHERS if name in os.environ}
+    others = said.get("WORLD_SIZE", "1") != "1" or ("LOCAL_RANK" in said and "MASTER_ADDR" not in said)
+    if others and not (distributed.is_torchelastic_launched() or distributed.is_initialized()):
+        raise ValueError(
+            f"{', '.join(f'{name}={value}' for name, value in said.items())} in the environment would make training "
+            "wait for other processes, and no launcher started this one: start all of them with `accelerate launch`, "
+            f"or `unset {' '.join(said)}` to train alone."
+        )
 
 
 def run_trainer(trainer: "Trainer", label: str) -> tuple[Any, TrainingLog]:

@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 
 from cotgen_lite.training import (
     CHECKPOINT,
+    LAUNCHERS,
     WHOLE,
     TrainerSettings,
     is_whole,
@@ -273,6 +274,34 @@ def test_the_loop_checks_its_numbers(change: dict[str, Any]) -> None:
 def test_a_loss_is_one_number_with_a_gradient(loss: Any) -> None:
     with pytest.raises(ValueError, match="loss must be"):
         train(make_model(), lambda step: loss, 1, 0.1, None, "run")
+
+
+@pytest.mark.parametrize(
+    ("left", "refused"),
+    [
+        ("", False),
+        ("RANK=0 WORLD_SIZE=1", False),
+        ("MASTER_ADDR=127.0.0.1", False),
+        ("RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=127.0.0.1", True),  # the trainers would wait for half an hour
+        ("WORLD_SIZE=2", True),
+        ("LOCAL_RANK=0", True),
+        ("RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 TORCHELASTIC_RUN_ID=none", False),
+    ],
+)
+def test_trainers_do_not_wait_for_processes_that_nothing_started(
+    left: str, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (*LAUNCHERS, "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (one.split("=") for one in left.split()):
+        monkeypatch.setenv(name, value)
+    arguments = (TrainerSettings(1e-3), 8, tmp_path, torch.device("cpu"))
+    if not refused:
+        assert trainer_arguments(*arguments)["output_dir"] == str(tmp_path)
+        return
+    names = " ".join(one.split("=")[0] for one in left.split())
+    with pytest.raises(ValueError, match=f"no launcher started this one: .*or `unset {names}` to train alone"):
+        trainer_arguments(*arguments)
 
 
 def test_losses_for_a_manifest_are_numbers() -> None:
