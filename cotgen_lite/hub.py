@@ -1,6 +1,6 @@
 """Which file and model lives where, and whether it is whole; files written atomically.
 
-Everything else stands on this, and it on the standard library alone, as the doctor does. Read on in `prompts.py`.
+Nearly everything stands on this, and it on the standard library alone, as the doctor does. Read next: identity.py.
 """
 
 import copy

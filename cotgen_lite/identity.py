@@ -1,7 +1,7 @@
 """What names a run: a hash of all that it depends on, so that it never goes on from another's checkpoints.
 
 Everything is written as JSON in one way, arrays by their bytes: equal inputs give equal names in every process,
-whatever kind of number or string they came as. Read next: prompts.py.
+whatever kind of number or string they came as. Read next: loading.py.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """What a public call is given, checked as it enters: a plain Python value comes out, or one sentence of what is wrong.
 
 Numpy's numbers and strings become Python's, so that equal inputs draw equal noise and name equal runs. All errors here
-are ValueErrors. Read next: loading.py.
+are ValueErrors. Read next: hub.py.
 """
 
 import math

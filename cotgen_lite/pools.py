@@ -2,7 +2,7 @@
 
 Section 3.1 of the paper compares verifiers on the same images: a pool keeps these as tokens, with scores and verdicts,
 in one small file. `metrics.py` reads accuracies off it. Long jobs keep their parts on disk, too (`in_shards`).
-Read next: training.py.
+Read next: generate/vq.py.
 """
 
 import json

@@ -2,7 +2,7 @@
 
 First the loop (`train`): AdamW, warm-up and cosine, resuming. Then, for fine-tuning (section 3.2) and DPO
 (section 3.3), what transformers' and trl's trainers have in common: settings, arguments, a progress bar.
-Read next: generate/vq.py.
+Read next: prompts.py.
 """
 
 import json

@@ -1,9 +1,12 @@
 """What importing the package loads; who imports whom inside it is import-linter's (`make lint`)."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "cotgen_lite"
@@ -37,3 +40,17 @@ def test_importing_the_package_loads_no_torch() -> None:
     loaded = "import cotgen_lite, sys; print({'torch', 'transformers', 'numpy', 'sklearn'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_the_readme_lists_parts_in_the_order_in_which_they_import_each_other() -> None:
+    listed = re.findall(
+        r"^  (\w+)(?:\.py|/) ", (PACKAGE.parent / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    order = [part for layer in reversed(layers) for part in re.split(r" [|:] ", layer)]
+    assert listed == [part for part in order if part != "build"]
+    files = [f"{part}.py" for part in listed if (PACKAGE / f"{part}.py").exists()]
+    for name, following in pairwise([*files, "generate/vq.py"]):
+        opening = ast.get_docstring(ast.parse((PACKAGE / name).read_text(encoding="utf-8"))) or ""
+        assert re.search(rf"Read (next:|on in) `?{following}", opening), name
