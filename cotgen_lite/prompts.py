@@ -19,7 +19,7 @@ from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
 
-from cotgen_lite.hub import data_path, data_root, restore
+from cotgen_lite.hub import data_path, git_restore
 from cotgen_lite.inputs import of_kind, one_of, settle, shown, texts, whole, with_methods
 from cotgen_lite.inputs import text as check_text
 
@@ -78,8 +78,8 @@ def world_file() -> dict[str, Any]:
         check_world(file)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"{path} does not describe a world ({_said(error)}): compare it with the shipped one, or "
-            f"{restore(data_root())}."
+            f"{path} does not describe a world ({_said(error)}): compare it with the shipped one, or restore that with "
+            f"`{git_restore()}`."
         ) from error
     return file
 

@@ -232,10 +232,10 @@ def test_every_reader_takes_the_cure_of_the_folder_that_it_reads(
     monkeypatch.setenv("COTGEN_DATA", str(tmp_path))
     write_atomically(tmp_path / "world/world.json", "{}")
     world_file.cache_clear()
-    with pytest.raises(ValueError, match=rf"the shipped one, or {re.escape(restore(tmp_path))}\.$"):
+    with pytest.raises(ValueError, match=rf"or restore that with `{re.escape(hub.git_restore())}`\.$"):
         world_file()
     write_atomically(tmp_path / "prompts/geneval_meanings.txt", "a\n")
-    with pytest.raises(ValueError, match=rf"not 552\): {re.escape(restore(tmp_path))}, or make it anew"):
+    with pytest.raises(ValueError, match=rf"restore the shipped ones by `{re.escape(hub.git_restore())}`, or run"):
         geneval_meanings()
 
 

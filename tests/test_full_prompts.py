@@ -224,5 +224,5 @@ def test_damaged_hashes_do_not_let_test_prompts_in(tmp_path: Path, monkeypatch: 
     (tmp_path / f.MEANINGS_FILE).write_text("\n".join(shipped_hashes()[:-1]))
     monkeypatch.setenv("COTGEN_DATA", str(tmp_path))
     f.full_prompts.cache_clear()
-    with pytest.raises(ValueError, match=r"551 hashes, not 552.*git checkout"):
+    with pytest.raises(ValueError, match=r"551 hashes, not 552.*git -C"):
         f.full_prompts()

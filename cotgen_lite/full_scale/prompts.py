@@ -14,7 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from cotgen_lite import prompts as templates
-from cotgen_lite.hub import data_path, data_root, restore, write_atomically
+from cotgen_lite.hub import data_path, data_root, git_restore, write_atomically
 from cotgen_lite.prompts import COUNTS, GENEVAL, RELATIONS, TAGS, Names, Prompt, meaning_hash, read_geneval
 
 OBJECTS_FILE, MEANINGS_FILE = "prompts/everyday_objects.txt", "prompts/geneval_meanings.txt"
@@ -64,8 +64,8 @@ def geneval_meanings() -> frozenset[str]:
     hashes = frozenset(path.read_text(encoding="utf-8").split())
     if len(hashes) != GENEVAL_MEANINGS:
         raise ValueError(
-            f"{path} is damaged (it has {len(hashes)} hashes, not {GENEVAL_MEANINGS}): {restore(data_root())}, "
-            "or make it anew with `python -m cotgen_lite.full_scale.prompts GENEVAL.jsonl`."
+            f"{path} is damaged (it has {len(hashes)} hashes, not {GENEVAL_MEANINGS}): restore the "
+            f"shipped ones by `{git_restore()}`, or run `python -m cotgen_lite.full_scale.prompts GENEVAL.jsonl`."
         )
     return hashes
 
