@@ -60,7 +60,12 @@ def model_path(name: str, models: Path | None = None) -> Path:
     else:
         if "/" in _inside(name):
             raise ValueError(f"{name!r} is no model's name: give one of the folders of {data_root() / 'models'}.")
-        root, folder = data_root(), data_path(f"models/{name}")
+        root = data_root()
+        if (root / CHECKSUMS).is_file() and not (root / "models" / name / MANIFEST).is_file():
+            listed = {Path(file).parts[1] for file in read_checksums(root) if file.startswith("models/")}
+            if name not in listed:
+                raise FileNotFoundError(f"There is no model {name!r}: there are {', '.join(sorted(listed))}.")
+        folder = data_path(f"models/{name}")
         data_path(f"models/{name}/{MANIFEST}")
     try:
         sums = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"])
@@ -207,6 +212,8 @@ def file_sha256(path: Path) -> str:
 
 # What a killed process may leave of a file that it was writing: by `in_place_of`, and by safetensors.
 HALF_WRITTEN = re.compile(r".+\.[0-9a-f]{32}\.part|\.tmp\w{6}")
+# What a killed process may leave of a model: whole files of it too.
+MODEL_FILE = re.compile(rf"(generation_)?config\.json|model.*\.safetensors(\.index\.json)?|{HALF_WRITTEN.pattern}")
 
 
 @contextmanager
@@ -301,7 +308,17 @@ def free_memory() -> int | None:
 
 
 def publish(model: Any, folder: Path, settings: Mapping[str, object]) -> None:
-    """Save a model's weights as fp16 safetensors, and the manifest that says how it was made."""
+    """Save a model's weights as fp16 safetensors, and the manifest that says how it was made, in a folder of its own.
+
+    What stands there is deleted: an earlier model, or what a killed process has left of one. ValueError for a folder
+    without a manifest in which anything else lies.
+    """
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    others = [name for name in there if not MODEL_FILE.fullmatch(name)]
+    if others and MANIFEST not in there:
+        raise ValueError(
+            f"{folder} holds {others[0]} and no {MANIFEST}, so it is no model's folder: give a new or an empty one."
+        )
     shutil.rmtree(folder, ignore_errors=True)
     copy.deepcopy(model).half().save_pretrained(folder)
     write_manifest(folder, settings)

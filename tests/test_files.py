@@ -33,6 +33,7 @@ from cotgen_lite.hub import (
     first_line,
     in_place_of,
     model_path,
+    publish,
     read_checksums,
     restore,
     write_atomically,
@@ -73,6 +74,46 @@ def test_missing_weights_are_named(own_data: Path) -> None:
             model_path("toy", models)
     with pytest.raises(FileNotFoundError, match="COTGEN_DATA"):
         model_path("other")
+
+
+@pytest.mark.parametrize("name", ["Generator", " generator", ".", "generators"])
+def test_a_model_that_is_not_shipped_is_called_so(name: str) -> None:
+    with pytest.raises(FileNotFoundError, match=f"There is no model '{name}': there are dpo, generator, "):
+        load_generator(name)
+
+
+def test_a_listed_model_that_is_gone_is_missing(own_data: Path) -> None:
+    write_checksums(own_data.parents[1])
+    shutil.rmtree(own_data)
+    with pytest.raises(FileNotFoundError, match="toy is missing: make it again"):
+        model_path("toy")
+
+
+class Tiny:
+    """A model as far as `publish` knows it."""
+
+    def half(self) -> "Tiny":
+        return self
+
+    def save_pretrained(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"weights")
+
+
+def test_a_model_is_published_in_a_folder_of_models_alone(tmp_path: Path) -> None:
+    for _ in range(2):
+        publish(Tiny(), tmp_path / "toy", {"steps": 1})
+    (tmp_path / "toy/manifest.json").unlink()  # as a killed process leaves it
+    (tmp_path / "toy/.tmpa1B2c3").write_bytes(b"half")
+    publish(Tiny(), tmp_path / "toy", {"steps": 1})
+    assert {path.name for path in (tmp_path / "toy").iterdir()} == {"manifest.json", "model.safetensors"}
+    (tmp_path / "mine").mkdir()
+    publish(Tiny(), tmp_path / "mine", {})  # an empty one
+    (tmp_path / "mine/manifest.json").unlink()
+    (tmp_path / "mine/thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match=r"mine holds thesis\.txt and no manifest\.json"):
+        publish(Tiny(), tmp_path / "mine", {})
+    assert (tmp_path / "mine/thesis.txt").read_text() == "years of work"
 
 
 def test_shipped_models_are_whole() -> None:
