@@ -126,17 +126,24 @@ def refuse_other_run(work_dir: Path, saved: str, run: str) -> None:
     """ValueError if the run saved in a folder is not this one; both are named by all that they depend on."""
     if saved != run:
         raise ValueError(
-            f"{work_dir} holds the checkpoints of another run (other weights, data or settings): "
-            "take another folder, or delete this one to start afresh."
+            f"{work_dir} holds the checkpoints of another run (other weights, data or settings): to go on with a run, "
+            "load its model afresh, as training changes it in place; or take another folder, or delete this one to "
+            "start afresh."
         )
 
 
 def check_same_run(work_dir: Path, run: str) -> None:
     """Note in the folder which run it belongs to; ValueError if it is another one's, or holds checkpoints of nobody's.
 
-    run: a name of all that the run depends on, as `identity` gives.
+    run: a name of all that the run depends on, as `identity` gives. ValueError too if the note is damaged.
     """
     note = work_dir / RUN
     if note.exists() or any(work_dir.glob("checkpoint*")):
-        refuse_other_run(work_dir, note.read_text(encoding="utf-8") if note.exists() else "", run)
+        try:
+            saved = note.read_text(encoding="utf-8") if note.exists() else ""
+        except UnicodeDecodeError:
+            raise ValueError(
+                f"{note} is damaged, so nothing says whose run {work_dir} holds: delete that folder to start afresh."
+            ) from None
+        refuse_other_run(work_dir, saved, run)
     write_atomically(note, run)

@@ -22,7 +22,15 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from cotgen_lite.hub import HALF_WRITTEN, file_sha256, first_line, in_place_of, write_atomically, write_json
+from cotgen_lite.hub import (
+    HALF_WRITTEN,
+    disk_is_full,
+    file_sha256,
+    first_line,
+    in_place_of,
+    write_atomically,
+    write_json,
+)
 from cotgen_lite.identity import fingerprint, refuse_other_run
 from cotgen_lite.inputs import all_whole, folder, number, of_kind, settle, shaped, shown, text, whole, with_methods
 from cotgen_lite.loading import load_pickle
@@ -68,9 +76,10 @@ def train(
     loss_at: the loss of a step (its number is all that it may depend on, beside the weights, so that a resumed run sees
     the data that an uninterrupted one sees). warmup: share of steps in which the rate rises; then it falls as a cosine
     to 1% of `learning_rate`. Gradients are clipped to norm 1. work_dir: None keeps no checkpoint; else it stays, so a
-    finished run returns at once. about: what else the run depends on beside the model as it comes: data and their
-    settings. ValueError if the checkpoint is damaged or that of another run; or if the loss, its gradient or a weight
-    is not finite any more: it names the step, and the last checkpoint stays.
+    finished run returns at once, and an interrupted one goes on, given the model as it was at first. about: what else
+    the run depends on beside that model: data and their settings. ValueError if the checkpoint is damaged or that of
+    another run; or if the loss, its gradient or a weight is not finite any more: it names the step, and the last
+    checkpoint stays.
     """
     of_kind(model, "model", nn.Module, "a network of torch")
     with_methods(loss_at, "loss_at", ("__call__",), "a function from a step to its loss")
@@ -265,13 +274,16 @@ def run_trainer(trainer: "Trainer", label: str) -> tuple[Any, TrainingLog]:
     """Train, going on from the last checkpoint in the trainer's folder; the model, for evaluation, and the log.
 
     label: of the progress bar. After an interrupt the log's seconds are what all steps take at the pace of the last.
-    What is half-written in the folder is deleted first. ValueError if training diverges, as in `train`.
+    What is half-written in the folder is deleted first. ValueError if training diverges, as in `train`, or for a file
+    where a checkpoint's folder is to stand; OSError names the folder if the disk is full.
     """
     with_methods(trainer, "trainer", ("train", "remove_callback"), "a Trainer of transformers")
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StepBar(label))
     trainer.add_callback(WholeCheckpoints())
     work = Path(str(trainer.args.output_dir))
+    if files := [path for path in checkpoints(work) if not path.is_dir()]:
+        raise ValueError(f"{files[0]} must be a folder, as a trainer saves it, and is a file: delete it.")
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
         delete_parts(work)
@@ -280,16 +292,34 @@ def run_trainer(trainer: "Trainer", label: str) -> tuple[Any, TrainingLog]:
                 shutil.rmtree(checkpoint)
     trainer.accelerator.wait_for_everyone()
     last = get_last_checkpoint(str(work))
-    output = trainer.train(resume_from_checkpoint=last)
+    try:
+        output = trainer.train(resume_from_checkpoint=last)
+    except Exception as error:
+        if disk_is_full(error, work):
+            raise OSError(
+                f"No space left for {work}, the disk is full: free some, and the same call, with its model loaded "
+                "afresh, goes on where it was."
+            ) from error
+        raise
     done_now = output.global_step - (int(last.rpartition("-")[2]) if last else 0)
     note = work / "seconds.txt"
-    if done_now or not note.exists():  # a call with nothing left to do adds none
-        write_atomically(note, str(output.metrics["train_runtime"] * output.global_step / max(1, done_now)))
-    seconds = float(note.read_text(encoding="utf-8"))
+    seconds = _seconds(note)
+    if done_now or seconds is None:  # a call with nothing left to do adds none
+        seconds = output.metrics["train_runtime"] * output.global_step / max(1, done_now)
+        write_atomically(note, str(seconds))
     # On a GPU, accelerate has wrapped `forward` in half precision; the model is to compute in float32 again.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
     rows = [row for row in trainer.state.log_history if "loss" in row]
     return model, TrainingLog(len(rows), seconds, [row["loss"] for row in rows], rows)
+
+
+def _seconds(note: Path) -> float | None:
+    """The seconds that a file notes; None if it is missing or damaged."""
+    try:
+        seconds = float(note.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # of UTF-8 too
+        return None
+    return seconds if math.isfinite(seconds) else None
 
 
 def checkpoints(work: Path) -> list[Path]:

@@ -79,7 +79,7 @@ def test_finished_run_returns_at_once(tmp_path: Path) -> None:
 def test_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     model = make_model()
     train(model, lambda step: loss_of(model, step), 10, 0.05, tmp_path, "run")
-    with pytest.raises(ValueError, match="delete this one to start afresh"):
+    with pytest.raises(ValueError, match=r"load its model afresh, .* delete this one to start afresh"):
         train(model, lambda step: loss_of(model, step), 12, 0.05, tmp_path, "run")
 
 
