@@ -148,6 +148,43 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path):
             finetune_verifier(verifier, data, settings, tmp_path / "work")
 
 
+def test_what_is_damaged_in_a_training_folder_is_named_or_made_again(tmp_path):
+    dataset, work, settings = conversations(4)[0], tmp_path / "work", FineTuning(1e-4, batch_size=4)
+    _, log = finetune_verifier(fresh(tmp_path / "a"), dataset, settings, work)
+    for damaged in (b"", b"\xff\xfe", b"nan"):
+        (work / "seconds.txt").write_bytes(damaged)
+        _, again = finetune_verifier(fresh(tmp_path / "b"), dataset, settings, work)
+        assert again.losses == log.losses and again.seconds == float((work / "seconds.txt").read_text()) >= 0
+    (work / "checkpoint-7").write_text("a file")
+    with pytest.raises(ValueError, match=r"checkpoint-7 must be a folder, .*: delete it"):
+        finetune_verifier(fresh(tmp_path / "c"), dataset, settings, work)
+    (work / "checkpoint-7").unlink()
+    (work / "run.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"run\.txt is damaged, .*: delete that folder"):
+        finetune_verifier(fresh(tmp_path / "d"), dataset, settings, work)
+
+
+def test_a_full_disk_is_called_so(tmp_path, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    dataset, settings = conversations(8)[0], FineTuning(1e-4, batch_size=4, save_steps=1, warmup=0)
+    for full, kind, said in (
+        (False, RuntimeError, "unexpected pos"),
+        (True, OSError, r"No space left for .*work, the"),
+    ):
+        verifier = fresh(tmp_path / "model")
+        with monkeypatch.context() as patched:
+            patched.setattr(torch, "save", fail)
+            patched.setattr(training, "disk_is_full", lambda *_, full=full: full)
+            with pytest.raises(kind, match=said):
+                finetune_verifier(verifier, dataset, settings, tmp_path / "work")
+    with pytest.raises(ValueError, match="load its model afresh"):
+        finetune_verifier(verifier, dataset, settings, tmp_path / "work")
+    _, log = finetune_verifier(fresh(tmp_path / "model"), dataset, settings, tmp_path / "work")
+    assert log.steps == 2
+
+
 def other_images(dataset: Dataset) -> Dataset:
     """The same words, each image with one pixel changed."""
     rows = []
@@ -192,6 +229,55 @@ def test_what_a_transform_makes_of_the_data_tells_runs_apart(tmp_path):
     finetune_verifier(fresh(tmp_path / "a"), darkened(1), settings, tmp_path / "work")
     with pytest.raises(ValueError, match="another run"):
         finetune_verifier(fresh(tmp_path / "b"), darkened(2), settings, tmp_path / "work")
+
+
+def test_every_row_that_a_transform_makes_tells_runs_apart(tmp_path):
+    settings = FineTuning(1e-4, batch_size=4)
+
+    def grey(*levels: int) -> Dataset:
+        words = conversations(1)[0][0]["messages"]
+
+        def read(batch: dict[str, list]) -> dict[str, list]:
+            images = [[Image.new("RGB", (64, 64), (levels[row],) * 3)] for row in batch["row"]]
+            return {"messages": [words] * len(images), "images": images}
+
+        return Dataset.from_dict({"row": list(range(len(levels)))}).with_transform(read)
+
+    finetune_verifier(fresh(tmp_path / "a"), grey(1, 2, 3), settings, tmp_path / "work")
+    finetune_verifier(fresh(tmp_path / "b"), grey(1, 2, 3), settings, tmp_path / "work")
+    with pytest.raises(ValueError, match="another run"):
+        finetune_verifier(fresh(tmp_path / "c"), grey(1, 200, 3), settings, tmp_path / "work")
+
+
+def turns(question: str, *answers: str) -> list[dict[str, Any]]:
+    asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+    return [asked, *({"role": "assistant", "content": [{"type": "text", "text": answer}]} for answer in answers)]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"messages": turns("a cat <image>", "yes")}, "holds '<image>', which the model would obey"),
+        ({"messages": turns("a cat", "yes <|endoftext|>")}, r"holds '<\|endoftext\|>'"),
+        ({"messages": turns("a zebra", "yes")}, "do not know 'zebra'"),
+        ({"messages": turns("a cat", " ")}, "an answer is empty"),
+        ({"messages": turns("a cat")}, "there is no answer"),
+        ({"messages": []}, "there is no answer"),
+        ({"messages": None}, "its messages must be as"),
+        ({"messages": turns("a cat " * 300, "yes")}, "take .* tokens; this verifier reads at most 512"),
+        ({"images": []}, "images must be a list of one image"),
+        ({"images": None}, "images must be a list of one image"),
+        ({"images": [Image.new("RGB", (64, 64))] * 2}, "images must be a list of one image"),
+        ({"images": [Image.new("L", (64, 64))]}, r"in RGB, as .* makes it, got .*mode=L"),
+        ({"images": [Image.new("RGB", (32, 64))]}, "reads images of 64 x 64 pixels, got one of 32 x 64"),
+    ],
+)
+def test_a_row_that_cannot_be_learned_from_is_named(tmp_path, change: dict[str, Any], said: str):
+    rows = list(conversations(3)[0])
+    rows[1] |= change
+    with pytest.raises(ValueError, match=f"^Row 1 of the dataset cannot be learned from: .*{said}"):
+        finetune_verifier(fresh(tmp_path / "a"), Dataset.from_list(rows), FineTuning(1e-4), tmp_path / "work")
+    assert not (tmp_path / "work").exists()
 
 
 def test_the_same_adapter_settings_serve_twice_and_others_are_another_run(tmp_path):

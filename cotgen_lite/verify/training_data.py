@@ -353,18 +353,23 @@ def as_dataset(examples: Sequence[Example], generator: ImageGenerator[State]) ->
     for one in of_kind(examples, "examples", Sequence, "a list of Examples"):
         of_kind(one, "each of examples", Example, "an Example, as `orm_examples` gives")
     rows = [{"tokens": one.tokens.tolist(), "turns": [list(turn) for turn in one.turns]} for one in examples]
-
-    def decode(batch: dict[str, list]) -> dict[str, list]:
-        images = generator.decode(torch.tensor(batch["tokens"])).permute(0, 2, 3, 1).numpy()
-        return {
-            "messages": [_messages(turns) for turns in batch["turns"]],
-            "images": [[Image.fromarray(image)] for image in images],
-        }
-
-    return Dataset.from_list(rows).with_transform(decode)
+    return Dataset.from_list(rows).with_transform(DecodedExamples(generator))
 
 
-def _messages(turns: Sequence[Sequence[str]]) -> list[dict]:
+@dataclass(frozen=True)
+class DecodedExamples:
+    """The transform of `as_dataset`: stored tokens and turns as images and messages."""
+
+    generator: Any
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        images = self.generator.decode(torch.tensor(batch["tokens"])).permute(0, 2, 3, 1).numpy()
+        messages = [as_messages(turns) for turns in batch["turns"]]
+        return {"messages": messages, "images": [[Image.fromarray(image)] for image in images]}
+
+
+def as_messages(turns: Sequence[Sequence[str]]) -> list[dict]:
+    """Turns of question and answer as a conversation about one image, which stands before the first question."""
     messages: list[dict] = []
     for question, answer in turns:
         content = [{"type": "text", "text": question}]
