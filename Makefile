@@ -29,6 +29,8 @@ override COPIES := build/notebooks
 override LOWEST := build/lowest
 KILLS ?= 60
 PYTEST := $(BIN)/python -m pytest
+# A shell's "$@": the copies of the course's notebooks, and none of a file that somebody else keeps beside them.
+COPIED = set --; for one in notebooks/[01][0-9]_*.ipynb; do set -- "$$@" "$(COPIES)/$$(basename "$$one")"; done
 
 .PHONY: course lab test lint check copies notebooks site env clean test-faults test-lowest
 .DELETE_ON_ERROR:
@@ -39,7 +41,7 @@ course check notebooks: export HF_HUB_OFFLINE = 1
 check: export OMP_NUM_THREADS ?= 1
 
 course: $(ENV) copies
-	$(PYTEST) --nbmake --overwrite $(COPIES)
+	@$(COPIED); set -x; $(PYTEST) --nbmake --overwrite "$$@"
 	$(BIN)/python -m cotgen_lite.build table
 
 lab: $(ENV)
@@ -56,7 +58,7 @@ lint: $(ENV)
 
 # Unit tests and notebooks in one pytest run, by two processes, so that its closing line counts everything.
 check: $(ENV) copies
-	$(PYTEST) -n 2 --dist worksteal --nbmake --overwrite tests $(COPIES)
+	@$(COPIED); set -x; $(PYTEST) -n 2 --dist worksteal --nbmake --overwrite tests "$$@"
 
 # A test of what requirements.txt pins is left out: here other versions are meant.
 test-lowest: export HF_HUB_OFFLINE = 1
@@ -71,19 +73,17 @@ $(LOWEST)/.complete: requirements-lowest.txt pyproject.toml
 
 # Notebooks run as copies, so that a failure leaves the tracked files as they were.
 copies:
-	rm -rf $(COPIES)
-	mkdir -p $(COPIES)
-	cp notebooks/*.ipynb $(COPIES)
+	@mkdir -p $(COPIES)
+	cp notebooks/[01][0-9]_*.ipynb $(COPIES)
 
 # Outputs stay; time stamps, widget state, versions and the views of cells tagged "widget" go: they differ at every run.
 notebooks: $(ENV) copies
-	$(PYTEST) --nbmake --overwrite $(COPIES)
-	$(BIN)/jupyter nbconvert --log-level=WARN --to notebook --inplace \
-		--TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all_outputs_tags=widget \
-		$(COPIES)/*.ipynb
-	$(BIN)/nbstripout --keep-output --keep-count --keep-id \
-		--extra-keys "metadata.language_info.version" $(COPIES)/*.ipynb
-	cp $(COPIES)/*.ipynb notebooks
+	@$(COPIED); set -x; $(PYTEST) --nbmake --overwrite "$$@"
+	@$(COPIED); set -x; $(BIN)/jupyter nbconvert --log-level=WARN --to notebook --inplace \
+		--TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all_outputs_tags=widget "$$@"
+	@$(COPIED); set -x; $(BIN)/nbstripout --keep-output --keep-count --keep-id \
+		--extra-keys "metadata.language_info.version" "$$@"
+	@$(COPIED); set -x; cp "$$@" notebooks
 
 site: $(ENV)
 	$(BIN)/python -m cotgen_lite.course.site build/site
@@ -104,10 +104,11 @@ test-faults: $(ENV)
 
 # Builds at full size stay, as do folders and environments that others made, and what Jupyter keeps of their notebooks.
 clean:
-	@if [ -e "$(OURS)" ] || { [ "$(VENV)" = .venv ] && [ -e "$(ENV)" ] && [ -e .venv/pyvenv.cfg ]; }; then \
-		rm -rf "$(VENV)" && echo "removed $(VENV)"; \
+	@if [ -e "$(OURS)" ]; then rm -rf "$(VENV)" && echo "removed $(VENV)"; \
 	elif [ -e "$(VENV)" ]; then echo "$(VENV) stays: make did not make it"; fi
-	rm -rf $(COPIES) $(LOWEST) build/site build/quick build/faults
+	@$(COPIED); set -x; rm -f "$$@"
+	-[ ! -d $(COPIES) ] || rmdir $(COPIES) 2> /dev/null || echo "$(COPIES) stays: $$(ls $(COPIES) | tr '\n' ' ')"
+	rm -rf $(LOWEST) build/site build/quick build/faults
 	-[ ! -d build ] || rmdir build 2> /dev/null || echo "build stays: $$(ls build | tr '\n' ' ')"
-	rm -rf .mypy_cache .pytest_cache .ruff_cache cotgen_lite.egg-info notebooks/.ipynb_checkpoints
+	rm -rf .mypy_cache .pytest_cache .ruff_cache cotgen_lite.egg-info
 	find cotgen_lite tests -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -339,8 +339,9 @@ def test_missing_file_says_how_to_get_it() -> None:
 def tree(tmp_path: Path) -> Path:
     """A tree with the Makefile, what it makes, and folders of somebody else."""
     root = tmp_path / "my course"
-    ours = ["build/notebooks", "build/quick/data", ".ruff_cache", "cotgen_lite/a b/__pycache__", "tests/__pycache__"]
+    ours = ["build/quick/data", ".ruff_cache", "cotgen_lite/a b/__pycache__", "tests/__pycache__"]
     theirs = [
+        "notebooks/.ipynb_checkpoints",
         "notebooks/my answers/.ipynb_checkpoints",
         "notebooks/my",
         "cotgen_lite/a",
@@ -352,6 +353,8 @@ def tree(tmp_path: Path) -> Path:
         (root / folder).mkdir(parents=True)
         (root / folder / "file").write_text("")
     (root / "cotgen_lite/experiments/build.py").write_text("")
+    for name in ("00_ours.ipynb", "my own.ipynb"):
+        (root / "notebooks" / name).write_text(name)
     shutil.copy(data_root().parent / "Makefile", root)
     return root
 
@@ -365,7 +368,7 @@ def test_make_clean_removes_nothing_but_what_make_made(tree: Path) -> None:
     before = {path.relative_to(tree).as_posix() for path in tree.rglob("*")}
     assert make(tree, "clean").returncode == 0
     gone = before - {path.relative_to(tree).as_posix() for path in tree.rglob("*")}
-    made = ("build/notebooks", "build/quick", ".ruff_cache", "cotgen_lite/a b/__pycache__", "tests/__pycache__")
+    made = ("build/quick", ".ruff_cache", "cotgen_lite/a b/__pycache__", "tests/__pycache__")
     assert gone == {path for path in before if path.startswith(made)}
 
 
@@ -388,17 +391,29 @@ def test_make_clean_leaves_folders_of_others(arguments: list[str], said: str, tr
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="only where there is make")
+def test_make_copies_and_removes_only_the_notebooks_of_the_course(tree: Path) -> None:
+    copies = tree / "build/notebooks"
+    copies.mkdir()
+    (copies / "00_ours.ipynb").write_text("of an earlier run")
+    (copies / "mine.ipynb").write_text("mine")
+    assert make(tree, "copies").returncode == 0
+    assert (copies / "00_ours.ipynb").read_text() == "00_ours.ipynb" and (copies / "mine.ipynb").exists()
+    assert "build/notebooks stays: mine.ipynb" in make(tree, "clean").stdout
+    assert [path.name for path in copies.iterdir()] == ["mine.ipynb"]
+    (copies / "mine.ipynb").unlink()
+    assert make(tree, "clean").returncode == 0 and not copies.exists() and (tree / "notebooks/00_ours.ipynb").exists()
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="only where there is make")
 def test_make_removes_its_own_environment_only(tree: Path) -> None:
-    for folder, marks in {
-        "made": [".made-by-make"],
-        ".venv": [".complete", "pyvenv.cfg"],
-        "own": ["pyvenv.cfg"],
-    }.items():
+    said = ""
+    for folder, marks in {"made": [".made-by-make"], ".venv": [".complete", "pyvenv.cfg"]}.items():
         (tree / folder).mkdir()
         for mark in marks:
             (tree / folder / mark).write_text("")
-        make(tree, "clean", f"VENV={folder}")
-    assert not (tree / "made").exists() and not (tree / ".venv").exists() and (tree / "own").exists()
+        said += make(tree, "clean", f"VENV={folder}").stdout
+    assert not (tree / "made").exists() and (tree / ".venv").exists()
+    assert "removed made" in said and ".venv stays: make did not make it" in said
     elsewhere = tree / "answers"
     said = subprocess.run(["make", "-f", "../Makefile", "clean"], cwd=elsewhere, capture_output=True, text=True).stderr
     assert "Run make in the folder of this Makefile" in said and (elsewhere / "file").exists()
