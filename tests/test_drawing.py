@@ -4,6 +4,7 @@ import copy
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +17,13 @@ from cotgen_lite.generate.autoregressive import load_autoregressive
 from cotgen_lite.generate.pipeline import (
     Generator,
     _first_candidates,
+    GeneratorOutput,
     generate_pool,
     judge_tokens,
     label_tokens,
     load_generator,
 )
+from cotgen_lite.generate.sampling import Cost, SamplingSettings
 from cotgen_lite.generate.vq import Magvit, lite_magvit_config
 from cotgen_lite.geneval import Detection
 from cotgen_lite.hub import data_path
@@ -224,6 +227,29 @@ def test_what_makes_no_pool_is_said_and_leaves_nothing(said: str, changes: dict,
     with pytest.raises(ValueError, match=said):
         generate_pool(**{**given, **changes})
     assert not list(tmp_path.iterdir())
+
+
+def test_steps_are_counted_beyond_a_byte(tmp_path: Path) -> None:
+    class Slow:
+        """Draws two tokens, of which one is settled at the last step."""
+
+        def __init__(self, steps: int) -> None:
+            self.settings = SamplingSettings(steps=steps)
+
+        begin = encode = lambda self, *_: [1]
+
+        def with_settings(self) -> Any:
+            return self
+
+        def __call__(self, prompts: list[str], n: int, seed: int) -> GeneratorOutput:
+            committed = torch.arange(1, self.settings.steps + 1)[None, :, None] >= torch.tensor(
+                [1, self.settings.steps]
+            )
+            return GeneratorOutput(prompts, committed.to(torch.int16), committed, Cost(), lambda tokens: tokens)
+
+    for steps, kind in ((18, torch.uint8), (256, torch.uint8), (257, torch.int16), (300, torch.int16)):
+        drawn = generate_pool(Slow(steps), pool_prompts("test")[:1], 1, 0, tmp_path)  # type: ignore[type-var]
+        assert drawn.committed_at.tolist() == [[[0, steps - 1]]] and drawn.committed_at.dtype == kind
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,14 @@ def test_a_generator_that_cannot_begin_is_refused_when_it_is_made() -> None:
         Half()  # type: ignore[abstract]
 
 
+def test_parts_in_another_order_are_refused_when_it_is_made(toy_generator: Generator) -> None:
+    model, words, pixels = toy_generator.model, toy_generator.text_tokenizer, toy_generator.image_tokenizer
+    with pytest.raises(ValueError, match="^text_tokenizer must be a text tokenizer, got Magvit"):
+        Generator(model, pixels, words, SETTINGS)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="^image_tokenizer must be an image tokenizer, got "):
+        Generator(model, words, SETTINGS, pixels)  # type: ignore[arg-type]
+
+
 def test_lite_models_take_their_sizes_from_the_picture() -> None:
     pixels, masked = lite_magvit_config(96), lite_showo_config(300, 0, 0, 144)
     assert pixels.length == masked.num_image_tokens == lite_autoregressive_config(300, 0, 12).num_image_tokens == 144

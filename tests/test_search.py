@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from cotgen_lite.generate.autoregressive import load_autoregressive
 from cotgen_lite.generate.sampling import Cost, advance, branch, predict
 from cotgen_lite.verify.search import ParmPath, best_of_n, parm_search, prm_search, reflect, shows_no_potential
 from cotgen_lite.verify.verifier import ORM_QUESTION, REFLECTION_QUESTION
@@ -340,6 +341,11 @@ def test_what_no_search_can_do_is_said_in_a_sentence(toy_generator: Any, change:
         with pytest.raises(ValueError, match=says) as error:
             search(**(given | change))
         assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+def test_the_steps_of_a_next_token_generator_are_not_drawn_anew() -> None:
+    with pytest.raises(ValueError, match="^generator must be a masked-token one for PRM search, .* got Autoregressive"):
+        prm_search(load_autoregressive(), UNSURE, PROMPT, 2)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("first_step", [0, 6, -1, "1", 1.0, None])

@@ -23,7 +23,14 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutput
 
-from cotgen_lite.generate.pipeline import ImageGenerator, check_begun_with, check_parts, check_tokens, lite_parts
+from cotgen_lite.generate.pipeline import (
+    ImageGenerator,
+    check_begun_with,
+    check_parts,
+    check_tokenizers,
+    check_tokens,
+    lite_parts,
+)
 from cotgen_lite.generate.sampling import (
     MASKED,
     Cost,
@@ -312,6 +319,7 @@ class NextTokenGenerator(ImageGenerator[AutoregressiveState]):
     settings: AutoregressiveSettings
 
     def __post_init__(self) -> None:
+        check_tokenizers(self.text_tokenizer, self.image_tokenizer)
         of_kind(self.settings, "settings", AutoregressiveSettings, "AutoregressiveSettings")
 
     @property

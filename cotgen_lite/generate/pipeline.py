@@ -265,6 +265,12 @@ def check_parts(ours: Any, theirs: Any, model: str | Path, image_tokenizer: str 
         )
 
 
+def check_tokenizers(text_tokenizer: Any, image_tokenizer: Any) -> None:
+    """ValueError unless these are a generator's two tokenizers, of texts and of images, in this order."""
+    of_kind(text_tokenizer, "text_tokenizer", PreTrainedTokenizerBase, "a text tokenizer")
+    with_methods(image_tokenizer, "image_tokenizer", ("decode",), "an image tokenizer")
+
+
 @dataclass(frozen=True)
 class Generator(ImageGenerator[DecodingState]):
     """Show-o with its tokenizers, and how it samples; lite and full alike."""
@@ -276,6 +282,7 @@ class Generator(ImageGenerator[DecodingState]):
 
     def __post_init__(self) -> None:
         of_kind(self.model, "model", Showo, "a Showo model")
+        check_tokenizers(self.text_tokenizer, self.image_tokenizer)
         if type(self.settings) is not SamplingSettings:  # not those of next-token generators either
             raise ValueError(f"settings must be SamplingSettings, got {shown(self.settings)}.")
 
@@ -390,8 +397,9 @@ def lite_parts(name: str, models: Path | None = None) -> tuple[Path, Path, Path]
 class GeneratedPool(NamedTuple):
     """Candidates of P prompts, N each, as `generate_pool` draws them.
 
-    steps: int16 (P, N, T, L), the guess of every step, or of the last alone; committed_at: uint8 (P, N, L), the step at
-    which each position got its final token; cost: of earlier calls and other processes too.
+    steps: int16 (P, N, T, L), the guess of every step, or of the last alone; committed_at: (P, N, L), the step at
+    which each position got its final token, uint8, of more than 256 steps int16; cost: of earlier calls and other
+    processes too.
     """
 
     steps: Tensor
@@ -436,6 +444,7 @@ def generate_pool(
     ids = [generator.encode(prompt.text) for prompt in prompts]  # what a model draws from, whatever the words mean
     kind, configs = type(generator).__name__, list(map(config_of, networks))
     name = fingerprint(networks, kind, configs, generator.settings, ids, list(map(len, shards)), n, seed)
+    fits = torch.uint8 if generator.settings.steps <= 256 else torch.int16  # steps are counted from 0
     place, kept = work_dir / (f"{name}-final" if final_only else name), slice(-1 if final_only else 0, None)
 
     def draw(shard: list[Prompt]) -> dict[str, Tensor]:
@@ -444,7 +453,7 @@ def generate_pool(
         spent = out.cost
         return {
             "guesses": guesses[:, :, kept].contiguous(),
-            "committed_at": committed.to(torch.uint8).argmax(dim=2).to(torch.uint8),
+            "committed_at": committed.to(torch.uint8).argmax(dim=2).to(fits),
             "cost": torch.tensor([spent.generator_passes, spent.tokens, spent.generator_seconds], dtype=torch.float64),
         }
 

@@ -146,6 +146,7 @@ def prm_search(
     Paper: section 3.2 (PRM), as the course's design reads it.
     """
     prompt, n, seed, first_step = _checked(generator, verifier, prompt, n, seed, first_step)
+    of_kind(generator, "generator", Generator, "a masked-token one for PRM search, as `load_generator` gives")
     question = checked_question(question)
     guesses, committed, beliefs, taken = [], [], [], []
     with _searching() as cost:
