@@ -7,7 +7,6 @@ finite, or a verdict is neither yes nor no. Verdicts come from geneval.py. Read 
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from math import comb
 
 import numpy as np
 import numpy.typing as npt
@@ -114,11 +113,20 @@ def expected_best_of(scores: npt.ArrayLike, correct: npt.ArrayLike, n: int) -> n
         raise ValueError(f"Scores {score.shape} and verdicts {right.shape} must both be (prompts, candidates).")
     size = score.shape[1]
     n = whole(n, f"n, of {size} candidates a prompt,", 1, size)
-    weights = np.array([comb(size - rank, n - 1) for rank in range(1, size + 1)], dtype=np.float64) / comb(size, n)
+    weights = _weights_of_ranks(size, n)
     order = np.argsort(-score, axis=1, kind="stable")
     score, right = np.take_along_axis(score, order, 1), np.take_along_axis(right, order, 1)
     expected = np.array([weights @ _mean_of_ties(s, r) for s, r in zip(score, right, strict=True)])
     return expected.clip(0, 1)  # the weights add up to 1 but for rounding
+
+
+def _weights_of_ranks(size: int, n: int) -> Floats:
+    """How likely the candidate of each rank is the best of n out of `size`: each weight from the one before it."""
+    weights = np.zeros(size)
+    weights[0] = n / size
+    for rank in range(1, size - n + 1):
+        weights[rank] = weights[rank - 1] * ((size - rank - n + 1) / (size - rank))
+    return weights
 
 
 def _mean_of_ties(score: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

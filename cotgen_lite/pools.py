@@ -107,12 +107,16 @@ def save_pool(pool: Pool, path: str | Path) -> None:
     of_kind(pool, "pool", Pool, "a Pool")
     if pool.tokens.numel() and int(pool.tokens.min()) < 0:
         raise ValueError("A pool keeps whole images: some of these have positions without a token; save the last step.")
+    if not pool.tokens.shape[-1]:
+        raise ValueError("A pool keeps whole images: these have no tokens at all (L is 0); give at least one an image.")
+    if pool.tokens.numel() and int(pool.tokens.max()) >= 2**MOST_BITS:
+        raise ValueError(f"Tokens must be below {2**MOST_BITS:,} to be kept, but one is {int(pool.tokens.max()):,}.")
     bits = max(1, int(pool.tokens.max()).bit_length()) if pool.tokens.numel() else 1
     arrays = {"codes": pack_tokens(pool.tokens, bits)}
     for name, values in pool.scores.items():
         numbers(values, f"scores of {name!r}", -HIGHEST_SCORE, HIGHEST_SCORE)
-        arrays[f"scores.{name}"] = torch.from_numpy(np.float16(values))
-    arrays |= {f"correct.{name}": torch.from_numpy(values) for name, values in pool.correct.items()}
+        arrays[f"scores.{name}"] = torch.from_numpy(values.astype(np.float16, order="C"))
+    arrays |= {f"correct.{name}": torch.from_numpy(values.copy()) for name, values in pool.correct.items()}
     prompts = [_shortest(prompt) for prompt in pool.prompts]
     write_arrays(path, arrays, {"prompts": prompts, "bits": bits, "length": pool.tokens.shape[-1]})
 

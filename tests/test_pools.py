@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations, permutations
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,19 @@ def test_limits() -> None:
     np.testing.assert_allclose(expected_best_of(scores, correct, 20), correct[np.arange(9), scores.argmax(1)])
     np.testing.assert_allclose(expected_best_of(correct, correct, 20), correct.any(1))
     np.testing.assert_allclose(expected_best_of(np.zeros((9, 20)), correct, 7), correct.mean(1))
+
+
+@pytest.mark.parametrize("size", [20, 1100, 5000])
+def test_large_pools_are_as_exact_as_small_ones(size: int) -> None:
+    scores, ties = np.arange(size)[None], np.full((1, size), 7)
+    right = (np.arange(size) % 3 == 0)[None]
+    for n in (1, 2, 7, size // 2, size):
+        subsets, ways = comb(size, n), [comb(below, n - 1) for below in range(size)] if size < 2000 else []
+        if ways:
+            expected = sum((way for way, one in zip(ways, right[0], strict=True) if one), 0) / subsets
+            assert expected_best_of(scores, right, n)[0] == pytest.approx(expected, abs=1e-12)
+        assert expected_best_of(scores, np.ones((1, size)), n)[0] == pytest.approx(1, abs=1e-12)
+        assert expected_best_of(ties, right, n)[0] == pytest.approx(right.mean(), abs=1e-12)
 
 
 @pytest.mark.parametrize("n", [0, 21, 2.0, "2", None, True, 10**12])
@@ -207,6 +221,14 @@ def test_a_pool_may_be_made_of_lists_and_torch_alike(tmp_path: Path) -> None:
     assert load_pool(str(tmp_path / "one")).prompts == pool.prompts
 
 
+def test_arrays_may_lie_backwards_in_memory(tmp_path: Path) -> None:
+    pool = a_pool()
+    scores, right = pool.scores["zs-orm"][:, ::-1], pool.correct["learned"][:, ::-1]
+    save_pool(replace(pool, scores={"zs-orm": scores}, correct={"learned": right}), tmp_path / "pool")
+    back = load_pool(tmp_path / "pool")
+    assert (back.scores["zs-orm"] == scores).all() and (back.correct["learned"] == right).all()
+
+
 ONES = np.ones((3, 4))
 
 
@@ -245,7 +267,8 @@ def test_parts_of_a_pool_must_fit_each_other(changes: dict, says: str) -> None:
         (lambda path: save_pool(None, path), "a Pool"),
         (lambda path: save_pool(a_pool(), 3), "a file's path"),
         (lambda path: save_pool(replace(a_pool(), scores={"zs-orm": ONES * 1e6}), path), "from -65504 to 65504"),
-        (lambda path: save_pool(replace(a_pool(), tokens=a_pool().tokens.long() + 2**15), path), "bits must be .* 15"),
+        (lambda path: save_pool(replace(a_pool(), tokens=a_pool().tokens.long() + 2**15), path), "be below 32,768"),
+        (lambda path: save_pool(replace(a_pool(), tokens=a_pool().tokens[..., :0]), path), "no tokens at all"),
         (lambda path: load_pool(None), "a file's path"),
         (lambda path: pack_tokens(torch.tensor([[0, 4]]), 2), "run from 0 to 3; these run from 0 to 4"),
         (lambda path: pack_tokens(torch.tensor([[-1, 3]]), 2), "these run from -1 to 3"),
