@@ -6,7 +6,7 @@ are ValueErrors. Read next: hub.py.
 
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set, ValuesView
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, TypeVar
@@ -70,12 +70,19 @@ def texts(value: Any, name: str) -> list[str]:
     """One text, or several, as a list; ValueError for anything else, and for none."""
     if isinstance(value, str):
         return [str(value)]
-    if isinstance(value, Mapping | bytes) or not isinstance(value, Iterable):
+    if isinstance(value, Mapping | bytes) or not isinstance(value, Iterable) or getattr(value, "shape", None) == ():
         raise ValueError(f"{name} must be a text or a list of texts, got {shown(value)}.")
-    listed = [text(one, f"each of {name}") for one in value]
+    listed = [text(one, f"each of {name}") for one in in_order(value, name)]
     if not listed:
         raise ValueError(f"{name} must hold at least one text, got an empty list.")
     return listed
+
+
+def in_order(value: T, name: str) -> T:
+    """Several things, if their order is their own; ValueError for a set, whose order is chance, or a dict's views."""
+    if isinstance(value, Set | ValuesView):
+        raise ValueError(f"{name} must be a list, as their order counts, got {shown(value)}: make it with list(…).")
+    return value
 
 
 def of_kind(value: T, name: str, kind: type | tuple[type, ...], wanted: str) -> T:
@@ -200,6 +207,8 @@ def shown(value: Any) -> str:
 
 
 def _array(values: Any, name: str) -> npt.NDArray:
+    if np.ma.is_masked(values):  # numpy's mask, which is lost here
+        raise ValueError(f"{name} must have a value everywhere, but some entries are masked: fill them or leave out.")
     try:
         return np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:  # rows of unequal length; a tensor elsewhere

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cotgen_lite.hub import data_path, git_restore
-from cotgen_lite.inputs import of_kind, one_of, settle, shown, texts, whole, with_methods
+from cotgen_lite.inputs import in_order, of_kind, one_of, settle, shown, texts, whole, with_methods
 from cotgen_lite.inputs import text as check_text
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -179,6 +179,7 @@ def each_prompt(prompts: Any, name: str = "prompts", none: bool = True) -> tuple
     """Prompts as a tuple; ValueError if they are no list of `Prompt`s, or none where `none` will not do."""
     if isinstance(prompts, Prompt | str | Mapping) or not isinstance(prompts, Iterable):
         raise ValueError(f"{name} must be a list of Prompts (`parse_prompt` makes them), got {shown(prompts)}.")
+    in_order(prompts, name)
     wanted = "a Prompt (`parse_prompt` makes one)"
     known = tuple(of_kind(prompt, f"Each of {name}", Prompt, wanted) for prompt in prompts)
     if not known and not none:
@@ -363,17 +364,19 @@ def _lite_prompts(split: str) -> tuple[Prompt, ...]:
 def read_geneval(path: str | Path, names: Names = GENEVAL) -> list[Prompt]:
     """Read GenEval's own jsonl, one record a line.
 
-    names: the objects and colours that there are, by default GenEval's. ValueError names the first line that is no
-    record, or asks for a tag, object, colour or count (1 to 4) that does not exist.
+    names: the objects and colours that there are, by default GenEval's. ValueError for an empty file, or names the
+    first line that is no record, or asks for a tag, object, colour or count (1 to 4) that does not exist.
     """
     of_kind(path, "path", (str, Path), "the path of a jsonl file")
     prompts = []
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()  # Windows' editors write a mark first
     except OSError as error:
         raise FileNotFoundError(f"{path} cannot be read ({error.strerror}): give GenEval's jsonl file.") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no jsonl file of GenEval's: {error}.") from error
+    if not lines:
+        raise ValueError(f"{path} holds no record: give GenEval's jsonl file, a record a line.")
     for number, line in enumerate(lines, start=1):
         try:
             prompt = from_record(json.loads(line))

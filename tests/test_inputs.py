@@ -82,11 +82,21 @@ def test_words_texts_and_answers_are_checked():
         (lambda: texts([], "prompt"), "at least one text"),
         (lambda: texts(["a", None], "prompt"), "each of prompt must be a text"),
         (lambda: texts({"a": 1}, "prompt"), "a text or a list of texts"),
+        (lambda: texts(np.array("a cat"), "prompt"), "a text or a list of texts, got .*a cat"),
+        (lambda: texts({"a", "b"}, "prompt"), "prompt must be a list, as their order counts, got {.*: make it with"),
+        (lambda: texts({"a": 1}.keys(), "prompt"), "as their order counts, got dict_keys"),
+        (lambda: texts({1: "a"}.values(), "prompt"), "as their order counts, got dict_values"),
+        (lambda: numbers(np.ma.array([1, 2], mask=[0, 1]), "scores"), "a value everywhere, but some entries are mask"),
+        (lambda: verdicts(np.ma.array([1, 0], mask=[0, 1]), "right", (2,)), "right must have a value everywhere"),
         (lambda: yes_or_no(0, "progress_bar"), "True or False"),
         (lambda: of_kind("orm", "verifier", dict, "a Verifier"), "verifier must be a Verifier, got 'orm'"),
     ):
         with pytest.raises(ValueError, match=said):
             call()
+
+
+def test_a_mask_that_hides_nothing_is_none():
+    assert numbers(np.ma.array([1, 2]), "scores").tolist() == [1, 2]
 
 
 def test_nan_infinity_and_shapes_are_named():

@@ -118,6 +118,11 @@ def test_records_of_other_names_are_read_with_them(tmp_path: Path) -> None:
     path.write_text(json.dumps(changed(RECORDS[0], {"class": "unicorn"})))
     (prompt,) = p.read_geneval(path, p.Names(("unicorn",), ("red",)))
     assert prompt.include == (p.Requirement("unicorn"),)
+    path.write_text(path.read_text(), encoding="utf-8-sig")  # as Windows' editors do
+    assert p.read_geneval(path, p.Names(("unicorn",), ("red",))) == [prompt]
+    path.write_text("", encoding="utf-8-sig")
+    with pytest.raises(ValueError, match="holds no record: give GenEval's jsonl file"):
+        p.read_geneval(path)
     path.write_bytes(b"\xff")
     for wrong, says in ((path, "jsonl"), (None, "path of a jsonl file"), ([path], "path of a jsonl file")):
         with pytest.raises(ValueError, match=says):
@@ -279,6 +284,8 @@ CAT = p.Requirement("cat")
         (lambda: p.parse_prompt("a photo of a cat " * 10**5), "at most 500 characters"),
         (lambda: p.plural(""), "must not be empty"),
         (lambda: p.meaning("a photo of a cat"), "must be a Prompt"),
+        (lambda: p.each_prompt({p.single_object("cat")}), "prompts must be a list, as their order counts, got"),
+        (lambda: p.each_prompt({p.single_object("cat"): 1}.keys()), "prompts must be a list, as their order counts"),
         (lambda: p.to_record({"tag": "colors"}), "must be a Prompt"),
     ],
 )
