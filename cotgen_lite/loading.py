@@ -30,8 +30,14 @@ def chosen_device(device: str) -> str:
         kind = ""
     if not kind:
         raise ValueError(f'device must be "auto", "cpu", "cuda" or another name of torch\'s, got {shown(device)}.')
+    if kind == "meta":
+        raise ValueError('device is \'meta\', which holds no numbers: give "auto" or "cpu".')
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f'device is {device!r}, but there is no such GPU: give "auto" or "cpu".')
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        raise ValueError(f'device is {device!r}, which torch cannot use here: give "auto" or "cpu".') from error
     return device
 
 
@@ -232,13 +238,18 @@ def _weights_of(path: str | Path, what: str, where: Mapping[str, Any]) -> tuple[
         return name, file.stat().st_size, [name]
     index = _read_json(file)
     shards, about = index.get("weight_map"), index.get("metadata")
-    size = about.get("total_size") if isinstance(about, dict) else None
-    if not isinstance(shards, dict) or not shards or not isinstance(size, int):
-        raise ValueError(f"{file} is damaged (it lacks weight_map or total_size): download it again.")
+    if not isinstance(shards, dict) or not shards or not isinstance(about, dict):
+        raise ValueError(f"{file} is damaged (it lacks weight_map or metadata): download it again.")
     for shard in shards.values():
         if not isinstance(shard, str) or not re.fullmatch(r"[\w-][\w.-]*\.(safetensors|bin)", shard):
             raise ValueError(f"{file} names {shard!r}, which is no file of weights beside it: download it again.")
-    return name, size, sorted(set(shards.values()))
+    names, size = sorted(set(shards.values())), about.get("total_size")
+    if not isinstance(size, int):  # transformers does without
+        files = [(shard, _file_of(path, shard, where)) for shard in names]
+        if lost := [shard for shard, one in files if one is None]:
+            raise ValueError(f"{path} lacks {lost[0]}, which {name} names: download it again.")
+        size = sum(one.stat().st_size for _, one in files if one)
+    return name, size, names
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -211,6 +211,23 @@ def test_a_flipped_bit_in_a_pickle_of_weights_is_seen(copies: Callable[[str], Pa
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("about", [{"metadata": {}}, {"metadata": {"total_size": 1e6}}])
+def test_an_index_need_not_say_how_large_its_files_are(copies: Callable[[str], Path], about: dict) -> None:
+    folder = copies("showo")
+    names = list(load_file(folder / OFFICIAL))
+    (folder / OFFICIAL).rename(folder / "one.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({**about, "weight_map": dict.fromkeys(names, "one.safetensors")}))
+    assert Showo.from_pretrained(folder)
+    (folder / "one.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"lacks one\.safetensors, which model\.safetensors\.index\.json names"):
+        Showo.from_pretrained(folder)
+    for damaged in (about, {"weight_map": {"a": "one.safetensors"}}):
+        index.write_text(json.dumps(damaged))
+        with pytest.raises(ValueError, match="is damaged .it lacks weight_map or metadata"):
+            Showo.from_pretrained(folder)
+
+
 LOADERS: dict[str, Callable[[Path], Any]] = {
     "showo": Showo.from_pretrained,
     "magvit": Magvit.from_pretrained,
@@ -334,6 +351,9 @@ def test_a_device_or_precision_that_is_none_is_refused(paths: dict[str, Path]) -
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="no such GPU"):
             chosen_device("cuda")
+    for device in ("meta", "xpu", "vulkan"):
+        with pytest.raises(ValueError, match=f'^device is \'{device}\', wh.*: give "auto" or "cpu".$'):
+            chosen_device(device)
     for dtype in (torch.int8, "float7", 3):
         with pytest.raises(ValueError, match="dtype must be"):
             Showo.from_pretrained(paths["showo"], dtype=dtype)
