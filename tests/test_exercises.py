@@ -2,7 +2,10 @@
 
 import itertools
 import math
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import Any
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.nn import functional as F
@@ -328,6 +332,61 @@ def test_ignored_exchanged_and_constant_arguments_fail(name: str, capsys: pytest
         assert said(name, exchanges, capsys).startswith("✓" if place in SYMMETRIC.get(name, ()) else "✗ "), place
 
 
+def shortened(case: tuple, place: int, axis: int, part: slice) -> tuple:
+    """A case without the first or last entry of an axis of an argument, and of all that are as long there."""
+
+    def size(one: Any) -> int:
+        return np.shape(one)[axis] if isinstance(one, list | np.ndarray | torch.Tensor) and np.ndim(one) > axis else 0
+
+    if size(case[place]) < 2:
+        return case
+    at = (*[slice(None)] * axis, part)
+    cut = [one[part] if isinstance(one, list) else one[at] if size(one) else one for one in case]
+    return tuple(new if size(old) == size(case[place]) else old for new, old in zip(cut, case, strict=True))
+
+
+# Exercises in which an end counts for nothing, as the first token of a sequence, which is never predicted; or where
+# other arguments say which entries count.
+FREE_ENDS = {("answer_loss", "first"), ("image_log_probability", "first")}
+FREE_ENDS |= {("probability", "last"), ("paired_difference", "last")}
+
+
+@each
+@pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value")
+@pytest.mark.parametrize(("end", "part"), [("first", slice(1, None)), ("last", slice(-1))])
+def test_answers_that_leave_out_an_end_fail(
+    name: str, end: str, part: slice, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exercise = EXERCISES[name]
+    for place, axis, later in itertools.product(range(len(exercise.cases[0])), range(3), (0, 1)):
+        tried = []
+
+        def leaves_out(
+            *case: Any, place: int = place, axis: int = axis, later: int = later, tried: list = tried
+        ) -> Any:
+            right, cut = exercise.solution(*case), shortened(case, place, axis, part)
+            try:
+                short = arrays(exercise.solution(*cut))
+            except (IndexError, RuntimeError, ValueError):
+                return right
+            if cut is case or (short.shape != arrays(right).shape and not exercise.free):
+                return right
+            tried.append(case)
+            return short if short.dtype.kind == "U" else np.where(short > 0, short + later, short) if later else short
+
+        verdict = said(name, leaves_out, capsys)
+        assert verdict.startswith("✗ ") or not tried or (name, end) in FREE_ENDS, (place, axis)
+
+
+def test_a_first_time_may_be_the_last_step(capsys: pytest.CaptureFixture[str]) -> None:
+    def early(c: np.ndarray, p: np.ndarray | None = None) -> list[int]:
+        at = (c > 0) if p is None else (c > 0) & (p <= 0)
+        return [next((i + 1 for i in range(c.shape[1] - 1) if row[i]), 0) for row in at]
+
+    assert said("first_clear", lambda clarity: early(clarity), capsys).startswith("✗ Expected [3, 1, 3], got [0, 1, 0]")
+    assert said("stops", early, capsys).startswith("✗ Expected [3, 3, 0], got [0, 0, 0]")
+
+
 SYMMETRIC = {  # arguments that may be exchanged with the next one, as factors of a product or terms of a sum
     "keys_and_values": range(5),
     "hours": (0, 1, 2, 4),
@@ -358,6 +417,25 @@ def test_a_mistake_made_in_one_case_only_gets_no_hint_at_it(name: str, capsys: p
             )
 
         assert said(name, mixes, capsys) != f"✗ {hint}"
+
+
+def test_texts_may_come_in_any_array(capsys: pytest.CaptureFixture[str]) -> None:
+    right = EXERCISES["others_reasons"].solution
+    for kind in (lambda told: np.array(told, dtype=str), lambda told: np.array(told, dtype=object), pd.Series, tuple):
+        assert said("others_reasons", lambda *case, kind=kind: kind(right(*case)), capsys) == "✓ Right."
+    assert said("verdict", lambda *case: np.array(EXERCISES["verdict"].solution(*case), object), capsys) == "✓ Right."
+
+
+def test_a_verdict_is_printed_in_any_encoding() -> None:
+    code = """
+from cotgen_lite.course import ch01, checker
+checker.check(ch01.check_oracle, lambda correct: print("→✓") or 9)
+checker.check(ch01.check_oracle, ch01.check_oracle.solution)
+"""
+    given = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, check=True)
+    lines = done.stdout.decode("cp1252")
+    assert all(part in lines for part in ("\\u2192+", "x Expected 0.75, got 9", "+ Right."))
 
 
 def imports(correct: Any) -> float:
@@ -447,7 +525,9 @@ HINTS: list[tuple[Any, str]] = [
     (awaits, r"returns a coroutine\.\n"),
     (lambda correct: [[1], [1, 2]], r"returns a list that cannot be read"),
     (lambda correct: [0.5, None], r"returns a list that cannot be read"),
-    (lambda correct: {0.75}, r"returns a set\.\n"),
+    (lambda correct: {0.75}, r"returns a set: a list is wanted, which list\(…\) around it makes\.\n"),
+    (lambda correct: {0.75: 1}.keys(), r"returns a dict_keys: a list is wanted, which list\(…\) around it makes\.\n"),
+    (lambda correct: {1: 0.75}.values(), r"returns a dict_values: a list is wanted"),
     (lambda correct: 10**400, r"returns a int that cannot be read \(int too large"),
     (lambda correct: [10**400], r"returns a list that cannot be read \(int too large"),
     (lambda correct: Unreadable(KeyError), r"returns a Unreadable\.\n"),

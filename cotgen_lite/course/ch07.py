@@ -154,6 +154,10 @@ _PATHS = (  # clarity and potential, log-odds of (paths, steps)
         np.array([[-0.6, 0.5, 1.1, -0.2, 0.9], [-0.3, 0.8, 0.0, -1.4, 1.7], [0.2, -0.9, 1.3, 0.4, -0.5]]),
     ),
     (np.array([[0.4, -1.1]]), np.array([[-0.7, 0.6]])),
+    (  # clear, or without potential, at the last step only
+        np.array([[-1.0, -0.5, 2.0], [0.7, 1.4, 0.2], [-0.4, -2.0, 0.3]]),
+        np.array([[-1.0, 0.6, -0.2], [1.1, 0.5, -0.8], [-0.3, -1.2, 0.9]]),
+    ),
 )
 
 

@@ -6,7 +6,7 @@ where the learner's answers are that mistake's in every case; else the first cas
 
 import io
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set, ValuesView
 from contextlib import redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cotgen_lite.course.doctor import say
 from cotgen_lite.hub import first_line
 
 Answer = tuple[np.ndarray, ...]  # what was returned, then its gradients by those arguments that ask for them
@@ -56,9 +57,9 @@ def check(exercise: Exercise, function: Callable[..., Any] | None = None) -> Non
     """Try a learner's function on an exercise: prints ✓, ✗ with a hint, or that it is not solved yet. Nothing is raised
     but KeyboardInterrupt."""
     try:
-        print(_verdict(exercise, function))
+        say(_verdict(exercise, function))
     except NotImplementedError as stub:
-        print(f"Not solved yet: {stub}" if str(stub) else "Not solved yet.")
+        say(f"Not solved yet: {stub}" if str(stub) else "Not solved yet.")
 
 
 def _verdict(exercise: Any, function: Any) -> str:
@@ -100,7 +101,7 @@ def _answer(function: Callable[..., Any], case: tuple) -> Answer | str:
     except BaseException as error:
         return _broken(error, function)
     finally:
-        print(said.getvalue(), end="")
+        say(said.getvalue(), end="")
     if answer is None or answer is ...:
         code = getattr(function, "__code__", None)
         if code and len(code.co_code) == len(_stub.__code__.co_code):
@@ -113,6 +114,7 @@ def _answer(function: Callable[..., Any], case: tuple) -> Answer | str:
         raise
     except BaseException as error:  # an object says itself how it is read
         made = ": list(…) around it makes its values" if hasattr(type(answer), "__next__") else ""
+        made = ": a list is wanted, which list(…) around it makes" if isinstance(answer, Set | ValuesView) else made
         told = isinstance(answer, int | list | tuple | np.ndarray | Tensor)
         inside = f" that cannot be read ({shorten(first_line(error), 120, placeholder='…')})" if told else ""
         return f"Your function returns a {type(answer).__name__}{inside}{made}."
@@ -157,6 +159,8 @@ def _array(value: Any) -> np.ndarray:
         value = value.detach().cpu()
         value = (value.double() if value.is_floating_point() else value).numpy()
     array = np.array([_array(one) for one in value] if isinstance(value, list | tuple) else value)
+    if array.dtype.kind == "O" and array.size and all(isinstance(one, str) for one in array.ravel()):
+        array = array.astype(str)
     if array.dtype.kind == "O":  # fractions, whole numbers of many digits
         array = np.array([float(one) for one in array.ravel()]).reshape(array.shape)
     if array.dtype.kind not in "biufU":
@@ -173,12 +177,17 @@ def _same(one: Answer | str, other: Answer | str) -> bool:
 
 def _close(got: np.ndarray, wanted: np.ndarray) -> bool:
     """Whether arrays have the same shape and, give or take float32's rounding errors, values."""
-    if got.shape != wanted.shape or (got.dtype.kind == "U") != (wanted.dtype.kind == "U"):
+    if got.shape != wanted.shape or _are_texts(got) != _are_texts(wanted):
         return False
-    if wanted.dtype.kind == "U":
+    if _are_texts(wanted):
         return bool((got == wanted).all())
     rough = 1e-4 if wanted.dtype.kind == "f" else 1e-6
     return np.allclose(got.astype(float), wanted.astype(float), rough, 1e-6, equal_nan=True)
+
+
+def _are_texts(array: np.ndarray) -> bool:
+    """Whether an array holds texts; of one without entries nobody can say."""
+    return array.dtype.kind == "U" and array.size > 0
 
 
 def _fault(exercise: Exercise, case: tuple, got: Answer | str) -> str:
@@ -189,7 +198,7 @@ def _fault(exercise: Exercise, case: tuple, got: Answer | str) -> str:
     if not exercise.free and _same(got, right):
         return ""
     answer, wanted = got[0], np.asarray(right[0])
-    if (answer.dtype.kind == "U") != (wanted.dtype.kind == "U"):
+    if _are_texts(answer) != _are_texts(wanted) and answer.size:
         return f"{exercise.wanted} is wanted, not {_said(answer)}."
     if answer.shape != wanted.shape and not exercise.free:
         yours = f"an answer of shape {answer.shape}" if answer.ndim else f"the single number {_said(answer)}"

@@ -299,14 +299,14 @@ def as_text(findings: Iterable[Finding]) -> str:
     return "\n".join([*lines, *(f"{'Then' if commands else 'To mend it'}: {one}" for one in advice)])
 
 
-def say(text: str) -> None:
+def say(text: str, end: str = "\n") -> None:
     """Print a text, whatever characters standard output can hold."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
         text = text.translate({ord("✓"): "+", ord("✗"): "x"}).encode(encoding, "backslashreplace").decode(encoding)
-    print(text)
+    print(text, end=end)
 
 
 def check_up() -> None:
