@@ -224,7 +224,7 @@ def test_an_index_need_not_say_how_large_its_files_are(copies: Callable[[str], P
         Showo.from_pretrained(folder)
     for damaged in (about, {"weight_map": {"a": "one.safetensors"}}):
         index.write_text(json.dumps(damaged))
-        with pytest.raises(ValueError, match="is damaged .it lacks weight_map or metadata"):
+        with pytest.raises(ValueError, match=r"is damaged .it lacks weight_map or metadata"):
             Showo.from_pretrained(folder)
 
 

@@ -344,7 +344,9 @@ def test_what_no_search_can_do_is_said_in_a_sentence(toy_generator: Any, change:
 
 
 def test_the_steps_of_a_next_token_generator_are_not_drawn_anew() -> None:
-    with pytest.raises(ValueError, match="^generator must be a masked-token one for PRM search, .* got Autoregressive"):
+    with pytest.raises(
+        ValueError, match=r"^generator must be a masked-token one for PRM search, .* got Autoregressive"
+    ):
         prm_search(load_autoregressive(), UNSURE, PROMPT, 2)  # type: ignore[arg-type]
 
 
