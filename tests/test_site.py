@@ -9,7 +9,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from cotgen_lite.course.site import build_site, harmless, slug, sources_of, with_anchors, with_links
+from cotgen_lite.course.site import build_site, harmless, main, slug, sources_of, with_anchors, with_links
 from cotgen_lite.hub import data_root
 
 ROOT = data_root().parent
@@ -150,6 +150,16 @@ def test_tables_figures_and_folds_are_shown() -> None:
     assert html.count("<table") == 2 and 'class="dataframe"' in html and "<strong>2</strong>" in html
     assert [image["alt"] for image in Page(html).images] == ['a line & a "quote"']
     assert '<span class="o">&lt;</span>' in html  # code, with its colours, is escaped once
+
+
+@pytest.mark.parametrize(("argument", "status"), [("--help", 0), ("--out", 2)])
+def test_an_option_is_no_folder(
+    argument: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main([argument])
+    assert end.value.code == status and not list(tmp_path.iterdir()) and "usage:" in "".join(capsys.readouterr())
 
 
 def test_anchors_are_githubs() -> None:

@@ -3,9 +3,10 @@
 The pages lie as the files do, so that links between them hold; notebooks and markdown become HTML.
 """
 
+import argparse
 import re
 import shutil
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
@@ -87,7 +88,14 @@ def with_links(html: str) -> str:
     return LINK.sub(r"\1.html", html)
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Build the site into the folder that the command line names."""
+    parser = argparse.ArgumentParser(description="The course as static pages.")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("build/site"), help="default: build/site")
+    out = parser.parse_args(arguments).folder
+    build_site(data_root().parent, out)
+    print(f"open {out / 'index.html'} in a browser")
+
+
 if __name__ == "__main__":
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/site")
-    build_site(data_root().parent, folder)
-    print(f"open {folder / 'index.html'} in a browser")
+    main()
