@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -51,6 +52,18 @@ def test_it_starts_where_nothing_is_installed(start: list[str]) -> None:
     *_, said, command = run.stdout.splitlines()
     assert said == "To mend it, in a terminal:"
     assert command.endswith(f"-m pip install -e '{doctor.ROOT}[course,train]'")
+
+
+def test_files_that_hide_pythons_own_are_named(tmp_path: Path) -> None:
+    for name in ("random", "platform", "shutil", "tempfile", "sys", "mine"):
+        (tmp_path / f"{name}.py").write_text("mine = 1\n")
+    variables = os.environ | {"PYTHONPATH": str(doctor.ROOT)}
+    command = [sys.executable, "-S", "-m", "cotgen_lite.course.doctor"]
+    run = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
+    assert "✗ torch: missing" in run.stdout and not run.stderr
+    said = re.findall(r"✗ file: .*/(\w+)\.py hides Python's own \1 from", run.stdout)
+    assert said == ["platform", "random", "shutil", "tempfile"] and f"Then: rename {tmp_path}" in run.stdout
+    assert not doctor.look_at_names(FILE.parent)
 
 
 def test_it_speaks_in_any_encoding() -> None:

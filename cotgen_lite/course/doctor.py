@@ -7,16 +7,21 @@ notebooks/TROUBLESHOOTING.md.
 
 from __future__ import annotations  # an old Python must get as far as being told so
 
+import os
+import sys
+
+if __name__ == "__main__" and sys.path[:1] == [os.getcwd()]:  # started with -m: a random.py here would be Python's
+    del sys.path[0]
+
 import importlib
+import importlib.machinery
 import importlib.util
 import operator
-import os
 import platform
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -66,7 +71,7 @@ class Finding(NamedTuple):
 
 
 def examine(here: bool = False) -> list[Finding]:
-    """Look at Python, packages, cores, memory, disk, GPU and the shipped data's checksums.
+    """Look at Python, files named as its modules, packages, cores, memory, disk, GPU and the shipped data's checksums.
 
     here: try only what every chapter loads anyway, in this process, as a notebook's first cell does.
     """
@@ -74,7 +79,8 @@ def examine(here: bool = False) -> list[Finding]:
     if system.mend or system.advice:
         return [system]  # nothing can be installed there
     tried = {name: attempt(name) for name in ("torch", *TIED, "cotgen_lite.generate.pipeline")} if here else None
-    return [system, *look_at_packages(requirements(), tried), *look_at_machine(ROOT), look_at_data()]
+    packages = look_at_packages(requirements(), tried)
+    return [system, *look_at_names(Path.cwd()), *packages, *look_at_machine(ROOT), look_at_data()]
 
 
 def look_at_system() -> Finding:
@@ -90,6 +96,19 @@ def look_at_system() -> Finding:
     if sys.maxsize < 2**32:
         return Finding("Python", f"{said}, of 32 bits, for which there is no torch", "", "install a Python of 64 bits")
     return Finding("Python", said)
+
+
+def look_at_names(folder: Path) -> list[Finding]:
+    """Each file of a folder that Python would load there in place of a module of its own; our site.py is none."""
+    if folder == Path(__file__).resolve().parent:
+        return []
+    always = importlib.machinery.BuiltinImporter, importlib.machinery.FrozenImporter  # which are asked before folders
+    own = [file for file in sorted(folder.glob("*.py")) if file.stem in sys.stdlib_module_names]
+    hiding = [file for file in own if not any(finder.find_spec(file.stem) for finder in always)]
+    return [
+        Finding("file", f"{file} hides Python's own {file.stem} from what runs beside it", advice=f"rename {file}")
+        for file in hiding
+    ]
 
 
 def requirements() -> list[str]:
