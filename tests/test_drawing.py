@@ -16,8 +16,8 @@ from cotgen_lite import pools
 from cotgen_lite.generate.autoregressive import load_autoregressive
 from cotgen_lite.generate.pipeline import (
     Generator,
-    _first_candidates,
     GeneratorOutput,
+    _first_candidates,
     generate_pool,
     judge_tokens,
     label_tokens,
