@@ -9,7 +9,9 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,6 +83,9 @@ def fingerprint(models: Sequence["nn.Module"], *settings: Any) -> str:
     return digest.hexdigest()[:16]
 
 
+FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType, partial)
+
+
 def named_by(*parts: Any) -> tuple[list["nn.Module"], list[Any]]:
     """What answers of verifiers, detectors or tokenizers depend on, for `fingerprint`: networks, and plain data.
 
@@ -93,13 +98,26 @@ def named_by(*parts: Any) -> tuple[list["nn.Module"], list[Any]]:
     data: list[Any] = []
     for part in parts:
         holds = getattr(part, "__dict__", {})
-        its = [one for one in (part, getattr(part, "model", None), *holds.values()) if isinstance(one, nn.Module)]
+        public = [one for name, value in holds.items() if not name.startswith("_") for one in _held(value)]
+        if not isinstance(part, nn.Module) and any(isinstance(one, FUNCTIONS) for one in public):
+            raise ValueError(
+                f"A {type(part).__name__} that holds a function cannot name a run, since two functions look alike: let "
+                "it hold plain data and networks, or a method compute what the function does."
+            )
+        candidates = (part, getattr(part, "model", None), *holds.values(), *public)
+        its = list({id(one): one for one in candidates if isinstance(one, nn.Module)}.values())
         networks |= {id(one): one for one in its}
         told = getattr(part, "described", None)
         if told is None and not (isinstance(part, nn.Module) and hasattr(part, "config")):  # which says all of it
             told = plain_data(holds)
         data += [type(part).__name__, list(map(config_of, its)), told]
     return list(networks.values()), data
+
+
+def _held(value: Any) -> list[Any]:
+    """A value, or if it is a list or mapping of some what these hold."""
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else None
+    return [value] if inner is None else [one for each in inner for one in _held(each)]
 
 
 def plain_data(holds: Mapping[str, Any]) -> dict[str, Any]:

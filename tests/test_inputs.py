@@ -4,6 +4,7 @@ import dataclasses
 import re
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -206,8 +207,16 @@ def test_judges_are_named_by_all_that_their_answers_depend_on():
     tempered.temperature = 2.0
     described = [Scorer(described=["yes", "no"]), Scorer(described=["no", "yes"])]
     judges = [asked, Scorer(-1), Scorer(model=network), Scorer(tail=torch.nn.Linear(2, 2)), tempered, *described]
+    judges += [Scorer(tails=[torch.nn.Linear(2, 2)]), Scorer(tails={"one": (torch.nn.Linear(2, 2),)})]
     assert len(set(map(named, judges))) == len(judges)
     assert named_by(network, Scorer(model=network))[0] == [network]
+
+
+@pytest.mark.parametrize("rule", [max, lambda odds: odds, partial(max, 1)])
+def test_a_judge_that_holds_a_function_names_no_run(rule: object):
+    with pytest.raises(ValueError, match="Scorer that holds a function cannot name a run"):
+        named_by(Scorer(rules=[rule]))
+    named_by(Scorer(_rule=rule))
 
 
 def test_a_fingerprint_tells_buffers_apart():
