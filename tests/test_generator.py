@@ -115,7 +115,7 @@ def test_a_generator_that_cannot_begin_is_refused_when_it_is_made() -> None:
 
 def test_parts_in_another_order_are_refused_when_it_is_made(toy_generator: Generator) -> None:
     model, words, pixels = toy_generator.model, toy_generator.text_tokenizer, toy_generator.image_tokenizer
-    with pytest.raises(ValueError, match=r"^text_tokenizer must be a text tokenizer, got Magvit"):
+    with pytest.raises(ValueError, match=r"^text_tokenizer must be a tokenizer of texts, got Magvit"):
         Generator(model, pixels, words, SETTINGS)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^image_tokenizer must be an image tokenizer, got "):
         Generator(model, words, SETTINGS, pixels)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -267,7 +267,8 @@ def check_parts(ours: Any, theirs: Any, model: str | Path, image_tokenizer: str 
 
 def check_tokenizers(text_tokenizer: Any, image_tokenizer: Any) -> None:
     """ValueError unless these are a generator's two tokenizers, of texts and of images, in this order."""
-    of_kind(text_tokenizer, "text_tokenizer", PreTrainedTokenizerBase, "a text tokenizer")
+    if not callable(text_tokenizer) or isinstance(text_tokenizer, nn.Module):
+        raise ValueError(f"text_tokenizer must be a tokenizer of texts, got {shown(text_tokenizer)}.")
     with_methods(image_tokenizer, "image_tokenizer", ("decode",), "an image tokenizer")
 
 
