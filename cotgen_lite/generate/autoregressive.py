@@ -27,7 +27,7 @@ from cotgen_lite.generate.pipeline import (
     ImageGenerator,
     check_begun_with,
     check_parts,
-    check_tokenizers,
+    check_text_tokenizer,
     check_tokens,
     lite_parts,
 )
@@ -319,7 +319,7 @@ class NextTokenGenerator(ImageGenerator[AutoregressiveState]):
     settings: AutoregressiveSettings
 
     def __post_init__(self) -> None:
-        check_tokenizers(self.text_tokenizer, self.image_tokenizer)
+        check_text_tokenizer(self.text_tokenizer)
         of_kind(self.settings, "settings", AutoregressiveSettings, "AutoregressiveSettings")
 
     @property

@@ -265,11 +265,10 @@ def check_parts(ours: Any, theirs: Any, model: str | Path, image_tokenizer: str 
         )
 
 
-def check_tokenizers(text_tokenizer: Any, image_tokenizer: Any) -> None:
-    """ValueError unless these are a generator's two tokenizers, of texts and of images, in this order."""
+def check_text_tokenizer(text_tokenizer: Any) -> None:
+    """ValueError unless the first can be a tokenizer of texts, as it is not if parts come in another order."""
     if not callable(text_tokenizer) or isinstance(text_tokenizer, nn.Module):
         raise ValueError(f"text_tokenizer must be a tokenizer of texts, got {shown(text_tokenizer)}.")
-    with_methods(image_tokenizer, "image_tokenizer", ("decode",), "an image tokenizer")
 
 
 @dataclass(frozen=True)
@@ -283,7 +282,7 @@ class Generator(ImageGenerator[DecodingState]):
 
     def __post_init__(self) -> None:
         of_kind(self.model, "model", Showo, "a Showo model")
-        check_tokenizers(self.text_tokenizer, self.image_tokenizer)
+        check_text_tokenizer(self.text_tokenizer)
         if type(self.settings) is not SamplingSettings:  # not those of next-token generators either
             raise ValueError(f"settings must be SamplingSettings, got {shown(self.settings)}.")
 
