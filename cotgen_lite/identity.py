@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,9 +82,6 @@ def fingerprint(models: Sequence["nn.Module"], *settings: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType, partial)
-
-
 def named_by(*parts: Any) -> tuple[list["nn.Module"], list[Any]]:
     """What answers of verifiers, detectors or tokenizers depend on, for `fingerprint`: networks, and plain data.
 
@@ -99,18 +95,13 @@ def named_by(*parts: Any) -> tuple[list["nn.Module"], list[Any]]:
     for part in parts:
         holds = getattr(part, "__dict__", {})
         public = [one for name, value in holds.items() if not name.startswith("_") for one in _held(value)]
-        if not isinstance(part, nn.Module) and any(isinstance(one, FUNCTIONS) for one in public):
-            raise ValueError(
-                f"A {type(part).__name__} that holds a function cannot name a run, since two functions look alike: let "
-                "it hold plain data and networks, or a method compute what the function does."
-            )
         candidates = (part, getattr(part, "model", None), *holds.values(), *public)
         its = list({id(one): one for one in candidates if isinstance(one, nn.Module)}.values())
         networks |= {id(one): one for one in its}
         told = getattr(part, "described", None)
         if told is None and not (isinstance(part, nn.Module) and hasattr(part, "config")):  # which says all of it
             told = plain_data(holds)
-        data += [type(part).__name__, list(map(config_of, its)), told]
+        data += [type(part).__name__, list(map(config_of, its)), told, [_code_of(one) for one in public]]
     return list(networks.values()), data
 
 
@@ -120,13 +111,32 @@ def _held(value: Any) -> list[Any]:
     return [value] if inner is None else [one for each in inner for one in _held(each)]
 
 
-def plain_data(holds: Mapping[str, Any]) -> dict[str, Any]:
+def _code_of(value: Any) -> list[Any]:
+    """What tells one function from another: its code, and the plain values that it computes with; else nothing."""
+    if isinstance(value, partial):
+        return [_code_of(value.func), plain_data(dict(enumerate(value.args)) | value.keywords)]
+    function = getattr(value, "__func__", value)
+    if (code := getattr(function, "__code__", None)) is None:
+        return [getattr(value, "__qualname__", "")]
+    around = zip(code.co_freevars, (cell.cell_contents for cell in function.__closure__ or ()), strict=True)
+    inner = [_code_of(one) for one in code.co_consts if hasattr(one, "co_code")]
+    constants = plain_data(dict(enumerate(code.co_consts)))
+    return [
+        code.co_code,
+        code.co_names,
+        constants,
+        inner,
+        plain_data(dict(around) | vars(getattr(value, "__self__", function))),
+    ]
+
+
+def plain_data(holds: Mapping[Any, Any]) -> dict[str, Any]:
     """Of an object's attributes those that are plain data, its settings and tables; not caches, which are private, nor
     how often it was asked."""
     plain: dict[str, Any] = {}
     for name, value in holds.items():
         with suppress(ValueError):  # a network, whose weights count, or a tokenizer
-            plain |= {} if name.startswith("_") or name == "passes" else {name: canonical(value)}
+            plain |= {} if str(name).startswith("_") or name == "passes" else {str(name): canonical(value)}
     return plain
 
 

@@ -4,7 +4,9 @@ import dataclasses
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,6 +196,9 @@ class Scorer:
         self.sign, self.passes, self._cache = sign, 0, object()
         vars(self).update(more)
 
+    def at(self, odds: int) -> bool:
+        return odds > self.sign
+
 
 def test_judges_are_named_by_all_that_their_answers_depend_on():
     def named(judge: object) -> str:
@@ -212,11 +217,19 @@ def test_judges_are_named_by_all_that_their_answers_depend_on():
     assert named_by(network, Scorer(model=network))[0] == [network]
 
 
-@pytest.mark.parametrize("rule", [max, lambda odds: odds, partial(max, 1)])
-def test_a_judge_that_holds_a_function_names_no_run(rule: object):
-    with pytest.raises(ValueError, match="Scorer that holds a function cannot name a run"):
-        named_by(Scorer(rules=[rule]))
-    named_by(Scorer(_rule=rule))
+def test_judges_are_named_by_the_functions_that_they_hold():
+    def at_least(bound: int) -> Callable[[int], bool]:
+        return lambda odds: odds >= bound
+
+    def rules() -> list[Any]:
+        ways = [max, min, lambda odds: odds > 1, lambda odds: odds > 2, lambda odds: odds < 1, at_least(1), at_least(2)]
+        return [*ways, partial(max, 1), partial(max, 2), partial(at_least(1)), Scorer(1).at, Scorer(2).at]
+
+    def names() -> list[str]:
+        return [fingerprint(*named_by(Scorer(rules=[rule]))) for rule in rules()]
+
+    assert len(set(names())) == len(rules())
+    assert names() == names()
 
 
 def test_a_fingerprint_tells_buffers_apart():
