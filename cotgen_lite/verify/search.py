@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cotgen_lite.generate.pipeline import Generator, GeneratorOutput, ImageGenerator, State
 from cotgen_lite.generate.sampling import Cost, advance, branch, predict
+from cotgen_lite.generate.showo import Showo
 from cotgen_lite.inputs import of_kind, one_of, shaped, shown, text, whole, whole_numbers, with_methods
 from cotgen_lite.verify.verifier import (
     ORM_QUESTION,
@@ -146,7 +147,9 @@ def prm_search(
     Paper: section 3.2 (PRM), as the course's design reads it.
     """
     prompt, n, seed, first_step = _checked(generator, verifier, prompt, n, seed, first_step)
-    of_kind(generator, "generator", Generator, "a masked-token one for PRM search, as `load_generator` gives")
+    if not isinstance(getattr(generator, "model", None), Showo):
+        wanted = "a masked-token one for PRM search, as `load_generator` gives"
+        raise ValueError(f"generator must be {wanted}, got {shown(generator)}.")
     question = checked_question(question)
     guesses, committed, beliefs, taken = [], [], [], []
     with _searching() as cost:
