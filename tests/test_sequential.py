@@ -296,6 +296,7 @@ def test_pre_training_tells_its_data_apart(model: AutoregressiveModel, tmp_path:
     ],
 )
 def test_what_dpo_is_given_is_checked(model: AutoregressiveModel, change: dict[str, Any], said: str) -> None:
-    generator = AutoregressiveGenerator(model, None, None, AutoregressiveSettings())  # type: ignore[arg-type]
+    words, settings = lite_tokenizer(), AutoregressiveSettings()
+    generator = AutoregressiveGenerator(model, words, None, settings)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=said):
         train_autoregressive_dpo(**({"generator": generator, "pairs": [], "settings": DpoTraining(1e-4)} | change))
