@@ -1,7 +1,7 @@
 """How models are loaded: config.json is read first, then names and sizes of the weights, and only then they.
 
 So another kind of model, a damaged one, or one whose weights would be random is refused in a sentence, and no code of
-its folder is run. Read next: training.py.
+its folder is run. Read next: muon.py.
 """
 
 import copy

@@ -34,6 +34,7 @@ from cotgen_lite.hub import (
 from cotgen_lite.identity import fingerprint, refuse_other_run
 from cotgen_lite.inputs import all_whole, folder, number, of_kind, settle, shaped, shown, text, whole, with_methods
 from cotgen_lite.loading import load_pickle
+from cotgen_lite.muon import Muon
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -70,6 +71,7 @@ def train(
     warmup: float = 0.05,
     save_seconds: float = 120.0,
     about: Mapping[str, object] | None = None,
+    muon_rate: float | None = None,
 ) -> TrainingLog:
     """Train in place up to `steps`, going on from the checkpoint in `work_dir` if there is one.
 
@@ -77,9 +79,9 @@ def train(
     the data that an uninterrupted one sees). warmup: share of steps in which the rate rises; then it falls as a cosine
     to 1% of `learning_rate`. Gradients are clipped to norm 1. work_dir: None keeps no checkpoint; else it stays, so a
     finished run returns at once, and an interrupted one goes on, given the model as it was at first. about: what else
-    the run depends on beside that model: data and their settings. ValueError if the checkpoint is damaged or that of
-    another run; or if the loss, its gradient or a weight is not finite any more: it names the step, and the last
-    checkpoint stays.
+    the run depends on beside that model: data and their settings. muon_rate: if given, weight matrices learn by `Muon`
+    at this peak, and AdamW is left the rest. ValueError if the checkpoint is damaged or that of another run; or if the
+    loss, its gradient or a weight is not finite any more: it names the step, and the last checkpoint stays.
     """
     of_kind(model, "model", nn.Module, "a network of torch")
     with_methods(loss_at, "loss_at", ("__call__",), "a function from a step to its loss")
@@ -89,8 +91,14 @@ def train(
         raise ValueError(f"model must have weights to train, and a {type(model).__name__} has none.")
     steps, learning_rate = whole(steps, "steps", 1, MOST_STEPS), number(learning_rate, "learning_rate", 0, LARGEST_RATE)
     weight_decay, warmup = number(weight_decay, "weight_decay", 0), number(warmup, "warmup", 0, 1)
-    run = fingerprint((model,), steps, learning_rate, weight_decay, warmup, dict(about or {}))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.98))
+    run = fingerprint((model,), steps, learning_rate, weight_decay, warmup, dict(about or {}), muon_rate)
+    optimizer: torch.optim.Optimizer
+    if muon_rate is None:
+        betas = 0.9, 0.98
+        optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, betas=betas)
+    else:
+        optimizer = Muon(model, number(muon_rate, "muon_rate", 0, LARGEST_RATE), learning_rate, weight_decay)
+    peaks = [group["lr"] for group in optimizer.param_groups]
     checkpoint = folder(work_dir, "work_dir") / CHECKPOINT if work_dir is not None else None
     log, recent = TrainingLog(), []
     if checkpoint:
@@ -107,8 +115,8 @@ def train(
     model.train()
     with tqdm(total=steps, initial=log.steps, desc=label, smoothing=0.05) as bar:
         while log.steps < steps:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * _schedule(log.steps / steps, warmup)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * _schedule(log.steps / steps, warmup)
             loss = of_kind(loss_at(log.steps), "a loss", Tensor, "a tensor")
             if loss.ndim or not loss.requires_grad:
                 raise ValueError(f"A loss must be a single number with a gradient, got {shown(loss)}.")

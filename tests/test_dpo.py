@@ -38,7 +38,7 @@ from cotgen_lite.generate.showo import Showo, ShowoConfig, draw_mask, text_prefi
 from cotgen_lite.lite.verifier import lite_processor, lite_verifier
 from cotgen_lite.pools import Pool
 from cotgen_lite.prompts import lite_prompts, parse_prompt
-from cotgen_lite.training import WHOLE, is_whole
+from cotgen_lite.training import WHOLE, WholeCheckpoints, is_whole
 from cotgen_lite.verify.verifier import Verifier
 
 LENGTH, CODES = 4, 3
@@ -141,7 +141,7 @@ def test_plain_sum_is_unbiased_for_the_training_loss(case):
     assert drawn.mean().item() == pytest.approx(exact, abs=5 * drawn.std().item() / 6000**0.5)
 
 
-@pytest.mark.parametrize("weighting", ["sum", "elbo"])
+@pytest.mark.parametrize("weighting", ["sum", "elbo", "early"])
 def test_more_masks_are_the_mean_of_single_ones(case, weighting):
     model, prefix, codes, _ = case
     masks = draw_masks(2, LENGTH, 5, weighting, torch.Generator().manual_seed(3))
@@ -506,6 +506,37 @@ def test_log_probabilities_that_are_not_finite_name_the_step(tmp_path, monkeypat
     monkeypatch.setattr(dpo, "log_probability", lambda *given: judged(*given) - float("inf"))
     with pytest.raises(ValueError, match="diverged at step 1: its log-probability"):
         train_dpo(start, pairs_of(start), DpoTraining(1e-3, batch_size=4), tmp_path)
+
+
+def test_early_masks_hide_four_fifths_or_more_and_weigh_each_hidden_place_alike():
+    masks = draw_masks(3000, 64, 1, "early", torch.Generator().manual_seed(0))
+    hidden = masks.positions[0].sum(1)
+    assert sorted(set(hidden.tolist())) == list(range(52, 65))
+    assert torch.bincount(hidden)[52:].min() > 3000 / 13 * 0.7, "each number alike"
+    torch.testing.assert_close(masks.weight[0], 64 / hidden)
+
+
+def test_muon_turns_weight_matrices_and_goes_on_from_a_checkpoint(tmp_path, monkeypatch):
+    start = tiny_generator(length=9)
+    settings = DpoTraining(1e-3, batch_size=4, save_steps=2, warmup=0.0, muon_rate=0.01)
+    one_step, _ = train_dpo(start, pairs_of(start), replace(settings, batch_size=len(pairs_of(start))))
+    name = "showo.model.layers.0.mlp.fc2.weight"
+    moved = one_step.model.get_parameter(name) - start.model.get_parameter(name)
+    assert 0.0065 < torch.linalg.matrix_norm(moved, 2) < 0.0125, "its largest singular value is about the rate"
+    whole, log = train_dpo(start, pairs_of(start), settings, tmp_path / "whole")
+    saving, stops = WholeCheckpoints.on_save, iter((False, True))
+
+    def interrupted(self, *given, **more):
+        saving(self, *given, **more)
+        if next(stops, False):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(WholeCheckpoints, "on_save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_dpo(start, pairs_of(start), settings, tmp_path / "stopped")
+    again, found = train_dpo(start, pairs_of(start), settings, tmp_path / "stopped")
+    assert found.rows == log.rows
+    assert all(map(torch.equal, again.model.parameters(), whole.model.parameters()))
 
 
 def cut(path: Path) -> None:

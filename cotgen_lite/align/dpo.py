@@ -7,6 +7,7 @@ Read next: `self_correction.py`.
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,9 +38,11 @@ from cotgen_lite.inputs import (
     with_methods,
     yes_or_no,
 )
+from cotgen_lite.muon import Muon
 from cotgen_lite.pools import Pool
 from cotgen_lite.prompts import Prompt, each_prompt, refuse_held_out
 from cotgen_lite.training import (
+    LARGEST_RATE,
     MOST_STEPS,
     TrainerSettings,
     TrainingLog,
@@ -51,7 +54,8 @@ from cotgen_lite.training import (
 from cotgen_lite.verify.training_data import balanced
 from cotgen_lite.verify.verifier import Verifier
 
-Weighting = Literal["sum", "elbo"]
+Weighting = Literal["sum", "elbo", "early"]
+EARLY = 0.8  # at least so much of an image is hidden while it is decided what is where
 MOST_MASKS = 4096
 
 
@@ -126,6 +130,7 @@ def draw_masks(batch: int, length: int, number: int, weighting: Weighting, gener
     released code sums so as well, with one mask for each image, and drops some prompts, which is not done here.)
     "elbo": every number k of hidden tokens alike, weighted by L/k. Estimates the mean of log p over all orders in which
     the tokens could be filled in one by one, a lower bound of their log-probability (arXiv 2110.02037).
+    "early": the same with at least four fifths hidden, as in the first steps, in which it is decided what is where.
     """
     batch, length = whole(batch, "batch", 1), whole(length, "length", 1)
     number = whole(number, "number", 1, MOST_MASKS)
@@ -134,7 +139,8 @@ def draw_masks(batch: int, length: int, number: int, weighting: Weighting, gener
         positions = draw_mask(number * batch, length, generator)
         weight = torch.ones(number * batch)
     else:
-        count = torch.randint(1, length + 1, (number * batch, 1), generator=generator)
+        fewest = 1 if weighting == "elbo" else math.ceil(EARLY * length)
+        count = torch.randint(fewest, length + 1, (number * batch, 1), generator=generator)
         rank = torch.rand(number * batch, length, generator=generator).argsort(dim=1).argsort(dim=1)
         positions = rank < count
         weight = length / count[:, 0]
@@ -280,13 +286,15 @@ def divergence_on_samples(generator: Generator, prompts: Sequence[Prompt], n: in
 class DpoTraining(TrainerSettings):
     """How a generator is aligned; the paper's: 1 epoch, batches of 10, learning rate 1e-5, β 0.1 (released code).
 
-    masks: a pair and step; shared: chosen and rejected image under the same masks; weighting: see `draw_masks`;
+    muon_rate: if given, weight matrices learn by `Muon` at this rate, and only the rest at `learning_rate`, without
+    decay. masks: a pair and step; shared: chosen and rejected image under the same masks; weighting: see `draw_masks`;
     guidance: λ, the weight of fresh pairs, if there are any; watch_every: steps between two looks at what is watched.
     """
 
     batch_size: int = 10
     save_steps: int = 100
     beta: float = 0.1
+    muon_rate: float | None = None
     masks: int = 1
     shared: bool = True
     weighting: Weighting = "sum"
@@ -298,6 +306,7 @@ class DpoTraining(TrainerSettings):
         settle(
             self,
             beta=number(self.beta, "beta", above=0),
+            muon_rate=None if self.muon_rate is None else number(self.muon_rate, "muon_rate", 0, LARGEST_RATE),
             masks=whole(self.masks, "masks", 1, MOST_MASKS),
             shared=yes_or_no(self.shared, "shared"),
             weighting=one_of(self.weighting, "weighting", get_args(Weighting)),
@@ -359,6 +368,13 @@ class DpoTrainer(Trainer):
         self.generator, self.reference = generator, generator.model.to(arguments.device).eval()
         self.settings, self.online, self.watch = settings, online, watch
         self.latest: dict[str, float] = {}
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Muon, if the settings say so; else transformers' AdamW."""
+        if self.settings.muon_rate is None:
+            return super().create_optimizer(*args, **kwargs)
+        self.optimizer = Muon(self.model, self.settings.muon_rate, self.settings.learning_rate, weight_decay=0.0)
+        return self.optimizer
 
     def read(self, pairs: Sequence[Pair]) -> dict[str, Any]:
         """What the model reads of a batch."""
