@@ -55,6 +55,7 @@ class ShowoConfig(PretrainedConfig):
     max_position_embeddings: int = 2048
     qk_layernorm: bool = True
     partial_rotary_factor: float = 0.5
+    rope_theta: float = 10000.0
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -93,6 +94,7 @@ class ShowoConfig(PretrainedConfig):
             elif kind is bool:
                 setattr(self, name, yes_or_no(getattr(self, name), name))
         number(self.partial_rotary_factor, "partial_rotary_factor", above=0, most=1)
+        number(self.rope_theta, "rope_theta", 1, 1e9)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} cannot be cut into {self.num_attention_heads} heads: give a multiple."
@@ -138,6 +140,7 @@ class ShowoConfig(PretrainedConfig):
             max_position_embeddings=self.max_position_embeddings,
             qk_layernorm=self.qk_layernorm,
             partial_rotary_factor=self.partial_rotary_factor,
+            rope_theta=self.rope_theta,
             tie_word_embeddings=self.tie_word_embeddings,
             # Phi's gelu_new, the same function, is written out in many operations: far slower on a CPU.
             hidden_act="gelu_pytorch_tanh",
@@ -166,6 +169,9 @@ def lite_showo_config(
         num_attention_heads=5,
         intermediate_size=448,
         max_position_embeddings=512,
+        # Of the usual base, 10,000, on half of each head, most would hardly turn over so few positions.
+        partial_rotary_factor=1.0,
+        rope_theta=100.0,
         tie_word_embeddings=True,
     )
 
@@ -362,15 +368,17 @@ def image_logits(
     return model(build_sequences(config, prefixes, tokens, masked), masked=masked)
 
 
-def draw_mask(batch: int, length: int, generator: torch.Generator) -> Tensor:
-    """Training masks: round(L·cos(πU/2)) random positions of each image, at least one, U uniform on 0..1.
+def draw_mask(batch: int, length: int, generator: torch.Generator, power: float = 1.0) -> Tensor:
+    """Training masks: round(L·cos(πU/2)^power) random positions of each image, at least one, U uniform on 0..1.
 
-    Returns bool (batch, length) on the generator's device. Show-o section 3 (MaskGIT's cosine schedule).
+    power: below 1 more is hidden than by MaskGIT's cosine, which Show-o trains with (its section 3). Returns bool
+    (batch, length) on the generator's device.
     """
     batch = whole(batch, "batch", 0)
     length = whole(length, "length", 1, 2**30 // max(1, batch))
     _check_chance(generator)
-    ratio = torch.cos(torch.rand(batch, 1, generator=generator) * math.pi / 2)
+    power = number(power, "power", above=0, most=100)
+    ratio = torch.cos(torch.rand(batch, 1, generator=generator) * math.pi / 2) ** power
     count = (ratio * length).round().clamp(min=1)
     rank = torch.rand(batch, length, generator=generator).argsort(dim=1).argsort(dim=1)
     return rank < count
@@ -388,12 +396,14 @@ def masked_loss(
     tokens: Tensor,
     generator: torch.Generator,
     condition_dropout: float | Sequence[float] = 0.1,
+    mask_power: float = 1.0,
 ) -> Tensor:
     """Masked-token loss: mean cross-entropy over the codes at hidden positions, unshifted.
 
     prefixes: B lists of ids, whatever stands before the image; tokens: codes (B, L); generator: a CPU generator for
     masks and dropped prefixes; condition_dropout: share of prefixes replaced by the empty prompt, which guidance needs
-    (10% in Show-o, section 3), one for all or one of each. Returns a scalar. ValueError for tokens of another shape.
+    (10% in Show-o, section 3), one for all or one of each; mask_power: as in `draw_mask`. Returns a scalar. ValueError
+    for tokens of another shape.
     """
     config = _config_of(model)
     _check_codes(config, tokens, None)
@@ -409,7 +419,7 @@ def masked_loss(
             f"got {shown(condition_dropout)}."
         )
     tokens = tokens.to(model.device)
-    masked = draw_mask(len(tokens), config.num_image_tokens, generator).to(model.device)
+    masked = draw_mask(len(tokens), config.num_image_tokens, generator, mask_power).to(model.device)
     dropped = torch.rand(len(tokens), generator=generator) < torch.as_tensor(condition_dropout)
     empty = text_prefix(config, [])
     kept = [empty if drop else prefix for prefix, drop in zip(prefixes, dropped.tolist(), strict=True)]
