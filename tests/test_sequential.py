@@ -25,7 +25,7 @@ from cotgen_lite.generate.sampling import MASKED, Cost, path_noise
 from cotgen_lite.generate.showo import CaptionedTokens
 from cotgen_lite.generate.vq import Magvit, lite_magvit_config
 from cotgen_lite.hub import model_path
-from cotgen_lite.lite.generator_training import train_generator
+from cotgen_lite.lite.generator_training import Stage, train_generator
 from cotgen_lite.lite.vocabulary import lite_tokenizer
 from cotgen_lite.prompts import encode_text, parse_prompt
 
@@ -244,13 +244,14 @@ def test_pre_training_learns_captions_and_resumes(
 ) -> None:
     data = CaptionedTokens(TEXTS, torch.tensor([[3] * LENGTH, [5] * LENGTH]), {"pictures": 2})
     taught, again = copy.deepcopy(model), copy.deepcopy(model)
-    log = train_generator(taught, data, 30, tmp_path, seed=0, rate=1e-2)
+    stage = Stage(30, noisy=True, muon_rate=None, learning_rate=1e-2)
+    log = train_generator(taught, data, stage, tmp_path)
     assert log.losses[-1] < 4 and not taught.training
     with torch.no_grad():
         for text, code in zip(TEXTS, (3, 5), strict=True):
             assert plain_logits(taught, text, torch.empty(0, dtype=torch.long))[-1].argmax() == code
     monkeypatch.setattr("cotgen_lite.lite.generator_training.next_token_loss", None)  # nothing is left to do
-    train_generator(again, data, 30, tmp_path, seed=0, rate=1e-2)
+    train_generator(again, data, stage, tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(taught.parameters(), again.parameters(), strict=True))
 
 
@@ -263,22 +264,23 @@ def test_pre_training_learns_captions_and_resumes(
         ({"data": CaptionedTokens(TEXTS, torch.zeros(1, LENGTH).long(), {})}, "one caption an image"),
         ({"data": CaptionedTokens(TEXTS, torch.zeros(2, LENGTH + 1).long(), {})}, "must have shape"),
         ({"data": CaptionedTokens(TEXTS, torch.full((2, LENGTH), 10**6), {})}, "tokens must be whole numbers"),
-        ({"steps": 0}, "steps must be"),
-        ({"rate": float("nan")}, "learning_rate must be"),
-        ({"seed": -1}, "seed must be"),
+        ({"stage": Stage(0, noisy=True)}, "steps must be"),
+        ({"stage": Stage(1, noisy=True, learning_rate=float("nan"))}, "learning_rate must be"),
+        ({"stage": Stage(1, noisy=True, muon_rate=-1.0)}, "muon_rate must be"),
+        ({"stage": 4000}, "stage must be"),
         ({"work_dir": 7}, "work_dir must be"),
     ],
 )
 def test_what_pre_training_is_given_is_checked(model: AutoregressiveModel, change: dict[str, Any], said: str) -> None:
     data = CaptionedTokens(TEXTS, torch.zeros(2, LENGTH).long(), {})
     with pytest.raises(ValueError, match=said):
-        train_generator(**({"model": model, "data": data, "steps": 1, "work_dir": None, "seed": 0} | change))
+        train_generator(**({"model": model, "data": data, "stage": Stage(1, noisy=True), "work_dir": None} | change))
 
 
 def test_pre_training_tells_its_data_apart(model: AutoregressiveModel, tmp_path: Path) -> None:
     def run(first: int, seed: int = 0) -> None:
-        tokens = torch.tensor([[first] * LENGTH, [5] * LENGTH])
-        train_generator(copy.deepcopy(model), CaptionedTokens(TEXTS, tokens, {"pictures": 2}), 1, tmp_path, seed)
+        tokens, stage = torch.tensor([[first] * LENGTH, [5] * LENGTH]), Stage(1, noisy=True, seed=seed)
+        train_generator(copy.deepcopy(model), CaptionedTokens(TEXTS, tokens, {"pictures": 2}), stage, tmp_path)
 
     run(3)
     for other in ((4, 0), (3, 1)):

@@ -19,7 +19,7 @@ KEPT = {
     *("pool_size", "guidance_dev_images", "orm_images", "prm_recheck_stride", "verifier_learning_rates"),
     *("verifier_dev_images", "orm_images_per_label", "parm_paths", "parm_learning_rates", "prm_first_steps"),
     *("dpo_learning_rates", "generator_dev_images", "pairs_per_prompt", "round_two_images", "online_prompts"),
-    *("online_samples", "extra_seeds", "extra_seed_images", "corrections_per_prompt"),
+    *("online_samples", "twins", "extra_seeds", "extra_seed_images", "corrections_per_prompt"),
     *("correction_learning_rate", "autoregressive_dpo_learning_rates", "best_of_many_prompts"),
 }
 
@@ -31,6 +31,9 @@ def work_of(config: Config) -> dict[str, float]:
     amounts = {name: float(len(some)) for name, some in prompts.items()}
     amounts["images"] = sum(number * pools for number, pools in config.orm_prompts.values())
     amounts["tokenizer"] = sum(phase.steps for phase in config.tokenizer)
+    for name in ("generator", "autoregressive"):
+        amounts[name] = sum(stage.steps for stage in getattr(config, name))
+        amounts[f"{name} pictures"] = sum(stage.pictures for stage in getattr(config, name))
     amounts |= {f"verifier {name}": n for name, n in config.verifier.items() if name.endswith("_steps")}
     for name in ("prm_prompts", "parm_prompts", "round_two_prompts"):
         amounts[name] = sum(getattr(config, name).values())

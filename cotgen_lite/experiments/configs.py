@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from cotgen_lite.lite.generator_training import Stage
 from cotgen_lite.lite.tokenizer_training import TokenizerTraining
 from cotgen_lite.pools import stratified_subset
 from cotgen_lite.prompts import TAGS, Prompt, lite_prompts
@@ -30,9 +31,13 @@ class Config:
         TokenizerTraining(250, batch=32, learning_rate=1.2e-3, certainty=0.1, commitment=1.0, foreground=8.0, seed=3),
     )
     judge_steps: int = 1200
-    captioned_pictures: int = 40_000
-    generator_steps: int = 4000
-    autoregressive_steps: int = 4000
+    # Right captions first, of what is learned late; then noisy ones of all kinds. Mostly hidden images teach places.
+    generator: tuple[Stage, ...] = (
+        Stage(1200, False, {"position": 0.45, "color_attr": 0.4, "single_object": 0.15}, mask_power=0.5),
+        Stage(900, True, muon_rate=0.004, learning_rate=1e-3, mask_power=0.7, seed=1),
+    )
+    twins: int = 320  # of each skill, by which it is told what the generator has learned
+    autoregressive: tuple[Stage, ...] = (Stage(4000, True, muon_rate=None, learning_rate=2e-3, batch=64),)
     verifier: dict[str, int] = field(
         default_factory=lambda: {
             **{"tower_steps": 400, "fact_steps": 400, "match_steps": 2100},
@@ -90,7 +95,8 @@ LITE = Config()
 # fmt: off
 QUICK = Config(
     tokenizer=(TokenizerTraining(20, batch=16), TokenizerTraining(20, batch=16, seed=1)), judge_steps=10,
-    captioned_pictures=256, generator_steps=10, autoregressive_steps=10,
+    generator=(Stage(6, False, pictures=128), Stage(6, True, pictures=128, seed=1)),
+    autoregressive=(Stage(10, True, muon_rate=None, pictures=256),), twins=4,
     verifier={"tower_steps": 4, "fact_steps": 2, "match_steps": 4, "evaluate_every": 6, "scenes_per_tag": 8},
     prompt_stride=30, pool_size=2, judge_test_scenes=20, verifier_test_scenes=4, estimator_pairs=4,
     prm_first_steps={"zs-prm": (1,), "ft-prm": (1,)}, extra_seeds=(1,), extra_seed_images=1,

@@ -5,6 +5,7 @@ Read on in `train_verifiers.py`.
 """
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cotgen_lite.experiments.calibrate import twin_test
 from cotgen_lite.experiments.configs import Config
 from cotgen_lite.experiments.results import note_training, write_rows
 from cotgen_lite.generate.autoregressive import AutoregressiveModel, lite_autoregressive_config
 from cotgen_lite.generate.showo import Showo, lite_showo_config
 from cotgen_lite.generate.vq import Magvit, lite_magvit_config
 from cotgen_lite.hub import publish, write_manifest
-from cotgen_lite.lite.generator_training import make_captioned_tokens, train_generator
+from cotgen_lite.lite.generator_training import Stage, make_captioned_tokens, train_generator
 from cotgen_lite.lite.judges import train_judge
 from cotgen_lite.lite.tokenizer_training import train_tokenizer
 from cotgen_lite.lite.verifier_training import train_verifier
@@ -57,11 +59,11 @@ def build_judge(out: Path, work: Path, config: Config) -> None:
 
 
 def build_generator(out: Path, work: Path, config: Config) -> None:
-    """The generator, on noisy captions."""
+    """The generator, on right captions and then on noisy ones."""
     words = lite_tokenizer()
     torch.manual_seed(0)
     model = Showo(lite_showo_config(len(words), words.bos_token_id, words.eos_token_id, world().grid ** 2))
-    _pretrain(model, out, work, "generator", config.generator_steps, config)
+    _pretrain(model, out, work, "generator", config.generator, config.twins)
 
 
 def build_sequential(out: Path, work: Path, config: Config) -> None:
@@ -69,17 +71,23 @@ def build_sequential(out: Path, work: Path, config: Config) -> None:
     words = lite_tokenizer()
     torch.manual_seed(0)
     model = AutoregressiveModel(lite_autoregressive_config(len(words), words.pad_token_id, world().grid))
-    _pretrain(model, out, work, "sequential", config.autoregressive_steps, config)
+    _pretrain(model, out, work, "sequential", config.autoregressive, config.twins)
 
 
-def _pretrain(model: Showo | AutoregressiveModel, out: Path, work: Path, name: str, steps: int, config: Config) -> None:
-    noise = world().caption_noise
-    pixels = Magvit.from_pretrained(out / "models/tokenizer")
-    data = make_captioned_tokens(config.captioned_pictures, pixels, lite_tokenizer(), noise, seed=0)
-    log = train_generator(model, data, steps, work, seed=0)
-    settings = {"steps": log.steps, "pictures": config.captioned_pictures, "seed": 0, "noise": asdict(noise)}
-    note_training(work, f"models/{name}", log.seconds)
-    publish(model, out / "models" / name, settings | {"losses": subsample(log.losses)})
+def _pretrain(
+    model: Showo | AutoregressiveModel, out: Path, work: Path, name: str, stages: Sequence[Stage], twins: int
+) -> None:
+    pixels, words = Magvit.from_pretrained(out / "models/tokenizer"), lite_tokenizer()
+    told, seconds = list[dict[str, object]](), 0.0
+    for number, stage in enumerate(stages):
+        data = make_captioned_tokens(stage.pictures, pixels, words, stage.noise, number, stage.tags)
+        log = train_generator(model, data, stage, work / f"stage-{number}")
+        seconds += log.seconds
+        told.append(asdict(stage) | {"losses": subsample(log.losses)})
+        if isinstance(model, Showo):
+            told[-1]["twin_test"] = twin_test(model, pixels, words, lite_prompts("dev"), stage.noise, twins)
+    note_training(work, f"models/{name}", seconds)
+    publish(model, out / "models" / name, {"noise": asdict(world().caption_noise), "stages": told})
 
 
 def build_verifier(out: Path, work: Path, config: Config) -> None:

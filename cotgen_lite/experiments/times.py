@@ -20,6 +20,7 @@ from cotgen_lite.experiments.build import STEPS, Step
 from cotgen_lite.experiments.configs import LITE, Config
 from cotgen_lite.hub import data_root, insist_on_two_cores, write_json
 from cotgen_lite.identity import check_same_run, identity
+from cotgen_lite.lite.generator_training import Stage
 
 PARTS = 14  # an interval needs two prompts of each tag, and these are a fourteenth of all
 
@@ -29,14 +30,20 @@ def part_of(amount: Any) -> Any:
     return {key: part_of(one) for key, one in amount.items()} if isinstance(amount, dict) else round(amount / PARTS)
 
 
+def _part_of_stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    return tuple(replace(one, steps=part_of(one.steps), pictures=part_of(one.pictures)) for one in stages)
+
+
 SCALED = (
-    *("judge_steps", "captioned_pictures", "generator_steps", "autoregressive_steps", "correction_steps"),
+    *("judge_steps", "correction_steps"),
     *("judge_test_scenes", "verifier_test_scenes", "estimator_pairs", "best_of_many_images", "replay_pictures"),
     *("prm_prompts", "parm_prompts", "round_two_prompts"),
 )
 PART = replace(
     LITE,
     tokenizer=tuple(replace(phase, steps=part_of(phase.steps)) for phase in LITE.tokenizer),
+    generator=_part_of_stages(LITE.generator),
+    autoregressive=_part_of_stages(LITE.autoregressive),
     verifier={key: part_of(n) if key.endswith("_steps") else n for key, n in LITE.verifier.items()},
     prompt_stride=30,  # two of nearly every tag: 24 of 328 pools, 13 of 200 dev prompts
     # 60 of 852 pools.

@@ -254,7 +254,7 @@ def build_self_correct(out: Path, work: Path, config: Config) -> None:
         start.image_tokenizer,
         start.text_tokenizer,
         CaptionNoise(**settings["noise"]),
-        seed=settings["seed"],
+        seed=0,
     )
     training = CorrectionTraining(config.correction_steps, config.correction_learning_rate)
     generator, log = train_correction(start, lessons, replay, training, work)
