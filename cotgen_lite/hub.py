@@ -131,9 +131,14 @@ def read_checksums(root: Path) -> dict[str, str]:
 
 
 def write_checksums(root: Path, files: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Write the list of a data folder: of all files there, or of some whose checksums are known."""
+    """Write the list of a data folder: of all files there, or of some whose checksums are known.
+
+    A data folder within it, such as that of another world, has a list of its own.
+    """
     if files is None:
-        there = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
+        inner = [path.parent for path in root.rglob(CHECKSUMS) if path.parent != root]
+        outside = [path for path in root.rglob("*") if path.is_file() and not set(inner) & set(path.parents)]
+        there = {path.relative_to(root).as_posix(): path for path in outside}
         names = [name for name in there if _listed(name)]
         files = {name: file_sha256(there[name]) for name in names}
     write_atomically(root / CHECKSUMS, _as_list(files))
