@@ -1,7 +1,7 @@
 """What the starting generator can do, on dev prompts: the figures that its training is judged by.
 
 The lite generator is to have the paper's profile (strong at single objects, weak at position and binding) and yet every
-skill: right among some, and words that count (`lite/twin_test.py`). `pretrain.py` trains it.
+skill: right among some, and words that count (`lite/twins.py`). `pretrain.py` trains it.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.showo import Showo
 from cotgen_lite.generate.vq import ImageTokenizer
 from cotgen_lite.geneval import Detector, evaluate
-from cotgen_lite.lite.twin_test import SKILLS, implied, make_twins, twin_differences
+from cotgen_lite.lite.twins import SKILLS, implied, make_twins, twin_differences
 from cotgen_lite.lite.world import CaptionNoise
 from cotgen_lite.metrics import bootstrap_tags, expected_best_of, score
 from cotgen_lite.prompts import Prompt

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.geneval import evaluate
-from cotgen_lite.lite import twin_test
+from cotgen_lite.lite import twins as twin_test
 from cotgen_lite.lite.judges import scene_detections
-from cotgen_lite.lite.twin_test import SKILLS, implied, make_twins, twin_differences
+from cotgen_lite.lite.twins import SKILLS, implied, make_twins, twin_differences
 from cotgen_lite.lite.world import CaptionNoise, noisy_pair
 from cotgen_lite.prompts import Prompt, color_attr, lite_prompts, position, single_object
 
