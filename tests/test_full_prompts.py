@@ -191,7 +191,7 @@ def test_shipped_hashes_are_those_of_geneval_itself() -> None:
 @pytest.mark.parametrize(
     ("content", "hint"),
     [
-        (b"", "its 0 prompts"),
+        (b"", "holds no record"),
         (b"a photo of a cat\n", "Line 1"),
         (b"[1, 2]\n", "Line 1"),
         (b'{"tag": "colors"}\n', "Line 1"),
