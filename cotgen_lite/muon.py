@@ -45,28 +45,20 @@ class Muon(torch.optim.AdamW):
     """Muon for a network's weight matrices, AdamW for all else (embeddings, norms, biases), each at its own rate.
 
     rate: of the matrices, times √(rows/columns) where they are taller than wide. adamw_rate: of the rest. weight_decay
-    holds for both. A group's "initial_lr" is its peak, for a schedule to start from.
+    holds for both.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        rate: float,
-        adamw_rate: float,
-        weight_decay: float = 0.01,
-        momentum: float = MOMENTUM,
-        betas: tuple[float, float] = (0.9, 0.98),
-    ) -> None:
+    def __init__(self, model: nn.Module, rate: float, adamw_rate: float, weight_decay: float = 0.01) -> None:
         matrices = weight_matrices(model)
         ids = set(map(id, matrices))
         rest = [weight for weight in model.parameters() if id(weight) not in ids and weight.requires_grad]
         rate, adamw_rate = number(rate, "rate", 0), number(adamw_rate, "adamw_rate", 0)
         groups: list[dict[str, Any]] = [
-            {"params": matrices, "lr": rate, "momentum": number(momentum, "momentum", 0, 1)},
+            {"params": matrices, "lr": rate, "momentum": MOMENTUM},
             {"params": rest, "lr": adamw_rate},
         ]
-        groups = [group | {"initial_lr": group["lr"]} for group in groups if group["params"]]
-        super().__init__(groups, lr=adamw_rate, betas=betas, weight_decay=number(weight_decay, "weight_decay", 0))
+        decay, groups = number(weight_decay, "weight_decay", 0), [group for group in groups if group["params"]]
+        super().__init__(groups, lr=adamw_rate, betas=(0.9, 0.98), weight_decay=decay)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
