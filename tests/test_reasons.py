@@ -9,9 +9,8 @@ import torch
 
 from cotgen_lite.geneval import Finding, evaluate
 from cotgen_lite.lite.judges import TemplateJudge, scene_detections
-from cotgen_lite.lite.verifier_questions import random_prompt
 from cotgen_lite.lite.vocabulary import lite_tokenizer
-from cotgen_lite.lite.world import SceneObject, random_scene, render, scene_for
+from cotgen_lite.lite.world import SceneObject, random_prompt, random_scene, render, scene_for
 from cotgen_lite.prompts import OPPOSITE, TAGS, encode_text, parse_prompt
 from cotgen_lite.verify.reasons import find_reasons, share_told, wordings, write_reasons
 

@@ -32,13 +32,12 @@ from cotgen_lite.lite.verifier_questions import (
     draw_dialogues,
     draw_match,
     encode_dialogue,
-    random_prompt,
     relations_seen,
     training_scene,
 )
 from cotgen_lite.lite.verifier_training import train_verifier
 from cotgen_lite.lite.vocabulary import lite_tokenizer
-from cotgen_lite.lite.world import SceneObject, icon_box, random_scene, render
+from cotgen_lite.lite.world import SceneObject, icon_box, random_prompt, random_scene, render
 from cotgen_lite.prompts import TAGS, lite_prompts, meaning, parse_prompt
 from cotgen_lite.verify import verifier as verifier_module
 from cotgen_lite.verify.verifier import (

@@ -16,14 +16,13 @@ from transformers import PreTrainedTokenizerBase
 
 from cotgen_lite import prompts as templates
 from cotgen_lite.geneval import POSITION_COMPONENT, relation_components, relations
-from cotgen_lite.inputs import number, of_kind, one_of, settle, shown, text, whole, with_methods, yes_or_no
+from cotgen_lite.inputs import number, of_kind, settle, shown, text, whole, with_methods, yes_or_no
 from cotgen_lite.lite.judges import scene_detections
 from cotgen_lite.lite.vocabulary import ASSISTANT, END_OF_TEXT, USER
-from cotgen_lite.lite.world import Scene, SceneObject, random_scene, scene_for, world
+from cotgen_lite.lite.world import Scene, SceneObject, random_prompt, random_scene, scene_for, world
 from cotgen_lite.prompts import (
     OPPOSITE,
     RELATIONS,
-    TAGS,
     Prompt,
     encode_text,
     lite_prompts,
@@ -66,24 +65,6 @@ def training_scene(rng: np.random.Generator) -> Scene:
         return random_scene(rng)
     tags = ("two_object", "colors", *("counting",) * 3, *("position",) * 3, *("color_attr",) * 2)
     return scene_for(random_prompt(pick(tags, rng), rng), rng)
-
-
-def random_prompt(tag: str, rng: np.random.Generator) -> Prompt:
-    """Any prompt of a tag, of whichever set; ValueError for a tag that is none."""
-    one_of(tag, "tag", TAGS)
-    of_kind(rng, "rng", np.random.Generator, RNG)
-    first, second = (world().objects[i] for i in rng.choice(len(world().objects), 2, replace=False))
-    color, other = (world().colors[i] for i in rng.choice(len(world().colors), 2, replace=False))
-    if tag == "counting":
-        return templates.counting(first, int(rng.integers(2, 5)))
-    if tag == "position":
-        return templates.position(first, pick(RELATIONS, rng), second)
-    return {
-        "single_object": templates.single_object(first),
-        "two_object": templates.two_object(first, second),
-        "colors": templates.colored(first, color),
-        "color_attr": templates.color_attr(first, color, second, other),
-    }[tag]
 
 
 def draw_dialogues(scene: Scene, count: int, mix: Mix, rng: np.random.Generator) -> list[Dialogue]:

@@ -226,7 +226,7 @@ def noisy_pair(
     of_kind(rng, "rng", np.random.Generator, "a numpy Generator, as np.random.default_rng(0) gives")
     of_kind(noise, "noise", CaptionNoise, "a CaptionNoise, as world().caption_noise")
     shares = np.array([1.0 if tags is None else tags.get(tag, 0) for tag in TAGS])
-    caption = _random_prompt(TAGS[rng.choice(len(TAGS), p=shares / shares.sum())], rng)
+    caption = random_prompt(TAGS[rng.choice(len(TAGS), p=shares / shares.sum())], rng)
     scene = scene_for(_what_is_there(caption, rng, noise), rng)
     if caption.tag == "counting" and rng.random() < noise.count_unsaid:
         name = caption.include[0].name
@@ -234,18 +234,20 @@ def noisy_pair(
     return caption, scene
 
 
-def _random_prompt(tag: str, rng: np.random.Generator) -> Prompt:
-    """Any prompt of a tag; of two wordings either."""
-    first, second = rng.permutation(world().objects)[:2].tolist()
-    own, its = rng.permutation(world().colors)[:2].tolist()
+def random_prompt(tag: str, rng: np.random.Generator) -> Prompt:
+    """Any prompt of a tag, of whichever set and wording; ValueError for a tag that is none."""
+    one_of(tag, "tag", TAGS)
+    of_kind(rng, "rng", np.random.Generator, "a numpy Generator, as np.random.default_rng(0) gives")
+    first, second = (world().objects[i] for i in rng.choice(len(world().objects), 2, replace=False))
+    color, other = (world().colors[i] for i in rng.choice(len(world().colors), 2, replace=False))
     if tag == "counting":
         return counting(first, int(rng.integers(2, 5)))
-    if tag == "colors":
-        return colored(first, own)
-    if tag == "color_attr":
-        return color_attr(first, own, second, its)
     if tag == "position":
-        return position(first, RELATIONS[rng.integers(len(RELATIONS))], second)
+        return position(first, RELATIONS[int(rng.random() * len(RELATIONS))], second)
+    if tag == "colors":
+        return colored(first, color)
+    if tag == "color_attr":
+        return color_attr(first, color, second, other)
     return single_object(first) if tag == "single_object" else two_object(first, second)
 
 
