@@ -21,7 +21,7 @@ from transformers import GenerationConfig, Trainer, TrainingArguments
 
 from cotgen_lite.generate.autoregressive import AutoregressiveGenerator, sequence_ids
 from cotgen_lite.generate.pipeline import Generator
-from cotgen_lite.generate.showo import Showo, draw_mask, image_logits, text_prefix
+from cotgen_lite.generate.showo import Showo, draw_mask, image_logits, random_positions, text_prefix
 from cotgen_lite.hub import work_folder
 from cotgen_lite.identity import check_same_run, fingerprint, named_by
 from cotgen_lite.inputs import (
@@ -141,8 +141,7 @@ def draw_masks(batch: int, length: int, number: int, weighting: Weighting, gener
     else:
         fewest = 1 if weighting == "elbo" else math.ceil(EARLY * length)
         count = torch.randint(fewest, length + 1, (number * batch, 1), generator=generator)
-        rank = torch.rand(number * batch, length, generator=generator).argsort(dim=1).argsort(dim=1)
-        positions = rank < count
+        positions = random_positions(count, length, generator)
         weight = length / count[:, 0]
     return Masks(positions.view(number, batch, length), weight.view(number, batch) / number)
 

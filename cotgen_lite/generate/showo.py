@@ -380,7 +380,12 @@ def draw_mask(batch: int, length: int, generator: torch.Generator, power: float 
     power = number(power, "power", above=0, most=100)
     ratio = torch.cos(torch.rand(batch, 1, generator=generator) * math.pi / 2) ** power
     count = (ratio * length).round().clamp(min=1)
-    rank = torch.rand(batch, length, generator=generator).argsort(dim=1).argsort(dim=1)
+    return random_positions(count, length, generator)
+
+
+def random_positions(count: Tensor, length: int, generator: torch.Generator) -> Tensor:
+    """So many random positions of each image: bool (B, L) from counts (B, 1), on the CPU."""
+    rank = torch.rand(len(count), length, generator=generator).argsort(dim=1).argsort(dim=1)
     return rank < count
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from cotgen_lite.generate.showo import Showo, image_logits, text_prefix
+from cotgen_lite.generate.showo import Showo, image_logits, random_positions, text_prefix
 from cotgen_lite.generate.vq import ImageTokenizer
 from cotgen_lite.inputs import whole
 from cotgen_lite.lite.world import CaptionNoise, Scene, clearly, free_places, layouts, render, scene_for, world
@@ -95,19 +95,18 @@ def twin_differences(
             [text_prefix(config, encode_text(text_tokenizer, prompt.text)) for prompt in prompts]
             for prompts in ([one.prompt for one in some], [one.twin_prompt for one in some])
         )
+        scenes, others = images.split(len(some))
         nats = torch.zeros(len(some))
         for part in range(masks):
             hidden = _mask(len(some), length, part, masks, generator)
-            weight = length / hidden.sum(dim=1)
-            log_p = [
-                _log_p(model, prefixes, tokens, hidden) * weight
-                for tokens, prefixes in ((images[: len(some)], own), (images[: len(some)], other))
-            ]
-            mirrored = [
-                _log_p(model, prefixes, tokens, hidden) * weight
-                for tokens, prefixes in ((images[len(some) :], other), (images[len(some) :], own))
-            ]
-            nats += (log_p[0] - log_p[1] + mirrored[0] - mirrored[1]) / 2 / masks
+            weight = length / hidden.sum(dim=1) / 2 / masks
+            for sign, prefixes, tokens in (
+                (1, own, scenes),
+                (-1, other, scenes),
+                (1, other, others),
+                (-1, own, others),
+            ):
+                nats += sign * weight * _log_p(model, prefixes, tokens, hidden)
         found.append(nats)
     return torch.cat(found)
 
@@ -115,7 +114,7 @@ def twin_differences(
 def _mask(batch: int, length: int, part: int, parts: int, generator: torch.Generator) -> Tensor:
     share = (part + torch.rand(batch, 1, generator=generator)) / parts
     count = (share * length).floor() + 1
-    return torch.rand(batch, length, generator=generator).argsort(dim=1).argsort(dim=1) < count
+    return random_positions(count, length, generator)
 
 
 def _log_p(model: Showo, prefixes: list[list[int]], tokens: Tensor, hidden: Tensor) -> Tensor:
