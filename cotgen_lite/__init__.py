@@ -13,7 +13,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "hub": "data_path model_path",
+    "hub": "data_path model_path use_data",
     "prompts": "GENEVAL TAGS Prompt colored encode_text lite_prompts parse_prompt to_record two_object",
     "geneval": "evaluate judge",
     "metrics": "calibration calibration_error expected_best_of paired_interval score tag_means",

@@ -32,6 +32,18 @@ def data_root() -> Path:
     return Path(given) if given else SHIPPED
 
 
+def use_data(name: str) -> None:
+    """Make a folder of the shipped data, e.g. "next", the data of this process and of those that it starts.
+
+    To be called before anything is loaded: a process has one world. FileNotFoundError if there is no such world.
+    """
+    folder = SHIPPED / _inside(name)
+    if not (folder / "world/world.json").is_file():
+        worlds = sorted(path.parent.parent.name for path in SHIPPED.glob("*/world/world.json"))
+        raise FileNotFoundError(f"There is no world in {folder}: of the shipped ones, beside the first, are {worlds}.")
+    os.environ["COTGEN_DATA"] = str(folder)
+
+
 def data_path(name: str) -> Path:
     """The path of a shipped file or folder, whole, e.g. "world/icons.json".
 

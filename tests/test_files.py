@@ -56,6 +56,15 @@ def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def test_a_chapter_names_the_world_of_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COTGEN_DATA", raising=False)
+    hub.use_data("next")
+    assert data_root() == hub.SHIPPED / "next" and os.environ["COTGEN_DATA"] == str(data_root())
+    for name, why in (("nowhere", r"no world in .*nowhere.*'next'"), ("models", "no world"), ("../data", "data folder")):
+        with pytest.raises((FileNotFoundError, ValueError), match=why):
+            hub.use_data(name)
+
+
 def test_whole_model_is_found(own_data: Path) -> None:
     assert model_path("toy") == own_data
 
