@@ -60,7 +60,11 @@ def test_a_chapter_names_the_world_of_its_process(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("COTGEN_DATA", raising=False)
     hub.use_data("next")
     assert data_root() == hub.SHIPPED / "next" and os.environ["COTGEN_DATA"] == str(data_root())
-    for name, why in (("nowhere", r"no world in .*nowhere.*'next'"), ("models", "no world"), ("../data", "data folder")):
+    for name, why in (
+        ("nowhere", r"no world in .*nowhere.*'next'"),
+        ("models", "no world"),
+        ("../data", "data folder"),
+    ):
         with pytest.raises((FileNotFoundError, ValueError), match=why):
             hub.use_data(name)
 

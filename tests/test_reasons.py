@@ -12,7 +12,7 @@ from cotgen_lite.lite.judges import TemplateJudge, scene_detections
 from cotgen_lite.lite.vocabulary import lite_tokenizer
 from cotgen_lite.lite.world import SceneObject, random_prompt, random_scene, render, scene_for
 from cotgen_lite.prompts import OPPOSITE, TAGS, encode_text, parse_prompt
-from cotgen_lite.verify.reasons import find_reasons, share_told, wordings, write_reasons
+from cotgen_lite.verify.reasons import exchanged, find_reasons, share_told, wordings, write_reasons
 
 GIVEN_PROMPTS = [parse_prompt("a photo of a cat")]
 GIVEN: dict = {
@@ -35,10 +35,14 @@ def test_every_wording_is_in_words_the_models_know_and_names_what_is_wrong() -> 
             continue
         text = write_reasons(verdict.reasons, rng)
         assert 0 < len(encode_text(words, text)) <= 40 and text == text.lower()
-        for finding, part in zip(verdict.reasons, text.split(", and "), strict=True):
+        pair, parts = exchanged(verdict.reasons), text.split(", and ")
+        for place in pair:  # said once, of both
+            assert verdict.reasons[place].name in parts[min(pair)]
+        apart = [finding for place, finding in enumerate(verdict.reasons) if place not in pair[1:]]
+        for finding, part in zip(apart, parts, strict=True):
             kinds.add(finding.kind)
             assert finding.name in part
-            if finding.kind == "color":
+            if finding.kind == "color" and not pair:
                 assert str(finding.expected) in part
             if finding.kind == "position":
                 assert str(finding.expected) in part and str(finding.reference) in part
@@ -68,6 +72,27 @@ def test_wordings_vary_and_say_the_numbers() -> None:
     assert wordings(nowhere) == ["the cat is not left of the dog"]
     with pytest.raises(ValueError, match="only a wrong image has reasons"):
         write_reasons([], rng)
+
+
+def test_colors_that_are_exchanged_are_said_together() -> None:
+    prompt = parse_prompt("a photo of a red cat and a blue dog")
+    scene = (SceneObject("cat", "blue", 0, 0), SceneObject("dog", "red", 40, 40))
+    findings = evaluate(prompt, scene_detections(scene)).reasons
+    rng = np.random.default_rng(0)
+    said = {write_reasons(findings, rng) for _ in range(40)}
+    assert said == {
+        "the color of the cat and that of the dog are swapped",
+        "the cat should be red and the dog blue: they are swapped",
+        "the cat is blue and the dog is red, not red and blue",
+    }
+    assert all(share_told(one, findings) == (1, 1) for one in said)
+    assert share_told("the cat is blue, not red", findings) == (1, 1 / 2)
+    one_wrong = evaluate(prompt, scene_detections((scene[0], SceneObject("dog", "green", 40, 40)))).reasons
+    assert not exchanged(one_wrong) and share_told(next(iter(said)), one_wrong)[0] == 0
+    unclear = [Finding("color", "cat", "red", ("unknown",)), Finding("color", "dog", "blue", ("red",))]
+    assert not exchanged(unclear)
+    third = [Finding("missing", "bus", 1, 0), *findings]
+    assert exchanged(third) == (1, 2) and write_reasons(third, rng).count("and") >= 2
 
 
 def test_a_text_tells_a_share_of_what_is_wrong() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from cotgen_lite.lite.generator_training import Stage
 from cotgen_lite.lite.tokenizer_training import TokenizerTraining
+from cotgen_lite.lite.verifier_training import VerifierTraining
 from cotgen_lite.pools import stratified_subset
 from cotgen_lite.prompts import TAGS, Prompt, lite_prompts
 
@@ -38,12 +39,8 @@ class Config:
     )
     twins: int = 320  # of each skill, by which it is told what the generator has learned
     autoregressive: tuple[Stage, ...] = (Stage(4000, True, muon_rate=None, learning_rate=2e-3, batch=64),)
-    verifier: dict[str, int] = field(
-        default_factory=lambda: {
-            **{"tower_steps": 400, "fact_steps": 400, "match_steps": 2100},
-            **{"evaluate_every": 50, "scenes_per_tag": 120},
-        }
-    )
+    verifier: VerifierTraining = field(default_factory=VerifierTraining)
+    verifier_scenes: int = 300  # of each tag, clean ones of dev prompts, by which it is told how well it sees
     # What is measured.
     prompt_stride: int = 1  # one in so many dev and test prompts of each tag
     pool_size: int = 20  # candidates a test prompt
@@ -97,7 +94,7 @@ QUICK = Config(
     tokenizer=(TokenizerTraining(20, batch=16), TokenizerTraining(20, batch=16, seed=1)), judge_steps=10,
     generator=(Stage(6, False, pictures=128), Stage(6, True, pictures=128, seed=1)),
     autoregressive=(Stage(10, True, muon_rate=None, pictures=256),), twins=4,
-    verifier={"tower_steps": 4, "fact_steps": 2, "match_steps": 4, "evaluate_every": 6, "scenes_per_tag": 8},
+    verifier=VerifierTraining(4, 2, 4), verifier_scenes=8,
     prompt_stride=30, pool_size=2, judge_test_scenes=20, verifier_test_scenes=4, estimator_pairs=4,
     prm_first_steps={"zs-prm": (1,), "ft-prm": (1,)}, extra_seeds=(1,), extra_seed_images=1,
     best_of_many_prompts=1, best_of_many_images=6, orm_prompts=dict.fromkeys(TAGS, (1, 1)), orm_images=6,

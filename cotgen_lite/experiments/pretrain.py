@@ -23,6 +23,7 @@ from cotgen_lite.hub import publish, write_manifest
 from cotgen_lite.lite.generator_training import Stage, make_captioned_tokens, train_generator
 from cotgen_lite.lite.judges import train_judge
 from cotgen_lite.lite.tokenizer_training import train_tokenizer
+from cotgen_lite.lite.verifier import evaluation_set, measure_verifier, save_verifier
 from cotgen_lite.lite.verifier_training import train_verifier
 from cotgen_lite.lite.vocabulary import lite_tokenizer
 from cotgen_lite.lite.world import random_scene, render, world
@@ -92,13 +93,14 @@ def _pretrain(
 
 def build_verifier(out: Path, work: Path, config: Config) -> None:
     """The verifier, on clean scenes only."""
-    log = train_verifier(work, work / "best", **config.verifier, seed=0)
-    folder = out / "models/verifier"
+    model, log = train_verifier(config.verifier, work)
+    note_training(work, "models/verifier", log.seconds)
+    folder, words = out / "models/verifier", lite_tokenizer()
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(work / "best", folder)
-    settings = config.verifier | {"seed": 0, "stopped_at_step": log["step"], "dev_auc": log["auc"]}
-    note_training(work, "models/verifier", log["seconds"])
-    write_manifest(folder, settings)
+    save_verifier(model, words, folder)
+    held_out = evaluation_set(config.verifier_scenes, seed=1)
+    about = {"training": asdict(config.verifier), "losses": subsample(log.losses)}
+    write_manifest(folder, about | {"dev_auc": measure_verifier(model, words, held_out)})
 
 
 def _draw_scenes(rng: np.random.Generator, count: int) -> Tensor:

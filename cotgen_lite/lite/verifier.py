@@ -39,9 +39,6 @@ CHAT_TEMPLATE = (
 )
 GROUPS = 8  # of questions of like length, so that little is padded
 WORDINGS = {"orm": ORM_QUESTION, "prm": PRM_QUESTION, "potential": POTENTIAL_QUESTION}
-# A verifier sees well enough when the ORM question reaches these, and the other wordings are within SLACK of it.
-ENOUGH = dict.fromkeys(TAGS, 0.95) | {"position": 0.80, "color_attr": 0.80}
-SLACK = 0.03
 
 
 def lite_verifier(tokenizer: PreTrainedTokenizerBase) -> LlavaForConditionalGeneration:
@@ -193,12 +190,6 @@ def measure_verifier(
         name: {tag: roc_auc(odds[tags == tag, column], holds[tags == tag]) for tag in TAGS}
         for column, name in enumerate(WORDINGS)
     }
-
-
-def sees_enough(auc: dict[str, dict[str, float]]) -> bool:
-    """Whether every tag's AUC in the ORM's wording is high enough, and no other wording's is much lower."""
-    lowest = {tag: min(tags[tag] for tags in auc.values()) for tag in TAGS}
-    return all(auc["orm"][tag] >= most and auc["orm"][tag] - lowest[tag] <= SLACK for tag, most in ENOUGH.items())
 
 
 def hard_negative(prompt: Prompt, rng: np.random.Generator) -> Scene:

@@ -1,7 +1,8 @@
 """What the lite verifier is asked while it learns to see: questions about clean scenes, with their true answers.
 
-Three kinds: a caption that lists what is where, open facts (which colour, how many, where), and whether the picture
-matches a prompt. Negatives are hard: one count off, a colour swapped, the opposite relation, one thing replaced.
+Four kinds: a caption that lists what is where, open facts (which colour, how many, where), whether the picture matches
+a prompt, and, if it does not, why. Negatives are hard: one count off, a colour swapped, the opposite relation, one
+thing replaced.
 But for counts, for plain questions whether one thing is there, and for two things of which one is counted ("one cat
 and a dog"), no question asks what a dev or test prompt asks.
 """
@@ -15,7 +16,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from cotgen_lite import prompts as templates
-from cotgen_lite.geneval import POSITION_COMPONENT, relation_components, relations
+from cotgen_lite.geneval import POSITION_COMPONENT, evaluate, relation_components, relations
 from cotgen_lite.inputs import number, of_kind, settle, shown, text, whole, with_methods, yes_or_no
 from cotgen_lite.lite.judges import scene_detections
 from cotgen_lite.lite.vocabulary import ASSISTANT, END_OF_TEXT, USER
@@ -30,7 +31,15 @@ from cotgen_lite.prompts import (
     plural,
     with_article,
 )
-from cotgen_lite.verify.verifier import CLARITY_QUESTION, ORM_QUESTION, POTENTIAL_QUESTION, PRM_QUESTION
+from cotgen_lite.verify.reasons import write_reasons
+from cotgen_lite.verify.verifier import (
+    CLARITY_QUESTION,
+    ORM_QUESTION,
+    POTENTIAL_QUESTION,
+    PRM_QUESTION,
+    REFLECTION_QUESTION,
+    REFUSAL,
+)
 
 T = TypeVar("T")
 Turn = tuple[str, str]  # a question and its answer
@@ -47,15 +56,26 @@ RNG = "a numpy Generator, as np.random.default_rng(0) gives"
 
 @dataclass(frozen=True)
 class Mix:
-    """Shares of questions: open facts (else matches), and of matches those in the paper's own wordings."""
+    """Shares of questions: of open facts (else matches); of matches, by how they are asked and what about.
+
+    official: in the paper's own wordings. reasons: "and why not?", in the wording of PARM++; yes and no alike, as all
+    matches are. arranged: draws of what is about places or whose colour is whose, of which not all lead to a question;
+    captions of the web seldom are, and so a verifier trained on them is weak at it. caption: whether the first question
+    of each image asks for a caption.
+    """
 
     facts: float
     official: float
-    caption: bool = False  # the first question of each image asks for a caption
+    reasons: float = 0.0
+    arranged: float = 0.3
+    caption: bool = False
 
     def __post_init__(self) -> None:
-        facts, official = number(self.facts, "facts", 0, 1), number(self.official, "official", 0, 1)
-        settle(self, facts=facts, official=official, caption=yes_or_no(self.caption, "caption"))
+        for name in ("facts", "official", "reasons", "arranged"):
+            settle(self, **{name: number(getattr(self, name), name, 0, 1)})
+        settle(self, caption=yes_or_no(self.caption, "caption"))
+        if self.official + self.reasons > 1:
+            raise ValueError("Of all matches those in the paper's wordings and those with reasons are at most 1.")
 
 
 def training_scene(rng: np.random.Generator) -> Scene:
@@ -80,10 +100,21 @@ def draw_dialogues(scene: Scene, count: int, mix: Mix, rng: np.random.Generator)
     while len(dialogues) < count:
         if rng.random() < mix.facts:
             dialogues.append((_fact(scene, rng),))
-        elif asked := draw_match(scene, rng):
-            wording = pick(OFFICIAL if rng.random() < mix.official else SHORTER, rng)
-            dialogues.append(as_dialogue(wording, *asked))
+        elif asked := draw_match(scene, rng, mix.arranged):
+            dialogues.append(_ask(scene, *asked, mix, rng))
     return dialogues
+
+
+def _ask(scene: Scene, prompt: Prompt | str, holds: bool, mix: Mix, rng: np.random.Generator) -> Dialogue:
+    chance, said = rng.random(), prompt if isinstance(prompt, str) else prompt.text
+    if chance >= mix.official + mix.reasons:
+        return as_dialogue(pick(SHORTER, rng), said, holds)
+    if isinstance(prompt, str) or chance < mix.official:  # what is outside the templates has no findings to tell
+        return as_dialogue(pick(OFFICIAL, rng), said, holds)
+    findings = evaluate(prompt, scene_detections(scene)).reasons
+    if holds == bool(findings):
+        raise AssertionError(f"GenEval's rules disagree about {said!r} and {scene}.")
+    return ((REFLECTION_QUESTION.format(prompt=said), "yes" if holds else REFUSAL + write_reasons(findings, rng)),)
 
 
 def _check_scene(scene: Scene) -> None:
@@ -107,17 +138,17 @@ def caption(scene: Scene) -> str:
     return ", ".join(f"{with_article(f'{item.color} {item.name}')} at {_place_of(item)}" for item in ordered)
 
 
-def draw_match(scene: Scene, rng: np.random.Generator) -> tuple[str, bool] | None:
+def draw_match(scene: Scene, rng: np.random.Generator, arranged: float = 0.3) -> tuple[Prompt | str, bool] | None:
     """A prompt and whether the scene shows it, yes and no equally often; None if the draw led nowhere.
 
-    Tags are drawn so that colours and counts are learned before places and bindings are quite sure: what a web-trained
-    model is weak at, ours is weak at too.
+    A text is outside the six templates. arranged: as in `Mix`.
     """
     _check_scene(scene)
     wanted = bool(of_kind(rng, "rng", np.random.Generator, RNG).random() < 0.5)
-    drawn = pick(_MATCH_KINDS, rng)(scene, wanted, rng)
-    if isinstance(drawn, Prompt):
-        drawn = drawn.text if meaning(drawn) not in _held_out() else None
+    kinds = _ARRANGED_KINDS if rng.random() < number(arranged, "arranged", 0, 1) else _OTHER_KINDS
+    drawn = pick(kinds, rng)(scene, wanted, rng)
+    if isinstance(drawn, Prompt) and meaning(drawn) in _held_out():
+        return None
     return (drawn, wanted) if drawn else None
 
 
@@ -285,13 +316,8 @@ def _match_mixed(scene: Scene, wanted: bool, rng: np.random.Generator) -> str | 
     return f"a photo of {first} and {second}"
 
 
-_MATCH_KINDS = (
-    *(_match_single, _match_two, _match_mixed),
-    *(_match_color,) * 4,
-    *(_match_count,) * 8,
-    *(_match_position,) * 5,
-    *(_match_binding,) * 2,
-)
+_OTHER_KINDS = (_match_single, _match_two, _match_mixed, *(_match_color,) * 4, *(_match_count,) * 8)
+_ARRANGED_KINDS = (_match_position, _match_binding)
 
 
 def _alone(scene: Scene) -> list[SceneObject]:

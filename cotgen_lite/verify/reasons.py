@@ -5,6 +5,7 @@ Paper: section 5. Next: `reflection_examples` in training_data.py, and align/sel
 """
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,12 @@ def write_reasons(findings: Sequence[Finding], rng: np.random.Generator) -> str:
     if not of_kind(findings, "findings", Sequence, "a list of Findings"):
         raise ValueError("There is nothing to write about: only a wrong image has reasons.")
     of_kind(rng, "rng", np.random.Generator, "a generator of numpy's, such as `np.random.default_rng(0)` gives")
-    options = [wordings(finding) for finding in findings]
+    pair, options = exchanged(findings), list[list[str]]()
+    for place, finding in enumerate(findings):
+        if place not in pair:
+            options.append(wordings(finding))
+        elif place == pair[0]:
+            options.append(_wordings_of_exchange(*(findings[one] for one in pair)))
     return AND.join(ways[int(rng.random() * len(ways))] for ways in options)
 
 
@@ -39,8 +45,35 @@ def share_told(said: str, findings: Sequence[Finding]) -> tuple[float, float]:
     """
     of_kind(findings, "findings", Sequence, "a list of Findings")
     parts, told = text(said, "said").split(AND), [set(wordings(finding)) for finding in findings]
+    pair = exchanged(findings)
+    for place in pair:
+        told[place] |= set(_wordings_of_exchange(*(findings[one] for one in pair)))
     true = sum(any(part in one for one in told) for part in parts)
     return true / len(parts), sum(bool(one & set(parts)) for one in told) / max(1, len(told))
+
+
+def exchanged(findings: Sequence[Finding]) -> tuple[int, ...]:
+    """The places of the first two findings of which each has the other's colour, or (): said together, in one part."""
+    colors = [place for place, one in enumerate(findings) if isinstance(one, Finding) and one.kind == "color"]
+    for first, second in combinations(colors, 2):
+        a, b = findings[first], findings[second]
+        if _color(a) == b.expected and _color(b) == a.expected:
+            return first, second
+    return ()
+
+
+def _color(finding: Finding) -> str | None:
+    """The wrong colour that a thing has: of several detections, the likeliest one's that is known."""
+    wrong = [one for one in finding.found if one not in ("unknown", finding.expected)]  # type: ignore[union-attr]
+    return wrong[0] if wrong else None
+
+
+def _wordings_of_exchange(a: Finding, b: Finding) -> list[str]:
+    return [
+        f"the color of the {a.name} and that of the {b.name} are swapped",
+        f"the {a.name} should be {a.expected} and the {b.name} {b.expected}: they are swapped",
+        f"the {a.name} is {b.expected} and the {b.name} is {a.expected}, not {a.expected} and {b.expected}",
+    ]
 
 
 def wordings(finding: Finding) -> list[str]:
@@ -59,13 +92,12 @@ def wordings(finding: Finding) -> list[str]:
                 f"there are too {'few' if few else 'many'} {plural(name)}: {wanted} are asked for",
             ]
         case "color":
-            others = [color for color in finding.found if color not in ("unknown", expected)]  # type: ignore[union-attr]
-            if not others:
+            if (color := _color(finding)) is None:
                 return [f"the color of the {name} is unclear but should be {expected}"]
             return [
-                f"the {name} is {others[0]}, not {expected}",
-                f"the {name} is {others[0]} but should be {expected}",
-                f"the {name} should be {expected} instead of {others[0]}",
+                f"the {name} is {color}, not {expected}",
+                f"the {name} is {color} but should be {expected}",
+                f"the {name} should be {expected} instead of {color}",
             ]
         case "position":
             place, other = " and ".join(finding.found), finding.reference  # type: ignore[arg-type]
