@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from cotgen_lite.experiments.calibrate import calibrate
 from cotgen_lite.experiments.configs import LITE, QUICK, Config
 from cotgen_lite.experiments.dpo_studies import measure_estimators, measure_far, measure_spread
 from cotgen_lite.experiments.measure import measure_all
@@ -112,6 +113,7 @@ STEPS = (
     Step("judge", "tokenizer", build_judge),
     Step("generator", "prompts tokenizer", build_generator),
     Step("verifier", "prompts", build_verifier),
+    Step("calibration", "judge generator verifier", calibrate, "results/calibration.json"),
     Step(
         "results",
         "judge generator verifier",

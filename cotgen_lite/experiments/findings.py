@@ -104,24 +104,31 @@ def resampled(measured: Callable[..., Sequence[float]], *sizes: int) -> tuple[np
 
 
 def decide(
-    claim: str, prompts: Sequence[Prompt], difference: npt.NDArray, paper: str, note: str = "", below: bool = False
+    claim: str,
+    prompts: Sequence[Prompt],
+    difference: npt.NDArray,
+    paper: str,
+    note: str = "",
+    below: bool = False,
+    smallest: float | None = None,
 ) -> dict[str, object]:
     """One finding of the form "this difference is above zero": seen if its 95% interval over prompts lies above.
 
-    difference: (P,) what is claimed to be positive, for each pool; or, with `below`, negative. Returns the entry of
-    findings.json ("no" needs the interval on the wrong side).
+    difference: (P,) what is claimed to be positive, for each pool; or, with `below`, negative. smallest: by the
+    rules of the world, if it has any, the effect below which all of the interval must lie for a "no"; then "bound"
+    tells the largest effect that is not ruled out. Returns the entry of findings.json.
     """
     low, high = bootstrap_interval(prompts, difference)
     delta = float(np.mean(list(tag_means(prompts, difference).values())))
-    above, under = ("no", "yes") if below else ("yes", "no")
+    least, bound = (-high, -low) if below else (low, high)
     return {
         "claim": claim,
-        "seen": above if low > 0 else under if high < 0 else "undecided",
+        "seen": "yes" if least > 0 else "no" if bound < (smallest or 0) else "undecided",
         "delta": round(delta, 4),
         "ci": [round(low, 4), round(high, 4)],
         "paper": paper,
         "note": note,
-    }
+    } | ({} if smallest is None else {"bound": round(bound, 4)})
 
 
 def compare(
@@ -162,10 +169,11 @@ def _least(parts: Sequence[Mapping]) -> str:
     return next((verdict for verdict in ("no", "undecided") if any(one["seen"] == verdict for one in parts)), "yes")
 
 
-def decide_f1(prompts: Sequence[Prompt], log_odds: npt.NDArray, correct: npt.NDArray) -> dict:
-    """F1: the zero-shot ORM's choice among all N is better than chance; log_odds, correct: (P, N)."""
+def decide_f1(prompts: Sequence[Prompt], log_odds: npt.NDArray, correct: npt.NDArray, smallest: float | None) -> dict:
+    """F1: the zero-shot ORM's choice among all N is better than chance; log_odds, correct: (P, N); smallest: as in
+    `decide`."""
     gain = expected_best_of(log_odds, correct, correct.shape[1]) - correct.mean(1)
-    return decide("zs-orm − baseline > 0", prompts, gain, paper="0.53 → 0.61")
+    return decide("zs-orm − baseline > 0", prompts, gain, paper="0.53 → 0.61", smallest=smallest)
 
 
 def decide_f2(prompts: Sequence[Prompt], zero_shot: npt.NDArray, tuned: npt.NDArray, correct: npt.NDArray) -> dict:

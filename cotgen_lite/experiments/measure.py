@@ -15,6 +15,7 @@ from cotgen_lite.experiments.configs import Config
 from cotgen_lite.experiments.findings import decide_f1, write_findings
 from cotgen_lite.experiments.measuring import Bench, measure_pool, rounded
 from cotgen_lite.experiments.results import steps_profile, write_rows
+from cotgen_lite.experiments.rules import note_test_run, smallest_effect
 from cotgen_lite.generate.pipeline import GeneratedPool, Generator, judge_tokens
 from cotgen_lite.hub import in_place_of
 from cotgen_lite.lite.judges import measure_judge
@@ -57,6 +58,7 @@ def measure_all(out: Path, work: Path, config: Config) -> None:
     }
     bench.write("dev", [measure_guidance(bench, generator, scale) for scale in GUIDANCE_SCALES])
 
+    note_test_run(out, bench.step)
     bench.write("findings", {})  # what was found on older pools is worth nothing now
     write_rows(out / "results/scores.jsonl", [])
     prompts = stratified_subset(pool_prompts("test"), config.prompt_stride)
@@ -64,7 +66,8 @@ def measure_all(out: Path, work: Path, config: Config) -> None:
     save_steps_of_pool(out / "pools/baseline_steps.safetensors", prompts, drawn)
     save_overview(out / "figures/overview.png", generator, pool, drawn.steps)
     log_odds, learned = pool.scores["zs-orm"], pool.correct["learned"]
-    write_findings(out, lambda judge: {"F1": decide_f1(prompts, log_odds, pool.correct[judge])})
+    smallest = smallest_effect(out, "F1")
+    write_findings(out, lambda judge: {"F1": decide_f1(prompts, log_odds, pool.correct[judge], smallest)})
     kappa = cohens_kappa(learned.ravel(), pool.correct["template"].ravel())
     judges = {"right_on_rendered_scenes": rendered, "kappa_on_generated_images": rounded(kappa)}
     bench.write("judges", judges | {"images": learned.size})
