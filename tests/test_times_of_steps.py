@@ -1,7 +1,7 @@
 """How long the whole build takes: a part of every step, by which the README's hours are measured."""
 
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ KEPT = {
     *("verifier_dev_images", "orm_images_per_label", "parm_paths", "parm_learning_rates", "prm_first_steps"),
     *("dpo_learning_rates", "generator_dev_images", "pairs_per_prompt", "round_two_images", "online_prompts"),
     *("online_samples", "twins", "extra_seeds", "extra_seed_images", "corrections_per_prompt"),
-    *("correction_learning_rate", "autoregressive_dpo_learning_rates", "best_of_many_prompts"),
+    *("correction_learning_rate", "pilot_images", "autoregressive_dpo_learning_rates", "best_of_many_prompts"),
 }
 
 
@@ -34,8 +34,8 @@ def work_of(config: Config) -> dict[str, float]:
     for name in ("generator", "autoregressive"):
         amounts[name] = sum(stage.steps for stage in getattr(config, name))
         amounts[f"{name} pictures"] = sum(stage.pictures for stage in getattr(config, name))
-    amounts |= {f"verifier {name}": n for name, n in config.verifier.items() if name.endswith("_steps")}
-    for name in ("prm_prompts", "parm_prompts", "round_two_prompts"):
+    amounts |= {f"verifier {name}": n for name, n in asdict(config.verifier).items() if name.endswith("_steps")}
+    for name in ("pilot_prompts", "prm_prompts", "parm_prompts", "round_two_prompts"):
         amounts[name] = sum(getattr(config, name).values())
     names = {field.name for field in fields(Config)} - KEPT - {"prompt_stride", "orm_prompts", "tokenizer", "verifier"}
     return amounts | {name: getattr(config, name) for name in names - amounts.keys()}

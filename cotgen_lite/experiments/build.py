@@ -31,6 +31,7 @@ from cotgen_lite.experiments.measure_parm import measure_guided, measure_parm
 from cotgen_lite.experiments.measure_reflection import measure_reflection
 from cotgen_lite.experiments.measure_sequential import measure_sequential
 from cotgen_lite.experiments.measure_verifiers import measure_orm, measure_prm
+from cotgen_lite.experiments.pilots import measure_pilots
 from cotgen_lite.experiments.pretrain import (
     build_generator,
     build_judge,
@@ -113,7 +114,8 @@ STEPS = (
     Step("judge", "tokenizer", build_judge),
     Step("generator", "prompts tokenizer", build_generator),
     Step("verifier", "prompts", build_verifier),
-    Step("calibration", "judge generator verifier", calibrate, "results/calibration.json"),
+    Step("calibration", "judge generator verifier", calibrate, "pools/dev.safetensors results/calibration.json"),
+    Step("pilots", "calibration", measure_pilots, "results/pilots.json"),
     Step(
         "results",
         "judge generator verifier",

@@ -44,7 +44,9 @@ def calibrate(out: Path, work: Path, config: Config) -> None:
     generator, verifier, prompts = bench.generator(), bench.verifier("verifier"), config.dev_prompts
     drawn = bench.generate(generator, prompts, n)
     correct = bench.judge(generator, drawn.tokens, prompts)
-    log_odds, _ = score_pool(generator, verifier, Pool(prompts, drawn.tokens, {}, correct))
+    pool = Pool(prompts, drawn.tokens, {}, correct)
+    log_odds, _ = score_pool(generator, verifier, pool)
+    bench.save_pool("dev", replace(pool, scores={"zs-orm": log_odds}))
     right, tags = correct["template"], np.array([prompt.tag for prompt in prompts])
     chosen, best = (expected_best_of(order, right, n) for order in (log_odds, right))
     within = {tag: rounded(roc_auc_within_prompts(log_odds[tags == tag], right[tags == tag])) for tag in TAGS}

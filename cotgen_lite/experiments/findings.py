@@ -121,14 +121,15 @@ def decide(
     low, high = bootstrap_interval(prompts, difference)
     delta = float(np.mean(list(tag_means(prompts, difference).values())))
     least, bound = (-high, -low) if below else (low, high)
-    return {
+    found: dict[str, object] = {
         "claim": claim,
         "seen": "yes" if least > 0 else "no" if bound < (smallest or 0) else "undecided",
         "delta": round(delta, 4),
         "ci": [round(low, 4), round(high, 4)],
         "paper": paper,
         "note": note,
-    } | ({} if smallest is None else {"bound": round(bound, 4)})
+    }
+    return found if smallest is None else found | {"bound": round(bound, 4)}
 
 
 def compare(

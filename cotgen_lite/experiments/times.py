@@ -37,14 +37,17 @@ def _part_of_stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
 SCALED = (
     *("judge_steps", "correction_steps"),
     *("judge_test_scenes", "verifier_test_scenes", "estimator_pairs", "best_of_many_images", "replay_pictures"),
-    *("prm_prompts", "parm_prompts", "round_two_prompts"),
+    *("verifier_scenes", "pilot_prompts", "prm_prompts", "parm_prompts", "round_two_prompts"),
 )
 PART = replace(
     LITE,
     tokenizer=tuple(replace(phase, steps=part_of(phase.steps)) for phase in LITE.tokenizer),
     generator=_part_of_stages(LITE.generator),
     autoregressive=_part_of_stages(LITE.autoregressive),
-    verifier={key: part_of(n) if key.endswith("_steps") else n for key, n in LITE.verifier.items()},
+    verifier=replace(
+        LITE.verifier,
+        **{name: part_of(getattr(LITE.verifier, name)) for name in ("tower_steps", "fact_steps", "match_steps")},
+    ),
     prompt_stride=30,  # two of nearly every tag: 24 of 328 pools, 13 of 200 dev prompts
     # 60 of 852 pools.
     orm_prompts={tag: (part_of(n) or 1, pools if part_of(n) else 1) for tag, (n, pools) in LITE.orm_prompts.items()},

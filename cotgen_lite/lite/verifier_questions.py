@@ -316,7 +316,7 @@ def _match_mixed(scene: Scene, wanted: bool, rng: np.random.Generator) -> str | 
     return f"a photo of {first} and {second}"
 
 
-_OTHER_KINDS = (_match_single, _match_two, _match_mixed, *(_match_color,) * 4, *(_match_count,) * 8)
+_OTHER_KINDS = (_match_single, _match_two, _match_mixed, *(_match_color,) * 4, *(_match_count,) * 2)
 _ARRANGED_KINDS = (_match_position, _match_binding)
 
 

@@ -36,10 +36,10 @@ class VerifierTraining:
     many; `questions` are asked of each. muon_rate: of weight matrices, learning_rate: of all else, both at their peak.
     """
 
-    tower_steps: int = 400
-    fact_steps: int = 300
-    match_steps: int = 400
-    arranged: float = 0.3
+    tower_steps: int = 300
+    fact_steps: int = 250
+    match_steps: int = 300
+    arranged: float = 0.45
     images: int = 16
     questions: int = 12
     muon_rate: float = 0.02
