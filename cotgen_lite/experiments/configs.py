@@ -34,7 +34,9 @@ class Config:
     judge_steps: int = 1200
     # Right captions first, of what is learned late; then noisy ones of all kinds. Mostly hidden images teach places.
     generator: tuple[Stage, ...] = (
-        Stage(1200, False, {"position": 0.45, "color_attr": 0.4, "single_object": 0.15}, mask_power=0.5),
+        Stage(
+            1400, False, {"position": 0.35, "color_attr": 0.5, "single_object": 0.15}, mask_power=0.5, pictures=40_000
+        ),
         Stage(900, True, muon_rate=0.004, learning_rate=1e-3, mask_power=0.7, seed=1),
     )
     twins: int = 320  # of each skill, by which it is told what the generator has learned
