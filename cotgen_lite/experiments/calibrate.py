@@ -22,8 +22,10 @@ from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.showo import Showo
 from cotgen_lite.generate.vq import ImageTokenizer
 from cotgen_lite.geneval import Detector, evaluate
+from cotgen_lite.lite.judges import scene_detections
 from cotgen_lite.lite.twins import SKILLS, implied, make_twins, twin_differences
-from cotgen_lite.lite.world import CaptionNoise
+from cotgen_lite.lite.verifier import evaluation_set
+from cotgen_lite.lite.world import CaptionNoise, render
 from cotgen_lite.metrics import (
     bootstrap_tags,
     cohens_kappa,
@@ -33,7 +35,9 @@ from cotgen_lite.metrics import (
     score,
 )
 from cotgen_lite.pools import Pool
-from cotgen_lite.prompts import TAGS, Prompt
+from cotgen_lite.prompts import TAGS, Prompt, parse_prompt
+from cotgen_lite.verify.reasons import share_told
+from cotgen_lite.verify.verifier import Verifier
 
 MASKS = 6  # of each twin
 
@@ -59,9 +63,28 @@ def calibrate(out: Path, work: Path, config: Config) -> None:
             "oracle": _scored(prompts, best) | {"above_zs_orm": difference(prompts, best - chosen)},
             "auc_within_prompts": within | {"all": rounded(roc_auc_within_prompts(log_odds, right))},
             "kappa_of_judges": rounded(cohens_kappa(correct["learned"].ravel(), right.ravel())),
+            "reasons_on_clean_scenes": explained(verifier, config.explained_scenes),
             "detectable_gain_of_zs_orm": rounded(detectable_difference(prompts, chosen, right.mean(1))),
         },
     )
+
+
+def explained(verifier: Verifier, scenes_per_tag: int) -> dict[str, float | None]:
+    """How true the reasons are that a verifier writes about clean scenes which only just fail a dev prompt.
+
+    "true": the share of their parts that are, "told": that of what is wrong; "of_another": how true they are of the
+    next such scene of the kind, by chance.
+    """
+    wrong = [one for one in evaluation_set(scenes_per_tag, seed=2) if not one.holds]
+    said = verifier.explain(render([one.scene for one in wrong]), [one.prompt for one in wrong])
+    findings = [evaluate(parse_prompt(one.prompt), scene_detections(one.scene)).reasons for one in wrong]
+    mine = np.array([share_told(text, found) for text, found in zip(said, findings, strict=True)])
+    others = [share_told(text, found)[0] for text, found in zip(said, [*findings[1:], findings[0]], strict=True)]
+    return {
+        "true": rounded(float(mine[:, 0].mean())),
+        "told": rounded(float(mine[:, 1].mean())),
+        "of_another": rounded(float(np.mean(others))),
+    }
 
 
 def _scored(prompts: Sequence[Prompt], values: npt.NDArray) -> dict[str, Any]:

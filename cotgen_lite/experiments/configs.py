@@ -43,6 +43,7 @@ class Config:
     autoregressive: tuple[Stage, ...] = (Stage(4000, True, muon_rate=None, learning_rate=2e-3, batch=64),)
     verifier: VerifierTraining = field(default_factory=VerifierTraining)
     verifier_scenes: int = 1000  # of each tag, clean ones of dev prompts, by which it is told how well it sees
+    explained_scenes: int = 100  # of each tag, clean ones, half of which the verifier explains what is wrong with
     pilot_prompts: dict[str, int] = field(default_factory=_per_tag(4, 84, 20, 60, 160, 172))  # 500, for DPO and ORM
     pilot_images: int = 8  # a prompt
     # What is measured.
@@ -98,7 +99,8 @@ QUICK = Config(
     tokenizer=(TokenizerTraining(20, batch=16), TokenizerTraining(20, batch=16, seed=1)), judge_steps=10,
     generator=(Stage(6, False, pictures=128), Stage(6, True, pictures=128, seed=1)),
     autoregressive=(Stage(10, True, muon_rate=None, pictures=256),), twins=4,
-    verifier=VerifierTraining(4, 2, 4), verifier_scenes=8, pilot_prompts=dict.fromkeys(TAGS, 1), pilot_images=4,
+    verifier=VerifierTraining(4, 2, 4), verifier_scenes=8, explained_scenes=4,
+    pilot_prompts=dict.fromkeys(TAGS, 1), pilot_images=4,
     prompt_stride=30, pool_size=2, judge_test_scenes=20, verifier_test_scenes=4, estimator_pairs=4,
     prm_first_steps={"zs-prm": (1,), "ft-prm": (1,)}, extra_seeds=(1,), extra_seed_images=1,
     best_of_many_prompts=1, best_of_many_images=6, orm_prompts=dict.fromkeys(TAGS, (1, 1)), orm_images=6,

@@ -37,7 +37,7 @@ def _part_of_stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
 SCALED = (
     *("judge_steps", "correction_steps"),
     *("judge_test_scenes", "verifier_test_scenes", "estimator_pairs", "best_of_many_images", "replay_pictures"),
-    *("verifier_scenes", "pilot_prompts", "prm_prompts", "parm_prompts", "round_two_prompts"),
+    *("verifier_scenes", "explained_scenes", "pilot_prompts", "prm_prompts", "parm_prompts", "round_two_prompts"),
 )
 PART = replace(
     LITE,

@@ -1,0 +1,32 @@
+"""What the starting models are judged by: counted on scenes that are known, and held by the shipped second world."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from cotgen_lite.experiments.calibrate import profile
+from cotgen_lite.hub import SHIPPED
+from cotgen_lite.lite.judges import TemplateJudge
+from cotgen_lite.lite.world import SceneObject, render
+from cotgen_lite.prompts import parse_prompt
+
+NEXT = SHIPPED / "next"
+
+
+def test_arrangement_and_binding_are_counted_among_images_with_both_things() -> None:
+    cat, dog = SceneObject("cat", "red", 0, 16), SceneObject("dog", "blue", 40, 16)
+    other_way = (SceneObject("cat", "red", 40, 16), SceneObject("dog", "blue", 0, 16))
+    swapped = (SceneObject("cat", "blue", 0, 16), SceneObject("dog", "red", 40, 16))
+    green = (SceneObject("cat", "green", 0, 16), dog)
+    scenes = [(cat, dog), other_way, (cat,), (cat, dog), (cat, dog), swapped, green, (dog,)]
+    prompts = [parse_prompt("a photo of a cat left of a dog"), parse_prompt("a photo of a red cat and a blue dog")]
+    pictures = render(scenes)
+    generator = SimpleNamespace(decode=lambda tokens: pictures[tokens[:, 0]])
+    tokens = torch.arange(8).view(2, 4, 1)
+    found = profile(generator, tokens, prompts, TemplateJudge())  # type: ignore[arg-type]
+    assert found["tags"]["position"][0] == 1 / 2 and found["tags"]["color_attr"][0] == 1 / 4
+    assert found["overall"][0] == pytest.approx(3 / 8) and found["any_of_4"] == [1, 1, 1]
+    assert found["arranged"]["images"] == 3 and found["arranged"]["share"][0] == pytest.approx(2 / 3, abs=1e-4)
+    assert found["bound"]["images"] == 2 and found["bound"]["share"][0] == 1 / 2  # green is neither
