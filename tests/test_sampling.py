@@ -13,7 +13,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cotgen_lite.experiments.benchmark import decoding_flops, measure, predict_plainly
+from cotgen_lite.generate import forward
 from cotgen_lite.generate.autoregressive import AutoregressiveSettings
+from cotgen_lite.generate.forward import PathCache, image_hidden
 from cotgen_lite.generate.pipeline import Generator, GeneratorOutput, check_tokens
 from cotgen_lite.generate.sampling import (
     MASKED,
@@ -31,7 +33,15 @@ from cotgen_lite.generate.sampling import (
     remasking_temperature,
     start,
 )
-from cotgen_lite.generate.showo import Showo, ShowoConfig, image_logits, masked_loss, text_prefix
+from cotgen_lite.generate.showo import (
+    Showo,
+    ShowoConfig,
+    build_sequences,
+    image_logits,
+    image_span,
+    masked_loss,
+    text_prefix,
+)
 from cotgen_lite.generate.vq import Magvit, lite_magvit_config
 from cotgen_lite.identity import fingerprint
 from cotgen_lite.lite.vocabulary import lite_tokenizer
@@ -96,6 +106,28 @@ def test_cache_equals_the_plain_loop(model, guidance):
         logits = predict(model, state)
         torch.testing.assert_close(logits, predict_plainly(model, state), atol=1e-5, rtol=1e-5)
         state, _ = advance(state, logits)
+
+
+@pytest.mark.parametrize("changes", [{}, {"qk_layernorm": False, "partial_rotary_factor": 1.0, "num_hidden_layers": 1}])
+def test_the_pass_over_an_image_is_transformers_phi(model, changes, monkeypatch):
+    """At the positions asked for, with the weights that a model has at that moment, in parts of any size."""
+    torch.manual_seed(1)
+    phi = Showo(ShowoConfig(**{**model.config.to_dict(), **changes})).eval()
+    for _ in range(2):
+        with torch.no_grad():
+            for parameter in phi.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+        cache = encode_prompts(phi, prefixes(phi), Cost())
+        tokens, rows = torch.randint(32, (3, 16)), torch.tensor([2, 0, 1])
+        masked = torch.rand(3, 16).argsort(dim=1) < 5
+        span, wanted = image_span(phi.config, tokens, masked), 1 + masked.nonzero()[:, 1].view(3, 5)
+        ids = build_sequences(phi.config, [prefixes(phi)[row] for row in rows], tokens, masked)
+        expected = phi.hidden_states(ids)[:, -17:-1][masked].view(3, 5, -1)
+        for at_once in (100, 2**16):
+            monkeypatch.setattr(forward, "IN_CPU_CACHE", at_once)
+            drawn = PathCache(cache.keys, cache.values, cache.visible, rows, 18)
+            with torch.inference_mode():
+                torch.testing.assert_close(image_hidden(phi, span, wanted, drawn), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_guidance_has_show_os_form_over_the_empty_prompt(model):
@@ -459,8 +491,11 @@ def test_benchmark_counts_the_flops_that_torch_counts(model):
     counted = sum(counter.get_flop_counts()["Global"].values())
     config, layers = model.config, model.config.num_hidden_layers
     longest = len(prefixes(model)[1])
-    attention = 4 * layers * 2 * config.hidden_size * 18 * (18 + longest) * 2  # which torch does not count on a CPU
-    assert decoding_flops(config, 4, longest, logits.shape[0] * logits.shape[1]) == counted + attention
+    left, seen = logits.shape[1], 18 + longest
+    attention = (
+        4 * (18 * (layers - 1) + left) * 2 * config.hidden_size * seen * 2
+    )  # which torch does not count on a CPU
+    assert decoding_flops(config, 4, longest, 4 * left, 2 * left) == counted + attention
     assert all(speed > 0 for speed in measure(config, [3, 5], 2))
 
 

@@ -71,17 +71,20 @@ def matrix_peak(size: int = 2048, repeats: int = 5) -> float:
     return 2 * size**3 / min(seconds)
 
 
-def decoding_flops(config: ShowoConfig, passes: int, prompt_positions: int, logit_positions: int) -> float:
+def decoding_flops(
+    config: ShowoConfig, passes: int, prompt_positions: int, last_positions: int, logit_positions: int
+) -> float:
     """Multiplications and additions in the matrix products of cached decoding; the pass over the prompts is left out.
 
-    passes: over L + 2 image positions each, which attend to themselves and to prompt_positions; logit_positions: those
-    whose K logits were computed.
+    passes: over L + 2 image positions each, which attend to themselves and to prompt_positions; last_positions: those,
+    of all passes, for which the last layer computed more than keys and values; logit_positions: those whose K logits
+    were computed.
     """
     width, positions = config.hidden_size, config.num_image_tokens + 2
-    weights = 4 * width * width + 2 * width * config.intermediate_size
-    attention = 2 * width * (positions + prompt_positions)
-    layers = passes * positions * config.num_hidden_layers * 2 * (weights + attention)
-    return layers + logit_positions * 2 * width * config.codebook_size
+    keys_and_values = 2 * width * width
+    rest = 2 * width * width + 2 * width * config.intermediate_size + 2 * width * (positions + prompt_positions)
+    every = passes * positions * (config.num_hidden_layers * keys_and_values + (config.num_hidden_layers - 1) * rest)
+    return 2 * (every + last_positions * rest + logit_positions * width * config.codebook_size)
 
 
 def measure(config: ShowoConfig, text_lengths: list[int], candidates: int) -> tuple[float, float, float]:
@@ -96,21 +99,22 @@ def measure(config: ShowoConfig, text_lengths: list[int], candidates: int) -> tu
     paths = [(row, candidate) for row in range(len(texts)) for candidate in range(candidates)]
     encode_prompts(model, prefixes, Cost())  # warm-up
 
-    began, cost, logit_positions = time.perf_counter(), Cost(), 0
+    began, cost, last_positions, logit_positions = time.perf_counter(), Cost(), 0, 0
     state = start(model, encode_prompts(model, prefixes, Cost()), paths, SETTINGS, 0, cost)
     cached = plain = time.perf_counter() - began
     while state.step < SETTINGS.steps:
         began = time.perf_counter()
         predict_plainly(model, state)
-        plainly = time.perf_counter()
+        plainly, passes = time.perf_counter(), cost.generator_passes
         logits = predict(model, state)
         predicted = time.perf_counter()
+        last_positions += logits.shape[1] * (cost.generator_passes - passes)
         logit_positions += logits.shape[1] * (len(texts) if state.step == 0 else len(paths))
         state, _ = advance(state, logits)
         rest = time.perf_counter() - predicted  # sampling, which both loops need
         plain += plainly - began + rest
         cached += predicted - plainly + rest
-    flops = decoding_flops(config, cost.generator_passes, max(map(len, prefixes)), logit_positions)
+    flops = decoding_flops(config, cost.generator_passes, max(map(len, prefixes)), last_positions, logit_positions)
     return len(paths) / cached, len(paths) / plain, flops / cached
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from cotgen_lite.generate.forward import PathCache, image_hidden
 from cotgen_lite.generate.showo import Showo, attention_mask, code_logits, image_span, pad_prefixes, text_prefix
 from cotgen_lite.inputs import number, of_kind, one_of, settle, shaped, shown, whole
 
@@ -104,7 +105,7 @@ class DecodingState:
     noise: Tensor
     cost: Cost
     step: int = 0
-    path_cache: list["_PathCache"] = field(default_factory=list, repr=False)  # filled by the first `predict`
+    path_cache: list[PathCache] = field(default_factory=list, repr=False)  # filled by the first `predict`
 
 
 @dataclass(frozen=True)
@@ -115,33 +116,6 @@ class Step:
     index: int
     guess: Tensor
     committed: Tensor
-
-
-class _PathCache:
-    """Keys and values of R rows' prompts, with room behind them that each step's image positions overwrite.
-
-    Phi calls `update` as on transformers' own caches, which would copy the prompts again at every step.
-    """
-
-    def __init__(self, prompts: PromptCache, rows: Tensor, image_positions: int) -> None:
-        self.prefix_length = used = int(prompts.visible[rows].any(dim=0).sum())  # of these rows' longest prompt
-        self.visible = torch.nn.functional.pad(prompts.visible[rows, -used:], (0, image_positions), value=True)
-        self.keys = [self._with_room(keys[rows, :, -used:], image_positions) for keys in prompts.keys]
-        self.values = [self._with_room(values[rows, :, -used:], image_positions) for values in prompts.values]
-
-    @staticmethod
-    def _with_room(prefix: Tensor, image_positions: int) -> Tensor:
-        buffer = prefix.new_empty(*prefix.shape[:2], prefix.shape[2] + image_positions, prefix.shape[3])
-        buffer[:, :, : prefix.shape[2]] = prefix
-        return buffer
-
-    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        self.keys[layer][:, :, self.prefix_length :] = keys
-        self.values[layer][:, :, self.prefix_length :] = values
-        return self.keys[layer], self.values[layer]
-
-    def get_seq_length(self, layer: int = 0) -> int:
-        return self.prefix_length
 
 
 @torch.inference_mode()
@@ -315,8 +289,10 @@ def predict(model: Showo, state: DecodingState) -> Tensor:
         against = against[:0]
     rows, row_tokens = torch.cat([prompts, against]), torch.cat([tokens, tokens[: len(against)]])
     if not cache:
-        cache.append(_PathCache(state.prompts, rows, tokens.shape[1] + 2))
-    hidden = _hidden_at_open_positions(model, row_tokens, cache[0])
+        read = state.prompts
+        cache.append(PathCache(read.keys, read.values, read.visible, rows, tokens.shape[1] + 2))
+    span = image_span(model.config, row_tokens, row_tokens == MASKED)
+    hidden = image_hidden(model, span, 1 + _open_positions(row_tokens), cache[0])
     state.cost.generator_passes += len(rows)
     state.cost.tokens += len(rows) * (tokens.shape[1] + 2)
 
@@ -326,22 +302,6 @@ def predict(model: Showo, state: DecodingState) -> Tensor:
         guided = (1 + g) * guided - g * (unguided[shared] if state.step == 0 else unguided)
     logits = code_logits(model, guided).float()
     return logits[member] if state.step == 0 else logits
-
-
-def _hidden_at_open_positions(model: Showo, tokens: Tensor, cache: _PathCache) -> Tensor:
-    """Last hidden states (R, U, D) where tokens (R, L) are MASKED, computing the image positions only."""
-    span = image_span(model.config, tokens, tokens == MASKED)
-    mask = torch.zeros(cache.visible.shape, dtype=model.dtype, device=span.device)
-    mask.masked_fill_(~cache.visible, torch.finfo(model.dtype).min)
-    output = model.showo.model(
-        span,
-        attention_mask=mask[:, None, None].expand(-1, -1, span.shape[1], -1),
-        position_ids=torch.arange(span.shape[1], device=span.device)[None],
-        past_key_values=cache,
-        use_cache=True,
-    )
-    hidden = output.last_hidden_state[:, 1:-1]
-    return hidden.gather(1, _open_positions(tokens)[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
 def _checked(state: DecodingState, unfinished: bool = False) -> DecodingState:

@@ -2,7 +2,7 @@
 
 One sequence holds prompt and image: `[pad...][t2i][bos] text [eos]` then `[soi] tokens [eoi]`. Text is read causally;
 an image position sees everything but the pads, so all unknown tokens are predicted at once. Show-o: arXiv 2408.12528;
-paper: section 2.1. Read next: sampling.py, which decodes step by step.
+paper: section 2.1. Read next: forward.py, the same pass for drawing.
 """
 
 import math
