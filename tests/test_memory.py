@@ -26,7 +26,7 @@ PROMPTS = ["a photo of a dog", "a photo of a red apple and a blue car"]
 # Each makes another part of the formula the dearest.
 CACHED = {"num_hidden_layers": 6}
 MANY_CODES = {"num_hidden_layers": 1, "codebook_size": 4096}
-WIDE = {"num_hidden_layers": 1, "codebook_size": 64, "intermediate_size": 1024}
+WIDE = {"num_hidden_layers": 2, "codebook_size": 64, "intermediate_size": 1024}
 
 
 def small_config(**changes: int) -> ShowoConfig:
@@ -89,7 +89,9 @@ def test_drawing_takes_no_more_than_it_says_and_hardly_less(
     model = generator.model
     taken = most_allocated(lambda: generator(PROMPTS, n, batch_size=at_once))
     longest = max(len(text_prefix(model.config, encode_text(WORDS, prompt))) for prompt in PROMPTS)
-    assert taken <= generation_bytes(model.config, at_once, n, longest, guidance > 0, dtype) <= 1.3 * taken
+    told = generation_bytes(model.config, at_once, n, longest, guidance > 0, dtype)
+    # In float32 on a CPU GELU is taken in place, which a plan for any device does not count on.
+    assert taken <= told <= (1.6 if dtype == torch.float32 else 1.15) * taken
 
 
 @pytest.mark.parametrize("sizes", [CACHED, MANY_CODES, WIDE], ids=["cache", "logits", "activations"])
