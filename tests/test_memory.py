@@ -103,7 +103,7 @@ def test_prompts_that_hold_an_image_are_counted_too(sizes: dict[str, int], words
     codes = torch.tensor([[0] * 64, [1] * 64])
     for n in (1, 3):
         taken = most_allocated(lambda n=n: generator.correct(prompt, codes, why, n, batch_size=2 * n))
-        assert taken <= generation_bytes(generator.model.config, 2 * n, n, length, True, torch.float32) <= 1.4 * taken
+        assert taken <= generation_bytes(generator.model.config, 2 * n, n, length, True, torch.float32) <= 1.45 * taken
 
 
 THREE_LEVELS: dict[str, Any] = {"image_size": 64, "channels": 8, "norm_groups": 8}
