@@ -1,6 +1,5 @@
 """What the starting models are judged by: counted on scenes that are known, and held by the shipped second world."""
 
-import json
 from types import SimpleNamespace
 
 import pytest

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from cotgen_lite.experiments.calibrate import calibrate
+from cotgen_lite.experiments.calibrate import calibrate, try_verifier
 from cotgen_lite.experiments.configs import LITE, QUICK, Config
 from cotgen_lite.experiments.dpo_studies import measure_estimators, measure_far, measure_spread
 from cotgen_lite.experiments.measure import measure_all
@@ -31,7 +31,7 @@ from cotgen_lite.experiments.measure_parm import measure_guided, measure_parm
 from cotgen_lite.experiments.measure_reflection import measure_reflection
 from cotgen_lite.experiments.measure_sequential import measure_sequential
 from cotgen_lite.experiments.measure_verifiers import measure_orm, measure_prm
-from cotgen_lite.experiments.pilots import measure_pilots
+from cotgen_lite.experiments.pilots import try_dpo, try_orm
 from cotgen_lite.experiments.pretrain import (
     build_generator,
     build_judge,
@@ -114,8 +114,10 @@ STEPS = (
     Step("judge", "tokenizer", build_judge),
     Step("generator", "prompts tokenizer", build_generator),
     Step("verifier", "prompts", build_verifier),
-    Step("calibration", "judge generator verifier", calibrate, "pools/dev.safetensors results/calibration.json"),
-    Step("pilots", "calibration", measure_pilots, "results/pilots.json"),
+    Step("calibration", "judge generator", calibrate, "pools/dev.safetensors results/calibration.json"),
+    Step("dpo_pilot", "calibration", try_dpo, "pools/pilot.safetensors results/dpo_pilot.json"),
+    Step("verifier_dev", "calibration verifier", try_verifier, "results/verifier_dev.json"),
+    Step("orm_pilot", "dpo_pilot verifier", try_orm, "results/orm_pilot.json"),
     Step(
         "results",
         "judge generator verifier",

@@ -43,26 +43,39 @@ MASKS = 6  # of each twin
 
 
 def calibrate(out: Path, work: Path, config: Config) -> None:
-    """What the starting generator and the zero-shot verifier can do on dev prompts, by the judge that labels."""
+    """What the starting generator can do on dev prompts, by the judge that labels."""
     bench, n = Bench(out, work, config, "calibration"), config.pool_size
-    generator, verifier, prompts = bench.generator(), bench.verifier("verifier"), config.dev_prompts
+    generator, prompts = bench.generator(), config.dev_prompts
     drawn = bench.generate(generator, prompts, n)
     correct = bench.judge(generator, drawn.tokens, prompts)
-    pool = Pool(prompts, drawn.tokens, {}, correct)
-    log_odds, _ = score_pool(generator, verifier, pool)
-    bench.save_pool("dev", replace(pool, scores={"zs-orm": log_odds}))
-    right, tags = correct["template"], np.array([prompt.tag for prompt in prompts])
-    chosen, best = (expected_best_of(order, right, n) for order in (log_odds, right))
-    within = {tag: rounded(roc_auc_within_prompts(log_odds[tags == tag], right[tags == tag])) for tag in TAGS}
+    bench.save_pool("dev", Pool(prompts, drawn.tokens, {}, correct))
+    right = correct["template"]
     bench.write(
         "calibration",
         {
             "images_a_prompt": n,
             "baseline": profile(generator, drawn.tokens, prompts, bench.judges["template"]),
-            "zs-orm": _scored(prompts, chosen) | {"gain": difference(prompts, chosen - right.mean(1))},
-            "oracle": _scored(prompts, best) | {"above_zs_orm": difference(prompts, best - chosen)},
-            "auc_within_prompts": within | {"all": rounded(roc_auc_within_prompts(log_odds, right))},
+            "oracle": _scored(prompts, expected_best_of(right, right, n)),
             "kappa_of_judges": rounded(cohens_kappa(correct["learned"].ravel(), right.ravel())),
+        },
+    )
+
+
+def try_verifier(out: Path, work: Path, config: Config) -> None:
+    """What the zero-shot verifier can do on the dev pool: what its choice gains, how it tells right from wrong."""
+    bench, n = Bench(out, work, config, "verifier_dev"), config.pool_size
+    verifier, pool = bench.verifier("verifier"), bench.pool("dev")
+    prompts, right = pool.prompts, pool.correct["template"]
+    log_odds, _ = score_pool(bench.generator(), verifier, pool)
+    tags = np.array([prompt.tag for prompt in prompts])
+    chosen, best = (expected_best_of(order, right, n) for order in (log_odds, right))
+    within = {tag: rounded(roc_auc_within_prompts(log_odds[tags == tag], right[tags == tag])) for tag in TAGS}
+    bench.write(
+        "verifier_dev",
+        {
+            "zs-orm": _scored(prompts, chosen) | {"gain": difference(prompts, chosen - right.mean(1))},
+            "oracle_above_zs_orm": difference(prompts, best - chosen),
+            "auc_within_prompts": within | {"all": rounded(roc_auc_within_prompts(log_odds, right))},
             "reasons_on_clean_scenes": explained(verifier, config.explained_scenes),
             "detectable_gain_of_zs_orm": rounded(detectable_difference(prompts, chosen, right.mean(1))),
         },

@@ -12,7 +12,7 @@ from cotgen_lite.experiments.configs import Config
 from cotgen_lite.experiments.findings import difference
 from cotgen_lite.experiments.measuring import Bench, rounded, score_pool
 from cotgen_lite.experiments.results import note_training
-from cotgen_lite.metrics import expected_best_of, mean_roc_auc, score, tag_means
+from cotgen_lite.metrics import expected_best_of, roc_auc_within_prompts, score, tag_means
 from cotgen_lite.training import TrainingLog, subsample
 from cotgen_lite.verify.finetune import FineTuning, finetune_verifier
 from cotgen_lite.verify.training_data import as_dataset, generate_labelled, orm_examples, train_prompts
@@ -24,46 +24,56 @@ PAIRS, ROUNDS = 4, 4
 ORM, MOST = FineTuning(2e-4, epochs=2), 4  # images of either label a prompt
 
 
-def measure_pilots(out: Path, work: Path, config: Config) -> None:
-    """A small round of DPO and a small fine-tuning of the verifier, both measured on dev prompts."""
-    bench, n = Bench(out, work, config, "pilots"), config.pool_size
-    generator, judge = bench.generator(), bench.judges["template"]
+def try_dpo(out: Path, work: Path, config: Config) -> None:
+    """A small round of DPO: whether it lifts position and attribute binding on dev prompts, and its images."""
+    bench, n = Bench(out, work, config, "dpo_pilot"), config.pool_size
+    generator, judge, pool = bench.generator(), bench.judges["template"], bench.pool("dev")
     prompts = train_prompts(config.pilot_prompts, seed=0)
     labelled, seconds = generate_labelled(generator, judge, prompts, config.pilot_images, 0, work, temperature=1.0)
-    note_training(work, "pilots/images", seconds)
-
-    pool = bench.pool("dev")
-    dev, right = pool.prompts, pool.correct["template"]
-    asked = [row for row, prompt in enumerate(dev) if prompt.tag in ARRANGED]
-    arranged = [dev[row] for row in asked]
+    note_training(work, "pools/pilot", seconds)
+    bench.save_pool("pilot", labelled)
 
     pairs = [pair for seed in range(ROUNDS) for pair in preference_pairs(labelled, PAIRS, seed)]
     aligned, log = train_dpo(generator, pairs, DPO, work / "dpo") if pairs else (generator, TrainingLog())
-    after = bench.generate(aligned, arranged, n)
-    lifted = bench.judge(aligned, after.tokens, arranged)["template"].mean(1)
-    dpo = {
-        "pairs": len(pairs),
-        "prompts_with_both_labels": len({pair.prompt for pair in pairs}),
-        "steps": log.steps,
-        "accuracy_of_pairs": [rounded(x) for x in subsample([row["accuracy"] for row in log.rows])],
-        "before": tag_means(arranged, right[asked].mean(1)),
-        "after": tag_means(arranged, lifted),
-        "gain": difference(arranged, lifted - right[asked].mean(1)),
-    }
+    rows = [row for row, prompt in enumerate(pool.prompts) if prompt.tag in ARRANGED]
+    asked, before = [pool.prompts[row] for row in rows], pool.correct["template"][rows].mean(1)
+    drawn = bench.generate(aligned, asked, n)
+    after = bench.judge(aligned, drawn.tokens, asked)["template"].mean(1)
+    bench.write(
+        "dpo_pilot",
+        {
+            "images": labelled.correct["template"].size,
+            "pairs": len(pairs),
+            "prompts_with_both_labels": len({pair.prompt for pair in pairs}),
+            "steps": log.steps,
+            "accuracy_of_pairs": subsample([row["accuracy"] for row in log.rows]),
+            "before": {tag: rounded(value) for tag, value in tag_means(asked, before).items()},
+            "after": {tag: rounded(value) for tag, value in tag_means(asked, after).items()},
+            "gain": difference(asked, after - before),
+        },
+    )
 
-    examples = orm_examples(labelled, MOST, seed=0)
-    tuned, run = bench.verifier("verifier"), TrainingLog()
+
+def try_orm(out: Path, work: Path, config: Config) -> None:
+    """A small fine-tuning of the verifier on the same images: what it gains on dev prompts, and what is left."""
+    bench, n = Bench(out, work, config, "orm_pilot"), config.pool_size
+    generator, tuned, run = bench.generator(), bench.verifier("verifier"), TrainingLog()
+    examples, pool = orm_examples(bench.pool("pilot"), MOST, seed=0), bench.pool("dev")
+    odds = {"zs-orm": score_pool(generator, tuned, pool)[0]}
     if examples:
         tuned, run = finetune_verifier(tuned, as_dataset(examples, generator), ORM, work / "orm")
-    odds = pool.scores | {"ft-orm": score_pool(generator, tuned, pool)[0]}
+    odds["ft-orm"] = score_pool(generator, tuned, pool)[0]
+    dev, right = pool.prompts, pool.correct["template"]
     best = {name: expected_best_of(order, right, n) for name, order in (odds | {"oracle": right}).items()}
-    orm = {
-        "examples": len(examples),
-        "steps": run.steps,
-        "losses": [rounded(x) for x in subsample(run.losses)],
-        "overall": {name: rounded(score(dev, values).overall) for name, values in best.items()},
-        "auc_within_prompts": {name: rounded(mean_roc_auc(dev, order, right)) for name, order in odds.items()},
-        "gain_over_zs_orm": difference(dev, best["ft-orm"] - best["zs-orm"]),
-        "oracle_above_ft_orm": difference(dev, best["oracle"] - best["ft-orm"]),
-    }
-    bench.write("pilots", {"images": labelled.correct["template"].size, "dpo": dpo, "orm": orm})
+    bench.write(
+        "orm_pilot",
+        {
+            "examples": len(examples),
+            "steps": run.steps,
+            "losses": subsample(run.losses),
+            "overall": {name: rounded(score(dev, values).overall) for name, values in best.items()},
+            "auc_within_prompts": {name: rounded(roc_auc_within_prompts(order, right)) for name, order in odds.items()},
+            "gain_over_zs_orm": difference(dev, best["ft-orm"] - best["zs-orm"]),
+            "oracle_above_ft_orm": difference(dev, best["oracle"] - best["ft-orm"]),
+        },
+    )
