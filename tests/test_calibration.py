@@ -44,3 +44,9 @@ def test_the_second_worlds_generator_has_the_skills_and_shows_them_seldom() -> N
     learned = json.loads((NEXT / "models/generator/manifest.json").read_text())["settings"]["stages"][-1]["twin_test"]
     for skill in learned.values():
         assert skill["ci"][0] > 0 and skill["nats"] >= 0.7 * skill["implied"]
+
+
+def test_dpo_has_something_to_strengthen() -> None:
+    found = json.loads((NEXT / "results/dpo_pilot.json").read_text())
+    assert found["gain"]["ci"][0] > 0
+    assert all(found["after"][tag] > found["before"][tag] for tag in ("position", "color_attr"))
