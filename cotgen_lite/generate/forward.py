@@ -36,20 +36,20 @@ def image_hidden(model: Showo, span: Tensor, wanted: Tensor, cache: PathCache) -
     phi = model.showo.model
     hidden = phi.embed_tokens(span)
     # RoPE as transformers computes it, whose angles come twice, for the first and the second half of what is turned.
-    cos, sin = phi.rotary_emb(hidden, torch.arange(span.shape[1], device=span.device)[None])
-    turns = tuple(each[..., : each.shape[-1] // 2] for each in (cos, sin))
+    angles = phi.rotary_emb(hidden, torch.arange(span.shape[1], device=span.device)[None])
+    cos, sin = (each[..., : each.shape[-1] // 2] for each in angles)
     mask = torch.zeros(cache.visible.shape, dtype=hidden.dtype, device=hidden.device)
     mask = mask.masked_fill_(~cache.visible, torch.finfo(hidden.dtype).min)[:, None, None]
     for index, layer in enumerate(phi.layers):
         attention, normed = layer.self_attn, layer.input_layernorm(hidden)
         keys, values = cache.keys[index], cache.values[index]
-        _turn(_heads(attention, "k", normed), *turns, out=keys[:, :, cache.prefix_length :])
+        _turn(_heads(attention, "k", normed), cos, sin, out=keys[:, :, cache.prefix_length :])
         values[:, :, cache.prefix_length :] = _heads(attention, "v", normed)
         if index == len(phi.layers) - 1:  # whose other positions nobody looks at
             hidden, normed = _at(hidden, wanted), _at(normed, wanted)
-            turns = tuple(each[0, wanted] for each in turns)
+            cos, sin = cos[0, wanted], sin[0, wanted]
         queries = _heads(attention, "q", normed)
-        queries = _turn(queries, *turns, out=torch.empty_like(queries))
+        queries = _turn(queries, cos, sin, out=torch.empty_like(queries))
         seen = mask.expand(-1, -1, queries.shape[2], -1)
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen)
         hidden = hidden + attention.dense(mixed.transpose(1, 2).flatten(2))
