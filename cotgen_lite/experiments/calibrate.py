@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from cotgen_lite.experiments.configs import Config
 from cotgen_lite.experiments.findings import difference
+from cotgen_lite.experiments.measure import by_tag
 from cotgen_lite.experiments.measuring import Bench, rounded, score_pool
 from cotgen_lite.generate.pipeline import Generator
 from cotgen_lite.generate.showo import Showo
@@ -35,7 +36,7 @@ from cotgen_lite.metrics import (
     score,
 )
 from cotgen_lite.pools import Pool
-from cotgen_lite.prompts import TAGS, Prompt, parse_prompt
+from cotgen_lite.prompts import Prompt, parse_prompt
 from cotgen_lite.verify.reasons import share_told
 from cotgen_lite.verify.verifier import Verifier
 
@@ -67,15 +68,13 @@ def try_verifier(out: Path, work: Path, config: Config) -> None:
     verifier, pool = bench.verifier("verifier"), bench.pool("dev")
     prompts, right = pool.prompts, pool.correct["template"]
     log_odds, _ = score_pool(bench.generator(), verifier, pool)
-    tags = np.array([prompt.tag for prompt in prompts])
     chosen, best = (expected_best_of(order, right, n) for order in (log_odds, right))
-    within = {tag: rounded(roc_auc_within_prompts(log_odds[tags == tag], right[tags == tag])) for tag in TAGS}
     bench.write(
         "verifier_dev",
         {
             "zs-orm": _scored(prompts, chosen) | {"gain": difference(prompts, chosen - right.mean(1))},
             "oracle_above_zs_orm": difference(prompts, best - chosen),
-            "auc_within_prompts": within | {"all": rounded(roc_auc_within_prompts(log_odds, right))},
+            "auc_within_prompts": by_tag(roc_auc_within_prompts, prompts, log_odds, right),
             "reasons_on_clean_scenes": explained(verifier, config.explained_scenes),
             "detectable_gain_of_zs_orm": rounded(detectable_difference(prompts, chosen, right.mean(1))),
         },
