@@ -634,6 +634,9 @@ def test_a_training_that_was_cut_off_anywhere_ends_alike(tmp_path, monkeypatch):
     for change in ({"match_steps": 5}, {"images": 3}, {"arranged": 0.5}, {"seed": 1}):
         with pytest.raises(ValueError, match="another run"):
             train_verifier(replace(SIZES, **change), tmp_path / "whole")
+    monkeypatch.setattr(verifier_training, "PROBE_WEIGHT", 0.1)
+    with pytest.raises(ValueError, match="another run"):
+        train_verifier(SIZES, tmp_path / "whole")
 
 
 def test_all_of_the_verifier_learns(tmp_path):

@@ -74,6 +74,7 @@ def train_verifier(
     # The first scene and its picture stand for the world's names, places, colours and icons.
     scene = training_scene(np.random.default_rng(training.seed))
     about = {"training": asdict(training), "world": world(), "scene": scene, "picture": render([scene])}
+    about |= {"mixes": [training.mix(0), training.mix(training.fact_steps)], "probe_weight": PROBE_WEIGHT}
 
     def tower_loss(step: int) -> Tensor:
         """Every patch says which class, colour and part of an icon it shows, and where that icon is."""
