@@ -34,8 +34,8 @@ from cotgen_lite.lite.verifier_questions import (
 )
 from cotgen_lite.lite.verifier_training import VerifierTraining, train_verifier
 from cotgen_lite.lite.vocabulary import lite_tokenizer
-from cotgen_lite.lite.world import SceneObject, icon_box, random_prompt, random_scene, render
-from cotgen_lite.prompts import TAGS, lite_prompts, meaning, parse_prompt
+from cotgen_lite.lite.world import SceneObject, icon_box, random_prompt, random_scene, render, world
+from cotgen_lite.prompts import TAGS, lite_prompts, meaning, parse_prompt, plural
 from cotgen_lite.verify import verifier as verifier_module
 from cotgen_lite.verify.reasons import share_told
 from cotgen_lite.verify.verifier import (
@@ -538,6 +538,26 @@ def test_matches_about_arrangement_are_drawn_as_often_as_told():
     assert told[0] == 0 < told[1] < told[2] - 0.1 < told[3] == 1
 
 
+@pytest.mark.parametrize("facts", [0.0, 1.0])
+def test_what_is_not_there_is_asked_about_as_seldom_as_told(facts):
+    def asked(absent):
+        """Of 6,000 questions, how many name a thing that their scene does not hold."""
+        rng, found = np.random.default_rng(0), 0
+        for _ in range(600):
+            scene = training_scene(rng)
+            there = {item.name for item in scene}
+            for (question, _), *_ in draw_dialogues(scene, 10, Mix(facts, 0.6, absent=absent), rng):
+                words = question.replace("?", " ").replace(",", " ").split()
+                found += any({name, plural(name)} & {*words} for name in world().objects if name not in there)
+        return found
+
+    seldom, always = asked(0.25), asked(1.0)
+    assert asked(0.0) == 0 and always > 300
+    # Of what comes up a quarter is asked; what takes the others' place names such things again, as often as before.
+    share = always / 6000
+    assert seldom / 6000 == pytest.approx(share / 4 / (1 - 0.75 * share), rel=0.25)
+
+
 def test_hard_negatives_fail_their_prompts_and_positives_hold():
     for example in evaluation_set(scenes_per_tag=40, seed=3):
         assert evaluate(parse_prompt(example.prompt), detections(example.scene)).correct == example.holds
@@ -631,7 +651,7 @@ def test_a_training_that_was_cut_off_anywhere_ends_alike(tmp_path, monkeypatch):
     parted, _ = train_verifier(SIZES, tmp_path / "parted")
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, parted.state_dict()[name]), name
-    for change in ({"match_steps": 5}, {"images": 3}, {"arranged": 0.5}, {"seed": 1}):
+    for change in ({"match_steps": 5}, {"images": 3}, {"arranged": 0.5}, {"absent": 0.5}, {"seed": 1}):
         with pytest.raises(ValueError, match="another run"):
             train_verifier(replace(SIZES, **change), tmp_path / "whole")
     monkeypatch.setattr(verifier_training, "PROBE_WEIGHT", 0.1)
@@ -664,6 +684,7 @@ def test_pre_training_that_diverges_names_the_step(tmp_path):
         {"muon_rate": float("nan")},
         {"learning_rate": -1},
         {"arranged": 1.5},
+        {"absent": -1},
         {"seed": -1},
     ],
 )
@@ -690,6 +711,7 @@ SCENE = training_scene(np.random.default_rng(0))
         (lambda rng: Mix(facts=0.5, official=0.0, caption="yes"), "caption must be"),
         (lambda rng: Mix(facts=0.5, official=0.6, reasons=0.5), "at most 1"),
         (lambda rng: Mix(facts=0.5, official=0.6, arranged=2), "arranged must be"),
+        (lambda rng: Mix(facts=0.5, official=0.6, absent=2), "absent must be"),
         (lambda rng: random_prompt("positions", rng), "tag must be one of"),
         (lambda rng: draw_dialogues((), 3, Mix(0.5, 0.5), rng), "scene"),
         (lambda rng: draw_dialogues(None, 3, Mix(0.5, 0.5), rng), "scene"),

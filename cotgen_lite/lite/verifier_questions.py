@@ -7,6 +7,7 @@ But for counts, for plain questions whether one thing is there, and for two thin
 and a dog"), no question asks what a dev or test prompt asks.
 """
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -60,18 +61,21 @@ class Mix:
 
     official: in the paper's own wordings. reasons: "and why not?", in the wording of PARM++; yes and no alike, as all
     matches are. arranged: draws of what is about places or whose colour is whose, of which not all lead to a question;
-    captions of the web seldom are, and so a verifier trained on them is weak at it. caption: whether the first question
-    of each image asks for a caption.
+    captions of the web seldom are, and so a verifier trained on them is weak at it. absent: of questions that name
+    something that is not there, how many are asked. Visual instructions seldom ask them, and what learned from these,
+    as LLaVA did, is known to say yes to what is missing (arXiv 2305.10355). caption: whether the first question of each
+    image asks for a caption.
     """
 
     facts: float
     official: float
     reasons: float = 0.0
     arranged: float = 0.3
+    absent: float = 1.0
     caption: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("facts", "official", "reasons", "arranged"):
+        for name in ("facts", "official", "reasons", "arranged", "absent"):
             settle(self, **{name: number(getattr(self, name), name, 0, 1)})
         settle(self, caption=yes_or_no(self.caption, "caption"))
         if self.official + self.reasons > 1:
@@ -99,14 +103,36 @@ def draw_dialogues(scene: Scene, count: int, mix: Mix, rng: np.random.Generator)
     dialogues: list[Dialogue] = [((CAPTION_REQUEST, caption(scene)),)] if mix.caption else []
     while len(dialogues) < count:
         if rng.random() < mix.facts:
-            dialogues.append((_fact(scene, rng),))
-        elif asked := draw_match(scene, rng, mix.arranged):
-            dialogues.append(_ask(scene, *asked, mix, rng))
+            fact = _fact(scene, rng)
+            if _is_asked(fact[0], scene, mix, rng):
+                dialogues.append((fact,))
+        elif drawn := draw_match(scene, rng, mix.arranged):
+            prompt, holds = drawn
+            if _is_asked(_said(prompt), scene, mix, rng):
+                dialogues.append(_ask(scene, prompt, holds, mix, rng))
     return dialogues
 
 
+def _is_asked(said: str, scene: Scene, mix: Mix, rng: np.random.Generator) -> bool:
+    """What names only things that are there always is; anything else as often as the mix says."""
+    there = {item.name for item in scene}
+    named, any_noun = _nouns()
+    return all(named[noun] in there for noun in any_noun.findall(said)) or rng.random() < mix.absent
+
+
+@cache
+def _nouns() -> tuple[dict[str, str], re.Pattern[str]]:
+    """The object that each noun names, singular or plural, and a pattern that finds nouns."""
+    named = {noun: name for name in world().objects for noun in (name, plural(name))}
+    return named, re.compile(rf"\b({'|'.join(sorted(named, key=len, reverse=True))})\b")
+
+
+def _said(prompt: Prompt | str) -> str:
+    return prompt if isinstance(prompt, str) else prompt.text
+
+
 def _ask(scene: Scene, prompt: Prompt | str, holds: bool, mix: Mix, rng: np.random.Generator) -> Dialogue:
-    chance, said = rng.random(), prompt if isinstance(prompt, str) else prompt.text
+    chance, said = rng.random(), _said(prompt)
     if chance >= mix.official + mix.reasons:
         return as_dialogue(pick(SHORTER, rng), said, holds)
     if isinstance(prompt, str) or chance < mix.official:  # what is outside the templates has no findings to tell

@@ -32,14 +32,16 @@ class VerifierTraining:
 
     tower_steps, fact_steps, match_steps: of the three stages; the last two are one run, whose rate falls to its own
     end. The zero-shot verifier is to be able, like the paper's, and not perfect, so that later chapters have something
-    to teach it: match_steps and arranged (as in `Mix`) are set by that. images: a step, of the first stage twice as
-    many; `questions` are asked of each. muon_rate: of weight matrices, learning_rate: of all else, both at their peak.
+    to teach it: match_steps, arranged and absent (as in `Mix`) are set by that. images: a step, of the first stage
+    twice as many; `questions` are asked of each. muon_rate: of weight matrices, learning_rate: of all else, both at
+    their peak.
     """
 
     tower_steps: int = 300
     fact_steps: int = 250
     match_steps: int = 300
     arranged: float = 0.45
+    absent: float = 0.25
     images: int = 16
     questions: int = 12
     muon_rate: float = 0.02
@@ -53,13 +55,15 @@ class VerifierTraining:
             settle(self, **{name: whole(getattr(self, name), name, 1, 4096)})
         for name in ("muon_rate", "learning_rate"):
             settle(self, **{name: number(getattr(self, name), name, 0, LARGEST_RATE)})
-        settle(self, arranged=number(self.arranged, "arranged", 0, 1), seed=whole(self.seed, "seed", 0, LARGEST_SEED))
+        for name in ("arranged", "absent"):
+            settle(self, **{name: number(getattr(self, name), name, 0, 1)})
+        settle(self, seed=whole(self.seed, "seed", 0, LARGEST_SEED))
 
     def mix(self, step: int) -> Mix:
         """What is asked at a step after the first stage."""
         if step < self.fact_steps:
-            return Mix(facts=1.0, official=0.0, caption=True)
-        return Mix(facts=0.25, official=0.6, reasons=0.15, arranged=self.arranged, caption=True)
+            return Mix(facts=1.0, official=0.0, absent=self.absent, caption=True)
+        return Mix(facts=0.25, official=0.6, reasons=0.15, arranged=self.arranged, absent=self.absent, caption=True)
 
 
 def train_verifier(
