@@ -6,7 +6,8 @@ Each is a plain function from arrays to a figure; a notebook shows it with `show
 import base64
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import matplotlib.pyplot as plt
@@ -15,7 +16,7 @@ import numpy.typing as npt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -315,3 +316,100 @@ def draw_flow(boxes: Mapping[str, Box], arrows: Sequence[tuple[str, str, str]], 
     axis.set(xlim=(min(xs) - 1.1, max(xs) + 1.1), ylim=(min(ys) - 0.65, max(ys) + 0.65))
     axis.axis("off")
     return figure
+
+
+PARTS = ("prompt", "tokens", "pictures", "verifier", "choice", "lesson")  # of the thread, in its order
+_THREAD = {  # each part's left, right, and words
+    "prompt": (0.0, 1.9, "a prompt"),
+    "tokens": (2.4, 6.2, "tokens, step by step"),
+    "pictures": (6.7, 8.4, "pictures"),
+    "verifier": (8.9, 10.6, "a verifier's yes or no"),
+    "choice": (11.1, 12.6, "a choice"),
+    "lesson": (4.3, 9.75, "or a lesson for the generator"),
+}
+
+
+def draw_thread(lit: Texts = PARTS) -> Figure:
+    """The thread of the whole course, with a chapter's parts of it lit: prompt → tokens, step by step → pictures → a
+    verifier's yes or no → a choice, or a lesson for the generator. lit: some of `PARTS`, or one."""
+    chosen = [lit] if isinstance(lit, str) else list(texts(lit, "lit"))
+    if strange := [one for one in chosen if one not in PARTS]:
+        raise ValueError(f"There is no part {strange[0]!r}: the thread has {', '.join(PARTS)}.")
+    figure, axis = plt.subplots(figsize=(9.2, 2.45), layout="constrained")
+    axis.set(xlim=(-0.15, 12.75), ylim=(-1.05, 2.3), aspect="equal")
+    axis.axis("off")
+    for name, (left, right, words) in _THREAD.items():
+        on = name in chosen
+        ink, paper = ("#111111" if on else "#9A9A9A"), ("#FFF3C4" if on else "#F6F6F6")
+        low, high = (0.0, 1.6) if name != "lesson" else (-0.95, -0.55)
+        box = FancyBboxPatch((left, low), right - left, high - low, boxstyle="round,pad=0.06", fc=paper, ec=ink)
+        axis.add_patch(box).set_linewidth(1.8 if on else 0.8)
+        middle = ((left + right) / 2, 1.98 if name != "lesson" else -0.75)
+        axis.text(*middle, words, ha="center", va="center", fontsize=8.5, color=ink, weight="bold" if on else None)
+        if name in _SKETCHES:
+            _SKETCHES[name](axis, left, 1.0 if on else 0.3)
+    ways = [((_THREAD[a][1], 0.8), (_THREAD[b][0], 0.8), a, b) for a, b in pairwise(PARTS[:-1])]
+    ways += [((9.75, 0.0), (9.0, -0.6), "verifier", "lesson"), ((5.0, -0.6), (4.3, 0.0), "lesson", "tokens")]
+    for start, end, *ends in ways:
+        arrow = FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=12, shrinkA=4, shrinkB=4)
+        towards = "lesson" if "lesson" in ends else ends[1]  # an arrow is lit with what it leads to
+        axis.add_patch(arrow).set_color("#333333" if towards in chosen else "#B5B5B5")
+    return figure
+
+
+def _tokens(axis: Axes, left: float, strength: float) -> None:
+    """Four small grids that fill up."""
+    order = np.random.default_rng(5).permutation(9)
+    for turn, filled in enumerate((0, 1, 4, 9)):
+        for rank, place in enumerate(order):
+            x, y = left + 0.08 + 0.95 * turn + 0.26 * (place % 3), 0.95 - 0.26 * (place // 3)
+            color = (OURS if place in (1, 4, 6, 7) else "#E2E2DC") if rank < filled else "white"
+            axis.add_patch(Rectangle((x, y), 0.24, 0.24, fc=color, ec="#555555", lw=0.5, alpha=strength))
+
+
+def _scene(axis: Axes, left: float, low: float, side: float, first: str, second: str, strength: float) -> None:
+    """A little picture: a round thing beside a square one."""
+    axis.add_patch(Rectangle((left, low), side, side, fc="#F4F4F0", ec="#555555", lw=0.6, alpha=strength))
+    axis.add_patch(Circle((left + 0.3 * side, low + 0.5 * side), 0.17 * side, fc=first, alpha=strength))
+    axis.add_patch(
+        Rectangle((left + 0.56 * side, low + 0.34 * side), 0.3 * side, 0.3 * side, fc=second, alpha=strength)
+    )
+
+
+def _prompt(axis: Axes, left: float, strength: float) -> None:
+    said = "“a red ball\nleft of\na blue box”"
+    axis.text(left + 0.95, 0.8, said, ha="center", va="center", fontsize=8, style="italic", alpha=strength)
+
+
+def _pictures(axis: Axes, left: float, strength: float) -> None:
+    red, blue = "#D62728", "#1E6EEB"
+    for turn, colors in enumerate(((blue, red), (red, blue), (red, red), (blue, blue))):
+        _scene(axis, left + 0.08 + 0.81 * (turn % 2), 0.84 - 0.76 * (turn // 2), 0.7, *colors, strength)
+
+
+def _verdicts(axis: Axes, left: float, strength: float) -> None:
+    for turn, right in enumerate((False, True, False, False)):
+        at = (left + 0.45 + 0.81 * (turn % 2), 1.19 - 0.76 * (turn // 2))
+        axis.text(
+            *at,
+            "yes" if right else "no",
+            ha="center",
+            va="center",
+            fontsize=9.5,
+            weight="bold",
+            color=RIGHT if right else WRONG,
+            alpha=strength,
+        )
+
+
+def _choice(axis: Axes, left: float, strength: float) -> None:
+    _scene(axis, left + 0.15, 0.2, 1.2, "#D62728", "#1E6EEB", strength)
+
+
+_SKETCHES: dict[str, Callable[[Axes, float, float], None]] = {
+    "prompt": _prompt,
+    "tokens": _tokens,
+    "pictures": _pictures,
+    "verifier": _verdicts,
+    "choice": _choice,
+}
