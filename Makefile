@@ -76,11 +76,12 @@ copies:
 	@mkdir -p $(COPIES)
 	cp notebooks/[01][0-9]_*.ipynb $(COPIES)
 
-# Outputs stay; time stamps, widget state, versions and the views of cells tagged "widget" go: they differ at every run.
+# Outputs stay; time stamps, widget state, versions and the views of cells tagged "widget" go: they differ at every run;
+# and those of cells tagged "prediction-result", which a reader is to guess first.
 notebooks: $(ENV) copies
 	@$(COPIED); set -x; $(PYTEST) --nbmake --overwrite "$$@"
 	@$(COPIED); set -x; $(BIN)/jupyter nbconvert --log-level=WARN --to notebook --inplace \
-		--TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all_outputs_tags=widget "$$@"
+		--TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all_outputs_tags="{'widget', 'prediction-result'}" "$$@"
 	@$(COPIED); set -x; $(BIN)/nbstripout --keep-output --keep-count --keep-id \
 		--extra-keys "metadata.language_info.version" "$$@"
 	@$(COPIED); set -x; cp "$$@" notebooks

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from cotgen_lite.align.dpo import dpo_loss, draw_masks, log_probability, online_pairs
+from cotgen_lite.course.ch00 import check_order
 from cotgen_lite.generate.autoregressive import (
     AutoregressiveSettings,
     load_autoregressive,
@@ -18,15 +19,7 @@ from cotgen_lite.generate.autoregressive import (
     sequence_ids,
 )
 from cotgen_lite.generate.memory import decoding_bytes, generation_bytes, plan_from_configs
-from cotgen_lite.generate.sampling import (
-    Cost,
-    SamplingSettings,
-    encode_prompts,
-    masked_after,
-    path_noise,
-    predict,
-    start,
-)
+from cotgen_lite.generate.sampling import Cost, path_noise
 from cotgen_lite.generate.showo import ShowoConfig, text_prefix
 from cotgen_lite.generate.vq import MagvitConfig, images_at_once
 from cotgen_lite.lite.judges import TemplateJudge
@@ -55,24 +48,27 @@ def from_scratch(name: str) -> dict[str, Any]:
     return space
 
 
-def test_schedule() -> None:
-    ours = from_scratch("00_generate_step_by_step")["masked_after"]
-    open_places = 64
-    for step in range(18):
-        left = masked_after(step, 18, open_places, 64, "linear")
-        at_least_one = max(1, min(open_places - 1, ours(step))) if step < 17 else 0
-        assert left == at_least_one and abs(ours(step) - left) <= 1
-        open_places = left
+def test_decoding_loop(toy_generator: Any) -> None:
+    draw, text = from_scratch("00_generate_step_by_step")["draw"], "a photo of a red cat"
+    for steps, scale, temperature in ((5, 1.5, 1.0), (18, 0.0, 1.0), (1, 3.0, 1.0), (13, 1.5, 1.0)):
+        generator = toy_generator.with_settings(remasking="linear", steps=steps, guidance_scale=scale)
+        wanted = generator(text, 3, seed=4, temperature=temperature)
+        guesses, committed = draw(generator, text, n=3, seed=4, g=scale, T=steps, tau=temperature)
+        assert torch.equal(guesses, wanted.steps.long()) and torch.equal(committed, wanted.committed)
 
 
-def test_guidance(toy_generator: Any) -> None:
-    guide = from_scratch("00_generate_step_by_step")["guide"]
-    words = encode_text(toy_generator.text_tokenizer, "a photo of a red cat")
-    model, logits = toy_generator.model, {}
-    for name, text, scale in (("conditional", words, 0.0), ("empty", [], 0.0), ("guided", words, 1.5)):
-        cache = encode_prompts(model, [text_prefix(model.config, text)], Cost())
-        logits[name] = predict(model, start(model, cache, [(0, 0)], SamplingSettings(scale), 0, Cost()))
-    torch.testing.assert_close(guide(logits["conditional"], logits["empty"], 1.5), logits["guided"])
+def test_decoding_loop_in_any_order(toy_generator: Any) -> None:
+    draw, orders = from_scratch("00_generate_step_by_step")["draw"], []
+
+    def order(hidden: torch.Tensor, left: int, draws: torch.Tensor) -> torch.Tensor:
+        orders.append(draws)
+        return check_order.solution(hidden, left, draws)
+
+    guesses, committed = draw(toy_generator, "a photo of a red cat", n=2, T=5, order=order)
+    assert len(orders) == 5 and not torch.equal(orders[0][0], orders[0][1])
+    assert committed[:, -1].all() and (committed[:, 1:] >= committed[:, :-1]).all()
+    kept = committed[:, :-1]
+    assert torch.equal(guesses[:, 1:][kept], guesses[:, :-1][kept])  # what is committed is never changed again
 
 
 def test_log_odds() -> None:

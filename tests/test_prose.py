@@ -6,6 +6,8 @@ from pathlib import Path
 
 import nbformat
 
+from cotgen_lite.course.cards import ALPHABET, ONLOOKERS
+
 ROOT = Path(__file__).resolve().parent.parent
 FENCED = re.compile(r"```.*?```", re.DOTALL)
 CODE = re.compile(r"`[^`]+`|<[a-z/!|][^>]*>|(?<=\])\([^)]*\)|https?://\S+|\$+[^$]+\$+")
@@ -47,3 +49,14 @@ def test_files_that_pages_name_or_link_are_there() -> None:
             assert in_data or any(place.exists() for place in places), f"{page}: {name}"
         for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
             assert (folder / link).exists(), f"{page}: {link}"
+
+
+def test_cards_that_chapters_share_are_word_for_word_the_same() -> None:
+    for first, card in (("<details><summary>The letters of this course", ALPHABET), ("| onlooker |", ONLOOKERS)):
+        texts = [
+            cell.source
+            for path in sorted(ROOT.glob("notebooks/*.ipynb"))
+            for cell in nbformat.read(path, as_version=4).cells
+            if cell.cell_type == "markdown" and first in cell.source
+        ]
+        assert texts and all(card in text for text in texts)

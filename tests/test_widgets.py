@@ -24,20 +24,22 @@ IMAGES = torch.randint(0, 255, (18, 3, 64, 64), generator=torch.Generator().manu
 def test_step_explorer_draws_again_only_when_needed() -> None:
     calls = []
 
-    def draw_path(prompt: str, seed: int, guidance: float) -> tuple[torch.Tensor, torch.Tensor]:
-        calls.append((prompt, seed, guidance))
-        return IMAGES, torch.rand(18, 64, generator=torch.Generator().manual_seed(seed)) < 0.5
+    def look(prompt: str, seed: int, step: int) -> tuple:
+        calls.append((prompt, seed, step))
+        committed = torch.rand(64, generator=torch.Generator().manual_seed(step)) < step / 18
+        return IMAGES[step - 1], committed, IMAGES[seed : seed + 5], [True, False, True, False, False]
 
-    box = step_explorer(["a photo of a cat", "a photo of a dog"], draw_path, scale=1.5)
+    box = step_explorer(["a photo of a cat", "a photo of a dog"], look)
     prompt, seed = box.children[0].children
-    guidance, step = box.children[1].children
-    picture = box.children[2]
+    (step,), picture, words = box.children[1].children, box.children[2], box.children[3]
     first = picture.value
-    assert calls == [("a photo of a cat", 0, 1.5)]
-    step.value = 3
-    assert picture.value != first and len(calls) == 1  # moving along a path samples nothing anew
-    prompt.value, seed.value, guidance.value = 1, 4, 3.0
-    assert calls[-1] == ("a photo of a dog", 4, 3.0) and len(calls) == 4
+    assert calls == [("a photo of a cat", 0, 4)] and words.value.startswith("1 of 4 other endings show")
+    step.value = 9
+    assert picture.value != first and calls[-1] == ("a photo of a cat", 0, 9)
+    step.value = 4
+    assert picture.value == first and len(calls) == 2  # kept
+    prompt.value, seed.value = 1, 4
+    assert calls[-1] == ("a photo of a dog", 4, 4) and len(calls) == 4
     assert bytes(picture.value).startswith(b"\x89PNG")
 
 

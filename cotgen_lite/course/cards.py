@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (a row of a table is a line)
 """What stands word for word in several chapters: the folded card of letters, and the table of the four onlookers.
 
 A notebook repeats such a text in a markdown cell of its own; tests/test_prose.py holds them equal.

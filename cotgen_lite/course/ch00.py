@@ -1,24 +1,24 @@
 """Chapter 00, generating step by step: its figures, its explorer and its exercises' checkers.
 
-Notebook: 00_generate_step_by_step.ipynb. Paper: sections 2 and 3.1. Shared: plots.py, explorer.py, checker.py.
+Notebook: 00_generate_step_by_step.ipynb. Paper: sections 2, 3.1. Shared: plots.py, cards.py, explorer.py, checker.py.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from ipywidgets import FloatSlider, IntSlider, VBox
+from ipywidgets import IntSlider, VBox
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from cotgen_lite.course.checker import Exercise
 from cotgen_lite.course.explorer import explorer, menu, slider
-from cotgen_lite.course.plots import Texts, draw_grid, draw_picture, pictures
-from cotgen_lite.inputs import number, shaped, verdicts, whole, with_methods
+from cotgen_lite.course.plots import Texts, draw_grid, draw_picture, pictures, sign, told
+from cotgen_lite.inputs import number, one_each, shaped, texts, verdicts, whole, with_methods
 
 
 def _side(number: int, name: str) -> int:
@@ -37,19 +37,19 @@ def _path(images: Tensor, committed: Any) -> np.ndarray:
     return stays
 
 
-def draw_token_grid(image: Tensor, tokens: Tensor) -> Figure:
-    """A picture, uint8 (3, H, W), beside its tokens (L,), row by row, as numbers over their patches."""
-    grid = _side(len(shaped(tokens, "tokens", ("L",))), "The number of tokens")
-    size = pictures(image, "image").shape[-1]
-    titles = (f"{size} × {size} pixels", f"{grid} × {grid} tokens")
-    figure = draw_grid([image, image], titles, (8, 4.1), alphas=(1, 0.35), fontsize=10)
-    axis, patch = figure.axes[1], size / grid
-    for line in range(1, grid):
+def draw_tokens(images: Tensor, titles: Texts, tokens: Tensor) -> Figure:
+    """Pictures, uint8 (N, 3, H, W), in a row; over the last, made pale, its tokens (L,), row by row, as numbers."""
+    side = _side(len(shaped(tokens, "tokens", ("L",))), "The number of tokens")
+    size = pictures(images, "images", "N").shape[-1]
+    pale = (*[1.0] * (len(images) - 1), 0.4)
+    figure = draw_grid(images, titles, (3.1 * len(images), 3.4), alphas=pale)
+    axis, patch = figure.axes[len(images) - 1], size / side
+    for line in range(1, side):
         axis.axhline(line * patch - 0.5, color="#666666", lw=0.5)
         axis.axvline(line * patch - 0.5, color="#666666", lw=0.5)
     for index, token in enumerate(tokens.tolist()):
-        y, x = ((part + 0.5) * patch - 0.5 for part in divmod(index, grid))
-        axis.text(x, y, str(token), ha="center", va="center", fontsize=8)
+        y, x = ((part + 0.5) * patch - 0.5 for part in divmod(index, side))
+        axis.text(x, y, str(token), ha="center", va="center", fontsize=6)
     return figure
 
 
@@ -68,15 +68,68 @@ def draw_steps(images: Tensor, committed: Tensor) -> Figure:
     return figure
 
 
-def draw_one_step(images: Tensor, committed: Tensor, step: int, title: str) -> Figure:
-    """One step (1 to T) of a path in large: its guess, uncommitted patches veiled, and the finished image. images:
-    uint8 (T, 3, H, W); committed: bool (T, L)."""
-    mask = _path(images, committed)[whole(step, "step", 1, len(images)) - 1]
-    pictures = (images[step - 1], veil(images[step - 1], mask), images[-1])
-    names = (f"full guess at step {step}", f"{mask.sum()} of {len(mask)} tokens committed", "finished image")
-    figure = draw_grid(pictures, names, (7.5, 2.9))
-    figure.suptitle(title, fontsize=10)
+def draw_endings(guess: Tensor, committed: Tensor, endings: Tensor, right: Sequence[bool], step: int) -> Figure:
+    """One moment of a path: what is committed, its guess, its own ending, and other endings from the same state, in
+    frames by verdict. guess: uint8 (3, H, W); committed: bool (L,); endings: uint8 (E, 3, H, W), its own first."""
+    mask, judged = verdicts(committed, "committed", ("L",)), told(right, len(pictures(endings, "endings", "E")))
+    _side(len(mask), "The number of tokens")
+    others = [f"another ending {sign(one)}" for one in judged[1:]]
+    titles = [f"{mask.sum()} of {len(mask)} committed", f"guess at step {step}", f"its own ending {sign(judged[0])}"]
+    veiled = veil(pictures(guess, "guess"), mask)
+    figure = draw_grid([veiled, guess, *endings], [*titles, *others], (1.62 * (2 + len(endings)), 1.95), fontsize=8)
+    for axis, one in zip(figure.axes[2:], judged, strict=True):
+        axis.spines[:].set(color="#009E73" if one else "#D55E00", linewidth=2, linestyle="-" if one else "--")
     return figure
+
+
+def draw_right_and_wrong(images: Tensor, right: Sequence[Sequence[bool]], names: Texts, notes: Texts) -> Figure:
+    """Of each prompt its first right picture above, its first wrong one below; a dash where none of N is so. images:
+    uint8 (P, N, 3, H, W); right: (P, N); names: above each column; notes: what is wrong, below it."""
+    judged = verdicts(right, "right", pictures(images, "images", "P", "N").shape[:2])
+    one_each(texts(names, "names"), "names", len(judged), "prompts")
+    one_each(notes, "notes", len(judged), "prompts")
+    figure, axes = plt.subplots(2, len(judged), figsize=(1.62 * len(judged), 4.3), layout="constrained", squeeze=False)
+    for row, wanted in enumerate((True, False)):
+        for column, verdicts_of_one in enumerate(judged):
+            axis, found = axes[row][column], np.flatnonzero(verdicts_of_one == wanted)
+            if len(found):
+                draw_picture(axis, images[column, found[0]], right=wanted, width=2)
+            else:
+                axis.text(0.5, 0.5, f"none of {len(verdicts_of_one)}", ha="center", va="center", color="#777777")
+                axis.set(xticks=[], yticks=[])
+                axis.set_box_aspect(1)
+        axes[row][0].set_ylabel("right ✓" if wanted else "wrong ✗", fontsize=9)
+    for column, (name, note) in enumerate(zip(names, notes, strict=True)):
+        axes[0][column].set_title(name, fontsize=8)
+        axes[1][column].set_xlabel(note, fontsize=7.5)
+    return figure
+
+
+def cautious_interval(share: float, prompts: int) -> tuple[float, float]:
+    """A 95% interval of a mean of so many prompts' shares, at its widest: Wilson's, as if each share were 0 or 1."""
+    share, n, z = number(share, "share", 0, 1), whole(prompts, "prompts", 1), 1.96
+    middle, reach = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return (middle - reach) / (1 + z * z / n), (middle + reach) / (1 + z * z / n)
+
+
+Look = tuple[
+    Tensor, Tensor, Tensor, Sequence[bool]
+]  # guess, committed, endings, their verdicts: `draw_endings` takes it
+
+
+def step_explorer(prompts: Texts, look: Callable[[str, int, int], Look], steps: int = 18) -> VBox:
+    """Choose prompt, seed and step, and see what is known by then, and how else the picture could still end. look:
+    (prompt, seed, step from 1) → guess, committed, endings and verdicts, drawn anew at a change."""
+    with_methods(look, "look", ["__call__"], "a function of prompt, seed and step")
+    step = IntSlider(value=4, min=1, max=whole(steps, "steps", 4), description="step", continuous_update=False)
+    kept = lru_cache(maxsize=100)(look)
+
+    def draw(row: int, seed: int, at: int) -> tuple[Figure, str]:
+        found = kept(prompts[row], seed, at)
+        others = told(found[3], len(found[2]))[1:]
+        return draw_endings(*found, at), f"{sum(others)} of {len(others)} other endings show {prompts[row]!r}"
+
+    return explorer(draw, (menu(prompts), slider("seed", 0, 0, 20)), (step,))
 
 
 def veil(image: Tensor, committed: np.ndarray) -> Tensor:
@@ -87,49 +140,43 @@ def veil(image: Tensor, committed: np.ndarray) -> Tensor:
     return image.masked_fill(torch.from_numpy(covered).to(image.device), 150)
 
 
-def step_explorer(prompts: Texts, draw_path: Callable[[str, int, float], tuple[Tensor, Tensor]], scale: float) -> VBox:
-    """Choose prompt, seed, guidance (first: scale) and step, and see what is known by then. draw_path: (prompt, seed,
-    guidance) → the path's images (18, 3, H, W) and committed places (18, L), drawn anew at a change."""
-    number(scale, "scale", 0, 5)
-    with_methods(draw_path, "draw_path", ["__call__"], "a function of prompt, seed and guidance")
-    guidance = FloatSlider(value=scale, min=0, max=5, step=0.5, description="guidance", continuous_update=False)
-    step = IntSlider(value=18, min=1, max=18, description="step")
-    path = lru_cache(maxsize=1)(draw_path)  # moving along a path samples nothing anew
-    return explorer(
-        lambda row, seed, guide, at: draw_one_step(
-            *path(prompts[row], seed, guide), at, f"{prompts[row]}, seed {seed}"
-        ),
-        (menu(prompts), slider("seed", 0, 0, 20)),
-        (guidance, step),
-    )
-
-
 RANDOM = np.random.default_rng(0)  # of the exercises' cases
 
 
 def _schedule(steps: int, places: int, curve: str = "cosine", whole: Any = math.floor, least: int = 1) -> list[int]:
-    """What each step commits, by a curve of the share that stays masked; all but "cosine" are usual mistakes."""
+    """What each step commits, by a curve of the share that stays hidden; all but "cosine" are usual mistakes."""
     left = [places]
-    for done in range(steps) if curve == "late" else range(1, steps + 1):
-        turn = math.pi / 2 * done / steps
-        share = 1 - done / steps if curve == "line" else math.cos(turn)
-        masked = whole(round(places * share, 9))  # a half may come out a little less
-        left.append(max(least, min(left[-1] - least, masked)) if len(left) < steps else 0)
+    for s in range(steps) if curve == "late" else range(1, steps + 1):
+        turn = math.pi / 2 * s / steps
+        share = 1 - s / steps if curve == "line" else math.cos(turn)
+        hidden = whole(round(places * share, 9))  # a half may come out a little less
+        left.append(max(least, min(left[-1] - least, hidden)) if len(left) < steps else 0)
     return (-np.diff(left)).tolist()
+
+
+def _below_zero(steps: int, places: int) -> list[int]:
+    """The schedule, but for the last cosine, which may come out just below 0 and is rounded down to -1."""
+    *before, last = _schedule(steps, places)
+    return [*before, last - math.floor(places * math.cos(math.pi * steps / (2 * steps)))]
 
 
 # How many of L places each of T steps commits, by the cosine and at least one a step.
 check_schedule = Exercise(
     _schedule,
-    ((17, 64), (18, 21), (1, 5), (4, 4), (13, 256)),
+    ((18, 64), (13, 256), (4, 16), (1, 64), (13, 16), (18, 256)),
     lambda steps, places: {
-        "The first step commits something already: the cosine of step s, from 0, takes (s + 1) / T.": _schedule(
+        "You took s − 1 for s, and so the first step commits nothing: s counts from 1.": _schedule(
             steps, places, "late", least=0
         ),
-        "Yours is a step late: the cosine of step s, from 0, takes (s + 1) / T.": _schedule(steps, places, "late"),
+        "You took s − 1 for s: after step s the cosine is that of s / T, and s counts from 1.": _schedule(
+            steps, places, "late"
+        ),
         "That is a straight line: take the cosine of a quarter turn.": _schedule(steps, places, "line"),
-        "What stays masked is whole: round it down, not up.": _schedule(steps, places, whole=math.ceil),
-        "That is what stays masked: what each step commits is wanted.": places - np.cumsum(_schedule(steps, places)),
+        "What stays hidden is whole: round it down, not up.": _schedule(steps, places, whole=math.ceil),
+        "That is what stays hidden: what each step commits is wanted.": places - np.cumsum(_schedule(steps, places)),
+        "The last cosine can come out a hair below 0, and is rounded down to −1: after step T nothing is hidden.": (
+            _below_zero(steps, places)
+        ),
     },
     "One number a step",
     lambda counts, steps, places: (
@@ -139,24 +186,6 @@ check_schedule = Exercise(
         if counts.min() < 1
         else ""
     ),
-)
-
-# The share of tokens that equal the final ones at each step; (T, L) → (T,).
-check_agreement = Exercise(
-    lambda tokens: (tokens == tokens[-1]).float().mean(dim=1),
-    (
-        (torch.tensor([[1, 2, 3, 4], [1, 9, 3, 4], [1, 9, 3, 7]]),),
-        (torch.tensor([[5, 6, 5]]),),
-        (torch.from_numpy(RANDOM.integers(3, size=(5, 3))),),
-        (torch.from_numpy(RANDOM.integers(2, size=(4, 7))),),
-    ),
-    lambda tokens: {
-        "The last step agrees with itself fully: compare with tokens[-1].": (tokens == tokens[0]).float().mean(1),
-        "That averages over steps: average over places, the last dimension.": (tokens == tokens[-1]).float().mean(0),
-        "That averages over steps too: average over places alone.": (tokens == tokens[-1]).float().mean(),
-        "Those are the shares that differ: the shares that agree are wanted.": (tokens != tokens[-1]).float().mean(1),
-    },
-    "One share a step",
 )
 
 # Guidance in Show-o's form, (1 + g)·conditional − g·unconditional.
@@ -178,4 +207,88 @@ check_guide = Exercise(
         "That starts from the conditional logits, and goes too far: s = 1 + g starts from u.": c + (1 + g) * (c - u),
     },
     "One number for each logit",
+)
+
+
+def _stay(score: Tensor, hidden: Tensor, left: int) -> Tensor:
+    """The `left` hidden places of each row with the lowest scores."""
+    lowest = score.masked_fill(~hidden, math.inf).argsort(dim=1, stable=True)[:, :left]
+    return torch.zeros_like(hidden).scatter(1, lowest, True)
+
+
+def _order_case(rows: int, places: int, hidden: int, left: int) -> tuple[Tensor, int, Tensor]:
+    draws = torch.from_numpy(RANDOM.random((rows, places)))
+    return torch.from_numpy(RANDOM.random((rows, places))).argsort(dim=1) < hidden, left, draws
+
+
+# Which places stay hidden if chance decides: the `left` hidden ones with the smallest draws, picture by picture.
+check_order = Exercise(
+    lambda hidden, left, draws: _stay(draws, hidden, left),
+    (_order_case(2, 6, 4, 2), _order_case(3, 9, 5, 3), _order_case(4, 16, 12, 5), _order_case(1, 9, 7, 1)),
+    lambda hidden, left, draws: {
+        "Committed places are open again: only places that are hidden now may stay hidden.": _stay(
+            draws, torch.ones_like(hidden), left
+        ),
+        "One order for all pictures: each picture has its own row of draws.": _stay(
+            draws[:1].expand_as(draws), hidden, left
+        ),
+        "Those are the places that are committed now: the ones that stay hidden are wanted.": (
+            hidden & ~_stay(draws, hidden, left)
+        ),
+        "The largest draws stay hidden with you: let the smallest stay, as the least sure places do.": _stay(
+            -draws, hidden, left
+        ),
+    },
+    "A yes or no for each place of each picture",
+    lambda stay, hidden, left, draws: (
+        f"In each picture {left} places stay hidden: yours leave {stay.sum(1).tolist()}."
+        if stay.shape == hidden.shape and (stay.sum(1) != left).any()
+        else ""
+    ),
+)
+
+
+def _enough(steps: Sequence[int], right: np.ndarray, loss: float) -> int:
+    share = np.asarray(right, float).mean(axis=1)
+    fine = share >= share[-1] - loss - 1e-9
+    return int(steps[max(np.flatnonzero(~fine), default=-1) + 1])
+
+
+def _enough_mistakes(steps: Sequence[int], right: np.ndarray, loss: float) -> dict[str, Any]:
+    share = np.asarray(right, float).mean(axis=1)
+    first = int(np.flatnonzero(share >= share[-1] - loss - 1e-9)[0])
+    each = (np.asarray(right)[:-1] >= np.asarray(right)[-1]).mean(axis=1)
+    return {
+        "The first number that is good enough may be luck: every larger one must be good enough, too.": steps[first],
+        "That is its place in the list: the number of steps is wanted.": list(steps).index(_enough(steps, right, loss)),
+        "Against a perfect score: compare with the share of the most steps, the last row.": steps[
+            int(np.flatnonzero(np.append(share[:-1] >= 1 - loss, True))[0])
+        ],
+        "That asks picture by picture: compare shares, the means over pictures.": steps[
+            int(np.flatnonzero(np.append(each >= 1 - loss, True))[0])
+        ],
+    }
+
+
+def _enough_case(steps: list[int], chances: Sequence[float], number: int, loss: float) -> tuple:
+    return steps, RANDOM.random((len(steps), number)) < np.array(chances)[:, None], loss
+
+
+# The fewest steps that lose at most so much against the most steps, as do all numbers of steps between them.
+check_enough = Exercise(
+    _enough,
+    tuple(
+        _enough_case(steps, chances, pictures, loss)
+        for steps, chances, pictures, loss in (
+            ([1, 2, 4, 8, 18], (0.2, 0.6, 0.4, 0.6, 0.6), 12, 0.1),
+            ([2, 3, 6, 12], (0.3, 0.5, 0.5, 0.55), 7, 0.05),
+            ([1, 3, 9], (0.5, 0.6, 0.7), 8, 0.2),
+            ([1, 2, 4, 8, 16, 32], (0.2, 0.5, 0.5, 0.5, 0.6, 0.7), 9, 0.15),
+            ([4, 9, 18], (0.8, 0.6, 0.6), 6, 0.02),
+            ([5, 6, 7, 8], (0.5, 0.5, 0.4, 0.6), 10, 0.0),
+            ([3, 5, 9], (0.9, 0.6, 0.6), 7, 0.1),
+        )
+    ),
+    _enough_mistakes,
+    "One number of steps",
 )

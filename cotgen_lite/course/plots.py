@@ -192,9 +192,13 @@ def draw_side_by_side(images: Mapping[str, Tensor], right: Series, title: str) -
 
 
 def draw_profile(
-    bars: Mapping[str, Mapping[str, float]], colors: Mapping[str, str], ylabel: str = "GenEval accuracy"
+    bars: Mapping[str, Mapping[str, float]],
+    colors: Mapping[str, str],
+    ylabel: str = "GenEval accuracy",
+    intervals: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
 ) -> Figure:
-    """A number in 0..1 by tag (or "overall"), a group of bars a tag. bars: label → tag → number; colors: of labels."""
+    """A number in 0..1 by tag (or "overall"), a group of bars a tag. bars: label → tag → number; colors: of labels;
+    intervals: of some labels, tag → its two ends, drawn as whiskers."""
     named(colors, "colors", named(bars, "bars"))
     keys = list(named(next(iter(bars.values())), "each of bars"))
     for label, one in bars.items():
@@ -204,8 +208,14 @@ def draw_profile(
     for place, (label, values) in enumerate(bars.items()):
         lefts = np.arange(len(keys)) + (place - (len(bars) - 1) / 2) * width
         axis.bar(lefts, [values[key] for key in keys], width * 0.92, label=label, color=colors[label])
-        for left, key in zip(lefts, keys, strict=True):
-            axis.text(left, values[key] + 0.015, f"{values[key]:.2f}", ha="center", fontsize=size, color="#333333")
+        ends = named((intervals or {}).get(label, {key: (values[key],) * 2 for key in keys}), "each of intervals", keys)
+        whiskers = np.array([ends[key] for key in keys], dtype=float).T
+        if label in (intervals or {}):
+            axis.vlines(lefts, *whiskers, color="#333333", lw=1.2)
+        for left, key, top in zip(lefts, keys, whiskers[1], strict=True):
+            axis.text(
+                left, max(values[key], top) + 0.015, f"{values[key]:.2f}", ha="center", fontsize=size, color="#333333"
+            )
     axis.set_xticks(range(len(keys)), [TAG_NAMES.get(key, key) for key in keys])
     axis.legend(frameon=False, ncols=len(bars), loc="upper right", bbox_to_anchor=(1, 1.13))
     return figure
