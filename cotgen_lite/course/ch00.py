@@ -41,7 +41,7 @@ def draw_tokens(images: Tensor, titles: Texts, tokens: Tensor) -> Figure:
     """Pictures, uint8 (N, 3, H, W), in a row; over the last, made pale, its tokens (L,), row by row, as numbers."""
     side = _side(len(shaped(tokens, "tokens", ("L",))), "The number of tokens")
     size = pictures(images, "images", "N").shape[-1]
-    pale = (*[1.0] * (len(images) - 1), 0.4)
+    pale = (*[1.0] * (len(images) - 1), 0.5)
     figure = draw_grid(images, titles, (3.1 * len(images), 3.4), alphas=pale)
     axis, patch = figure.axes[len(images) - 1], size / side
     for line in range(1, side):
