@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cotgen_lite.course.checker import Exercise
 from cotgen_lite.course.explorer import explorer, menu, slider
-from cotgen_lite.course.plots import Texts, draw_grid, draw_picture, pictures, sign, told
+from cotgen_lite.course.plots import RIGHT, WRONG, Texts, draw_grid, draw_picture, pictures, sign, told
 from cotgen_lite.inputs import number, one_each, shaped, texts, verdicts, whole, with_methods
 
 
@@ -78,7 +78,7 @@ def draw_endings(guess: Tensor, committed: Tensor, endings: Tensor, right: Seque
     veiled = veil(pictures(guess, "guess"), mask)
     figure = draw_grid([veiled, guess, *endings], [*titles, *others], (1.62 * (2 + len(endings)), 1.95), fontsize=8)
     for axis, one in zip(figure.axes[2:], judged, strict=True):
-        axis.spines[:].set(color="#009E73" if one else "#D55E00", linewidth=2, linestyle="-" if one else "--")
+        axis.spines[:].set(color=RIGHT if one else WRONG, linewidth=2, linestyle="-" if one else "--")
     return figure
 
 
