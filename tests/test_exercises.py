@@ -28,6 +28,16 @@ EXERCISES: dict[str, Exercise] = {
     for name, exercise in vars(chapter).items()
     if name.startswith("check_")
 }
+# An exercise of no chapter, on which the checker itself is tried: the share of rows with any right candidate.
+SHARE = Exercise(
+    lambda correct: correct.any(axis=1).mean(),
+    (
+        (np.array([[0, 0, 1], [0, 0, 0], [1, 1, 0], [0, 1, 1]], dtype=bool),),
+        (np.array([[0, 1, 0, 0, 1], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=bool),),
+        (np.zeros((2, 3), dtype=bool),),
+    ),
+    wanted="One share",
+)
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 STUB = re.compile(r"check\(ch\d\d\.check_(\w+), (\w+)\)")
 each = pytest.mark.parametrize("name", EXERCISES)
@@ -56,7 +66,7 @@ FOLDED = folded_solutions()
 
 def said(name: str, function: Any, capsys: pytest.CaptureFixture[str]) -> str:
     """The verdict that `check` prints of a function, after what that prints itself."""
-    check(EXERCISES[name], function)
+    check(SHARE if name == "share" else EXERCISES[name], function)
     verdict = re.search(r"^(✓ Right\.|✗ .+|Not solved yet.*)(\n  Tried with .+)?\n\Z", capsys.readouterr().out, re.M)
     assert verdict
     return verdict[0][:-1]
@@ -91,9 +101,20 @@ def plain_order(hidden: Any, left: int, draws: Any) -> list[list[bool]]:
 
 
 def plain_best_of_n(scores: Any, correct: Any, n: int) -> Fraction:
-    ranked = sorted(zip(scores.tolist(), correct.tolist(), strict=True))
+    tied = [[r for s, r in zip(scores, correct.tolist(), strict=True) if s == one] for one in scores]
+    shares = [Fraction(sum(one), len(one)) for one in tied]
+    ranked = sorted(zip(scores.tolist(), shares, strict=True))
     ways = [Fraction(math.comb(below, n - 1) * right) for below, (_, right) in enumerate(ranked)]
     return sum(ways, Fraction(0)) / math.comb(len(ranked), n)
+
+
+def plain_auc(scores: Any, correct: Any) -> float:
+    areas = []
+    for row, right in zip(scores.tolist(), correct.tolist(), strict=True):
+        pairs = [(a, b) for i, a in enumerate(row) for j, b in enumerate(row) if right[i] and not right[j]]
+        if pairs:
+            areas.append(sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs) / len(pairs))
+    return sum(areas) / len(areas)
 
 
 def plain_balanced(labels: Any) -> list[list[int]]:
@@ -159,7 +180,8 @@ PLAINLY: dict[str, Callable] = {
     "guide": lambda c, u, g: [(1 + g) * float(a) - g * float(b) for a, b in zip(c, u, strict=True)],
     "probability": lambda logits, yes, no: F.softmax(logits[yes + no], 0)[: len(yes)].sum().item(),
     "best_of_n": plain_best_of_n,
-    "oracle": lambda correct: sum(any(row) for row in correct.tolist()) / len(correct),
+    "auc": plain_auc,
+    "parts": lambda log_odds: [min(part[k] for part in log_odds.tolist()) for k in range(log_odds.shape[1])],
     "balanced": plain_balanced,
     "answer_loss": plain_loss,
     "step_labels": lambda ends: [[int(any(step)) for step in path] for path in ends],
@@ -309,6 +331,7 @@ NUMBERS: dict[str, Callable[[Callable], Callable]] = {
 }
 # What these ask for is never negative, so that its absolute value is right. (Of text there is none.)
 NEVER_NEGATIVE = {*EXERCISES} - {"guide", "margin", "elbo", "guided", "paired_difference", "image_log_probability"}
+NEVER_NEGATIVE -= {"parts"}
 
 
 @each
@@ -440,13 +463,13 @@ def test_texts_may_come_in_any_array(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_verdict_is_printed_in_any_encoding() -> None:
     code = """
 from cotgen_lite.course import ch01, checker
-checker.check(ch01.check_oracle, lambda correct: print("→✓") or 9)
-checker.check(ch01.check_oracle, ch01.check_oracle.solution)
+checker.check(ch01.check_auc, lambda scores, correct: print("→✓") or 9)
+checker.check(ch01.check_auc, ch01.check_auc.solution)
 """
     given = {**os.environ, "PYTHONIOENCODING": "cp1252"}
     done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, check=True)
     lines = done.stdout.decode("cp1252")
-    assert all(part in lines for part in ("\\u2192+", "x Expected 0.75, got 9", "+ Right."))
+    assert all(part in lines for part in ("\\u2192+", "x Expected 0.6667, got 9", "+ Right."))
 
 
 def imports(correct: Any) -> float:
@@ -555,7 +578,7 @@ HINTS: list[tuple[Any, str]] = [
     (lambda a, b: 0.75, r"^✗ Your function has to take, in this"),
     (lambda correct: "why " * 9999, r"One share is wanted, not 'why why .*\.\.\.\.\n"),
     (stops, r"Your function breaks off in line \d+ of its cell, raise Stop \(Stop\)\.\n"),
-    (ch01.check_oracle, r"^✗ The checker takes your function itself"),
+    (SHARE, r"^✗ The checker takes your function itself"),
     (0.75, r"^✗ The checker takes your function itself, without parentheses"),
     (None, r"^✗ The checker takes your function itself"),
     (..., r"^✗ The checker takes your function itself"),
@@ -570,20 +593,20 @@ HINTS: list[tuple[Any, str]] = [
 def test_whatever_a_function_does_is_said_in_words(
     function: Any, hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert re.search(hint, said("oracle", function, capsys))
+    assert re.search(hint, said("share", function, capsys))
 
 
 def test_exchanged_and_missing_arguments_of_check_are_said(capsys: pytest.CaptureFixture[str]) -> None:
-    check(np.mean, ch01.check_oracle)  # type: ignore[arg-type]
-    check(ch01.check_oracle)
+    check(np.mean, SHARE)  # type: ignore[arg-type]
+    check(SHARE)
     assert capsys.readouterr().out.count("✗ The checker takes your function itself, without parentheses") == 2
 
 
 def test_the_stub_of_a_notebook_is_not_solved_yet(capsys: pytest.CaptureFixture[str]) -> None:
-    def my_oracle(correct: np.ndarray) -> float:
+    def my_share(correct: np.ndarray) -> float:
         raise NotImplementedError("what must hold for a prompt?")
 
-    assert said("oracle", my_oracle, capsys) == "Not solved yet: what must hold for a prompt?"
+    assert said("share", my_share, capsys) == "Not solved yet: what must hold for a prompt?"
 
 
 def test_an_interruption_goes_through(capsys: pytest.CaptureFixture[str]) -> None:
@@ -592,7 +615,7 @@ def test_an_interruption_goes_through(capsys: pytest.CaptureFixture[str]) -> Non
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        check(ch01.check_oracle, waits)
+        check(SHARE, waits)
     assert capsys.readouterr().out == "waiting\n"
 
 

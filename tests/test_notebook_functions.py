@@ -87,13 +87,13 @@ def test_log_odds() -> None:
     )
 
 
-def test_expected_best_of() -> None:
-    ours = from_scratch("01_zero_shot_orm")["expected_best_of"]
+def test_simulated_best_of() -> None:
+    ours = from_scratch("01_zero_shot_orm")["simulated_best_of"]
     rng = np.random.default_rng(0)
-    scores, correct = rng.normal(size=(5, 20)), rng.random((5, 20)) < 0.5
+    scores, correct = rng.normal(size=(2, 20)), rng.random((2, 20)) < 0.5
     for n in (1, 2, 7, 20):
-        expected = [ours(s, c, n) for s, c in zip(scores, correct, strict=True)]
-        np.testing.assert_allclose(expected_best_of(scores, correct, n), expected)
+        tried = [ours(s, c, n) for s, c in zip(scores, correct, strict=True)]
+        np.testing.assert_allclose(expected_best_of(scores, correct, n), tried, atol=0.05)
 
 
 def test_roc_auc() -> None:
