@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from ipywidgets import IntSlider
+from matplotlib.colors import to_rgb
 
 from cotgen_lite.course import ch00, ch01, ch02, ch03, ch04, ch06, ch07, ch08, ch09, ch10, ch11, plots, predictions
 from cotgen_lite.course.explorer import explorer, generators_explorer, menu, slider
@@ -206,11 +207,6 @@ def test_what_is_right_is_drawn() -> None:
         plots.draw_curves(CURVE, COLORS, log=True),
         plots.draw_spread({"a": [0.5, 0.6]}, {}),
         plots.draw_first_clear({"a": [0.5, 0.5]}, MOST),
-        ch01.draw_answer(IMAGES[0], 8, ["yes", "no", "a"], [2.0, 1.0, 0.0], ["yes"], ["no"]),
-        ch01.draw_with_subsets(CURVE, COLORS, 4),
-        ch01.draw_belief_and_truth([1, 2], {"a": [0.5, 0.6]}, {"a": [0.5, 0.5]}, COLORS),
-        ch01.draw_choice(IMAGES, "a", None, 0, ODDS, RIGHT),
-        ch01.draw_choice(IMAGES.repeat(4, 1, 1, 1), "a", 1, 0, ODDS * 4, RIGHT * 4),
         ch02.draw_calibration({"a": [[0.5], [0.5], [3]]}, COLORS),
         ch04.draw_pairs(IMAGES, IMAGES, ["a", "b", "c"]),
         ch07.draw_lanes(PARM, [True, False], None, 6, ""),
@@ -224,3 +220,17 @@ def test_what_is_right_is_drawn() -> None:
     ]
     assert all(figure.axes for figure in figures)
     plt.close("all")
+
+
+def test_what_chapter_01_shows_is_drawn() -> None:
+    answer = ch01.draw_answer(IMAGES[0], 8, ["yes", "no", "a"], [2.0, 1.0, 0.0], ["yes"], ["no"])
+    assert [bar.get_facecolor()[:3] for bar in answer.axes[1].patches[:3]] == [
+        to_rgb(color) for color in (plots.RIGHT, plots.WRONG, plots.CHANCE)
+    ]
+    subsets = ch01.draw_with_subsets(CURVE, COLORS, 4)
+    assert [bar.get_height() for bar in subsets.axes[1].patches] == [4, 6, 4, 1]
+    both = ch01.draw_belief_and_truth([1, 2], {"a": [0.5, 0.6]}, {"a": [0.5, 0.5]}, COLORS)
+    assert [axis.lines[0].get_ydata().tolist() for axis in both.axes] == [[0.5, 0.6], [0.5, 0.5]]
+    asked = ch01.draw_choice(IMAGES, "a", None, 0, ODDS, RIGHT)
+    picked = ch01.draw_choice(IMAGES.repeat(4, 1, 1, 1), "a", 1, 0, ODDS * 4, RIGHT * 4)
+    assert len(asked.axes) == 3 and [len(axis.get_title().splitlines()) for axis in picked.axes[:3]] == [2, 2, 1]
