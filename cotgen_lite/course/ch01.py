@@ -93,7 +93,7 @@ def draw_belief_and_truth(ns: Sequence[int], belief: Series, truth: Series, colo
     titles = ("the winner's P(yes), as the verifier says", "the winner is right, as the judge says")
     for axis, series, title in zip(axes, (belief, truth), titles, strict=True):
         for place, (label, values) in enumerate(series.items()):
-            heights = one_each(numbers(values, f"{label}"), f"values of {label}", len(ns), "n")
+            heights = one_each(numbers(values, f"values of {label}"), f"values of {label}", len(ns), "n")
             dashes = "-" if place % 2 == 0 else "--"  # lines that lie on each other are both seen
             axis.plot(ns, heights, dashes, color=colors[label], marker=MARKERS[place % 6], ms=5, label=label)
         axis.set(title=title, xlabel="n candidates", ylim=(0, 1.02), xticks=list(ns))
