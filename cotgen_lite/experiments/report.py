@@ -107,6 +107,7 @@ TABLES = {
     }.items()
 }
 COLUMNS = ("single", "two", "counting", "colors", "position", "attribute", "overall")
+SECOND = "next"  # in the course's own data: the folder of the second world
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 
 
@@ -218,7 +219,8 @@ def print_table(out: Path) -> None:
 
 
 def write_readme(out: Path) -> None:
-    """Put table and findings between the README's markers, if `out` is the course's own data folder."""
+    """Put table and findings between the README's markers, if `out` is the course's own data folder, or in it."""
+    out = out.parent if out.name == SECOND else out
     readme = out.parent / "README.md"
     if not readme.exists() or out.name != "data":
         return
@@ -238,4 +240,15 @@ def write_readme(out: Path) -> None:
 
 
 def _block(out: Path) -> list[str]:
-    return [*table_lines(out), "", *reading_lines(out), "", *profile_lines(out), "", *finding_lines(out)]
+    def lines(world: Path) -> list[str]:
+        return [*table_lines(world), "", *reading_lines(world), "", *profile_lines(world), "", *finding_lines(world)]
+
+    second = out / SECOND
+    if not (second / "results/findings.json").exists():
+        return lines(out)
+    return [
+        f"**The second world** (`data/{SECOND}/`), of chapters 00 and 01:",
+        *["", *lines(second), ""],
+        "**The first world** (`data/`), of chapters 02 to 11:",
+        *["", *lines(out)],
+    ]
