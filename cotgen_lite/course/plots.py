@@ -20,7 +20,20 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangl
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from cotgen_lite.inputs import named, number, numbers, of_kind, one_each, shaped, shown, text, texts, verdicts, whole
+from cotgen_lite.inputs import (
+    named,
+    number,
+    numbers,
+    of_kind,
+    one_each,
+    one_of,
+    shaped,
+    shown,
+    text,
+    texts,
+    verdicts,
+    whole,
+)
 from cotgen_lite.prompts import TAGS
 
 # Okabe and Ito's palette, one meaning each throughout the course.
@@ -203,19 +216,22 @@ def draw_profile(
     keys = list(named(next(iter(bars.values())), "each of bars"))
     for label, one in bars.items():
         numbers([named(one, f"bars[{label!r}]", keys)[key] for key in keys], f"bars[{label!r}]")
+    intervals = intervals or {}
+    for label in intervals:
+        one_of(label, "Each label of intervals", bars)
     width, size = 0.8 / len(bars), 7 if len(bars) < 4 else 5
     figure, axis = new_chart(8.5, 3.2, ylim=(0, 1.08), ylabel=ylabel)
     for place, (label, values) in enumerate(bars.items()):
         lefts = np.arange(len(keys)) + (place - (len(bars) - 1) / 2) * width
         axis.bar(lefts, [values[key] for key in keys], width * 0.92, label=label, color=colors[label])
-        ends = named((intervals or {}).get(label, {key: (values[key],) * 2 for key in keys}), "each of intervals", keys)
-        whiskers = np.array([ends[key] for key in keys], dtype=float).T
-        if label in (intervals or {}):
-            axis.vlines(lefts, *whiskers, color="#333333", lw=1.2)
-        for left, key, top in zip(lefts, keys, whiskers[1], strict=True):
-            axis.text(
-                left, max(values[key], top) + 0.015, f"{values[key]:.2f}", ha="center", fontsize=size, color="#333333"
-            )
+        tops = [values[key] for key in keys]
+        if label in intervals:
+            ends = named(intervals[label], f"intervals[{label!r}]", keys)
+            lows, highs = np.array([ends[key] for key in keys], dtype=float).T
+            axis.vlines(lefts, lows, highs, color="#333333", lw=1.2)
+            tops = np.maximum(tops, highs).tolist()
+        for left, key, top in zip(lefts, keys, tops, strict=True):
+            axis.text(left, top + 0.015, f"{values[key]:.2f}", ha="center", fontsize=size, color="#333333")
     axis.set_xticks(range(len(keys)), [TAG_NAMES.get(key, key) for key in keys])
     axis.legend(frameon=False, ncols=len(bars), loc="upper right", bbox_to_anchor=(1, 1.13))
     return figure
@@ -339,10 +355,10 @@ _THREAD = {  # each part's left, right, and words
 }
 
 
-def draw_thread(lit: Texts = PARTS) -> Figure:
+def draw_thread(lit: Texts) -> Figure:
     """The thread of the whole course, with a chapter's parts of it lit: prompt → tokens, step by step → pictures → a
-    verifier's yes or no → a choice, or a lesson for the generator. lit: some of `PARTS`, or one."""
-    chosen = [lit] if isinstance(lit, str) else list(texts(lit, "lit"))
+    verifier's yes or no → a choice, or a lesson for the generator. lit: some of `PARTS`."""
+    chosen = texts(lit, "lit")
     if strange := [one for one in chosen if one not in PARTS]:
         raise ValueError(f"There is no part {strange[0]!r}: the thread has {', '.join(PARTS)}.")
     figure, axis = plt.subplots(figsize=(9.2, 2.45), layout="constrained")
