@@ -466,3 +466,17 @@ def test_readme_gets_the_shipped_table_between_its_markers(tmp_path: Path) -> No
     write_readme(tmp_path / "data")
     new = (tmp_path / "README.md").read_text()
     assert "old" not in new and new.startswith("before") and new.endswith("after\n") and "| baseline |" in new
+
+
+def test_readme_tells_of_both_worlds_whichever_was_measured_last(tmp_path: Path) -> None:
+    readme, worlds = tmp_path / "README.md", {"data": data_root(), "data/next": data_root() / "next"}
+    for name, shipped in worlds.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results").symlink_to(shipped / "results")
+    for name in worlds:
+        readme.write_text("before\n<!-- results:start -->\nold\n<!-- results:end -->\nafter\n")
+        write_readme(tmp_path / name)
+        second, first = readme.read_text().split("**The first world** (`data/`), of chapters 02 to 11:")
+        assert "old" not in second and "**The second world** (`data/next/`), of chapters 00 and 01:" in second
+        for part, world in ((second, worlds["data/next"]), (first, worlds["data"])):
+            assert all("\n".join(lines(world)) in part for lines in (table_lines, finding_lines))

@@ -246,9 +246,8 @@ def _block(out: Path) -> list[str]:
     second = out / SECOND
     if not (second / "results/findings.json").exists():
         return lines(out)
-    return [
+    titles = (
         f"**The second world** (`data/{SECOND}/`), of chapters 00 and 01:",
-        *["", *lines(second), ""],
         "**The first world** (`data/`), of chapters 02 to 11:",
-        *["", *lines(out)],
-    ]
+    )
+    return [titles[0], "", *lines(second), "", titles[1], "", *lines(out)]
