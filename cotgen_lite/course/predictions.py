@@ -14,6 +14,7 @@ from cotgen_lite.inputs import number
 # What is guessed, in which chapter: the overall accuracy of a method, best of 20 where it chooses.
 METHODS = "baseline zs-orm ft-orm ft-prm dpo it-dpo it-dpo-guided-orm+ft-orm parm self-correct+parm++reflect seq:ft-orm"
 GUESSED = {method: f"{chapter:02d}" for chapter, method in enumerate(METHODS.split())}
+SECOND_WORLD = ("00", "01")  # chapters about the second world, `next/` in the data folder; all others: the first
 
 
 def guesses_file() -> Path:
