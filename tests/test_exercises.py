@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from cotgen_lite.course import ch00, ch01, ch02, ch03, ch04, ch05, ch06, ch07, ch08, ch09, ch10, ch11
 from cotgen_lite.course.checker import Exercise, check
+from cotgen_lite.prompts import color_attr
 
 CHAPTERS = (ch00, ch01, ch02, ch03, ch04, ch05, ch06, ch07, ch08, ch09, ch10, ch11)
 EXERCISES: dict[str, Exercise] = {
@@ -48,16 +49,16 @@ def folded_solutions() -> dict[str, Callable]:
     found: dict[str, Callable] = {}
     for path in sorted(NOTEBOOKS.glob("[01]*.ipynb")):
         space: dict[str, Any] = {"math": math, "torch": torch, "np": np, "F": F, "probability_yes": torch.sigmoid}
-        asked = None
+        asked: list[tuple[str, str]] = []
         for cell in nbformat.read(path, as_version=4).cells:
             if "from-scratch" in cell.metadata.get("tags", []):
                 exec(cell.source, space)  # the notebook's own text
-            if stub := STUB.search(cell.source):
-                asked = stub
+            if stubs := STUB.findall(cell.source):
+                asked = stubs
             elif asked and "<summary>Solution" in cell.source:
                 exec(cell.source.split("```python\n")[1].split("```")[0], space)
-                found[asked[1]] = space[asked[2]]
-                asked = None
+                found |= {exercise: space[function] for exercise, function in asked}
+                asked = []
     return found
 
 
@@ -73,7 +74,7 @@ def said(name: str, function: Any, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_every_exercise_is_asked_and_solved_in_a_notebook() -> None:
-    assert FOLDED.keys() == EXERCISES.keys() and len(EXERCISES) >= 33
+    assert FOLDED.keys() == EXERCISES.keys()
 
 
 @each
@@ -115,6 +116,13 @@ def plain_auc(scores: Any, correct: Any) -> float:
         if pairs:
             areas.append(sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs) / len(pairs))
     return sum(areas) / len(areas)
+
+
+def plain_questions(names: list[str], colors: list[str], relation: str) -> list[str]:
+    asked = [f"a {names[0]} {relation} a {names[1]}"] if relation else []
+    for name, color in zip(names, colors, strict=True):
+        asked += [f"a {color} {name}", f"a {name}"] if color else [f"a {name}"]
+    return [f"a photo of {re.sub('^a (?=[aeiou])', 'an ', one)}" for one in asked]
 
 
 def plain_balanced(labels: Any) -> list[list[int]]:
@@ -181,6 +189,7 @@ PLAINLY: dict[str, Callable] = {
     "probability": lambda logits, yes, no: F.softmax(logits[yes + no], 0)[: len(yes)].sum().item(),
     "best_of_n": plain_best_of_n,
     "auc": plain_auc,
+    "questions": plain_questions,
     "parts": lambda log_odds: [min(part[k] for part in log_odds.tolist()) for k in range(log_odds.shape[1])],
     "balanced": plain_balanced,
     "answer_loss": plain_loss,
@@ -330,8 +339,8 @@ NUMBERS: dict[str, Callable[[Callable], Callable]] = {
     "the largest everywhere": changed(lambda right: np.full(right.shape, right.max(initial=0)) if right.ndim else 9.9),
 }
 # What these ask for is never negative, so that its absolute value is right. (Of text there is none.)
-NEVER_NEGATIVE = {*EXERCISES} - {"guide", "margin", "elbo", "guided", "paired_difference", "image_log_probability"}
-NEVER_NEGATIVE -= {"parts"}
+SIGNED = {"guide", "parts", "margin", "elbo", "guided", "paired_difference", "image_log_probability"}
+NEVER_NEGATIVE = {*EXERCISES} - SIGNED
 
 
 @each
@@ -447,7 +456,11 @@ def test_a_mistake_made_in_one_case_only_gets_no_hint_at_it(name: str, capsys: p
         def mixes(*case: Any, hint: str = hint, calls: Any = calls) -> Any:
             wrong = exercise.mistakes(*case)[hint]
             return (
-                wrong if next(calls) % 2 else arrays(exercise.solution(*case)) * 3 + 17 if name != "verdict" else "no"
+                wrong
+                if next(calls) % 2
+                else arrays(exercise.solution(*case)) * 3 + 17
+                if name not in ("verdict", "questions")
+                else "no"
             )
 
         assert said(name, mixes, capsys) != f"✗ {hint}"
@@ -655,7 +668,55 @@ def first_other(reasons: list[str], tags: list[str]) -> list[str]:
     return [next(reasons[j] for j, one in enumerate(tags) if one == tag and j != k) for k, tag in enumerate(tags)]
 
 
+def first_wins(order: Any, correct: np.ndarray, n: int) -> float:
+    """The expected accuracy of best-of-n by a ranking in which equal scores stand as they come."""
+    ranked = correct[order].tolist()
+    ways = [math.comb(len(ranked) - place, n - 1) for place in range(1, len(ranked) + 1)]
+    return float(np.dot(ways, ranked)) / math.comb(len(ranked), n)
+
+
+def drawn_again(sort: Callable) -> Callable:
+    """Best-of-n where each candidate is drawn from all."""
+
+    def drawn(scores: np.ndarray, correct: np.ndarray, n: int) -> float:
+        beaten = np.arange(len(scores), -1, -1) / len(scores)
+        return float((beaten[:-1] ** n - beaten[1:] ** n) @ correct[sort(-scores)])
+
+    return drawn
+
+
+def ask(choose: Callable) -> Callable:
+    """Questions for parts, chosen from those for the things, for these in their colours, and for the place."""
+
+    def asked(names: list[str], colors: list[str], relation: str) -> list[str]:
+        right = plain_questions(names, colors, relation)
+        place = right[: bool(relation)]
+        painted = [one for one in right if any(color and color in one.split() for color in colors)]
+        return choose([one for one in right if one not in place + painted], painted, place)
+
+    return asked
+
+
 RULES: list[tuple[str, Callable, str]] = [
+    ("best_of_n", drawn_again(np.argsort), "draws with replacement"),
+    ("best_of_n", drawn_again(lambda lows: np.argsort(lows, kind="stable")), "draws with replacement"),
+    ("best_of_n", lambda scores, *case: first_wins(np.argsort(scores), *case), "Your ranking is ascending"),
+    ("best_of_n", lambda scores, *case: first_wins(np.argsort(-scores), *case), "Equal scores share the win"),
+    ("best_of_n", lambda scores, *case: first_wins(np.argsort(scores)[::-1], *case), "Equal scores share the win"),
+    ("questions", ask(lambda things, painted, place: painted + place), "Nobody asks for a thing alone"),
+    ("questions", ask(lambda things, painted, place: things + place), "Nobody asks for a colour"),
+    ("questions", ask(lambda things, painted, place: things + painted), "Nobody asks for the place"),
+    ("questions", ask(lambda things, painted, place: 2 * things + painted + place), "asked twice"),
+    ("questions", ask(lambda things, *others: [*things, "a photo", *others[0], *others[1]]), "“a photo” is no part"),
+    ("questions", lambda names, *case: ch01.check_questions.solution(names[::-1], *case), "turned round"),
+    (
+        "questions",
+        lambda names, colors, _: [color_attr(names[0], colors[0], names[1], colors[1]).text],
+        "in one question",
+    ),
+    ("questions", lambda *case: [ch01.check_questions.solution(*case)], "one text each"),
+    ("parts", lambda log_odds: log_odds.min(axis=0, keepdims=True), "One number a picture"),
+    ("parts", lambda log_odds: log_odds.prod(axis=0), "All parts must hold at once"),
     ("balanced", balance(lambda y, n: max(len(y), len(n))), "one label only"),
     ("balanced", balance(lambda y, n: 2 * bool(len(y) and len(n))), "Of each prompt, as many yes as no are wanted"),
     (
@@ -686,6 +747,18 @@ RULES: list[tuple[str, Callable, str]] = [
     ("whole_after", lambda *case: ch09.check_whole_after.solution(*case) + 1e-4, "Expected 1, got 1.0001."),
     ("verdict", lambda low, high: low > 0, 'One of "yes", "no" and "undecided" is wanted, not True'),
 ]
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        lambda p: np.log(p).sum(axis=0),
+        lambda p: np.log(p.prod(axis=0) / (1 - p.prod(axis=0))),
+        lambda p: -np.log((1 / p - 1).sum(axis=0)),
+    ],
+)
+def test_all_parts_may_be_made_to_hold_in_several_ways(whole: Callable, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said("parts", lambda log_odds: whole(1 / (1 + np.exp(-log_odds))), capsys) == "✓ Right."
 
 
 @pytest.mark.parametrize(("name", "wrong", "hint"), RULES)

@@ -31,6 +31,7 @@ from cotgen_lite.course.plots import (
 )
 from cotgen_lite.inputs import named, numbers, of_kind, one_each, shaped, texts, verdicts, whole
 from cotgen_lite.metrics import roc_auc, roc_auc_within_prompts
+from cotgen_lite.prompts import color_attr, colored, position, single_object
 
 
 def draw_answer(image: Tensor, patch: int, words: Texts, logits: Numbers, yes: Texts, no: Texts) -> Figure:
@@ -50,7 +51,7 @@ def draw_answer(image: Tensor, patch: int, words: Texts, logits: Numbers, yes: T
     bars = right.bar(range(len(said)), heights, color=colors)
     right.bar_label(bars, [f"{height:.1f}" for height in heights], fontsize=7, padding=2)
     right.set_xticks(range(len(said)), [f"“{word}”" for word in said], rotation=35, ha="right", fontsize=8)
-    right.set(ylabel="logit of the next word", title="the twelve likeliest words" if len(said) == 12 else "")
+    right.set(ylabel="logit of the next word", title="the likeliest words")
     right.spines[["top", "right"]].set_visible(False)
     right.margins(y=0.15)
     for color, label in ((RIGHT, "yes-words"), (WRONG, "no-words"), (CHANCE, "all others")):
@@ -137,9 +138,8 @@ def pick_the_best(prompts: Texts, images: Sequence[Tensor], beliefs: np.ndarray,
     options, best = [(str(i + 1), i) for i in range(beliefs.shape[1])], beliefs.argmax(axis=1)
     picks = ToggleButtons(options=options, value=None, description="you keep", style={"button_width": "3.5em"})
     onward = Button(description="next prompt")
-    game = Game(
-        value=(0, None, {})
-    )  # the round, what is picked in it, and the first pick of each round: only that counts
+    # The round, what is picked in it, and the first pick of each round: only that counts.
+    game = Game(value=(0, None, {}))
 
     def draw(state: tuple[int, int | None, dict[int, int]]) -> tuple[Figure, str]:
         row, rows = state[0] % len(prompts), [number % len(prompts) for number in state[2]]
@@ -164,6 +164,10 @@ def _log_odds(logits: Tensor, yes: Sequence[int], no: Sequence[int]) -> Tensor:
     return logits[yes].logsumexp(0) - logits[no].logsumexp(0)
 
 
+def _sigmoid(log_odds: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-log_odds))
+
+
 _LOGITS = torch.tensor([3.0, 1.0, 2.0, -1.0, 0.5, 4.0])
 # P(yes) among yes and no, from one row of logits, over several spellings of each.
 check_probability = Exercise(
@@ -177,6 +181,12 @@ check_probability = Exercise(
     lambda logits, yes, no: {
         "That is the share of yes among all words: only yes and no count here.": logits.softmax(0)[yes].sum(),
         "You added logits: log-sum-exp adds probabilities.": (logits[yes].sum() - logits[no].sum()).sigmoid(),
+        "You took the mean of logits: log-sum-exp adds probabilities.": (
+            logits[yes].mean() - logits[no].mean()
+        ).sigmoid(),
+        "That is the first spelling of each only: log-sum-exp counts them all.": (
+            logits[yes[0]] - logits[no[0]]
+        ).sigmoid(),
         "You took the best spelling: log-sum-exp counts them all.": (logits[yes].max() - logits[no].max()).sigmoid(),
         "That is P(no): yes and no are swapped.": _log_odds(logits, no, yes).sigmoid(),
         "Those are the log-odds: a sigmoid turns them into a probability.": _log_odds(logits, yes, no),
@@ -199,7 +209,20 @@ def _with_replacement(scores: np.ndarray, correct: np.ndarray, n: int) -> float:
     """The same if each of the n were drawn from all candidates anew."""
     places = np.arange(len(scores), 0, -1)
     weights = (places / len(scores)) ** n - ((places - 1) / len(scores)) ** n
-    return float(weights @ correct[np.argsort(-scores, kind="stable")])
+    shared = np.array([correct[scores == one].mean() for one in scores])
+    return float(weights @ shared[np.argsort(-scores)])
+
+
+def _one_case(answer: np.ndarray, scores: np.ndarray, correct: np.ndarray, n: int) -> str:
+    """What is wrong in one case. Whoever makes one of two usual mistakes may break ties in any way, and so these are
+    told by the first case, which has no ties, and not by all."""
+    if len(set(scores.tolist())) < len(scores):
+        return "Equal scores share the win: average their verdicts."
+    if np.isclose(answer, _with_replacement(scores, correct, n), 1e-4):
+        return "That draws with replacement: the n candidates of a subset are all different."
+    if np.isclose(answer, _expected(-scores, correct, n), 1e-4):
+        return "Your ranking is ascending: rank 1 is the highest score, so sort -scores."
+    return ""
 
 
 _SCORES, _CORRECT = np.array([0.3, -1.0, 2.0, 0.9, 0.1]), np.array([1, 1, 0, 1, 0])
@@ -207,20 +230,18 @@ _SCORES, _CORRECT = np.array([0.3, -1.0, 2.0, 0.9, 0.1]), np.array([1, 1, 0, 1, 
 check_best_of_n = Exercise(
     _expected,
     (
+        (np.array([1.2, -0.7, 0.4, -2.1, 0.9, -0.2, -1.6]), np.array([0, 1, 1, 0, 1, 1, 0]), 3),
         *((_SCORES, _CORRECT, n) for n in range(1, 6)),
-        (np.array([1.2, -0.7, 0.4, -2.1, 0.9, -0.2, -1.6]), np.array([0, 1, 1, 0, 1, 0, 1]), 3),
         (np.array([-0.4, -0.9, -3.0]), np.array([1, 0, 1]), 2),
         (np.array([-0.5]), np.array([1]), 1),
         (np.array([0.5, 2.0, 2.0, -1.0, 2.0, 0.5, -1.0, 0.5]), np.array([1, 1, 0, 0, 0, 0, 1, 1]), 3),
         (np.array([0.0, 0.0, 0.0, 0.0]), np.array([0, 1, 1, 0]), 2),
     ),
     lambda scores, correct, n: {
-        "That draws with replacement: the n candidates of a subset are all different.": _with_replacement(
-            scores, correct, n
-        ),
-        "Your ranking is ascending: rank 1 is the highest score, so sort -scores.": _expected(-scores, correct, n),
         "1 − (1 − k/N)ⁿ is an oracle's, drawn with replacement: the choice is made by the scores.": 1
         - (1 - correct.mean()) ** n,
+        "That is the oracle's: here the choice is made by the scores.": 1
+        - comb(int((correct == 0).sum()), n) / comb(len(correct), n),
         "That is the choice among the first n only: average over all subsets.": correct[scores[:n].argmax()],
         "That is the mean accuracy, whatever n is: nothing is chosen by the scores.": correct.mean(),
         "That always takes the best of all: it is in some of the subsets only.": correct[scores.argmax()],
@@ -229,6 +250,7 @@ check_best_of_n = Exercise(
             [correct[max(subset, key=scores.item)] for subset in combinations(range(len(scores)), n)]
         ),
     },
+    rule=_one_case,
 )
 
 
@@ -242,6 +264,15 @@ def _rows_auc(scores: np.ndarray, correct: np.ndarray, tie: float = 0.5, one_lab
         elif one_label is not None:
             areas.append(one_label)
     return float(np.mean(areas)) if areas else float("nan")
+
+
+def _auc_of_pairs(scores: np.ndarray, correct: np.ndarray) -> float:
+    """The same, but with all prompts' pairs thrown together."""
+    pairs = [
+        (row[right][:, None] - row[~right]).ravel() for row, right in zip(scores, correct.astype(bool), strict=True)
+    ]
+    gaps = np.concatenate(pairs)
+    return float((gaps > 0).mean() + (gaps == 0).mean() / 2)
 
 
 _ODDS = np.array([[2.0, 0.5, 1.0, -1.0], [0.0, 3.0, 0.0, -2.0], [5.0, 4.0, 6.0, 7.0], [-3.0, -3.0, -1.0, -5.0]])
@@ -259,6 +290,12 @@ check_auc = Exercise(
         "That pools all prompts: compare a right picture with wrong ones of its own prompt only.": roc_auc(
             scores, correct.astype(bool)
         ),
+        "That pools all prompts, and counts ties as lost: compare within prompts, and give a tie one half.": _rows_auc(
+            scores.reshape(1, -1), correct.reshape(1, -1), 0.0
+        ),
+        "You throw all prompts' pairs together: take each prompt's AUC first, then the mean of these.": _auc_of_pairs(
+            scores, correct
+        ),
         "A tie counts one half: you count it as lost.": _rows_auc(scores, correct, 0.0),
         "A tie counts one half: you count it as won.": _rows_auc(scores, correct, 1.0),
         "Prompts with one label only say nothing: drop them, do not count them as ½.": _rows_auc(
@@ -267,12 +304,69 @@ check_auc = Exercise(
         "Prompts with one label only say nothing: drop them, do not count them as 0.": _rows_auc(
             scores, correct, one_label=0.0
         ),
+        "Prompts with one label only say nothing: drop them, do not count them as 1.": _rows_auc(
+            scores, correct, one_label=1.0
+        ),
         "That is how often the wrong picture wins: yours is turned round.": 1 - _rows_auc(scores, correct),
     },
     "One share",
 )
 
-# How sure a verifier is of a whole that it was asked for in parts: as sure as of the weakest one; (K, N) → (N,).
+
+def _questions(names: Sequence[str], colors: Sequence[str], relation: str) -> list[str]:
+    """Each thing alone, each thing in its colour, and the place."""
+    alone = [single_object(name).text for name in names]
+    painted = [colored(name, color).text for name, color in zip(names, colors, strict=True) if color]
+    return alone + painted + ([position(names[0], relation, names[1]).text] if relation else [])
+
+
+def _asked(answer: np.ndarray, names: list[str], colors: list[str], relation: str) -> str:
+    """What is wrong with a list of questions, which may stand in any order."""
+    if answer.ndim != 1:
+        return "A list of questions is wanted, one text each."
+    asked, wanted = answer.tolist(), _questions(names, colors, relation)
+    kinds = ["a thing alone"] * len(names) + ["a colour"] * sum(map(bool, colors)) + ["the place"] * bool(relation)
+    if relation and position(names[1], relation, names[0]).text in asked:
+        return "The place is turned round: names[0] is what stands there, and names[1] what it relates to."
+    if len(names) == 2 and all(colors) and color_attr(names[0], colors[0], names[1], colors[1]).text in asked:
+        return "That is the whole prompt in one question: ask of one thing at a time."
+    for kind, question in zip(kinds, wanted, strict=True):
+        if question not in asked:
+            return f"Nobody asks for {kind}: “{question}” is lacking."
+    if strange := [one for one in asked if one not in wanted]:
+        return f"“{strange[0]}” is no part of the prompt."
+    return "A question is asked twice." if len(asked) > len(wanted) else ""
+
+
+# The questions for the parts of a prompt: things' names, a colour or "" of each, and where the first is to the second.
+check_questions = Exercise(
+    _questions,
+    (
+        (["apple", "car"], ["red", "blue"], ""),
+        (["dog", "cup"], ["", ""], "above"),
+        (["umbrella"], ["orange"], ""),
+        (["cat", "boat"], ["", "green"], "left of"),
+        (["bus"], [""], ""),
+    ),
+    wanted="A list of questions",
+    rule=_asked,
+    free=True,
+)
+
+
+def _all_hold(answer: np.ndarray, log_odds: np.ndarray) -> str:
+    """What is wrong with a rule for all parts at once; there are several right ones."""
+    if answer.shape != log_odds.shape[1:]:
+        return "One number a picture is wanted: the parts are the first axis."
+    log_p = -np.logaddexp(0, -log_odds).sum(axis=0)  # of the product of all P(yes)
+    weakest, soft = log_odds.min(axis=0), -np.logaddexp.reduce(-log_odds, axis=0)
+    right = (weakest, soft, log_p, log_p - np.log(-np.expm1(log_p)))  # the last: the product's own log-odds
+    if any(np.allclose(answer, one, 1e-4, 1e-6) for one in right):
+        return ""
+    return "All parts must hold at once: what does a picture get in which one of them surely fails?"
+
+
+# How sure a verifier is of a whole that it was asked for in parts, all of which must hold; (K, N) → (N,).
 check_parts = Exercise(
     lambda log_odds: log_odds.min(axis=0),
     tuple(
@@ -285,14 +379,25 @@ check_parts = Exercise(
         )
     ),
     lambda log_odds: {
-        "A mean lets one sure part make up for one that is missing: take the weakest.": log_odds.mean(axis=0),
+        "A mean lets one sure part make up for one that is missing.": log_odds.mean(axis=0),
+        "You added log-odds: one sure part then makes up for one that is missing.": log_odds.sum(axis=0),
         "You added the probabilities of the parts: all of them must hold, not one or the other.": (
-            1 / (1 + np.exp(-log_odds))
-        ).sum(axis=0),
-        "That is the strongest part: the picture is wrong if the weakest fails.": log_odds.max(axis=0),
-        "You added the log-odds: a sure part then makes up for one that is missing.": log_odds.sum(axis=0),
-        "One number a picture is wanted: the parts are the first axis.": log_odds.min(axis=1),
-        "That is a probability: the log-odds themselves are wanted.": 1 / (1 + np.exp(-log_odds.min(axis=0))),
+            _sigmoid(log_odds).sum(axis=0)
+        ),
+        "A mean of probabilities lets one sure part make up for one that is missing.": _sigmoid(log_odds).mean(axis=0),
+        "That is the strongest part: the picture is wrong if any other fails.": log_odds.max(axis=0),
+        "Log-sum-exp adds odds, as for several spellings of yes: any one part would do, but all must hold.": (
+            np.logaddexp.reduce(log_odds, axis=0)
+        ),
+        "A good rule, but a product of probabilities is rounded to 1 or 0: add their logarithms.": (
+            _sigmoid(log_odds).prod(axis=0)
+        ),
+        "A good rule, but a probability is rounded to 1 or 0: give the log-odds themselves.": _sigmoid(
+            log_odds.min(axis=0)
+        ),
+        "One number a picture is wanted, and that is one a part: the parts are the first axis.": log_odds.min(axis=1),
     },
     "One number a picture",
+    _all_hold,
+    free=True,
 )
