@@ -708,7 +708,7 @@ RULES: list[tuple[str, Callable, str]] = [
     ("questions", ask(lambda things, painted, place: things + painted), "Nobody asks for the place"),
     ("questions", ask(lambda things, painted, place: 2 * things + painted + place), "asked twice"),
     ("questions", ask(lambda things, *others: [*things, "a photo", *others[0], *others[1]]), "“a photo” is no part"),
-    ("questions", lambda names, *case: ch01.check_questions.solution(names[::-1], *case), "turned round"),
+    ("questions", lambda names, colors, relation: plain_questions(names[::-1], colors[::-1], relation), "turned round"),
     (
         "questions",
         lambda names, colors, _: [color_attr(names[0], colors[0], names[1], colors[1]).text],
