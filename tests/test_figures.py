@@ -225,6 +225,11 @@ def test_what_is_right_is_drawn() -> None:
     plt.close("all")
 
 
+def test_cautious_interval_is_wilsons() -> None:
+    for share, prompts, ends in ((0.5, 100, (0.4038, 0.5962)), (0, 10, (0, 0.2775)), (1, 1, (0.2065, 1))):
+        assert ch00.cautious_interval(share, prompts) == pytest.approx(ends, abs=5e-5)
+
+
 def test_what_chapter_01_shows_is_drawn() -> None:
     answer = ch01.draw_answer(IMAGES[0], 8, ["yes", "no", "a"], [2.0, 1.0, 0.0], ["yes"], ["no"])
     assert [bar.get_facecolor()[:3] for bar in answer.axes[1].patches[:3]] == [
