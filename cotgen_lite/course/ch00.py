@@ -112,9 +112,8 @@ def cautious_interval(share: float, prompts: int) -> tuple[float, float]:
     return (middle - reach) / (1 + z * z / n), (middle + reach) / (1 + z * z / n)
 
 
-Look = tuple[
-    Tensor, Tensor, Tensor, Sequence[bool]
-]  # guess, committed, endings, their verdicts: `draw_endings` takes it
+# Guess, committed, endings and their verdicts, as `draw_endings` takes them.
+Look = tuple[Tensor, Tensor, Tensor, Sequence[bool]]
 
 
 def step_explorer(prompts: Texts, look: Callable[[str, int, int], Look], steps: int = 18) -> VBox:
