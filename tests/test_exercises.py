@@ -742,6 +742,17 @@ RULES: list[tuple[str, Callable, str]] = [
     ("others_reasons", lambda reasons, tags: ["it is wrong"] * len(tags), "Only reasons that were given"),
     ("others_reasons", lambda reasons, tags: reasons[0], "not a single one"),
     ("schedule", lambda steps, places: [max(1, places // steps)] * steps, "add up"),
+    (
+        "order",
+        lambda hidden, left, draws: ch00.check_order.solution(hidden | True, left, draws.masked_fill(~hidden, 0)),
+        "Committed places are open again",
+    ),
+    ("order", lambda hidden, left, draws: hidden, "In each picture 2 places stay hidden"),
+    (
+        "order",
+        lambda hidden, left, draws: ch00.check_order.solution(hidden, left, draws.flip(1)),
+        "draws that are given",
+    ),
     ("schedule", lambda steps, places: [places] + [0] * (steps - 1), "commits nothing"),
     ("verdict", lambda low, high: "Yes", "in small letters"),
     ("whole_after", lambda *case: ch09.check_whole_after.solution(*case) + 1e-4, "Expected 1, got 1.0001."),
