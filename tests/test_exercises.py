@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from cotgen_lite.course import ch00, ch01, ch02, ch03, ch04, ch05, ch06, ch07, ch08, ch09, ch10, ch11
-from cotgen_lite.course.checker import Exercise, check
+from cotgen_lite.course.checker import Exercise, check, yours_or_ours
 from cotgen_lite.prompts import color_attr
 
 CHAPTERS = (ch00, ch01, ch02, ch03, ch04, ch05, ch06, ch07, ch08, ch09, ch10, ch11)
@@ -620,6 +620,21 @@ def test_the_stub_of_a_notebook_is_not_solved_yet(capsys: pytest.CaptureFixture[
         raise NotImplementedError("what must hold for a prompt?")
 
     assert said("share", my_share, capsys) == "Not solved yet: what must hold for a prompt?"
+
+
+def test_a_measurement_takes_a_right_function_and_else_the_solution(capsys: pytest.CaptureFixture[str]) -> None:
+    def my_share(correct: np.ndarray) -> float:
+        raise NotImplementedError("what must hold for a prompt?")
+
+    def prints(correct: np.ndarray) -> float:
+        print("a line")
+        return SHARE.solution(correct)
+
+    assert yours_or_ours(SHARE, prints) is prints
+    assert capsys.readouterr().out == "Your function is used.\n"
+    for wrong in (my_share, np.mean, None):
+        assert yours_or_ours(SHARE, wrong) is SHARE.solution
+        assert capsys.readouterr().out == "Your function is not right yet, so the solution is used.\n"
 
 
 def test_an_interruption_goes_through(capsys: pytest.CaptureFixture[str]) -> None:

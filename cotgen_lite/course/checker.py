@@ -36,6 +36,9 @@ IN_WORDS: dict[type[BaseException], str] = {  # the first that fits is said
 }
 
 
+RIGHT = "✓ Right."
+
+
 @dataclass(frozen=True)
 class Exercise:
     """A right function, and the cases it is tried on, each the arguments of a call.
@@ -62,6 +65,17 @@ def check(exercise: Exercise, function: Callable[..., Any] | None = None) -> Non
         say(f"Not solved yet: {stub}" if str(stub) else "Not solved yet.")
 
 
+def yours_or_ours(exercise: Exercise, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A learner's function if it is right, else the exercise's solution; prints which, for a cell that uses it."""
+    with redirect_stdout(io.StringIO()):  # what the function prints
+        try:
+            right = _verdict(exercise, function) == RIGHT
+        except NotImplementedError:
+            right = False
+    print("Your function is used." if right else "Your function is not right yet, so the solution is used.")
+    return function if right else exercise.solution
+
+
 def _verdict(exercise: Any, function: Any) -> str:
     if not isinstance(exercise, Exercise) or not callable(function):
         return "✗ The checker takes your function itself, without parentheses: check(ch00.check_guide, my_guide)."
@@ -81,7 +95,7 @@ def _verdict(exercise: Any, function: Any) -> str:
     faults = ((case, _fault(exercise, case, got)) for case, got in tried)
     case, fault = next((one for one in faults if one[1]), ((), ""))
     if not fault:
-        return "✓ Right."
+        return RIGHT
     told = [_mistakes(exercise, case) for case, _ in tried]
     for hint in told[0]:
         if all(_same(got, wrong[hint]) for (_, got), wrong in zip(tried, told, strict=True)):
