@@ -158,7 +158,7 @@ def _below_zero(steps: int, places: int, tiny: float) -> list[int]:
 
 
 def _schedule_mistakes(steps: int, places: int) -> dict[str, Any]:
-    found = {
+    found: dict[str, Any] = {
         "That is a straight line: take the cosine of a quarter turn.": _schedule(steps, places, "line"),
         "What stays hidden is whole: round it down, not up.": _schedule(steps, places, whole=math.ceil, tiny=0),
         "round() takes the nearest whole number: round down, with math.floor or int.": _schedule(
@@ -280,8 +280,8 @@ check_order = Exercise(
 
 
 def _down_to(steps: Sequence[int], fine: np.ndarray) -> int:
-    """The fewest steps from which on upwards all numbers but the last, which always is, are fine."""
-    return int(steps[max(np.flatnonzero(~fine[:-1]), default=-1) + 1])
+    """The fewest steps that are fine, as are all numbers above them; the most steps always are."""
+    return int(steps[int(max(np.flatnonzero(~fine[:-1]), default=-1)) + 1])
 
 
 def _enough(steps: Sequence[int], right: np.ndarray, loss: float, tiny: float = 1e-9) -> int:
