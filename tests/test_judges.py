@@ -12,6 +12,7 @@ from cotgen_lite.lite.judges import (
     LearnedJudgeConfig,
     TemplateJudge,
     draw_lessons,
+    look_alikes,
     measure_judge,
     random_question,
     scene_detections,
@@ -72,6 +73,12 @@ def test_every_icon_in_every_color_is_told_apart(either):
     scenes = [(SceneObject(name, color, 16, 24),) for name in world().objects for color in world().colors]
     for scene, detections in zip(scenes, either.detect(render(scenes)), strict=True):
         assert sure(detections, 0.9) == sure(scene_detections(scene)), scene
+
+
+def test_look_alikes_are_named_the_most_alike_first():
+    found = look_alikes()
+    assert len(found) == len({frozenset(pair) for _, *pair in found}) == 16 * 15 / 2
+    assert sorted(found, reverse=True) == found and 0.5 < found[0][0] < 0.8  # what no icon of a world may reach
 
 
 def test_verdicts_on_true_and_nearly_true_prompts(either):

@@ -7,7 +7,7 @@ it, or as none. They stand for the paper's Mask2Former (section 3.1). Read on in
 """
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,6 +112,18 @@ class TemplateJudge:
         nearest = torch.cdist(inside, self.palette).argmin(dim=1)
         votes = torch.bincount(nearest, minlength=len(self.palette))
         return world().colors[int(votes.argmax())] if int(votes.max()) * 3 >= 2 * len(inside) else None
+
+
+def look_alikes() -> list[tuple[float, str, str]]:
+    """Every two objects of the world, the most alike first, and how alike they are: the template judge's correlation.
+
+    1 is the same icon; from .8 on the judge begins to take one for the other.
+    """
+    names, middle = world().objects, (world().image_size - world().object_size) // 2
+    scenes = [(SceneObject(name, world().colors[0], middle, middle),) for name in names]
+    best = TemplateJudge().correlate(render(scenes).float()).flatten(2).amax(2)
+    pairs = combinations(range(len(names)), 2)
+    return sorted(((float(max(best[i, j], best[j, i])), names[i], names[j]) for i, j in pairs), reverse=True)
 
 
 class LearnedJudgeConfig(PreTrainedConfig):
