@@ -22,7 +22,7 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 CHECKSUMS = "sha256.json"  # in a data folder: the checksum of every file of it but this one and the README
-TOY = ".quick"  # in a data folder: its files are of toy size, from `--quick`
+SIZES = ("--quick", "--small")  # of builds, beside the course's own: a data folder has a file ".quick" or ".small"
 SHIPPED = Path(__file__).resolve().parent.parent / "data"
 
 
@@ -201,12 +201,22 @@ def is_shipped(root: Path) -> bool:
     return root.resolve() == SHIPPED
 
 
+def size_mark(root: Path, size: str) -> Path:
+    """The file by which a data folder says that it was built with a flag of SIZES."""
+    return root / size.replace("--", ".")
+
+
+def size_of(root: Path) -> str:
+    """The flag of SIZES that a data folder was built with; none, "", for the course's own size."""
+    return next((size for size in SIZES if size_mark(root, size).exists()), "")
+
+
 def restore(root: Path) -> str:
     """How to get a file of a data folder back, said so that it works in any folder."""
     if is_shipped(root):
         return f"restore it with `{git_restore()}`"
-    quick = "--quick " if (root / TOY).exists() else ""
-    again = f"`python -m cotgen_lite.build {quick}--out {shlex.quote(str(root.absolute()))}`"
+    flags = f"{size_of(root)} --out {shlex.quote(str(root.absolute()))}".strip()
+    again = f"`python -m cotgen_lite.build {flags}`"
     return f"make it again with {again}, or point COTGEN_DATA to another folder"
 
 

@@ -23,7 +23,7 @@ from cotgen_lite.experiments.measure_sequential import teach_verifiers
 from cotgen_lite.experiments.report import finding_lines, rows_by_method, table_lines, write_readme
 from cotgen_lite.experiments.results import note_seconds, read_rows, read_scores, read_seconds, write_rows
 from cotgen_lite.generate.autoregressive import load_autoregressive
-from cotgen_lite.hub import CHECKSUMS, TOY, damaged_files, data_root, read_checksums, restore, write_atomically
+from cotgen_lite.hub import CHECKSUMS, damaged_files, data_root, read_checksums, restore, write_atomically
 from cotgen_lite.lite import verifier
 from cotgen_lite.pools import Pool, load_pool, save_pool
 from cotgen_lite.prompts import Prompt, lite_prompts
@@ -70,8 +70,8 @@ def test_quick_build_makes_everything_once(
     build.main(["--quick"])
     assert capsys.readouterr().out.count("there already") == len(build.STEPS)
     written = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    assert written == {CHECKSUMS, TOY, *read_checksums(out)} and damaged_files(out) == []
-    assert all(any(step.owns(file) for step in build.STEPS) for file in written - {CHECKSUMS, TOY})
+    assert written == {CHECKSUMS, ".quick", *read_checksums(out)} and damaged_files(out) == []
+    assert all(any(step.owns(file) for step in build.STEPS) for file in written - {CHECKSUMS, ".quick"})
     assert not [file for file in written if "seconds" in (out / file).read_text("utf-8", "replace")]  # of the clock
     assert read_seconds(tmp_path / "build/quick/work/times.json").keys() >= {"scores", "training", "parm", "steps"}
 

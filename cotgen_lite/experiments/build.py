@@ -1,10 +1,11 @@
 """`python -m cotgen_lite.build`: makes everything under `data/` from nothing, one step after the other.
 
 `--all` does so in a folder of its own, build/all, in many hours; `--quick` at toy size, in minutes; `--out` in a folder
-that you name; without any of them, what is missing in the course's own data is made. A step whose files are all there,
-with the checksums that they had when it was done, is skipped; an interrupted one goes on where it was. Step names, with
-`--out`, make these steps again. In their place, `table` prints what was found, and `checksums` lists the folder's files
-with their checksums anew, as they are, with the seconds that the build measured.
+that you name; without any of them, what is missing in the course's own data is made. `--small --out FOLDER` makes, in
+half an hour, what draws and judges the small world of your own that FOLDER holds (notebooks/YOUR_WORLD.md).
+A step whose files are all there, with the checksums that they had when it was done, is skipped; an interrupted one goes
+on where it was. Step names, with `--out`, make these steps again. In their place, `table` prints what was found, and
+`checksums` lists the folder's files with their checksums anew, as they are, with the seconds that the build measured.
 What a step does stands in its function; how much it does, in `configs.py`.
 """
 
@@ -23,7 +24,7 @@ from functools import partial
 from pathlib import Path
 
 from cotgen_lite.experiments.calibrate import calibrate, try_verifier
-from cotgen_lite.experiments.configs import LITE, QUICK, Config
+from cotgen_lite.experiments.configs import LITE, QUICK, SMALL, Config
 from cotgen_lite.experiments.dpo_studies import measure_estimators, measure_far, measure_spread
 from cotgen_lite.experiments.measure import measure_all
 from cotgen_lite.experiments.measure_alignment import measure_alignment
@@ -41,7 +42,7 @@ from cotgen_lite.experiments.pretrain import (
     build_verifier,
 )
 from cotgen_lite.experiments.report import print_table, write_readme
-from cotgen_lite.experiments.results import TIMES, merge_seconds, read_seconds
+from cotgen_lite.experiments.results import TIMES, merge_seconds, note_seconds, read_seconds
 from cotgen_lite.experiments.train_generators import (
     build_dpo,
     build_dpo_images,
@@ -61,7 +62,8 @@ from cotgen_lite.experiments.train_verifiers import (
 from cotgen_lite.hub import (
     CHECKSUMS,
     HALF_WRITTEN,
-    TOY,
+    SHIPPED,
+    SIZES,
     data_root,
     disk_is_full,
     file_sha256,
@@ -71,8 +73,13 @@ from cotgen_lite.hub import (
     print_anything,
     read_checksums,
     restore_or_list,
+    size_mark,
+    size_of,
     write_checksums,
 )
+from cotgen_lite.lite.judges import look_alikes
+from cotgen_lite.lite.twins import SKILLS, make_twins
+from cotgen_lite.prompts import lite_prompts
 
 
 @dataclass(frozen=True)
@@ -208,14 +215,14 @@ def build(names: list[str], out: Path, work: Path, config: Config, own: bool = F
     """
     with held(out), held(work):
         _clean_up(out, work)
-        listed = _listed_files(out, toy=config == QUICK)
+        listed = _listed_files(out, config.flag)
         wrong = missing_or_damaged(out) if listed else {}
         if own and wrong:
             damaged = ", ".join(f"{file} is {what}" for file, what in wrong.items())
             raise CannotBuild(f"In {out}, {damaged}: {restore_or_list(out)}. Nothing was changed.")
-        made = 0
+        made, wanted = 0, names or config.steps
         for step in STEPS:
-            if names and step.name not in names:
+            if wanted and step.name not in wanted:
                 continue
             if not names and _is_done(step, listed, wrong):
                 print(f"{step.name}: there already")
@@ -249,7 +256,9 @@ def _make(step: Step, out: Path, work: Path, config: Config, listed: Mapping[str
         raise RuntimeError(f"{step.name} did not write {lost[0]}.")
     listed = write_checksums(out, kept | {file: file_sha256(out / file) for file in written})
     _remove(out / BEFORE)
-    print(f"{step.name}: done in {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
+    seconds = time.monotonic() - start
+    note_seconds(work / TIMES, "build", {step.name: round(seconds)})
+    print(f"{step.name}: done in {seconds / 60:.1f} minutes", flush=True)
     return listed
 
 
@@ -266,13 +275,17 @@ def _files_of(out: Path, places: Sequence[str]) -> list[str]:
     return [path.relative_to(out).as_posix() for path in paths]
 
 
-def _listed_files(out: Path, toy: bool) -> dict[str, str]:
-    """The list of a folder that is built into, which is started in a new one. toy: whether that is at toy size."""
+def _listed_files(out: Path, size: str) -> dict[str, str]:
+    """The list of a folder that is built into, which is started in a new one. size: the flag, if any, of its size.
+
+    A world that lies there is listed too: its models are worth nothing in another.
+    """
     if (out / CHECKSUMS).exists():
-        if toy != (out / TOY).exists():
+        if (there := size_of(out)) != size:
+            how = "with" if there else "without"
             raise CannotBuild(
-                f"{out} was built {'without' if toy else 'with'} --quick, and files of toy size mix with no others: "
-                f"build into another folder, or here {'without' if toy else 'with'} it. Nothing was changed."
+                f"{out} was built {how} {there or size}, and files of different sizes do not mix: build into another "
+                f"folder, or here {how} it. Nothing was changed."
             )
         return read_checksums(out)
     if there := _files_of(out, [place for step in STEPS for place in step.places]):
@@ -280,11 +293,42 @@ def _listed_files(out: Path, toy: bool) -> dict[str, str]:
             f"{out} has {there[0]}, but no list of what is whole ({CHECKSUMS}): build into another folder, or, if all "
             f"is well, list what is there with `python -m cotgen_lite.build checksums --out {out}`."
         )
-    if toy:
-        (out / TOY).touch()
-    else:
-        (out / TOY).unlink(missing_ok=True)
-    return write_checksums(out, {})
+    for other in SIZES:
+        size_mark(out, other).unlink(missing_ok=True)
+    if size:
+        size_mark(out, size).touch()
+    return write_checksums(out, {file: file_sha256(out / file) for file in WORLD if (out / file).is_file()})
+
+
+WORLD = ("world/world.json", "world/objects.ttf")  # what a world is, in its data folder
+
+
+def use_own_world(out: Path) -> None:
+    """Make the world in a folder the world of this process.
+
+    CannotBuild if there is none that models can be made of, or if the models there are of another.
+    """
+    if lacking := [file for file in WORLD if not (out / file).is_file()]:
+        raise CannotBuild(f"{out / lacking[0]} is missing: put a world there first, as notebooks/YOUR_WORLD.md shows.")
+    listed = read_checksums(out) if (out / CHECKSUMS).exists() else {}
+    if changed := [file for file in WORLD if file in listed and file_sha256(out / file) != listed[file]]:
+        raise CannotBuild(
+            f"{out / changed[0]} is not what the models in {out} were made for: copy the world into a new folder and "
+            "build there, or put the old file back. Nothing was changed."
+        )
+    os.environ["COTGEN_DATA"] = str(out)
+    try:
+        lite_prompts("train")
+        for skill in SKILLS:
+            make_twins(lite_prompts("dev"), skill, 1, seed=0)
+        alike, *pair = look_alikes()[0]
+    except (ValueError, OSError) as error:
+        raise CannotBuild(first_line(error)) from error
+    if alike > 0.8:
+        raise CannotBuild(
+            f"The icons of {' and '.join(pair)} are too much alike ({alike:.2f}, and .8 is the most) for a judge to "
+            "tell them apart: give one of them another glyph in world.json, or leave it out."
+        )
 
 
 class CannotBuild(ValueError):
@@ -397,10 +441,13 @@ def main(arguments: list[str] | None = None) -> None:
     names = [*(step.name for step in STEPS), *OTHER_DEEDS]
     parser.add_argument("steps", nargs="*", metavar="step", help=f"only these, made again: {', '.join(names)}")
     parser.add_argument("--quick", action="store_true", help="toy size, into build/quick unless --out says otherwise")
+    parser.add_argument("--small", action="store_true", help="what draws and judges the small world that --out holds")
     parser.add_argument("--all", action="store_true", help="everything from nothing, into build/all")
     parser.add_argument("--out", type=Path, help="folder to build into; by default the course's own data")
     options = parser.parse_args(arguments)
-    if options.all and (options.steps or options.quick or options.out):
+    if options.small and (options.quick or not options.out or options.out.resolve().is_relative_to(SHIPPED)):
+        parser.error("--small wants a world of your own, and no other size: name its folder, as in --small --out mine")
+    if options.all and (options.steps or options.quick or options.small or options.out):
         parser.error("--all stands alone: it makes every step, at full size, in build/all")
     if len(options.steps) > 1 and (alone := [name for name in OTHER_DEEDS if name in options.steps]):
         parser.error(f"{alone[0]} stands alone: give it without steps")
@@ -413,7 +460,9 @@ def main(arguments: list[str] | None = None) -> None:
         )
     home = Path("build/quick" if options.quick else "build/all" if options.all else "build")
     out = options.out or (data_root() if home == Path("build") else home / "data")
-    own = not options.out or out.resolve() == data_root().resolve()  # another folder takes nothing over from ours
+    # Another folder takes nothing over from ours.
+    own = not options.small and (not options.out or out.resolve() == data_root().resolve())
+    config = QUICK if options.quick else SMALL if options.small else LITE
     work = home / "work" if own else out.with_name(f"{out.name}-work")
     if options.steps and options.steps[0] not in OTHER_DEEDS and not (options.quick or options.out):
         later = [step.name for step in hanging_on(options.steps)]
@@ -426,9 +475,11 @@ def main(arguments: list[str] | None = None) -> None:
         if options.steps == ["checksums"]:
             print(f"{out / CHECKSUMS}: the checksums of {list_as_it_is(out, work)} files")
             return
+        if options.small:
+            use_own_world(out)
         if options.steps != ["table"]:
             untouched = not (options.steps or options.quick or options.all) and (not options.out or is_shipped(out))
-            made = build(options.steps, out, work, QUICK if options.quick else LITE, untouched)
+            made = build(options.steps, out, work, config, untouched)
             if untouched and made:
                 list_as_it_is(out, work)
             if not (out / "results/test_set.json").exists():

@@ -1,10 +1,10 @@
-"""How long everything is trained and how much is measured: the course's own amounts, and toy ones for tests.
+"""How long everything is trained and how much is measured: the amounts of the course, of a small world and of tests.
 
 All seeds are fixed where they are used. What the steps do with these numbers: `build.py` lists them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cotgen_lite.lite.generator_training import Stage
@@ -23,6 +23,8 @@ def _per_tag(*amounts: Any) -> Callable[[], dict[str, Any]]:
 class Config:
     """The amounts of the whole build; the defaults are the course's own."""
 
+    flag: str = ""  # of the build's command, by which these amounts are chosen
+    steps: tuple[str, ...] = ()  # those that are made where none is named; all, if there is none
     # The tokenizer first learns to rebuild, then to be certain: the same patch in the same code wherever it stands,
     # which leaves the generator less to learn (392 codes in use, an icon in 4 different spellings instead of 19).
     tokenizer: tuple[TokenizerTraining, ...] = (
@@ -94,8 +96,24 @@ class Config:
 
 
 LITE = Config()
+# Six objects in four colours are an eighth of what the second world has to tell apart: half an hour will do for what
+# draws and judges them (notebooks/YOUR_WORLD.md).
+SMALL = replace(
+    LITE,
+    flag="--small",
+    steps=("prompts", "tokenizer", "judge", "generator", "calibration"),
+    tokenizer=tuple(replace(phase, steps=phase.steps // 3, batch=16) for phase in LITE.tokenizer),
+    judge_steps=300,
+    generator=(
+        replace(LITE.generator[0], steps=400, pictures=10_000),
+        replace(LITE.generator[1], steps=300, muon_rate=0.008, pictures=8_000),
+    ),
+    twins=48,
+    pool_size=8,
+)
 # fmt: off
 QUICK = Config(
+    flag="--quick",
     tokenizer=(TokenizerTraining(20, batch=16), TokenizerTraining(20, batch=16, seed=1)), judge_steps=10,
     generator=(Stage(6, False, pictures=128), Stage(6, True, pictures=128, seed=1)),
     autoregressive=(Stage(10, True, muon_rate=None, pictures=256),), twins=4,
