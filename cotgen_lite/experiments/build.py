@@ -281,10 +281,10 @@ def _listed_files(out: Path, size: str) -> dict[str, str]:
     A world that lies there is listed too: its models are worth nothing in another.
     """
     if (out / CHECKSUMS).exists():
-        if (there := size_of(out)) != size:
-            how = "with" if there else "without"
+        if (built := size_of(out)) != size:
+            how = "with" if built else "without"
             raise CannotBuild(
-                f"{out} was built {how} {there or size}, and files of different sizes do not mix: build into another "
+                f"{out} was built {how} {built or size}, and files of different sizes do not mix: build into another "
                 f"folder, or here {how} it. Nothing was changed."
             )
         return read_checksums(out)
