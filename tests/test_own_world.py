@@ -12,6 +12,7 @@ import pytest
 from cotgen_lite.experiments import build
 from cotgen_lite.experiments.configs import SMALL
 from cotgen_lite.hub import SHIPPED, restore
+from cotgen_lite.prompts import TAGS
 
 PAGE = (SHIPPED.parent / "notebooks/YOUR_WORLD.md").read_text(encoding="utf-8")
 
@@ -59,6 +60,8 @@ def test_the_pages_world_is_made_by_its_command_and_looked_at_by_its_lines(mine:
         run = subprocess.run([sys.executable, "-c", lines], cwd=mine.parent, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
     assert min((mine / f"{name}.png").stat().st_size for name in ("icons", "samples", "steps")) > 1_000
+    measured = json.loads((mine.parent / "own_world.json").read_text())
+    assert measured.keys() == json.loads((SHIPPED / "results/own_world.json").read_text()).keys()
     assert "make it again with `python -m cotgen_lite.build --small --out" in restore(mine)
     (mine / "world/world.json").write_text(json.dumps(WORLD | {"background": [255, 255, 255]}))
     assert "world.json is not what the models in" in make(mine).stderr
@@ -69,6 +72,17 @@ def test_the_pages_objects_are_in_the_font_and_not_those_of_the_second_world() -
     assert not set(WORLD["objects"]) & set(json.loads((SHIPPED / "next/world/world.json").read_text())["objects"])
     icons = json.loads((SHIPPED / "world/icons.json").read_text())
     assert all(about["glyph"] == icons[name]["codepoint"] for name, about in WORLD["objects"].items())
+
+
+def test_the_page_says_what_was_measured() -> None:
+    measured = json.loads((SHIPPED / "results/own_world.json").read_text())
+    assert set(measured["baseline"]["tags"]) == set(TAGS)
+    for tag, (right, low, high) in measured["baseline"]["tags"].items():
+        assert f"| `{tag}` | {right:.2f} | {low:.2f} to {high:.2f} |" in PAGE
+    assert measured["baseline"]["tags"]["single_object"][0] > 0.8
+    assert measured["images_a_prompt"] == SMALL.pool_size == 8
+    assert set(measured["seconds"]) == set(SMALL.steps)
+    assert f"{sum(measured['seconds'].values()) / 60:.0f} minutes" in PAGE
 
 
 BUS_AND_TRAIN = {"bus": {"glyph": "F00E7", "plural": "buses"}, "train": {"glyph": "F052C", "plural": "trains"}}

@@ -97,7 +97,7 @@ class Config:
 
 LITE = Config()
 # Six objects in four colours are an eighth of what the second world has to tell apart: half an hour will do for what
-# draws and judges them (notebooks/YOUR_WORLD.md).
+# draws and judges them (notebooks/YOUR_WORLD.md; measured in results/own_world.json).
 SMALL = replace(
     LITE,
     flag="--small",
