@@ -245,6 +245,10 @@ check_best_of_n = Exercise(
         "That is the choice among the first n only: average over all subsets.": correct[scores[:n].argmax()],
         "That is the mean accuracy, whatever n is: nothing is chosen by the scores.": correct.mean(),
         "That always takes the best of all: it is in some of the subsets only.": correct[scores.argmax()],
+        "Does your j start at 0? Then N − j − 1 candidates rank below it.": sum(
+            right * comb(len(scores) - j, n - 1) for j, right in enumerate(correct[np.argsort(-scores, kind="stable")])
+        )
+        / comb(len(scores), n),
         "That averages the n best: one is chosen in each subset.": correct[np.argsort(-scores)[:n]].mean(),
         "Of equal scores you take the first: they share the win, so average their verdicts.": np.mean(
             [correct[max(subset, key=scores.item)] for subset in combinations(range(len(scores)), n)]
