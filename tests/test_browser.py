@@ -37,7 +37,7 @@ RUN_ALL = """async () => {
     jupyterapp.commands.execute("notebook:run-all-cells").then(tell, () => tell(false));
 }"""
 MOVES = {  # of each notebook's widget: what is moved, one after the other
-    "00_generate_step_by_step": ("step", "seed", "guidance", "prompt"),
+    "00_generate_step_by_step": ("step", "seed", "prompt"),
     "01_zero_shot_orm": ("3", "5", "next prompt"),
     "03_prm": ("step", "path"),
     "07_parm": ("go on", "stop 1", "start again", "prompt"),

@@ -37,7 +37,8 @@ def work_of(config: Config) -> dict[str, float]:
     amounts |= {f"verifier {name}": n for name, n in asdict(config.verifier).items() if name.endswith("_steps")}
     for name in ("pilot_prompts", "prm_prompts", "parm_prompts", "round_two_prompts"):
         amounts[name] = sum(getattr(config, name).values())
-    names = {field.name for field in fields(Config)} - KEPT - {"prompt_stride", "orm_prompts", "tokenizer", "verifier"}
+    names = {field.name for field in fields(Config)} - KEPT - {"flag", "steps"}
+    names -= {"prompt_stride", "orm_prompts", "tokenizer", "verifier"}
     return amounts | {name: getattr(config, name) for name in names - amounts.keys()}
 
 
