@@ -138,6 +138,7 @@ def test_a_slow_drawing_gives_way_to_the_last_values(monkeypatch: pytest.MonkeyP
 
 
 def test_a_setting_that_cannot_be_drawn_says_so() -> None:
+    plt.close("all")  # whatever other tests of this process have left open
     calls: list[int] = []
 
     def draw(number: int) -> tuple[Figure, str]:
