@@ -5,7 +5,6 @@ Notebook: 00_generate_step_by_step.ipynb. Paper: sections 2, 3.1. Shared: plots.
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -121,10 +120,9 @@ def step_explorer(prompts: Texts, look: Callable[[str, int, int], Look], steps: 
     (prompt, seed, step from 1) → guess, committed, endings and verdicts, drawn anew at a change."""
     with_methods(look, "look", ["__call__"], "a function of prompt, seed and step")
     step = IntSlider(value=4, min=1, max=whole(steps, "steps", 4), description="step", continuous_update=False)
-    kept = lru_cache(maxsize=100)(look)
 
     def draw(row: int, seed: int, at: int) -> tuple[Figure, str]:
-        found = kept(prompts[row], seed, at)
+        found = look(prompts[row], seed, at)
         others = told(found[3], len(found[2]))[1:]
         return draw_endings(*found, at), f"{sum(others)} of {len(others)} other endings show {prompts[row]!r}"
 
