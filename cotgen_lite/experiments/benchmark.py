@@ -7,6 +7,7 @@ is put beside this machine's measured matrix peak.
 """
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -64,12 +65,7 @@ def showo_shape() -> ShowoConfig:
 def matrix_peak(size: int = 2048, repeats: int = 5) -> float:
     """Best FLOP/s of a float32 product of two (size, size) matrices, on torch's current threads."""
     a, b = torch.randn(2, size, size).unbind()
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        a @ b
-        seconds.append(time.perf_counter() - began)
-    return 2 * size**3 / min(seconds)
+    return 2 * size**3 / _least_seconds(lambda: a @ b, repeats)
 
 
 def products_alone(config: ShowoConfig, sequences: int, repeats: int = 5) -> float:
@@ -77,15 +73,22 @@ def products_alone(config: ShowoConfig, sequences: int, repeats: int = 5) -> flo
     rows, width, inner = sequences * (config.num_image_tokens + 2), config.hidden_size, config.intermediate_size
     hidden, between = torch.randn(rows, width), torch.randn(rows, inner)
     square, up, down = torch.randn(4, width, width), torch.randn(inner, width), torch.randn(width, inner)
+
+    def products() -> None:
+        for weights in (*square, up):
+            F.linear(hidden, weights)
+        F.linear(between, down)
+
+    return 2 * rows * (4 * width**2 + 2 * width * inner) / _least_seconds(products, repeats)
+
+
+def _least_seconds(work: Callable[[], object], repeats: int) -> float:
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
-        for weights in square:
-            F.linear(hidden, weights)
-        F.linear(hidden, up)
-        F.linear(between, down)
+        work()
         seconds.append(time.perf_counter() - began)
-    return 2 * rows * (4 * width**2 + 2 * width * inner) / min(seconds)
+    return min(seconds)
 
 
 def decoding_flops(
