@@ -1,6 +1,7 @@
 """Figures and explorers say in one clear sentence what is wrong with what they are given."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,6 +12,7 @@ from matplotlib.colors import to_rgb
 
 from cotgen_lite.course import ch00, ch01, ch02, ch03, ch04, ch06, ch07, ch08, ch09, ch10, ch11, plots, predictions
 from cotgen_lite.course.explorer import explorer, generators_explorer, menu, slider
+from cotgen_lite.geneval import Detection
 from cotgen_lite.verify.search import ParmPath
 
 IMAGES = torch.zeros(3, 3, 16, 16, dtype=torch.uint8)
@@ -91,6 +93,7 @@ WRONG: dict[str, Callable[[], object]] = {
     "00, right and wrong, names": lambda: ch00.draw_right_and_wrong(PATHS, [RIGHT] * 2, ["a"], ["", ""]),
     "00, right and wrong, notes": lambda: ch00.draw_right_and_wrong(PATHS, [RIGHT] * 2, ["a", "b"], [""]),
     "00, a percentage": lambda: ch00.cautious_interval(53, 10),
+    "00, scenes, no distance": lambda: ch00.same_scenes([], float("nan")),
     "00, of no prompts": lambda: ch00.cautious_interval(0.5, 0),
     "00, no prompts": lambda: ch00.step_explorer([], lambda *_: None),
     "00, no function": lambda: ch00.step_explorer(["a"], None),
@@ -228,6 +231,16 @@ def test_what_is_right_is_drawn() -> None:
 def test_cautious_interval_is_wilsons() -> None:
     for share, prompts, ends in ((0.5, 100, (0.4038, 0.5962)), (0, 10, (0, 0.2775)), (1, 1, (0.2065, 1))):
         assert ch00.cautious_interval(share, prompts) == pytest.approx(ends, abs=5e-5)
+
+
+def test_scenes_are_the_same_if_the_same_things_stand_in_the_same_places() -> None:
+    cat, beside, away = (Detection("cat", 1.0, (x, 0, x + 16, 16), "red") for x in (0, 8, 20))
+    boat = Detection("boat", 0.9, (40, 40, 56, 56), "blue")
+    assert ch00.same_scenes([[cat, boat], [boat, replace(beside, color="green")], [cat, boat]])
+    assert ch00.same_scenes([[], [], []]) and ch00.same_scenes([[cat, away], [away, beside]])
+    for other in ([cat], [cat, boat, boat], [away, boat], [cat, replace(boat, name="cup")], []):
+        assert not ch00.same_scenes([[cat, boat], [cat, boat], other])
+    assert ch00.same_scenes([[cat], [away]], apart=20)
 
 
 def test_what_chapter_01_shows_is_drawn() -> None:

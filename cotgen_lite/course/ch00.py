@@ -17,6 +17,7 @@ from torch import Tensor
 from cotgen_lite.course.checker import Exercise
 from cotgen_lite.course.explorer import explorer, menu, slider
 from cotgen_lite.course.plots import RIGHT, WRONG, Texts, draw_grid, draw_picture, pictures, sign, told
+from cotgen_lite.geneval import Detection
 from cotgen_lite.inputs import number, one_each, shaped, texts, verdicts, whole, with_methods
 
 
@@ -109,6 +110,29 @@ def cautious_interval(share: float, prompts: int) -> tuple[float, float]:
     share, n, z = number(share, "share", 0, 1), whole(prompts, "prompts", 1), 1.96
     middle, reach = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return (middle - reach) / (1 + z * z / n), (middle + reach) / (1 + z * z / n)
+
+
+def same_scenes(found: Sequence[Sequence[Detection]], apart: float = 8) -> bool:
+    """Whether several pictures show the same things in the same places, in whatever colours. found: what a detector
+    saw in each; apart: by how many pixels the middles of one thing may differ, by default a lite model's token."""
+    apart, first = number(apart, "apart", 0), [_places(one) for one in found[:1]]
+    return all(_matches(first[0], _places(one), apart) for one in found[1:])
+
+
+def _places(found: Sequence[Detection]) -> list[tuple[str, float, float]]:
+    """The name and the middle of each thing."""
+    return [(one.name, (one.box[0] + one.box[2]) / 2, (one.box[1] + one.box[3]) / 2) for one in found]
+
+
+def _matches(some: list[tuple[str, float, float]], others: list[tuple[str, float, float]], apart: float) -> bool:
+    """Whether each thing has one of the same name beside it among as many others."""
+    left = list(others)
+    for name, x, y in some:
+        near = [one for one in left if one[0] == name and max(abs(one[1] - x), abs(one[2] - y)) <= apart]
+        if not near:
+            return False
+        left.remove(min(near, key=lambda one: max(abs(one[1] - x), abs(one[2] - y))))
+    return not left
 
 
 # Guess, committed, endings and their verdicts, as `draw_endings` takes them.
