@@ -54,6 +54,31 @@ def test_it_starts_where_nothing_is_installed(start: list[str]) -> None:
     assert command.endswith(f"-m pip install -e '{doctor.ROOT}[course,train]'")
 
 
+def test_outside_of_an_environment_the_courses_own_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mend() -> tuple[str, str]:
+        (only,) = doctor.look_at_packages(["no-such-package>=1"], {})
+        return only.mend, only.advice
+
+    monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "usr/bin/python3"))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "usr"))
+    monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert "pip install" in mend()[0]  # no checkout
+    (tmp_path / "Makefile").touch()
+    assert mend() == (f"make -C {tmp_path} env", "go on with .venv/bin/python, as `make lab` does")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert "pip install" in mend()[0]
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/python").touch()
+    assert mend()[0] == f"{tmp_path}/.venv/bin/python {FILE}" and "go on with that Python" in mend()[1]
+    (tmp_path / "usr/conda-meta").mkdir(parents=True)
+    assert "pip install" in mend()[0]
+    (tmp_path / "usr/conda-meta").rmdir()
+    (tmp_path / "usr/pyvenv.cfg").touch()
+    assert "pip install" in mend()[0] and not mend()[1]
+
+
 def test_files_that_hide_pythons_own_are_named(tmp_path: Path) -> None:
     for name in ("random", "platform", "shutil", "tempfile", "sys", "mine"):
         (tmp_path / f"{name}.py").write_text("mine = 1\n")

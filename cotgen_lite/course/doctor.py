@@ -132,7 +132,7 @@ def look_at_packages(required: Sequence[str], tried: dict[str, str] | None = Non
     required: as in a package's metadata; of an extra that the notebooks do without, only if all of it is installed.
     tried: what came of loading some modules, "" if nothing is wrong; by default all are tried, in another process.
     """
-    again = f"{PIP} install -e {shlex.quote(str(ROOT) if on_colab() else f'{ROOT}[{EXTRAS[0]},{EXTRAS[1]}]')}"
+    again, then = how_to_install()
     versions = {name: installed(name) for name, _, _ in map(parse, required)}
     wrong: dict[str, Finding] = {}
     modules: dict[str, str] = {}
@@ -141,9 +141,9 @@ def look_at_packages(required: Sequence[str], tried: dict[str, str] | None = Non
         if extra and not whole and (extra not in EXTRAS or on_colab()):
             continue
         if not versions[name]:
-            wrong[name] = Finding(name, "missing", again)
+            wrong[name] = Finding(name, "missing", again, then)
         elif not fits(versions[name], bounds):
-            wrong[name] = Finding(name, f"{versions[name]}, and {bounds} is needed", again)
+            wrong[name] = Finding(name, f"{versions[name]}, and {bounds} is needed", again, then)
         elif extra in ("", *EXTRAS):
             modules[name] = MODULES.get(name.lower(), name.replace("-", "_"))
     beside = [name for name in TIED if find(name)]
@@ -157,14 +157,36 @@ def look_at_packages(required: Sequence[str], tried: dict[str, str] | None = Non
             pinned = name if versions[name] == UNKNOWN else f"{name}=={versions[name]}"
             mend = again if "No module named" in reason else f"{PIP} install --force-reinstall --no-deps {pinned}"
             cause = next((one for one in broken if one in reason or tried[one] == reason), "")
-            wrong[name] = Finding(name, f"{versions[name]}, {reason}", wrong[cause].mend if cause else mend)
+            mend = wrong[cause].mend if cause else mend
+            wrong[name] = Finding(name, f"{versions[name]}, {reason}", mend, then if mend == again else "")
     for name in ("cotgen_lite", "cotgen_lite.generate.pipeline"):
         if tried.get(name) and (name == "cotgen_lite" or not wrong):
-            wrong[name] = Finding(name, tried[name], again)
+            wrong[name] = Finding(name, tried[name], again, then)
     if not required:
         return [Finding("packages", f"no pyproject.toml in {ROOT}, and no metadata", advice=ANEW)]
     fine = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers") if versions.get(name))
     return [*wrong.values()] or [Finding("packages", fine or "all fit")]
+
+
+def how_to_install() -> tuple[str, str]:
+    """The command that installs what the course needs, and what to do after it, if anything.
+
+    Outside of an environment it is that of the course, since many a system lets nobody install into its own Python.
+    """
+    home = ROOT / ".venv/bin/python"
+    if not (in_environment() or on_colab()) and (ROOT / "Makefile").exists():
+        if home.exists():
+            command = f"{shlex.quote(str(home))} {shlex.quote(str(Path(__file__).resolve()))}"
+            return command, "go on with that Python, which is the course's own, as `make lab` does"
+        if shutil.which("make"):
+            return f"make -C {shlex.quote(str(ROOT))} env", "go on with .venv/bin/python, as `make lab` does"
+    return f"{PIP} install -e {shlex.quote(str(ROOT) if on_colab() else f'{ROOT}[{EXTRAS[0]},{EXTRAS[1]}]')}", ""
+
+
+def in_environment() -> bool:
+    """Whether this Python is a virtual environment's or conda's; sys.prefix does not tell it under `python -S`."""
+    venv = any((folder / "pyvenv.cfg").is_file() for folder in Path(sys.executable).parents[:2])
+    return venv or Path(sys.prefix, "conda-meta").is_dir()
 
 
 def parse(requirement: str) -> tuple[str, str, str]:
