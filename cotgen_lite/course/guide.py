@@ -40,7 +40,8 @@ def time_lines(notebooks: list[Path]) -> list[str]:
         if measured is None:
             raise ValueError(f"{notebook.name} does not say 'Measured on 2 CPU cores: N s, M GB': add that line.")
         title = text.splitlines()[0].removeprefix("# ").split(":")[0]
-        exercises = ", ".join(re.findall(r"^## Exercise \d+ \((.*?)\)", text, re.MULTILINE))
+        levels = re.findall(r"^## Exercise \d+ \((.*?)\)", text, re.MULTILINE)
+        exercises = ", ".join(re.sub(r"(?: ·|,) (\d+) min(?:utes)?$", r" (\1 min)", level) for level in levels)
         seconds, gb, asked = *measured.groups(), len(PREDICT.findall(text))
         lines.append(f"| [{title}]({notebook.name}) | {seconds} s | {gb} GB | {asked} | {exercises} |")
     return lines
