@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import os
 import subprocess
 import sys
@@ -20,6 +21,12 @@ TIMES = json.loads((data_root() / "results/notebooks.json").read_text())
 def test_all_notebooks_were_measured_and_keep_to_the_limits() -> None:
     assert list(TIMES) == [path.stem for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))]
     assert beyond_limits(TIMES) == []
+
+
+def test_readme_says_how_long_all_notebooks_take() -> None:
+    readme = (ROOT / "README.md").read_text()
+    minutes = math.ceil(sum(one["seconds"] for one in TIMES.values()) / 60)
+    assert f"`make course` takes about {minutes} minutes on two idle cores" in " ".join(readme.split())
 
 
 def test_notebooks_and_readme_say_what_was_measured(tmp_path: Path) -> None:
