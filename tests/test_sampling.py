@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cotgen_lite.experiments.benchmark import decoding_flops, measure, predict_plainly
+from cotgen_lite.experiments.benchmark import decoding_flops, measure, predict_plainly, time_shares
 from cotgen_lite.generate import forward
 from cotgen_lite.generate.autoregressive import AutoregressiveSettings
 from cotgen_lite.generate.forward import PathCache, image_hidden
@@ -481,6 +481,12 @@ def test_logits_that_are_no_numbers_are_said_and_not_drawn_from(model, wrong: fl
     logits[0, 5, 7] = wrong
     with pytest.raises(ValueError, match="not finite at 1 of 16 positions"):
         advance(state, logits)
+
+
+def test_time_is_shared_out_among_products_attention_and_all_else(model):
+    shares = time_shares(model.config, [3, 5], candidates=2)
+    assert list(shares) == ["products", "attention", "all else"] and all(share > 0 for share in shares.values())
+    assert sum(shares.values()) == pytest.approx(1)
 
 
 def test_benchmark_counts_the_flops_that_torch_counts(model):

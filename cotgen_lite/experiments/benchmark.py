@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from cotgen_lite.generate.sampling import (
     MASKED,
@@ -138,6 +139,29 @@ def measure(config: ShowoConfig, text_lengths: list[int], candidates: int) -> tu
     return len(paths) / cached, len(paths) / plain, flops / cached
 
 
+@torch.inference_mode()
+def time_shares(config: ShowoConfig, text_lengths: list[int], candidates: int) -> dict[str, float]:
+    """Shares of the cached loop's time: matrix products, attention, and all else, which adds, scales and samples.
+
+    Arguments as in `measure`. All else moves numbers without computing much, and cannot be faster than memory is.
+    """
+    torch.manual_seed(0)
+    model = Showo(config).eval()
+    prefixes = [
+        text_prefix(config, torch.randint(config.text_vocab_size, (length,)).tolist()) for length in text_lengths
+    ]
+    paths = [(row, candidate) for row in range(len(prefixes)) for candidate in range(candidates)]
+    state = start(model, encode_prompts(model, prefixes, Cost()), paths, SETTINGS, 0, Cost())
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        while state.step < SETTINGS.steps:
+            state, _ = advance(state, predict(model, state))
+    spent = dict.fromkeys(("products", "attention", "all else"), 0.0)
+    for event in profiler.key_averages():
+        kind = "products" if event.key in ("aten::addmm", "aten::mm", "aten::bmm") else "all else"
+        spent["attention" if "scaled_dot_product" in event.key else kind] += event.self_cpu_time_total
+    return {kind: seconds / sum(spent.values()) for kind, seconds in spent.items()}
+
+
 if __name__ == "__main__":
     peak = matrix_peak()
     print(f"matrix peak (float32, {torch.get_num_threads()} threads): {peak / 1e9:.0f} GFLOP/s")
@@ -149,3 +173,6 @@ if __name__ == "__main__":
         told = f"{cached / plain:.2f} times as fast as the plain loop ({cached:.1f} and {plain:.1f} images/s)"
         bound = products_alone(config, 2 * 8 * len(text_lengths))
         print(f"{name}: {told}, {speed / peak:.0%} of the peak; its products alone {bound / peak:.0%}")
+        shares = time_shares(config, text_lengths, 8)
+        rest = ", ".join(f"{share:.0%} {kind}" for kind, share in shares.items())
+        print(f"  of its time {rest}; were that free, {speed / peak / (1 - shares['all else']):.0%} of the peak")
