@@ -1,9 +1,10 @@
-"""How much faster decoding is on cached prompts: `python -m cotgen_lite.experiments.benchmark`, under a minute.
+"""How much faster decoding is on cached prompts: `python -m cotgen_lite.experiments.benchmark`, two minutes.
 
 `predict_plainly` is the plain loop of Show-o's code, which computes every sequence and all logits anew: what the tests
 hold the cached loop of `generate/sampling.py` against. Both are timed at the lite shape and at Show-o's (129 positions
 of text, 258 of image) on untrained models, and take turns at each step, so that other work slows both alike. The speed
-is put beside this machine's measured matrix peak.
+is put beside this machine's measured matrix peak, which on a shared machine may differ by a third from one run to the
+next, and all shares of it alike.
 """
 
 import time
@@ -108,16 +109,23 @@ def decoding_flops(
     return 2 * (every + last_positions * rest + logit_positions * width * config.codebook_size)
 
 
+def _untrained(
+    config: ShowoConfig, text_lengths: list[int], candidates: int
+) -> tuple[Showo, list[list[int]], list[tuple[int, int]]]:
+    """An untrained model, prompts of random words, and the paths of their candidates; seeded."""
+    torch.manual_seed(0)
+    model = Showo(config).eval()
+    texts = [torch.randint(config.text_vocab_size, (length,)).tolist() for length in text_lengths]
+    paths = [(row, candidate) for row in range(len(texts)) for candidate in range(candidates)]
+    return model, [text_prefix(config, text) for text in texts], paths
+
+
 def measure(config: ShowoConfig, text_lengths: list[int], candidates: int) -> tuple[float, float, float]:
     """Images a second of the cached and of the plain loop, and the cached one's FLOP/s, seeded.
 
     text_lengths: of each prompt its number of words; candidates: images of each.
     """
-    torch.manual_seed(0)
-    model = Showo(config).eval()
-    texts = [torch.randint(config.text_vocab_size, (length,)).tolist() for length in text_lengths]
-    prefixes = [text_prefix(config, text) for text in texts]
-    paths = [(row, candidate) for row in range(len(texts)) for candidate in range(candidates)]
+    model, prefixes, paths = _untrained(config, text_lengths, candidates)
     encode_prompts(model, prefixes, Cost())  # warm-up
 
     began, cost, last_positions, logit_positions = time.perf_counter(), Cost(), 0, 0
@@ -130,7 +138,7 @@ def measure(config: ShowoConfig, text_lengths: list[int], candidates: int) -> tu
         logits = predict(model, state)
         predicted = time.perf_counter()
         last_positions += logits.shape[1] * (cost.generator_passes - passes)
-        logit_positions += logits.shape[1] * (len(texts) if state.step == 0 else len(paths))
+        logit_positions += logits.shape[1] * (len(prefixes) if state.step == 0 else len(paths))
         state, _ = advance(state, logits)
         rest = time.perf_counter() - predicted  # sampling, which both loops need
         plain += plainly - began + rest
@@ -145,12 +153,7 @@ def time_shares(config: ShowoConfig, text_lengths: list[int], candidates: int) -
 
     Arguments as in `measure`. All else moves numbers without computing much, and cannot be faster than memory is.
     """
-    torch.manual_seed(0)
-    model = Showo(config).eval()
-    prefixes = [
-        text_prefix(config, torch.randint(config.text_vocab_size, (length,)).tolist()) for length in text_lengths
-    ]
-    paths = [(row, candidate) for row in range(len(prefixes)) for candidate in range(candidates)]
+    model, prefixes, paths = _untrained(config, text_lengths, candidates)
     state = start(model, encode_prompts(model, prefixes, Cost()), paths, SETTINGS, 0, Cost())
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         while state.step < SETTINGS.steps:
