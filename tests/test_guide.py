@@ -25,7 +25,7 @@ def test_the_guide_is_up_to_date(tmp_path: Path) -> None:
 def test_times_predictions_and_exercises_are_taken_from_the_notebooks(tmp_path: Path) -> None:
     cells = ["# 42 · Chess: a game\n\nMeasured on 2 CPU cores: 7 s, 0.5 GB.", "**Predict:** who\nwins?\n\nText."]
     cells += ["## Exercise 1 (easy): a\n\nDo it.\n\n**Predict:** why?", "## Exercise 2 (hard): b"]
-    cells += ["## Exercise 3 (core · 12 min): c", "## Exercise 4 (core, 5 minutes): d"]
+    cells += ["## Exercise 3 (core, 12 minutes): c", "## Exercise 4 (core, 5 minutes): d"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text) for text in cells])
     notebook.cells.append(nbformat.v4.new_code_cell("# **Predict:** no"))
     nbformat.write(notebook, tmp_path / "42_chess.ipynb")

@@ -41,7 +41,7 @@ def time_lines(notebooks: list[Path]) -> list[str]:
             raise ValueError(f"{notebook.name} does not say 'Measured on 2 CPU cores: N s, M GB': add that line.")
         title = text.splitlines()[0].removeprefix("# ").split(":")[0]
         levels = re.findall(r"^## Exercise \d+ \((.*?)\)", text, re.MULTILINE)
-        exercises = ", ".join(re.sub(r"(?: ·|,) (\d+) min(?:utes)?$", r" (\1 min)", level) for level in levels)
+        exercises = ", ".join(re.sub(r", (\d+) minutes$", r" (\1 min)", level) for level in levels)
         seconds, gb, asked = *measured.groups(), len(PREDICT.findall(text))
         lines.append(f"| [{title}]({notebook.name}) | {seconds} s | {gb} GB | {asked} | {exercises} |")
     return lines
